@@ -1,0 +1,140 @@
+"""`check`: everything a driver can know before a worker starts, and the plan that follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raytrain_nlp.cluster import check_workers, connect, map_on_cluster
+from raytrain_nlp.config import TrainJob, load_job
+from raytrain_nlp.config.load import JobSource
+from raytrain_nlp.data.feed import Split
+from raytrain_nlp.data.plan import split_batch
+from raytrain_nlp.errors import InputError
+from raytrain_nlp.record import check_storage
+from raytrain_nlp.train import Observer
+
+_SAMPLED_STEPS = 200
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """The plan of a job that passed all checks."""
+
+    name: str
+    rows: dict[str, int]
+    bad_rows: dict[str, int]
+    labels: list[str]
+    steps_per_epoch: int
+    total_steps: int
+    tokens_per_epoch: int
+    padding_share: float
+    """Padding of all tokens in training batches, estimated on evenly spread steps."""
+    parameters: int
+    model_state_bytes: int
+    """Weights, gradients and Adam's two moments of one worker, without activations."""
+    num_workers: int
+    zero_stage: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def rows_for_people(self) -> dict[str, str]:
+        """Name and text of each line of the table."""
+        return {
+            "job": self.name,
+            "rows": ", ".join(f"{split} {count:,}" for split, count in self.rows.items()),
+            "rows in quarantine": ", ".join(f"{split} {count:,}" for split, count in self.bad_rows.items()),
+            "labels": f"{len(self.labels)}: {', '.join(self.labels[:10])}{', ...' if len(self.labels) > 10 else ''}",
+            "steps": f"{self.total_steps:,} ({self.steps_per_epoch:,} an epoch)",
+            "tokens an epoch": f"{self.tokens_per_epoch:,}, and {self.padding_share:.1%} padding in the batches",
+            "parameters": f"{self.parameters:,}",
+            "model state a worker": f"{self.model_state_bytes / 1e6:,.0f} MB (ZeRO {self.zero_stage}, {self.num_workers} workers; without activations)",
+        }
+
+
+def check(job: JobSource, *, overrides: Iterable[str] = (), observer: Observer | None = None) -> CheckReport:
+    """Check a job and return its plan. Prepared tokens stay in the cache, where `train` finds them.
+
+    Raises:
+        InputError: with all problems found.
+    """
+    observer = observer or Observer()
+    job = load_job(job, overrides)
+    problems = check_storage(job) + check_workers(job)
+    if problems:
+        raise InputError(problems)
+    from raytrain_nlp.resolve import SMALL_BYTES, find_job_files, resolve
+
+    storage = Path(job.storage_path).expanduser().resolve()
+    observer.stage("looking at the data")
+    files = find_job_files(job, storage)
+    observer.stage("preparing tokens")
+    if files.total_bytes <= SMALL_BYTES:
+        resolved = resolve(job, files, storage, map)
+    else:
+        with connect(job):
+            resolved = resolve(job, files, storage, map_on_cluster)
+    spec = resolved.spec
+    parameters = _count_parameters(job, spec.labels, spec.tokenizer_dir)
+    split = Split(spec.train)
+    return CheckReport(
+        name=job.name,
+        rows=resolved.rows,
+        bad_rows=resolved.bad_rows,
+        labels=spec.labels,
+        steps_per_epoch=spec.steps_per_epoch,
+        total_steps=spec.total_steps,
+        tokens_per_epoch=int(split.store.lengths[: spec.train.plan.num_rows].sum(dtype=np.int64)),
+        padding_share=_padding_share(split, job),
+        parameters=parameters,
+        model_state_bytes=_model_state_bytes(parameters, job),
+        num_workers=job.workers.num_workers,
+        zero_stage=job.deepspeed.zero_stage,
+    )
+
+
+def _padding_share(split: Split, job: TrainJob) -> float:
+    lengths, tokens, padded = split.plan.lengths, 0, 0
+    for step in np.unique(np.linspace(0, split.plan.steps_per_epoch - 1, _SAMPLED_STEPS).astype(int)):
+        for micro in split_batch(split.plan.batch(0, int(step)), job.workers.num_workers, job.gradient_accumulation_steps):
+            for rows in micro:
+                if len(rows):
+                    tokens += int(lengths[rows].sum())
+                    padded += len(rows) * int(lengths[rows].max())
+    return 1 - tokens / max(padded, 1)
+
+
+def _count_parameters(job: TrainJob, labels: list[str], tokenizer_dir: str) -> int:
+    """Parameters of the model, built without memory for its weights."""
+    import torch
+    import transformers
+
+    from raytrain_nlp.modeling.model import build_model_config
+    from raytrain_nlp.modeling.tokenizer import load_tokenizer
+    from raytrain_nlp.tasks import build_task
+
+    task = build_task(job.task)
+    if job.model.config:
+        config = build_model_config(job.model, task, labels, load_tokenizer(tokenizer_dir))
+    else:
+        kwargs = {"revision": job.model.revision, "trust_remote_code": job.model.trust_remote_code}
+        config = transformers.AutoConfig.from_pretrained(job.model.name_or_path, **kwargs, **task.model_kwargs(labels))
+    with torch.device("meta"):
+        model = getattr(transformers, task.auto_model).from_config(config, trust_remote_code=job.model.trust_remote_code)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _model_state_bytes(parameters: int, job: TrainJob) -> int:
+    """Model states of one worker (ZeRO: Rajbhandari et al. 2020, section 3): weights, gradients, fp32 master copy and Adam."""
+    arguments, workers, stage = job.arguments(), job.workers.num_workers, job.deepspeed.zero_stage
+    mixed = bool(stage) and bool(arguments.get("bf16") or arguments.get("fp16"))
+    weights, gradients, optimizer = (2, 2, 12) if mixed else (4, 4, 8 if not stage else 12)
+    per_parameter = (
+        weights / (workers if stage >= 3 else 1) + gradients / (workers if stage >= 2 else 1) + optimizer / (workers if stage >= 1 else 1)
+    )
+    return int(parameters * per_parameter)

@@ -1,0 +1,46 @@
+"""DeepSpeed's checkpoint files without pickle: its own save and load logic, our state files underneath."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
+
+from raytrain_nlp.checkpoint.state import load_state, save_state
+
+
+class SafeCheckpointEngine(CheckpointEngine):
+    """Takes the place of DeepSpeed's `TorchCheckpointEngine`, which loads with `weights_only=False`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = "SafeCheckpointEngine"
+        self.written: list[str] = []
+        """Files this rank wrote since `create`; the manifest lists them."""
+
+    def create(self, info: CheckpointCommitInfo) -> None:
+        self.written = []
+
+    def save(self, state_dict: Any, path: str) -> None:
+        save_state(path, state_dict)
+        self.written.append(path)
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        return load_state(path)
+
+    def commit(self, info: CheckpointCommitInfo) -> bool:
+        return True
+
+
+def apply_safe_checkpoints(engine: Any) -> SafeCheckpointEngine:
+    """Give a DeepSpeed engine our checkpoint engine, and keep it from copying its recovery script into checkpoints."""
+    safe = SafeCheckpointEngine()
+    engine.checkpoint_engine = safe
+    engine._copy_recovery_script = lambda save_path: None
+    return safe
+
+
+def latest_file(folder: str) -> str:
+    """The file DeepSpeed names its newest tag in."""
+    return os.path.join(folder, "latest")

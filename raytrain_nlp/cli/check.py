@@ -1,0 +1,26 @@
+"""`raytrain-nlp check JOB`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+HELP = "Validate the job, its data and its model, prepare the tokens, print the plan. Starts no training."
+
+
+def run(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="Job file.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a dotted key; YAML value. Repeatable.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")] = False,
+) -> None:
+    """Check a job."""
+    from raytrain_nlp.check import check
+    from raytrain_nlp.cli.terminal import TerminalObserver, print_plan
+
+    with TerminalObserver(verbose=False) as observer:
+        report = check(job, overrides=set_ or (), observer=observer)
+    print_plan(report)
+    if as_json:
+        print(json.dumps(report.to_dict()))

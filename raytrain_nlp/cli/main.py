@@ -1,0 +1,63 @@
+"""Entry point: verbs, exit codes, and the only place that prints errors."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from raytrain_nlp.cli import check, train
+from raytrain_nlp.errors import InputError, RunError
+
+app = typer.Typer(
+    name="raytrain-nlp",
+    help="Fine-tune and pre-train Hugging Face NLP models on a Ray cluster from one job file.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("check", help=check.HELP)(check.run)
+app.command("train", help=train.HELP)(train.run)
+
+
+def _version(show: bool) -> None:
+    if show:
+        from importlib.metadata import version
+
+        typer.echo(version("raytrain-nlp"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    """Options before the verb."""
+
+
+def main() -> None:
+    """0 = done, 1 = the run failed, 2 = the user's input is wrong."""
+    try:
+        app()
+    except InputError as error:
+        for problem in error.problems:
+            print(f"error: {_one_line(problem)}", file=sys.stderr)
+        sys.exit(2)
+    except RunError as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(1)
+    except Exception as error:  # a fault of ours, or of the machine: the traceback is for the report
+        traceback.print_exc()
+        print(f"error: unexpected {type(error).__name__}: {_one_line(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _one_line(value: object) -> str:
+    return " ".join(str(value).split())
+
+
+if __name__ == "__main__":
+    main()

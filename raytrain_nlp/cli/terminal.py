@@ -1,0 +1,109 @@
+"""What a person sees: one live line while a run goes on, one table at its end. Standard error carries the live line."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from raytrain_nlp.train import Observer, TrainResult
+
+
+class TerminalObserver(Observer):
+    """One line: stage, then step, epoch, loss, tokens/s, time left. Without a terminal a line every few seconds."""
+
+    _PLAIN_S = 10.0
+
+    def __init__(self, verbose: bool):
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._live = Live(console=self._console, refresh_per_second=4, transient=True) if self._console.is_terminal and not verbose else None
+        self._first: tuple[int, float] | None = None
+        self._printed = 0.0
+
+    def __enter__(self) -> TerminalObserver:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live:
+            self._live.stop()
+
+    def stage(self, text: str) -> None:
+        self._show(f"{text} ...", at_once=True)
+
+    def warn(self, text: str) -> None:
+        self._console.print(f"warning: {text}")
+
+    def event(self, event: dict[str, Any]) -> None:
+        kind = event["kind"]
+        if kind == "start":
+            self.stage(f"{event['world_size']} workers are up, loading the model")
+        elif kind == "resume":
+            self._first = None
+            self._console.print(f"resuming at step {event['step']} with {event['world_size']} workers")
+        elif kind == "notice":
+            self.warn(event["text"])
+        elif kind == "log" and any(key.startswith("eval_") for key in event["metrics"]):
+            figures = {key: value for key, value in event["metrics"].items() if key.startswith("eval_") and "per_second" not in key and "runtime" not in key}
+            self._console.print(f"step {event['step']}: " + "  ".join(f"{key} {value:.4g}" for key, value in figures.items()))
+
+    def progress(self, progress: dict[str, Any]) -> None:
+        step, total = progress["step"], progress["total"]
+        now = time.monotonic()
+        if self._first is None or step < self._first[0]:
+            self._first = (step, now)
+        done, seconds = step - self._first[0], now - self._first[1]
+        parts = [f"step {step}/{total}", f"epoch {progress['epoch']:.2f}"]
+        parts += [f"loss {progress['loss']:.4f}"] if "loss" in progress else []
+        parts += [f"{progress['tokens_per_second']:,.0f} tokens/s"] if "tokens_per_second" in progress else []
+        parts += [f"{_duration((total - step) * seconds / done)} left"] if done > 0 and step < total else []
+        self._show("  ".join(parts))
+
+    def _show(self, line: str, at_once: bool = False) -> None:
+        if self._live:
+            self._live.update(Text(line))
+        elif at_once or time.monotonic() - self._printed >= self._PLAIN_S:
+            self._printed = time.monotonic()
+            self._console.print(line)
+
+
+def print_result(result: TrainResult) -> None:
+    """The table at the end of a run."""
+    rows = {
+        "run": result.run_dir,
+        "model": result.model_dir,
+        "MLflow run": result.mlflow_run_id or "-",
+        "steps": f"{result.global_step} ({result.epoch:.4g} epochs, {result.world_size} workers)",
+        "rows": ", ".join(f"{split} {count}" for split, count in result.rows.items()),
+        "rows tokenized now": str(result.tokenized_rows),
+        "rows in quarantine": ", ".join(f"{split} {count}" for split, count in result.bad_rows.items()),
+        **({"rows dropped an epoch": str(result.dropped_rows)} if result.dropped_rows else {}),
+        **({"best step": str(result.best_step)} if result.best_step else {}),
+        **({"restarts": str(result.restarts)} if result.restarts else {}),
+        **{key: f"{value:.4f}" for key, value in sorted(result.metrics.items())},
+    }
+    _print_table(rows)
+
+
+def print_plan(report: Any) -> None:
+    """The table of `check`."""
+    _print_table(report.rows_for_people())
+
+
+def _print_table(rows: dict[str, str]) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console(soft_wrap=True, highlight=False).print(table)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

@@ -1,0 +1,61 @@
+"""The base of every section of a job file: frozen, unknown keys refused, the docstring under a field is its help."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from raytrain_nlp.errors import Problem, nearest
+
+
+class Section(BaseModel):
+    """One section of a job file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=False, protected_namespaces=())
+
+
+def problems_of(error: ValidationError, model: type[BaseModel], root: str = "") -> list[Problem]:
+    """Every finding of pydantic as one of our one-line problems, with the dotted key the user wrote."""
+    return [_problem(finding, model, root) for finding in error.errors(include_url=False)]
+
+
+def _problem(finding: Any, model: type[BaseModel], root: str) -> Problem:
+    location = [str(part) for part in finding["loc"]]
+    where = ".".join(part for part in [root, *location] if part)
+    value = finding.get("input")
+    shown = f" ({value!r})" if isinstance(value, (str, int, float, bool)) else ""
+    if finding["type"] == "extra_forbidden":
+        valid = _field_names(model, location[:-1])
+        return Problem(where, "unknown key", nearest(location[-1], valid) or f"Valid keys: {', '.join(sorted(valid))}.")
+    if finding["type"] == "missing":
+        return Problem(where, "is missing", "Add it; `raytrain-nlp check --help` shows a job file.")
+    if finding["type"] == "union_tag_invalid":
+        context = finding["ctx"]
+        return Problem(f"{where}.type", f"unknown type ('{context['tag']}')", f"Use one of {context['expected_tags']}.")
+    message = finding["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    what, _, todo = message.partition(" || ")
+    if finding["type"] != "value_error" and not what.startswith(("should", "is")):
+        what = f"is wrong: {what}"
+    return Problem(where or "job", f"{what}{shown}", todo)
+
+
+def _field_names(model: Any, location: list[str]) -> set[str]:
+    """The field names valid at a dotted location, through nested sections and tagged unions."""
+    for part in location:
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            break
+        field = model.model_fields.get(part)
+        if field is None:  # the tag pydantic puts into the location of a union's member
+            continue
+        candidates = _sections_in(field.annotation)
+        model = candidates[0] if candidates else object
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        return set(model.model_fields)
+    return set()
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in getattr(annotation, "__args__", ()) for found in _sections_in(part)]

@@ -1,0 +1,51 @@
+"""`data:`: where rows come from, how they are batched."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator, model_validator
+
+from raytrain_nlp.config.base import Section
+
+Source = str | list[str]
+
+
+class DataConfig(Section):
+    """Rows in, batches out. Formats follow the file suffix: .jsonl .json .csv .tsv .parquet .arrow .txt (also .gz)."""
+
+    train: Source
+    """File, glob, folder, list of them, s3://..., gs://..., hf://dataset/config:split, builtin:docstrings."""
+    validation: Source | None = None
+    """Same forms as `train`; without it nothing is evaluated."""
+    max_length: int = Field(128, ge=2, le=1_000_000)
+    """Tokens a row is truncated to, special tokens included."""
+    max_train_rows: int | None = Field(None, ge=1)
+    """Use only the first so many good training rows."""
+    max_validation_rows: int | None = Field(None, ge=1)
+    """Use only the first so many good validation rows."""
+    max_bad_rows: float = Field(0.01, ge=0.0)
+    """Rows that may go to quarantine before the run ends: below 1 a share of all rows, from 1 on a number."""
+    global_batch_size: int | None = Field(None, ge=1)
+    """Rows of one optimizer update on all workers together. Default: per_device_train_batch_size x
+    gradient_accumulation_steps x num_workers. Set it to see the same batches at any number of workers."""
+    batch_tokens: int | None = Field(None, ge=8)
+    """Instead of a number of rows: padded tokens (rows x longest row) one optimizer update may have."""
+    feed_cpus_per_worker: float = Field(0.5, gt=0, le=64)
+    """Logical CPUs Ray Data may use for each worker's feed (fetching and padding)."""
+
+    @field_validator("train", "validation")
+    @classmethod
+    def _not_empty(cls, value: Source | None) -> Source | None:
+        if value is not None and (not value or any(not part for part in ([value] if isinstance(value, str) else value))):
+            raise ValueError("is empty || Name a file, folder, glob or hub dataset.")
+        return value
+
+    @model_validator(mode="after")
+    def _one_batch_policy(self) -> DataConfig:
+        if self.global_batch_size and self.batch_tokens:
+            raise ValueError("global_batch_size and batch_tokens exclude each other || Keep one.")
+        return self
+
+
+def sources_of(value: Source | None) -> list[str]:
+    """A `train:` or `validation:` value as a list."""
+    return [] if value is None else [value] if isinstance(value, str) else list(value)

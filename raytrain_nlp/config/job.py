@@ -1,0 +1,174 @@
+"""The job file as one model, and what its sections must agree on. Imports no ML library."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, PrivateAttr
+
+from raytrain_nlp.config.base import Section
+from raytrain_nlp.config.cluster import CheckpointConfig, DeepSpeedConfig, TrackingConfig, WorkersConfig
+from raytrain_nlp.config.data import DataConfig
+from raytrain_nlp.config.model import ModelConfig
+from raytrain_nlp.config.tasks import TaskConfig
+from raytrain_nlp.config.training import check_training
+from raytrain_nlp.errors import Problem
+from raytrain_nlp.paths import check_run_name
+
+
+class EarlyStopping(Section):
+    """`transformers.EarlyStoppingCallback`, by its own names."""
+
+    early_stopping_patience: int = Field(1, ge=1)
+    """Evaluations without improvement of metric_for_best_model before the run stops."""
+    early_stopping_threshold: float = 0.0
+    """What counts as improvement."""
+
+
+class TrainJob(Section):
+    """One training run."""
+
+    kind: Literal["train"] = "train"
+    name: str = "run"
+    """Folder of the run below storage_path."""
+    storage_path: str = Field("runs", min_length=1)
+    """Folder that all nodes share; a run lives in storage_path/name."""
+    seed: int = Field(42, ge=0, lt=2**32)
+    """Weights, shuffling, dropout, noise."""
+    task: TaskConfig
+    model: ModelConfig
+    data: DataConfig
+    training: dict[str, Any] = {}
+    """transformers.TrainingArguments, by its own names."""
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    workers: WorkersConfig = WorkersConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    early_stopping: EarlyStopping | None = None
+    tracking: TrackingConfig = TrackingConfig()
+    _training: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    def arguments(self) -> dict[str, Any]:
+        """`training:` with this package's defaults and the values of the other sections, as `TrainingArguments` takes them."""
+        return dict(self._training)
+
+    @property
+    def gradient_accumulation_steps(self) -> int:
+        return self._training.get("gradient_accumulation_steps", 1)
+
+    @property
+    def global_batch_size(self) -> int | None:
+        """Rows of one optimizer update; None where `data.batch_tokens` decides."""
+        if self.data.batch_tokens:
+            return None
+        return self.data.global_batch_size or self._training["per_device_train_batch_size"] * self._micro_batches
+
+    @property
+    def _micro_batches(self) -> int:
+        return self.gradient_accumulation_steps * self.workers.num_workers
+
+    def check(self) -> list[Problem]:
+        """Everything that can be said of the job without looking at files, data or the cluster; resolves `arguments()`."""
+        values, problems = check_training(self.training)
+        problems += self._check_name() + self._check_duplicates(values)
+        values = self._with_defaults(values)
+        problems += _check_batches(self, values) + _check_evaluation(self, values) + _check_precision(self, values)
+        if self.data.global_batch_size and "per_device_train_batch_size" not in values:
+            values["per_device_train_batch_size"] = -(-self.data.global_batch_size // self._micro_batches_of(values))
+        values.setdefault("per_device_train_batch_size", 8)
+        self._training.clear()
+        self._training.update(values)
+        return problems
+
+    def _micro_batches_of(self, values: dict[str, Any]) -> int:
+        return max(values.get("gradient_accumulation_steps", 1), 1) * self.workers.num_workers
+
+    def _check_name(self) -> list[Problem]:
+        wrong = check_run_name(self.name)
+        problems = [Problem("name", f"is not a run name ({self.name!r})", f"Use another: {wrong}.")] if wrong else []
+        if "://" in self.storage_path:
+            problems.append(Problem("storage_path", f"must be a folder all nodes share ({self.storage_path})", "Mount the bucket, or use NFS."))
+        return problems
+
+    def _check_duplicates(self, values: dict[str, Any]) -> list[Problem]:
+        problems = [
+            Problem(f"checkpoint.{key}", f"stands under `training` too, with another value ({value!r} and {values[key]!r})", "Keep one.")
+            for key, value in self.checkpoint.model_dump(exclude_none=True).items()
+            if values.get(key, value) != value
+        ]
+        if values.get("seed", self.seed) != self.seed and "seed" in self.model_fields_set:
+            problems.append(Problem("training.seed", f"differs from the top-level seed ({values['seed']} and {self.seed})", "Keep one."))
+        return problems
+
+    def _with_defaults(self, values: dict[str, Any]) -> dict[str, Any]:
+        values = {**self.checkpoint.model_dump(exclude_none=True), **values}
+        values.setdefault("seed", self.seed)
+        values.setdefault("logging_steps", 10)
+        values.setdefault("logging_first_step", True)
+        values.setdefault("train_sampling_strategy", "group_by_length")
+        by_steps = "eval_steps" in values
+        values.setdefault("eval_strategy", "no" if self.data.validation is None else "steps" if by_steps else "epoch")
+        values.setdefault("save_strategy", "steps" if "save_steps" in values else values["eval_strategy"] if by_steps else "epoch")
+        if self.early_stopping:
+            values.setdefault("load_best_model_at_end", True)
+        return values
+
+
+def _check_batches(job: TrainJob, values: dict[str, Any]) -> list[Problem]:
+    per_device, total = values.get("per_device_train_batch_size"), job.data.global_batch_size
+    parts = job._micro_batches_of(values)
+    if per_device and total and per_device * parts != total:
+        accumulation = values.get("gradient_accumulation_steps", 1)
+        return [
+            Problem(
+                "data.global_batch_size",
+                f"contradicts per_device_train_batch_size x gradient_accumulation_steps x num_workers ({total} and "
+                f"{per_device} x {accumulation} x {job.workers.num_workers} = {per_device * parts})",
+                "Remove training.per_device_train_batch_size or correct one of them.",
+            )
+        ]
+    if per_device and job.data.batch_tokens:
+        return [Problem("data.batch_tokens", "excludes training.per_device_train_batch_size", "Keep one.")]
+    if values["train_sampling_strategy"] not in ("random", "sequential", "group_by_length"):
+        strategy = values["train_sampling_strategy"]
+        return [Problem("training.train_sampling_strategy", f"is not supported ({strategy!r})", "Use random, sequential or group_by_length.")]
+    return []
+
+
+def _check_evaluation(job: TrainJob, values: dict[str, Any]) -> list[Problem]:
+    problems = []
+    evaluates = values["eval_strategy"] != "no"
+    if job.data.validation is None and evaluates:
+        problems.append(Problem("training.eval_strategy", f"is '{values['eval_strategy']}' but data.validation is missing", "Add data.validation."))
+    if values["eval_strategy"] == "steps":
+        values.setdefault("eval_steps", values["logging_steps"])
+    if values.get("load_best_model_at_end"):
+        where = "early_stopping" if job.early_stopping and "load_best_model_at_end" not in job.training else "training.load_best_model_at_end"
+        if not evaluates:
+            problems.append(Problem(where, "needs evaluations", "Set training.eval_strategy and data.validation."))
+        elif values["save_strategy"] not in (values["eval_strategy"], "best"):
+            problems.append(
+                Problem(
+                    where,
+                    f"needs a checkpoint at each evaluation (eval_strategy '{values['eval_strategy']}', save_strategy '{values['save_strategy']}')",
+                    "Make the two strategies equal, or save_strategy: best.",
+                )
+            )
+        elif values["save_strategy"] == "steps" and values.get("save_steps", 500) % values["eval_steps"]:
+            problems.append(
+                Problem(where, f"needs save_steps to be a multiple of eval_steps ({values.get('save_steps', 500)} and {values['eval_steps']})", "Correct one.")
+            )
+        if values.get("metric_for_best_model") is None:
+            values["metric_for_best_model"] = "loss"
+    return problems
+
+
+def _check_precision(job: TrainJob, values: dict[str, Any]) -> list[Problem]:
+    problems = []
+    if values.get("fp16") and values.get("bf16"):
+        problems.append(Problem("training.fp16", "excludes training.bf16", "Keep one."))
+    for key in ("fp16", "fp16_full_eval", "tf32"):
+        if values.get(key) and not job.workers.use_gpu:
+            problems.append(Problem(f"training.{key}", "needs a GPU (workers.use_gpu is false)", "Use bf16, or set workers.use_gpu: true."))
+    if job.workers.resources_per_worker.get("GPU", 0) and not job.workers.use_gpu:
+        problems.append(Problem("workers.resources_per_worker", "asks for GPUs while workers.use_gpu is false", "Set workers.use_gpu: true."))
+    return problems

@@ -1,0 +1,88 @@
+"""From a path, a dict or a job object to a checked job: YAML, `--set`, pydantic, cross-section checks; all problems at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from raytrain_nlp.config.base import problems_of
+from raytrain_nlp.config.job import TrainJob
+from raytrain_nlp.errors import InputError, Problem
+
+JobSource = str | Path | Mapping[str, Any] | TrainJob
+
+
+def load_job(source: JobSource, overrides: Iterable[str] = ()) -> TrainJob:
+    """Read and check a job.
+
+    `overrides` are `dotted.key=value` with a YAML value. Raises `InputError` with every problem found. Relative paths
+    in a job mean the current directory, as on any command line.
+    """
+    if isinstance(source, TrainJob):
+        values: dict[str, Any] = source.model_dump(exclude_unset=True)
+    elif isinstance(source, Mapping):
+        values = _copy(source)
+    else:
+        values = _read(Path(source))
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        job = TrainJob.model_validate(values)
+    except ValidationError as error:
+        problems = problems_of(error, TrainJob)
+        if isinstance(values.get("training"), Mapping):  # unknown training keys would else be told only after the others
+            from raytrain_nlp.config.training import check_training
+
+            problems += check_training(dict(values["training"]))[1]
+        raise InputError(problems) from None
+    problems = job.check()
+    if problems:
+        raise InputError(problems)
+    return job
+
+
+def dump_job(job: TrainJob) -> str:
+    """The job as YAML that `load_job` reads back to an equal job."""
+    return yaml.safe_dump(job.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(Problem(str(path), "there is no such job file", "Check the path.")) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(Problem(str(path), f"cannot be read ({error})", "A job file is YAML text in UTF-8.")) from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise InputError(Problem(f"{path}{line}", f"is not YAML ({getattr(error, 'problem', error)})", "Correct the line.")) from None
+    if not isinstance(values, dict):
+        raise InputError(Problem(str(path), "holds no mapping of sections", "Start from jobs/quickstart.yaml."))
+    return values
+
+
+def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise InputError(Problem(f"--set {override}", "is not of the form dotted.key=value", "Write e.g. --set training.learning_rate=1e-5."))
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(Problem(f"--set {override}", "the value is not YAML", "Quote it.")) from None
+    for part in parts[:-1]:
+        if not isinstance(values.get(part), dict):
+            values[part] = {}
+        values = values[part]
+    values[parts[-1]] = value

@@ -1,0 +1,50 @@
+"""`model:`: a pretrained model by name or folder, or one from scratch by its config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from raytrain_nlp.config.base import Section
+
+
+class TokenizerTraining(Section):
+    """A WordPiece tokenizer trained on the training split."""
+
+    vocab_size: int = Field(8192, ge=64, le=1_000_000)
+    """Entries of the vocabulary, special tokens included."""
+    lowercase: bool = True
+    """Lower-case all text first."""
+
+
+class ModelConfig(Section):
+    """Which model. `name_or_path` loads weights; `config` builds new ones."""
+
+    name_or_path: str | None = Field(None, min_length=1)
+    """Hub name or folder."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    config: dict[str, Any] | None = None
+    """From scratch: `model_type` and that model's own config fields."""
+    tokenizer: str | None = Field(None, min_length=1)
+    """Hub name or folder, or `train` to train one on the training split. Default: the model's own."""
+    tokenizer_training: TokenizerTraining = TokenizerTraining()
+    """How `tokenizer: train` trains."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off: nothing downloaded is executed."""
+    attn_implementation: str | None = None
+    """sdpa, eager, flash_attention_2, ...; default: the model's own choice."""
+    dtype: str | None = Field(None, pattern="^(float32|bfloat16|float16)$")
+    """Type the weights are loaded in; default float32 (mixed precision is `training.bf16`)."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelConfig:
+        if (self.name_or_path is None) == (self.config is None):
+            raise ValueError("needs either name_or_path (pretrained) or config (from scratch) || Give exactly one of them.")
+        if self.config is not None:
+            if "model_type" not in self.config:
+                raise ValueError("config has no model_type || Add e.g. `model_type: bert`.")
+            if self.tokenizer is None:
+                raise ValueError("a model from scratch needs a tokenizer || Set model.tokenizer to a name, a folder or `train`.")
+        return self

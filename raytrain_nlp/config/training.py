@@ -1,0 +1,117 @@
+"""`training:`: `transformers.TrainingArguments` by its own names.
+
+The names, types and choices are read from the installed `training_args.py` as text: it is the truth, and importing it
+would load torch. What this package decides itself, or cannot honour, is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from raytrain_nlp.errors import Problem, nearest
+
+RENAMED = {
+    "evaluation_strategy": "eval_strategy",
+    "group_by_length": "train_sampling_strategy: group_by_length",
+    "include_inputs_for_metrics": "include_for_metrics: [inputs]",
+    "warmup_ratio": "warmup_steps (a number below 1 is a share of all steps)",
+    "no_cuda": "workers.use_gpu",
+    "use_mps_device": "workers.use_gpu",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "fp16_backend": "fp16",
+    "adafactor": "optim: adafactor",
+    "torchdynamo": "torch_compile_backend",
+    "half_precision_backend": "bf16 or fp16",
+}
+_OURS = {
+    "output_dir": "Files go to storage_path/name.",
+    "overwrite_output_dir": "Use the flag --overwrite.",
+    "logging_dir": "Figures go to MLflow; see tracking.",
+    "save_safetensors": "Remove it: everything is saved as safetensors.",
+    "deepspeed": "Use the section `deepspeed`.",
+    "fsdp": "Use the section `deepspeed`.",
+    "fsdp_config": "Use the section `deepspeed`.",
+    "parallelism_config": "Use the section `deepspeed`.",
+    "use_cpu": "Use workers.use_gpu.",
+    "local_rank": "Ray Train sets it.",
+    "report_to": "Use the section `tracking`.",
+    "run_name": "Use the top-level key `name`.",
+    "resume_from_checkpoint": "Use the flag --resume.",
+    "enable_jit_checkpoint": "It needs signal handlers, which a Ray worker cannot have; remove it.",
+    "ignore_data_skip": "Resuming costs nothing here and is exact; remove it.",
+    "auto_find_batch_size": "It would change the batches; set per_device_train_batch_size.",
+    "save_only_model": "A checkpoint that cannot be resumed from is not kept; `model/` holds the model.",
+    "accelerator_config": "The feed and the loop decide it; remove it.",
+    "ddp_backend": "gloo on CPU, NCCL on GPU; see workers.use_gpu.",
+    "remove_unused_columns": "Tokens hold only what the model reads; remove it.",
+    "length_column_name": "Lengths are known from the tokens; remove it.",
+    "dataloader_num_workers": "Ray Data feeds the workers; see data.feed_cpus_per_worker.",
+    "dataloader_persistent_workers": "Ray Data feeds the workers; remove it.",
+    "dataloader_prefetch_factor": "Ray Data feeds the workers; remove it.",
+    "dataloader_multiprocessing_context": "Ray Data feeds the workers; remove it.",
+    "dataloader_in_order": "Batches always come in order; remove it.",
+    "average_tokens_across_devices": "Losses are always averaged over the global batch; remove it.",
+    "logging_nan_inf_filter": "A loss that is not finite always stops the run; remove it.",
+    "push_to_hub": "Push `model/` yourself; a run needs no hub token.",
+    "do_train": "`raytrain-nlp train` trains; remove it.",
+    "do_eval": "Give data.validation and eval_strategy.",
+    "do_predict": "Remove it.",
+    "batch_eval_metrics": "Metrics are computed once over all rows; remove it.",
+}
+_POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "num_train_epochs", "logging_steps")
+
+
+def check_training(training: dict[str, Any], where: str = "training") -> tuple[dict[str, Any], list[Problem]]:
+    """The section with its values in the types of `TrainingArguments`, and everything it or this package would not take."""
+    fields = training_fields()
+    values, problems = {}, []
+    for key, value in training.items():
+        at = f"{where}.{key}"
+        if key in RENAMED:
+            problems.append(Problem(at, "was removed from transformers", f"Use {RENAMED[key]}."))
+        elif key in _OURS:
+            problems.append(Problem(at, "is not set here", _OURS[key]))
+        elif key not in fields:
+            problems.append(Problem(at, "unknown key", nearest(key, fields) or "See transformers.TrainingArguments for the valid names."))
+        else:
+            if value is False and "strategy" in key:
+                value = "no"  # YAML reads a bare `no` as false
+            try:
+                values[key] = fields[key].validate_python(value)
+            except ValidationError as error:
+                problems.append(Problem(at, f"is wrong ({value!r}): {error.errors()[0]['msg']}", "Correct the value."))
+            else:
+                if key in _POSITIVE and values[key] <= 0:
+                    problems.append(Problem(at, f"must be above 0 ({value!r})", "Correct the value."))
+    return values, problems
+
+
+@functools.cache
+def training_fields() -> dict[str, TypeAdapter]:
+    """Name -> type of every field of the installed `TrainingArguments`, read without importing it."""
+    source = Path(importlib.util.find_spec("transformers").origin).parent
+    arguments = ast.parse((source / "training_args.py").read_text(encoding="utf-8"))
+    names: dict[str, Any] = {"Any": Any, "Literal": Literal, "DebugOption": str, "ParallelismConfig": Any}
+    for tree in (arguments, ast.parse((source / "trainer_utils.py").read_text(encoding="utf-8"))):
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and any(getattr(base, "id", "").endswith("Enum") for base in node.bases):
+                values = [item.value.value for item in node.body if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant)]
+                names[node.name] = Literal[tuple(values)]
+    fields = {}
+    for node in next(item for item in arguments.body if isinstance(item, ast.ClassDef) and item.name == "TrainingArguments").body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            annotation = ast.unparse(node.annotation)
+            for enum in names:  # `IntervalStrategy | str` would let any string through: the enum's values are the truth
+                annotation = annotation.replace(f"{enum} | str", enum)
+            try:
+                fields[node.target.id] = TypeAdapter(eval(annotation, {"__builtins__": {}, "str": str, "int": int, "float": float, "bool": bool, "dict": dict, "list": list}, names))  # noqa: S307
+            except Exception:  # a type of a newer transformers we cannot read: take any value, the worker's own check decides
+                fields[node.target.id] = TypeAdapter(Any)
+    return fields

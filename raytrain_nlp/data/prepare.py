@@ -1,0 +1,230 @@
+"""Prepare: files -> checked rows -> tokens -> shards, once for a dataset, tokenizer and task; committed by a rename.
+
+    files --split--> pieces --prepare_piece--> shards + summaries --commit--> .cache/tokens/FINGERPRINT/
+
+`prepare_piece` is a plain function of one piece. Large data run it on the cluster with Ray Data, in order, with a bounded
+number in flight; data of a few megabytes run it in the driver, which takes less time than starting anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raytrain_nlp.data.readers import BadRow, read_rows
+from raytrain_nlp.data.shards import LENGTHS, MANIFEST, write_shard
+from raytrain_nlp.data.sources import Piece, SourceFile, fingerprint_files, split_file
+from raytrain_nlp.errors import InputError, Problem
+from raytrain_nlp.paths import fsync_dir, read_json, write_json
+from raytrain_nlp.tasks import build_task
+
+FORMAT = 1
+SHARD_ROWS = 32_768
+_ENCODE_ROWS = 1_000
+QUARANTINE = "quarantine.jsonl"
+
+
+@dataclass(frozen=True)
+class PrepareSpec:
+    """What tokens depend on, besides the files."""
+
+    task: Any
+    """The job's `task:` section."""
+    tokenizer_dir: str
+    tokenizer_fingerprint: str
+    max_length: int
+    max_bad_rows: float
+
+    def key(self, files: list[SourceFile]) -> str:
+        """Fingerprint of the tokens of `files`: content, task, tokenizer, length, format and library versions."""
+        parts = [
+            FORMAT, fingerprint_files(files), self.task.model_dump(mode="json"), self.tokenizer_fingerprint, self.max_length,
+            version("tokenizers"), version("transformers"),
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+@dataclass
+class PieceSummary:
+    """What `prepare_piece` says of its piece; small, whatever the piece's size."""
+
+    path: str
+    lines: int = 0
+    bad: int = 0
+    labels: dict[str, int] = field(default_factory=dict)
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    bad_file: str | None = None
+
+
+MapPieces = Callable[[Callable[[dict[str, Any]], dict[str, Any]], list[dict[str, Any]]], Iterable[dict[str, Any]]]
+
+
+def find_tokens(folder: Path) -> Path | None:
+    """The committed tokens of a fingerprint, or None."""
+    return folder if (folder / MANIFEST).exists() else None
+
+
+def prepare_tokens(files: list[SourceFile], spec: PrepareSpec, folder: Path, map_pieces: MapPieces, where: str) -> Path:
+    """Make the tokens of one split and commit them to `folder`, unless they are there.
+
+    `map_pieces(function, pieces)` yields the results in order. Raises `InputError` for no rows, or too many bad ones.
+    """
+    if find_tokens(folder):
+        _check_rows(read_json(folder / MANIFEST), spec, where, folder)
+        return folder
+    staging = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
+    staging.mkdir(parents=True)
+    try:
+        pieces = [asdict(piece) for file in files for piece in split_file(file)]
+        items = [{"index": i, "staging": str(staging), "piece": piece, "spec": _plain(spec)} for i, piece in enumerate(pieces)]
+        summaries = [PieceSummary(**json.loads(result["summary"])) for result in map_pieces(prepare_piece, items)]
+        manifest = _commit(staging, summaries)
+        _check_rows(manifest, spec, where, staging)
+        fsync_dir(staging)
+        try:
+            staging.rename(folder)
+        except OSError:  # another driver prepared the same tokens meanwhile
+            if not find_tokens(folder):
+                raise
+        fsync_dir(folder.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return folder
+
+
+def prepare_piece(item: dict[str, Any]) -> dict[str, Any]:
+    """Read, check, tokenize and write one piece; returns its summary as JSON. Runs in the driver or as a remote function."""
+    from raytrain_nlp.modeling.tokenizer import load_tokenizer
+
+    spec, staging, index = PrepareSpec(**item["spec"]), Path(item["staging"]), item["index"]
+    task = build_task(_task_config(spec.task))
+    tokenizer = load_tokenizer(spec.tokenizer_dir)
+    piece = Piece(**item["piece"])
+    summary = PieceSummary(piece.path)
+    labels: Counter[str] = Counter()
+    for number, columns in enumerate(_shard_columns(piece, task, tokenizer, spec.max_length, summary, staging, index)):
+        name = f"shard-{index:06d}-{number:04d}"
+        lengths = np.array([len(row) for row in columns["input_ids"]], dtype=np.int32)
+        np.save(staging / f"{name}.npy", lengths)
+        rows = write_shard(staging / f"{name}.arrow", columns)
+        labels.update(columns.get("label", ()))
+        summary.shards.append({"file": f"{name}.arrow", "rows": rows, "source": piece.path, "tokens": int(lengths.sum())})
+    summary.labels = dict(labels)
+    return {"summary": json.dumps(asdict(summary))}
+
+
+def _shard_columns(piece: Piece, task: Any, tokenizer: Any, max_length: int, summary: PieceSummary, staging: Path, index: int) -> Iterator[dict]:
+    """The token columns of one shard after the other; bad rows go to a file beside them."""
+    columns: dict[str, list] = {}
+    good: list[tuple[int, dict]] = []
+    bad_path = staging / f"bad-{index:06d}.jsonl"
+
+    def encode() -> None:
+        encoded = {"line": [line for line, _ in good], **task.encode([values for _, values in good], tokenizer, max_length)}
+        for name, values in encoded.items():
+            columns.setdefault(name, []).extend(values)
+        good.clear()
+
+    for row in read_rows(piece):
+        summary.lines = row.line + 1
+        reason = row.reason if isinstance(row, BadRow) else task.check_row(row.values)
+        if reason is not None:
+            text = row.text if isinstance(row, BadRow) else json.dumps(row.values, ensure_ascii=False, default=str)[:500]
+            with bad_path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(json.dumps({"line": row.line, "reason": reason, "row": text}, ensure_ascii=False) + "\n")
+            summary.bad += 1
+            summary.bad_file = bad_path.name
+            continue
+        good.append((row.line, row.values))
+        if len(good) == _ENCODE_ROWS:
+            encode()
+        if len(columns.get("line", ())) >= SHARD_ROWS:
+            yield dict(columns)
+            columns.clear()
+    if good:
+        encode()
+    if columns:
+        yield columns
+
+
+def _commit(staging: Path, summaries: list[PieceSummary]) -> dict[str, Any]:
+    """Join what the pieces wrote: lengths, quarantine with line numbers of whole files, manifest last."""
+    lines_before: Counter[str] = Counter()
+    shards: list[dict[str, Any]] = []
+    labels: Counter[str] = Counter()
+    bad_rows = 0
+    with (staging / QUARANTINE).open("w", encoding="utf-8") as quarantine:
+        for summary in summaries:
+            first_line = lines_before[summary.path] + 1
+            shards += [{**shard, "first_line": first_line} for shard in summary.shards]
+            if summary.bad_file:
+                with (staging / summary.bad_file).open(encoding="utf-8") as file:
+                    for line in file:
+                        bad = json.loads(line)
+                        bad["line"] += first_line
+                        quarantine.write(json.dumps({"source": summary.path, **bad}, ensure_ascii=False) + "\n")
+                (staging / summary.bad_file).unlink()
+            lines_before[summary.path] += summary.lines
+            labels.update(summary.labels)
+            bad_rows += summary.bad
+    rows = sum(shard["rows"] for shard in shards)
+    _join_lengths(staging, shards, rows)
+    tokens = sum(shard["tokens"] for shard in shards)
+    manifest = {"format": FORMAT, "rows": rows, "bad_rows": bad_rows, "tokens": tokens, "labels": dict(labels), "shards": shards}
+    write_json(staging / MANIFEST, manifest)
+    return manifest
+
+
+def _join_lengths(staging: Path, shards: list[dict[str, Any]], rows: int) -> None:
+    """One memory-mapped array of all lengths, filled shard by shard."""
+    lengths = np.lib.format.open_memmap(staging / LENGTHS, mode="w+", dtype=np.int32, shape=(rows,)) if rows else None
+    start = 0
+    for shard in shards:
+        part = staging / shard["file"].replace(".arrow", ".npy")
+        lengths[start : start + shard["rows"]] = np.load(part)
+        start += shard["rows"]
+        part.unlink()
+    if lengths is None:
+        np.save(staging / LENGTHS, np.zeros(0, dtype=np.int32))
+    else:
+        lengths.flush()
+
+
+def _check_rows(manifest: dict[str, Any], spec: PrepareSpec, where: str, staging: Path) -> None:
+    total, bad = manifest["rows"] + manifest["bad_rows"], manifest["bad_rows"]
+    if not total:
+        raise InputError(Problem(where, "has no rows", "Give a file with rows."))
+    allowed = spec.max_bad_rows * total if spec.max_bad_rows < 1 else spec.max_bad_rows
+    if bad > allowed or not manifest["rows"]:
+        with (staging / QUARANTINE).open(encoding="utf-8") as file:
+            first = json.loads(next(file))
+        raise InputError(
+            Problem(
+                where,
+                f"{bad} of {total} rows are bad, more than data.max_bad_rows ({spec.max_bad_rows:g}); the first: "
+                f"{first['source']}:{first['line']}: {first['reason']}",
+                "Mend the rows, or raise data.max_bad_rows.",
+            )
+        )
+
+
+def _plain(spec: PrepareSpec) -> dict[str, Any]:
+    return {**{name: getattr(spec, name) for name in spec.__dataclass_fields__}, "task": spec.task.model_dump(mode="json")}
+
+
+def _task_config(values: dict[str, Any]) -> Any:
+    from pydantic import TypeAdapter
+
+    from raytrain_nlp.config.tasks import TaskConfig
+
+    return TypeAdapter(TaskConfig).validate_python(values)

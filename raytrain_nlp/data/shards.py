@@ -1,0 +1,94 @@
+"""Token shards: memory-mappable Arrow files, one record batch each, plus `lengths.npy` and a manifest written last.
+
+    manifest.json   {"rows", "bad_rows", "labels", "shards": [{"file", "rows", "source", "first_line"}], ...}
+    lengths.npy     int32, shape [rows]
+    shard-*.arrow   input_ids list<int32>, further model inputs, label, line
+
+Row `i` of a store is row `i` of the data in the order of the sources, bad rows left out.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+MANIFEST = "manifest.json"
+LENGTHS = "lengths.npy"
+
+
+def write_shard(path: Path, columns: dict[str, list]) -> int:
+    """Write one shard; returns its number of rows. Token columns are lists of integer lists."""
+    arrays = {}
+    for name, values in columns.items():
+        if name == "input_ids":
+            arrays[name] = pa.array(values, type=pa.large_list(pa.int32()))
+        elif values and isinstance(values[0], (list, np.ndarray)):
+            arrays[name] = pa.array(values, type=pa.large_list(pa.int8() if name == "token_type_ids" else pa.int32()))
+        else:
+            arrays[name] = pa.array(values)
+    table = pa.table(arrays)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks(), max_chunksize=max(table.num_rows, 1))
+    return table.num_rows
+
+
+class TokenStore:
+    """Read access to a committed folder of token shards; opens each shard when it is first needed."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.manifest: dict[str, Any] = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
+        self.lengths: np.ndarray = np.load(self.folder / LENGTHS, mmap_mode="r")
+        self._starts = np.cumsum([0, *(shard["rows"] for shard in self.manifest["shards"])])
+        self._shards: dict[int, dict[str, Any]] = {}
+
+    @property
+    def num_rows(self) -> int:
+        return self.manifest["rows"]
+
+    def fetch(self, rows: np.ndarray) -> dict[str, list]:
+        """The columns of the given rows, in the given order: token columns as NumPy views, others as Python values."""
+        shard_of = np.searchsorted(self._starts, rows, side="right") - 1
+        picked = [(self._shard(int(shard)), int(row - self._starts[shard])) for shard, row in zip(shard_of, rows, strict=True)]
+        names = self._shard(int(shard_of[0])) if len(rows) else {}
+        return {name: [_value(shard[name], row) for shard, row in picked] for name in names if name != "line"}
+
+    def locate(self, row: int) -> tuple[str, int]:
+        """The source and the line (from 1; a row number in Parquet and Arrow) that row `row` was read from."""
+        shard = int(np.searchsorted(self._starts, row, side="right") - 1)
+        info = self.manifest["shards"][shard]
+        return info["source"], info["first_line"] + int(_value(self._shard(shard)["line"], int(row - self._starts[shard])))
+
+    def column(self, name: str) -> np.ndarray:
+        """One non-token column of all rows, e.g. all labels."""
+        return np.concatenate([self._shard(i)[name].to_numpy(zero_copy_only=False) for i in range(len(self._starts) - 1)])
+
+    def _shard(self, index: int) -> dict[str, Any]:
+        if index not in self._shards:
+            file = pa.memory_map(str(self.folder / self.manifest["shards"][index]["file"]))
+            batch = pa.ipc.open_file(file).get_batch(0)
+            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+            # lists as (offsets, values): a row is then a view, not a Python list
+            self._shards[index] = {
+                name: (column.offsets.to_numpy(), column.values.to_numpy()) if pa.types.is_large_list(column.type) else column
+                for name, column in columns.items()
+            }
+        return self._shards[index]
+
+
+def _value(column: Any, row: int) -> Any:
+    if isinstance(column, tuple):
+        offsets, values = column
+        return values[offsets[row] : offsets[row + 1]]
+    return column[row].as_py()
+
+
+@functools.lru_cache(maxsize=16)
+def open_store(folder: str) -> TokenStore:
+    """The store of a folder, opened once in a process: remote functions that run one after another share it."""
+    return TokenStore(folder)

@@ -1,0 +1,169 @@
+"""From what the job names (files, globs, folders, `s3://`, `hf://`) to pieces: parts of files that one process can read alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from raytrain_nlp.errors import InputError, Problem, nearest
+
+PIECE_BYTES = 16 << 20
+_FORMATS = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
+    ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow", ".txt": "text", ".text": "text",
+}  # fmt: skip
+_FULL_HASH_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of one file: bytes [start, end) of line formats, row groups [start, end) of Parquet and Arrow, else all of it."""
+
+    path: str
+    format: str
+    start: int = 0
+    end: int | None = None
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a split, with what identifies its content."""
+
+    path: str
+    format: str
+    size: int
+    digest: str
+
+
+def find_files(specs: list[str], where: str) -> list[SourceFile]:
+    """All files of a split in a stable order. Raises `InputError` for whatever is missing, empty or of an unknown format."""
+    problems: list[Problem] = []
+    files: list[SourceFile] = []
+    for spec in specs:
+        try:
+            files += _files_of(spec, where)
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    return files
+
+
+def split_file(file: SourceFile) -> Iterator[Piece]:
+    """The pieces of a file, in order."""
+    if file.format in ("jsonl", "text") and not file.path.endswith(".gz"):
+        for start in range(0, file.size, PIECE_BYTES):
+            yield Piece(file.path, file.format, start, min(start + PIECE_BYTES, file.size))
+    elif file.format == "parquet":
+        import pyarrow.parquet as parquet
+
+        with open_source(file.path) as handle:
+            metadata = parquet.ParquetFile(handle).metadata
+            start, size = 0, 0
+            for group in range(metadata.num_row_groups):
+                size += metadata.row_group(group).total_byte_size
+                if size >= PIECE_BYTES or group == metadata.num_row_groups - 1:
+                    yield Piece(file.path, file.format, start, group + 1)
+                    start, size = group + 1, 0
+    else:
+        yield Piece(file.path, file.format)
+
+
+def fingerprint_files(files: list[SourceFile]) -> list[dict[str, Any]]:
+    """What identifies the content of a split, for the key of its tokens: order, format, size and digest; not the paths."""
+    return [{key: value for key, value in asdict(file).items() if key != "path"} for file in files]
+
+
+def open_source(path: str, **kwargs: Any) -> Any:
+    """Open a local or remote file for reading bytes; `.gz` is decompressed."""
+    import fsspec
+
+    return fsspec.open(path, "rb", compression="infer", **kwargs).open()
+
+
+def _files_of(spec: str, where: str) -> list[SourceFile]:
+    if spec.startswith("hf://"):
+        from raytrain_nlp.data.hub import find_dataset_files
+
+        paths = find_dataset_files(spec, where)
+    else:
+        paths = _expand(spec, where)
+    return [_identify(path, where) for path in paths]
+
+
+def _expand(spec: str, where: str) -> list[str]:
+    """A file, glob or folder as a sorted list of full paths."""
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(spec)
+        remote = "://" in spec
+        if any(sign in spec for sign in "*?["):
+            found = sorted(name for name in filesystem.glob(path) if filesystem.isfile(name))
+            if not found:
+                raise InputError(Problem(where, f"no file matches ({spec})", "Correct the pattern."))
+        elif filesystem.isdir(path):
+            found = sorted(name for name in filesystem.find(path) if _format_of(name) and not name.rsplit("/", 1)[-1].startswith((".", "_")))
+            if not found:
+                raise InputError(Problem(where, f"the folder has no data file ({spec})", f"Known suffixes: {' '.join(_FORMATS)}."))
+        elif filesystem.exists(path):
+            found = [path]
+        else:
+            raise InputError(Problem(where, f"there is no such file or folder ({spec})", _similar(filesystem, path) or "Check the path."))
+    except ImportError as error:
+        raise InputError(Problem(where, f"cannot reach {spec} ({error})", "Install raytrain-nlp[s3] or [gcs].")) from None
+    except InputError:
+        raise
+    except Exception as error:  # storage backends raise whatever they like: credentials, DNS, permissions
+        raise InputError(Problem(where, f"cannot be reached ({spec}: {type(error).__name__}: {error})", "Check address and credentials.")) from None
+    return [filesystem.unstrip_protocol(name) if remote else name for name in found]
+
+
+def _similar(filesystem: Any, path: str) -> str:
+    folder, _, name = path.rpartition("/")
+    try:
+        return nearest(name, [entry.rsplit("/", 1)[-1] for entry in filesystem.ls(folder, detail=False)])
+    except OSError:
+        return ""
+
+
+def _format_of(path: str) -> str | None:
+    name = path.lower().removesuffix(".gz")
+    return next((kind for suffix, kind in _FORMATS.items() if name.endswith(suffix)), None)
+
+
+def _identify(path: str, where: str) -> SourceFile:
+    import fsspec
+
+    kind = _format_of(path)
+    if kind is None:
+        raise InputError(Problem(where, f"unknown file format ({path})", f"Known suffixes: {' '.join(_FORMATS)}, also with .gz."))
+    filesystem, inner = fsspec.core.url_to_fs(path)
+    info = filesystem.info(inner)
+    if not info["size"]:
+        raise InputError(Problem(where, f"the file is empty ({path})", "Give a file with rows."))
+    try:
+        return SourceFile(path, kind, info["size"], _digest(filesystem, inner, info))
+    except OSError as error:
+        raise InputError(Problem(where, f"cannot be read ({path}: {error.strerror or error})", "Check its permissions.")) from None
+
+
+def _digest(filesystem: Any, path: str, info: dict[str, Any]) -> str:
+    """Identity of the content: the store's own ETag, else a hash of all bytes, or of 64 samples and the time of a large file."""
+    for key in ("ETag", "etag", "sha256", "blob_id", "md5Hash"):
+        if info.get(key):
+            return f"{key}:{info[key]}"
+    size = info["size"]
+    digest = hashlib.sha256()
+    with filesystem.open(path, "rb") as file:
+        if size <= _FULL_HASH_BYTES:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        else:
+            digest.update(str(info.get("mtime", "")).encode())
+            for i in range(64):
+                file.seek(size // 64 * i)
+                digest.update(file.read(1 << 20))
+    return digest.hexdigest()

@@ -1,0 +1,67 @@
+"""Every error this package raises on purpose.
+
+    RaytrainNlpError
+    ├── InputError          the user's input is wrong: exit code 2, one line per problem
+    └── RunError            the run failed: exit code 1
+        ├── CheckpointError     no checkpoint can be loaded, or one cannot be written
+        ├── NonFiniteLossError  the loss became NaN or infinite; stopped before the update
+        └── FeedError           the feed handed a rank something else than the plan says
+
+All of them survive pickling, because workers raise them and drivers print them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: `where: what is wrong (value). What to do.`"""
+
+    where: str
+    what: str
+    todo: str = ""
+
+    def __str__(self) -> str:
+        line = f"{self.where}: {self.what.rstrip('.')}."
+        return " ".join(f"{line} {self.todo}".split())
+
+
+class RaytrainNlpError(Exception):
+    """Base of all errors of this package."""
+
+
+class InputError(RaytrainNlpError):
+    """The job, a file or an argument is wrong. Carries all problems found, not the first one only."""
+
+    def __init__(self, problems: Problem | Sequence[Problem]):
+        self.problems = [problems] if isinstance(problems, Problem) else list(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    def __reduce__(self):
+        return type(self), (self.problems,)
+
+
+class RunError(RaytrainNlpError):
+    """The run failed for a reason that is not in the user's input."""
+
+
+class CheckpointError(RunError):
+    """A checkpoint cannot be written, or none can be loaded."""
+
+
+class NonFiniteLossError(RunError):
+    """The loss became NaN or infinite. The update was not made, and no checkpoint holds it."""
+
+
+class FeedError(RunError):
+    """The feed and the plan disagree. A fault of this package or of its environment, never of the data."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A hint `Did you mean 'x'?` for a misspelt `name`, or an empty string."""
+    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
+    return f"Did you mean '{close[0]}'?" if close else ""

@@ -1,0 +1,49 @@
+"""The model: pretrained or from its config, with the task's head, ready to be sharded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raytrain_nlp.config.model import ModelConfig
+from raytrain_nlp.errors import InputError, Problem
+from raytrain_nlp.tasks.base import Task
+
+
+def load_model(config: ModelConfig, task: Task, labels: list[str], tokenizer: Any) -> Any:
+    """Load or build the model. Under ZeRO-3 the weights are sharded on the way in (`TrainingArguments` must exist already).
+
+    Raises `InputError` where name, config or weights do not make a model for the task.
+    """
+    import transformers
+
+    auto_class = getattr(transformers, task.auto_model)
+    common: dict[str, Any] = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
+    try:
+        if config.name_or_path is not None:
+            model = auto_class.from_pretrained(
+                config.name_or_path,
+                revision=config.revision,
+                trust_remote_code=config.trust_remote_code,
+                dtype=config.dtype or "float32",
+                **common,
+                **task.model_kwargs(labels),
+            )
+        else:
+            model = auto_class.from_config(build_model_config(config, task, labels, tokenizer), **common)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        name = config.name_or_path or config.config["model_type"]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise InputError(Problem("model", f"cannot be loaded for this task ({name}: {reason})", "Check name, config and task.")) from error
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def build_model_config(config: ModelConfig, task: Task, labels: list[str], tokenizer: Any) -> Any:
+    """The `transformers` config of a model from scratch: the job's fields, the tokenizer's vocabulary, the task's labels."""
+    from transformers import AutoConfig
+
+    values = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **config.config, **task.model_kwargs(labels)}
+    return AutoConfig.for_model(values.pop("model_type"), **values)

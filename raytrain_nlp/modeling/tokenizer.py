@@ -1,0 +1,105 @@
+"""Tokenizers: found by name or folder, or trained on the training split; kept once in the cache, loaded from there by all."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from raytrain_nlp.config.model import ModelConfig, TokenizerTraining
+from raytrain_nlp.errors import InputError, Problem, nearest
+
+
+@functools.lru_cache(maxsize=4)
+def load_tokenizer(folder: str) -> Any:
+    """The tokenizer of a folder this package wrote."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def cache_tokenizer(config: ModelConfig, cache: Path) -> Path:
+    """Load a pretrained tokenizer and keep it in `cache` under the hash of its files. Raises `InputError` where there is none."""
+    from transformers import AutoTokenizer
+
+    name = config.tokenizer or config.name_or_path
+    where = "model.tokenizer" if config.tokenizer else "model.name_or_path"
+    check_local_model(name, where)
+    try:
+        revision = config.revision if not config.tokenizer else None
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
+    except Exception as error:  # the hub client, JSON and tokenizers raise many kinds; each is the user's name or file
+        raise InputError(Problem(where, f"no tokenizer can be loaded ({name}: {_first_line(error)})", "Check name, folder and network.")) from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return _keep(tokenizer, cache)
+
+
+def train_tokenizer(texts: Iterable[str], training: TokenizerTraining, key: str, cache: Path, max_length: int) -> Path:
+    """Train a WordPiece tokenizer on `texts` (in the manner of BERT's) unless one with `key` is in the cache."""
+    parts = [key, training.model_dump(), version("tokenizers"), max_length]
+    pointer = cache / f"trained-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}"
+    if pointer.exists() and (cache / pointer.read_text()).exists():
+        return cache / pointer.read_text()
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=training.lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=training.vocab_size, special_tokens=special, show_progress=False))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[(name, special.index(name)) for name in ("[CLS]", "[SEP]")]
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    folder = _keep(PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, model_input_names=inputs, **names), cache)
+    temporary = cache / f".{uuid.uuid4().hex}"
+    temporary.write_text(folder.name)
+    temporary.replace(pointer)
+    return folder
+
+
+def check_local_model(name: str, where: str) -> None:
+    """Tell a misspelt folder from a hub name before any network is asked."""
+    path = Path(name).expanduser()
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists()
+    if not looks_local:
+        return
+    if not path.is_dir():
+        near = nearest(path.name, [entry.name for entry in path.parent.iterdir()]) if path.parent.is_dir() else ""
+        raise InputError(Problem(where, f"there is no such folder ({name})", near or "Check the path."))
+    if not any((path / file).exists() for file in ("config.json", "tokenizer_config.json", "tokenizer.json")):
+        raise InputError(Problem(where, f"is not a Hugging Face folder: no config.json ({name})", "Name a folder that save_pretrained wrote."))
+
+
+def _keep(tokenizer: Any, cache: Path) -> Path:
+    """Save into `cache/HASH OF THE FILES`, atomically."""
+    cache.mkdir(parents=True, exist_ok=True)
+    staging = cache / f".{uuid.uuid4().hex}"
+    try:
+        tokenizer.save_pretrained(staging)
+        digest = hashlib.sha256()
+        for file in sorted(path for path in staging.rglob("*") if path.is_file()):
+            content = file.read_bytes()
+            if file.name == "tokenizer_config.json":  # where it was loaded from is not what it is
+                content = json.dumps({k: v for k, v in json.loads(content).items() if k not in ("name_or_path",)}, sort_keys=True).encode()
+            digest.update(file.name.encode() + b"\0" + content)
+        folder = cache / digest.hexdigest()[:24]
+        if not folder.exists():
+            staging.rename(folder)
+        return folder
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

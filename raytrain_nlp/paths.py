@@ -1,0 +1,92 @@
+"""Where everything of a run lies. The only module that knows file names; standard library only.
+
+    storage_path/
+      .cache/tokens/FINGERPRINT/      token shards, shared by all runs (data/shards.py)
+      .cache/tokenizers/FINGERPRINT/  the tokenizer that made them
+      NAME/
+        run.json                      status, resolved job, MLflow run id, fingerprints
+        job.yaml                      the resolved job
+        events.jsonl                  every figure and notice of the workers, in order
+        tracking.json                 how far the tracker has shipped events.jsonl
+        quarantine.jsonl              rows left out, with source, line and reason
+        checkpoints/checkpoint-STEP/  committed when manifest.json is in it
+        model/                        a plain Hugging Face directory
+        logs/rank-N.log  logs/driver.log
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from raytrain_nlp.errors import InputError, Problem
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def check_run_name(name: str) -> str | None:
+    """What is wrong with a run's name, or None. A name is one folder below storage_path and can never leave it."""
+    if not _NAME.fullmatch(name) or ".." in name:
+        return "a name has 1 to 100 letters, digits, '.', '_' or '-', starts with a letter or digit and has no '..'"
+    return None
+
+
+class RunPaths:
+    """The files of one run below `storage_path/name`; building it touches nothing."""
+
+    def __init__(self, storage_path: str | Path, name: str):
+        self.storage = Path(storage_path)
+        self.run = self.storage / name
+        self.record = self.run / "run.json"
+        self.job = self.run / "job.yaml"
+        self.events = self.run / "events.jsonl"
+        self.tracking = self.run / "tracking.json"
+        self.quarantine = self.run / "quarantine.jsonl"
+        self.checkpoints = self.run / "checkpoints"
+        self.model = self.run / "model"
+        self.logs = self.run / "logs"
+        self.lock = self.run / "driver.lock"
+        self.ray = self.run / "ray"
+
+
+def cache_dir(storage_path: str | Path, kind: str) -> Path:
+    """The folder of prepared things of one kind (`tokens`, `tokenizers`), shared by all runs of a storage path."""
+    return Path(storage_path) / ".cache" / kind
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never a part of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; None where there is no such file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(Problem(str(path), f"cannot be read ({error})", "Restore the file, or start again with --overwrite.")) from None
+
+
+def fsync_dir(path: Path) -> None:
+    """Make a rename in `path` durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,105 @@
+"""The record of a run: may this name be used, what was it started with, how did it end; and the lock against a second driver."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from raytrain_nlp.checkpoint import store
+from raytrain_nlp.config import TrainJob
+from raytrain_nlp.errors import CheckpointError, InputError, Problem
+from raytrain_nlp.paths import RunPaths, read_json, write_json
+
+# What a resumed run may not change: it would no longer be the run that was interrupted.
+_FIXED = ("seed", "task", "model", "data", "training", "deepspeed", "workers.num_workers", "workers.use_gpu", "early_stopping")
+_FREE = ("training.logging_steps", "training.logging_first_step", "data.feed_cpus_per_worker", "data.max_bad_rows")
+
+
+def check_storage(job: TrainJob) -> list[Problem]:
+    """Can the storage path be written? Leaves nothing behind."""
+    root = Path(job.storage_path)
+    existing = next((path for path in [root, *root.parents] if path.exists()), Path("."))
+    probe = existing / f".raytrain-nlp-{os.getpid()}"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        return [Problem("storage_path", f"cannot be written ({job.storage_path}: {error.strerror})", "Name a folder you may write to.")]
+    return []
+
+
+def check_name(job: TrainJob, paths: RunPaths, resume: bool, overwrite: bool) -> list[Problem]:
+    """May the run start under this name? Also whether a resumed job is still the same job."""
+    record = read_json(paths.record)
+    if record is None:
+        if resume:
+            return [Problem("--resume", f"there is no run '{job.name}' in {job.storage_path}", "Start it without --resume.")]
+        if paths.run.exists() and any(paths.run.iterdir()):
+            return [Problem("name", f"the folder exists and is no run of ours ({paths.run})", "Choose another name.")]
+        return []
+    if resume and overwrite:
+        return [Problem("--overwrite", "excludes --resume", "Give one of them.")]
+    if not resume and not overwrite:
+        state = record.get("status", "unknown")
+        return [Problem("name", f"the run '{job.name}' exists already ({state})", "Add --resume to continue it, --overwrite to replace it, or choose another name.")]
+    return _changes(record["job"], job.model_dump(mode="json", exclude_unset=True)) + _check_checkpoints(paths) if resume else []
+
+
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[Problem]:
+    old, new = flatten(before), flatten(after)
+    changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+    return [
+        Problem(key, f"differs from the run's own value ({new.get(key)!r}, was {old.get(key)!r})", "Resume with the run's value, or start a new run.")
+        for key in changed
+        if key.startswith(_FIXED) and key not in _FREE
+    ]
+
+
+def _check_checkpoints(paths: RunPaths) -> list[Problem]:
+    try:
+        store.find_checkpoint(paths.checkpoints)
+    except CheckpointError as error:
+        return [Problem("--resume", str(error))]
+    return []
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+class RunRecord:
+    """`run.json` of a run that this driver holds the lock of."""
+
+    def __init__(self, paths: RunPaths):
+        self._path = paths.record
+        self.values: dict[str, Any] = read_json(paths.record) or {"created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "drivers": 0}
+
+    def update(self, **values: Any) -> None:
+        self.values |= values
+        write_json(self._path, self.values)
+
+
+@contextlib.contextmanager
+def open_run(paths: RunPaths, overwrite: bool) -> Iterator[RunRecord]:
+    """Take the run's folder for this driver. The lock is the kernel's: it ends with the process, however that ends."""
+    paths.run.mkdir(parents=True, exist_ok=True)
+    with paths.lock.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(Problem("name", f"another driver is writing the run ({paths.run})", "Wait for it, or stop it.")) from None
+        if overwrite:
+            for entry in paths.run.iterdir():
+                if entry != paths.lock:
+                    shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        yield RunRecord(paths)

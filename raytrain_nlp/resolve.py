@@ -1,0 +1,303 @@
+"""Resolve: from a job to what its workers need - files found, tokens prepared, labels known, steps counted.
+
+Everything here runs in the driver, before a worker starts, and tells all problems of one kind at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raytrain_nlp.config import TrainJob
+from raytrain_nlp.config.data import sources_of
+from raytrain_nlp.data.docstrings import build_docstrings, docstrings_fingerprint
+from raytrain_nlp.data.feed import Split, SplitSpec
+from raytrain_nlp.data.plan import PlanSpec
+from raytrain_nlp.data.prepare import QUARANTINE, MapPieces, PrepareSpec, find_tokens, prepare_tokens
+from raytrain_nlp.data.readers import Row, read_rows
+from raytrain_nlp.data.shards import TokenStore
+from raytrain_nlp.data.sources import SourceFile, find_files, split_file
+from raytrain_nlp.errors import InputError, Problem, nearest
+from raytrain_nlp.modeling.tokenizer import cache_tokenizer, check_local_model, load_tokenizer, train_tokenizer
+from raytrain_nlp.paths import cache_dir
+from raytrain_nlp.tasks import build_task
+from raytrain_nlp.tasks.base import CollateContext
+from raytrain_nlp.tasks.text_classification import sorted_labels
+from raytrain_nlp.worker.spec import WorkerSpec
+
+SMALL_BYTES = 32 << 20
+"""Data up to this size are prepared in the driver: starting the cluster's workers for them would take longer."""
+_BUILTIN = "builtin:docstrings"
+_PACKAGES = ("raytrain-nlp", "torch", "transformers", "deepspeed", "ray", "numpy", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of both splits."""
+
+    train: list[SourceFile]
+    validation: list[SourceFile]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(file.size for file in [*self.train, *self.validation])
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What `resolve` found out."""
+
+    spec: WorkerSpec
+    rows: dict[str, int]
+    """Rows used, for each split."""
+    bad_rows: dict[str, int]
+    tokenized_rows: int
+    """Rows tokenized now, not found in the cache."""
+    dropped_rows: int
+    quarantine: list[tuple[str, Path | None, list[dict[str, Any]]]]
+
+
+def find_job_files(job: TrainJob, storage: Path) -> Files:
+    """Find and look into the files of a job: existence, format, columns. No library beyond fsspec and pyarrow is loaded."""
+    problems: list[Problem] = []
+    found: dict[str, list[SourceFile]] = {}
+    for split in ("train", "validation"):
+        where = f"data.{split}"
+        try:
+            specs = [_builtin(spec, split, storage) for spec in sources_of(getattr(job.data, split))]
+            found[split] = find_files(specs, where)
+            problems += _check_columns(found[split], build_task(job.task).required_columns(), where)
+        except InputError as error:
+            problems += error.problems
+    if job.model.name_or_path:
+        problems += _problems_of(lambda: check_local_model(job.model.name_or_path, "model.name_or_path"))
+    if job.model.tokenizer and job.model.tokenizer != "train":
+        problems += _problems_of(lambda: check_local_model(job.model.tokenizer, "model.tokenizer"))
+    if problems:
+        raise InputError(problems)
+    return Files(found["train"], found["validation"])
+
+
+def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, verbose: bool = False) -> Resolved:
+    """Prepare the tokens of a job (or find them prepared) and plan its run. Raises `InputError` for what data and model say."""
+    tokenizer_dir = _tokenizer(job, files, storage)
+    tokenizer = load_tokenizer(str(tokenizer_dir))
+    _check_model(job)
+    prepare = PrepareSpec(job.task, str(tokenizer_dir), tokenizer_dir.name, job.data.max_length, job.data.max_bad_rows)
+    stores: dict[str, TokenStore] = {}
+    tokenized = 0
+    for split, split_files in (("train", files.train), ("validation", files.validation)):
+        if split_files:
+            folder = cache_dir(storage, "tokens") / prepare.key(split_files)
+            fresh = find_tokens(folder) is None
+            stores[split] = TokenStore(prepare_tokens(split_files, prepare, folder, map_pieces, f"data.{split}"))
+            tokenized += stores[split].num_rows if fresh else 0
+    labels = _labels(job, stores["train"])
+    context = _collate_context(tokenizer, labels)
+    train = _split(job, stores["train"], None, context, _train_plan(job, stores["train"].num_rows))
+    validation, unseen = None, []
+    if "validation" in stores:
+        rows_file, unseen = _known_rows(stores["validation"], labels, job.data.max_bad_rows)
+        rows = stores["validation"].num_rows - len(unseen)
+        validation = _split(job, stores["validation"], rows_file, context, _eval_plan(job, rows))
+    plan = Split(train).plan
+    if not plan.steps_per_epoch:
+        raise InputError(
+            Problem("training.dataloader_drop_last", f"drops all {plan.spec.num_rows} rows: less than one global batch", "Lower the batch size or drop it.")
+        )
+    spec = WorkerSpec(
+        job=job.model_dump(mode="json", exclude_unset=True),
+        storage_path=str(storage),
+        name=job.name,
+        tokenizer_dir=str(tokenizer_dir),
+        labels=labels,
+        train=train,
+        validation=validation,
+        steps_per_epoch=plan.steps_per_epoch,
+        total_steps=_total_steps(job, plan.steps_per_epoch),
+        eval_steps=Split(validation).plan.steps_per_epoch if validation else 0,
+        data_fingerprint=_fingerprint(train, validation),
+        versions={name: _version(name) for name in _PACKAGES},
+        verbose=verbose,
+    )
+    return Resolved(
+        spec,
+        rows={split: part.plan.num_rows for split, part in (("train", train), ("validation", validation)) if part},
+        bad_rows={split: found.manifest["bad_rows"] + (len(unseen) if split == "validation" else 0) for split, found in stores.items()},
+        tokenized_rows=tokenized,
+        dropped_rows=plan.dropped_rows,
+        quarantine=[
+            (split, found.folder / QUARANTINE if found.manifest["bad_rows"] else None, unseen if split == "validation" else [])
+            for split, found in stores.items()
+        ],
+    )
+
+
+def write_quarantine(resolved: Resolved, path: Path) -> None:
+    """All rows left out of the run, one JSON object a line: split, source, line, reason, row."""
+    if not any(resolved.bad_rows.values()):
+        return
+    with path.open("w", encoding="utf-8") as out:
+        for split, file, unseen in resolved.quarantine:
+            if file is not None:
+                with file.open(encoding="utf-8") as lines:
+                    out.writelines(json.dumps({"split": split, **json.loads(line)}, ensure_ascii=False) + "\n" for line in lines)
+            out.writelines(json.dumps({"split": split, **row}, ensure_ascii=False) + "\n" for row in unseen)
+
+
+# Files
+
+
+def _builtin(spec: str, split: str, storage: Path) -> str:
+    if spec != _BUILTIN:
+        return spec
+    folder = cache_dir(storage, "sources") / f"docstrings-{docstrings_fingerprint()}"
+    return str(build_docstrings(folder)[split])
+
+
+def _check_columns(files: list[SourceFile], required: list[str], where: str) -> list[Problem]:
+    """Columns that none of the first rows has. A column missing in some rows only is a matter for the quarantine."""
+    problems = []
+    for file in files[:64]:
+        rows = [row.values for row in itertools.islice(read_rows(next(split_file(file))), 50) if isinstance(row, Row)]
+        present = {column for row in rows for column in row}
+        problems += [
+            Problem(where, f"no column '{column}' in {file.path} (columns: {', '.join(sorted(present))})", nearest(column, present) or "Correct the task's columns.")
+            for column in required
+            if rows and column not in present
+        ]
+    return problems
+
+
+def _problems_of(check: Callable[[], None]) -> list[Problem]:
+    try:
+        check()
+    except InputError as error:
+        return error.problems
+    return []
+
+
+# Tokenizer, model, labels
+
+
+def _tokenizer(job: TrainJob, files: Files, storage: Path) -> Path:
+    cache = cache_dir(storage, "tokenizers")
+    if job.model.tokenizer != "train":
+        return cache_tokenizer(job.model, cache)
+    task = build_task(job.task)
+
+    def texts() -> Iterator[str]:
+        for row in itertools.chain.from_iterable(read_rows(piece) for file in files.train for piece in split_file(file)):
+            if isinstance(row, Row) and task.check_row(row.values) is None:
+                yield from (row.values[column] for column in job.task.text_columns)
+
+    key = hashlib.sha256(json.dumps([file.digest for file in files.train] + [job.task.model_dump(mode="json")]).encode()).hexdigest()
+    return train_tokenizer(texts(), job.model.tokenizer_training, key, cache, job.data.max_length)
+
+
+def _check_model(job: TrainJob) -> None:
+    """Does the model exist, and can it do the task? Reads its config only."""
+    from transformers import AutoConfig
+    from transformers.models.auto import modeling_auto
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    where, name = ("model.config.model_type", job.model.config["model_type"]) if job.model.config else ("model.name_or_path", job.model.name_or_path)
+    if job.model.config:
+        model_type = name
+        if model_type not in CONFIG_MAPPING_NAMES:
+            raise InputError(Problem(where, f"unknown model type ({name!r})", nearest(name, CONFIG_MAPPING_NAMES) or "See transformers for the valid types."))
+    else:
+        try:
+            model_type = AutoConfig.from_pretrained(name, revision=job.model.revision, trust_remote_code=job.model.trust_remote_code).model_type
+        except Exception as error:  # hub client, JSON, remote code refused: each is one line for the user
+            raise InputError(Problem(where, f"no model can be loaded ({name}: {str(error).splitlines()[0][:200]})", "Check name, folder and network.")) from None
+    if model_type not in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES and not job.model.trust_remote_code:
+        raise InputError(Problem(where, f"models of type '{model_type}' have no head for {job.task.type}", "Choose another model."))
+
+
+def _labels(job: TrainJob, train: TokenStore) -> list[str]:
+    labels = job.task.label_names or sorted_labels(list(train.manifest["labels"]))
+    if len(labels) < 2:
+        raise InputError(Problem("data.train", f"all labels of column '{job.task.label_column}' are equal ({labels[0]!r})", "Classification needs two labels."))
+    if len(labels) > max(1000, train.num_rows // 2):
+        raise InputError(Problem("task.label_column", f"has {len(labels)} different labels in {train.num_rows} rows", "Name the column with classes."))
+    return labels
+
+
+def _known_rows(store: TokenStore, labels: list[str], max_bad_rows: float) -> tuple[str | None, list[dict[str, Any]]]:
+    """Which rows of a validation split have labels that training knows; the others as quarantine entries."""
+    strange = sorted(set(store.manifest["labels"]) - set(labels))
+    if not strange:
+        return None, []
+    column = store.column("label")
+    known = np.isin(column, labels)
+    unseen = []
+    for row in np.flatnonzero(~known):
+        source, line = store.locate(int(row))
+        unseen.append({"source": source, "line": line, "reason": f"label '{column[row]}' was never seen in training", "row": ""})
+    bad, total = len(unseen) + store.manifest["bad_rows"], store.num_rows + store.manifest["bad_rows"]
+    if bad > (max_bad_rows * total if max_bad_rows < 1 else max_bad_rows):
+        first = unseen[0]
+        what = f"{bad} of {total} rows are bad, more than data.max_bad_rows ({max_bad_rows:g}); e.g. {first['source']}:{first['line']}: {first['reason']}"
+        raise InputError(Problem("data.validation", what, "Mend the rows, or raise data.max_bad_rows."))
+    path = store.folder / f"rows-{hashlib.sha256(json.dumps(labels).encode()).hexdigest()[:16]}.npy"
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    np.save(temporary, np.flatnonzero(known).astype(np.int64))
+    os.replace(temporary, path)
+    return str(path), unseen
+
+
+# Plan
+
+
+def _collate_context(tokenizer: Any, labels: list[str]) -> CollateContext:
+    return CollateContext(tokenizer.pad_token_id, tokenizer.pad_token_type_id, tokenizer.padding_side, list(tokenizer.model_input_names), labels)
+
+
+def _split(job: TrainJob, store: TokenStore, rows_file: str | None, context: CollateContext, plan: PlanSpec) -> SplitSpec:
+    spec = SplitSpec(str(store.folder), rows_file, plan, None, job.task, context)
+    if plan.batch_tokens is None:
+        return spec
+    counts = tuple(int(count) for count in Split(spec).plan.token_counts)
+    return SplitSpec(spec.tokens, spec.rows_file, spec.plan, counts, spec.task, spec.context)
+
+
+def _train_plan(job: TrainJob, rows: int) -> PlanSpec:
+    arguments = job.arguments()
+    seed = arguments.get("data_seed") or arguments["seed"]
+    rows = min(rows, job.data.max_train_rows or rows)
+    strategy, drop_last = arguments["train_sampling_strategy"], arguments.get("dataloader_drop_last", False)
+    return PlanSpec(rows, seed, strategy, job.global_batch_size, job.data.batch_tokens, drop_last)
+
+
+def _eval_plan(job: TrainJob, rows: int) -> PlanSpec:
+    size = job.arguments().get("per_device_eval_batch_size", 8) * job.workers.num_workers
+    return PlanSpec(min(rows, job.data.max_validation_rows or rows), 0, "group_by_length", size)
+
+
+def _total_steps(job: TrainJob, steps_per_epoch: int) -> int:
+    arguments = job.arguments()
+    if arguments.get("max_steps", -1) > 0:
+        return arguments["max_steps"]
+    return int(np.ceil(arguments.get("num_train_epochs", 3.0) * steps_per_epoch))
+
+
+def _fingerprint(train: SplitSpec, validation: SplitSpec | None) -> str:
+    parts: Iterable[Any] = [Path(train.tokens).name, repr(train.plan), train.context.labels, Path(validation.tokens).name if validation else None]
+    return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()[:24]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except Exception:  # the package itself may run from a source tree
+        return "unknown"

@@ -1,0 +1,15 @@
+"""The tasks. A new one is a file here, a line in `_TASKS`, a class in `config/tasks.py`, a job file and a test."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raytrain_nlp.tasks.base import Task
+from raytrain_nlp.tasks.text_classification import TextClassificationTask
+
+_TASKS = {"text-classification": TextClassificationTask}
+
+
+def build_task(config: Any) -> Task:
+    """The task of a job's `task:` section."""
+    return _TASKS[config.type](config)

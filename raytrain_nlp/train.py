@@ -1,0 +1,271 @@
+"""`train`: one run from job to model. The driver's side; the workers' side is `worker/loop.py`."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raytrain_nlp.cluster import check_workers, connect, map_on_cluster, warm_workers, worker_env
+from raytrain_nlp.config import TrainJob, dump_job, load_job
+from raytrain_nlp.config.load import JobSource
+from raytrain_nlp.errors import InputError, RunError
+from raytrain_nlp.paths import RunPaths, read_json
+from raytrain_nlp.record import RunRecord, check_name, check_storage, flatten, open_run
+from raytrain_nlp.tracking.events import EventLog, read_events
+from raytrain_nlp.tracking.tracker import Tracker, redact
+from raytrain_nlp.worker.spec import WorkerSpec
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run."""
+
+    run_dir: str
+    mlflow_run_id: str | None
+    metrics: dict[str, float]
+    checkpoint: str | None
+    model_dir: str
+    global_step: int
+    epoch: float
+    world_size: int
+    rows: dict[str, int] = field(default_factory=dict)
+    """Rows used, for each split."""
+    bad_rows: dict[str, int] = field(default_factory=dict)
+    """Rows in quarantine.jsonl, for each split."""
+    dropped_rows: int = 0
+    """Rows of each epoch that dataloader_drop_last left out."""
+    tokenized_rows: int = 0
+    """Rows tokenized by this run; 0 where all were found prepared."""
+    labels: list[str] = field(default_factory=list)
+    best_step: int | None = None
+    restarts: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Observer:
+    """Told what a run does; the command line shows it, the Python API need not."""
+
+    def stage(self, text: str) -> None:
+        """A stage before training begins."""
+
+    def event(self, event: dict[str, Any]) -> None:
+        """An event of the workers (`tracking.events`)."""
+
+    def progress(self, progress: dict[str, Any]) -> None:
+        """Step, total, epoch, and the last loss and rate."""
+
+    def warn(self, text: str) -> None:
+        """Something the user should know that does not end the run."""
+
+
+def train(job: JobSource, *, overrides: Iterable[str] = (), resume: bool = False, overwrite: bool = False, verbose: bool = False, observer: Observer | None = None) -> TrainResult:
+    """Train a job and return its result.
+
+    Args:
+        job: path of a job file, a dict of its sections, or a `TrainJob`.
+        overrides: `dotted.key=value`, as `--set`.
+        resume: continue the run of this name from its newest good checkpoint.
+        overwrite: delete the run of this name first.
+
+    Raises:
+        InputError: the job, its data or its model are wrong; nothing has been started.
+        RunError: the run failed. What was committed can be resumed.
+    """
+    observer = observer or Observer()
+    job = load_job(job, overrides)
+    storage = Path(job.storage_path).expanduser().resolve()
+    paths = RunPaths(storage, job.name)
+    problems = check_storage(job) + check_workers(job) + check_name(job, paths, resume, overwrite)
+    if problems:
+        raise InputError(problems)
+    if resume and (done := _finished(paths, job, observer)):
+        return done
+    from raytrain_nlp.resolve import SMALL_BYTES, find_job_files, resolve, write_quarantine
+
+    observer.stage("looking at the data")
+    files = find_job_files(job, storage)
+    with _connected(job, verbose) as wait_connected:
+        small = files.total_bytes <= SMALL_BYTES
+        observer.stage("preparing tokens")
+
+        def map_pieces(function: Any, items: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+            if small:
+                return map(function, items)
+            wait_connected()
+            return _counted(map_on_cluster(function, items), len(items), observer)
+
+        resolved = resolve(job, files, storage, map_pieces, verbose)
+        wait_connected()
+        with open_run(paths, overwrite) as record:
+            job_text = dump_job(job)
+            paths.job.write_text(job_text, encoding="utf-8")
+            write_quarantine(resolved, paths.quarantine)
+            record.update(status="running", job=resolved.spec.job, drivers=record.values["drivers"] + 1, data_fingerprint=resolved.spec.data_fingerprint)
+            counts = {"rows": resolved.rows, "bad_rows": resolved.bad_rows, "dropped_rows": resolved.dropped_rows, "tokenized_rows": resolved.tokenized_rows}
+            return _run(job, resolved.spec, paths, record, counts, observer, job_text)
+
+
+def _run(job: TrainJob, spec: WorkerSpec, paths: RunPaths, record: RunRecord, counts: dict[str, Any], observer: Observer, job_text: str) -> TrainResult:
+    """Track, follow and fit; whatever happens, the record and the tracker learn how it ended."""
+    params = {**flatten(job.model_dump(mode="json", exclude_unset=True)), **flatten(job.arguments(), "training.")}
+    if job.tracking.tracking_uri:
+        params["tracking.tracking_uri"] = redact(job.tracking.tracking_uri)
+    EventLog(paths.events).write("log", step=0, metrics=flatten({f"data/{key}": value for key, value in counts.items()}))
+    tracker = Tracker(paths, job.tracking, params, job_text, observer.warn).start()
+    status = "FAILED"
+    try:
+        with _followed(paths, observer):
+            outcome = _fit(job, spec, paths)
+        if "error" in outcome:
+            raise outcome["error"]
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise RunError(f"stopped. Continue with --resume; checkpoints are in {paths.checkpoints}.") from None
+    finally:
+        record.update(status=status.lower())
+        tracker.close(status)
+        record.update(mlflow_run_id=tracker.run_id)
+    restarts = sum(event["kind"] in ("start", "resume") for event, _ in read_events(paths.events)) - 1
+    result = TrainResult(
+        run_dir=str(paths.run), mlflow_run_id=tracker.run_id, model_dir=str(paths.model), labels=spec.labels, restarts=restarts, **outcome["result"], **counts
+    )
+    record.update(result=result.to_dict())
+    return result
+
+
+def _fit(job: TrainJob, spec: WorkerSpec, paths: RunPaths) -> dict[str, Any]:
+    """Ray Train's part: place the workers, run the loop, restart the group after failures."""
+    import ray.train
+    from ray.train.torch import TorchConfig
+
+    from raytrain_nlp.worker.loop import run_worker
+
+    trainer = _trainer_class()(
+        run_worker,
+        train_loop_config={"spec": spec},
+        torch_config=TorchConfig(backend="nccl" if job.workers.use_gpu else "gloo", timeout_s=job.arguments().get("ddp_timeout", 1800)),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=job.workers.num_workers, use_gpu=job.workers.use_gpu, resources_per_worker=dict(job.workers.resources_per_worker)
+        ),
+        run_config=ray.train.RunConfig(
+            # Ray's own snapshot is not ours: nothing is reported to it, and each driver has a folder of its own there
+            name=f"driver-{len(list(paths.ray.glob('*'))) if paths.ray.exists() else 0}",
+            storage_path=str(paths.ray),
+            failure_config=ray.train.FailureConfig(max_failures=job.workers.max_failures),
+            worker_runtime_env=worker_env(),
+        ),
+    )
+    try:
+        return trainer.fit().return_value
+    except ray.train.TrainingFailedError as error:
+        raise RunError(f"{_reason(error)} Logs of all ranks: {paths.logs}. Continue with --resume.") from error
+
+
+def _trainer_class() -> type:
+    """`TorchTrainer`; on a Ray of our own without the actor that frees a dead driver's placement groups: that Ray dies with its driver."""
+    from ray.train.torch import TorchTrainer
+
+    from raytrain_nlp.cluster import owns_ray
+
+    if not owns_ray():
+        return TorchTrainer
+
+    class LocalTorchTrainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            return [callback for callback in super()._create_default_callbacks() if type(callback).__name__ != "PlacementGroupCleanerCallback"]
+
+    return LocalTorchTrainer
+
+
+def _reason(error: BaseException) -> str:
+    """One line from what Ray Train raises: the last line of the first rank's own traceback."""
+    failures = getattr(error, "worker_failures", None) or {}
+    for rank, failure in sorted(failures.items()):
+        lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+        if lines:
+            return f"rank {rank} failed: {lines[-1][:300].rstrip('.')}."
+    return f"{(str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip('.')}."
+
+
+@contextlib.contextmanager
+def _connected(job: TrainJob, verbose: bool) -> Iterator[Callable[[], None]]:
+    """Ray started in a thread, with warm workers, while the driver prepares; yields a function that waits until it is there."""
+    ready, done = threading.Event(), threading.Event()
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            with connect(job, verbose):
+                warm_workers(job)
+                ready.set()
+                done.wait()
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+            failure.append(error)
+        finally:
+            ready.set()
+
+    thread = threading.Thread(target=run, name="ray", daemon=True)
+    thread.start()
+
+    def wait() -> None:
+        ready.wait()
+        if failure:
+            raise failure[0]
+
+    try:
+        yield wait
+    finally:
+        done.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def _followed(paths: RunPaths, observer: Observer) -> Iterator[None]:
+    """Hand the workers' new events and progress to the observer while inside."""
+    stop = threading.Event()
+    offset = paths.events.stat().st_size if paths.events.exists() else 0
+
+    def follow() -> None:
+        nonlocal offset
+        while True:
+            last = stop.wait(0.3)
+            for event, offset in read_events(paths.events, offset):  # noqa: B020 - the offset moves with the events
+                observer.event(event)
+            with contextlib.suppress(Exception):
+                if progress := read_json(paths.run / "progress.json"):
+                    observer.progress(progress)
+            if last:
+                return
+
+    thread = threading.Thread(target=follow, name="follow", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _finished(paths: RunPaths, job: TrainJob, observer: Observer) -> TrainResult | None:
+    """The result of a run that has ended well already; figures its tracker could not take then are sent now."""
+    record = read_json(paths.record) or {}
+    if record.get("status") != "finished" or "result" not in record:
+        return None
+    tracker = Tracker(paths, job.tracking, {}, dump_job(job), observer.warn).start()
+    tracker.close("FINISHED")
+    with open_run(paths, overwrite=False) as run:
+        run.update(mlflow_run_id=tracker.run_id, result={**record["result"], "mlflow_run_id": tracker.run_id})
+    return TrainResult(**{**record["result"], "mlflow_run_id": tracker.run_id})
+
+
+def _counted(results: Iterable[dict[str, Any]], total: int, observer: Observer) -> Iterator[dict[str, Any]]:
+    for number, result in enumerate(results, 1):
+        observer.stage(f"preparing tokens: {number} of {total} parts")
+        yield result

@@ -1,0 +1,65 @@
+"""What happens beside training: figures and progress to the run's files."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import TrainerCallback
+
+from raytrain_nlp.tracking.events import EventLog
+
+_PROGRESS_S = 0.5
+
+
+class EventCallback(TrainerCallback):
+    """On the first rank: every log to the event log, with the machine's load; the step to `progress.json`."""
+
+    def __init__(self, events: EventLog, progress: Path, total_steps: int):
+        self._events, self._progress, self._total_steps = events, progress, total_steps
+        self._shown = 0.0
+        self._last: dict[str, float] = {}
+        self._process = psutil.Process()
+        psutil.cpu_percent()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._events.write("phase", phase="train")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        metrics = {key: value for key, value in (logs or {}).items() if isinstance(value, (int, float))}
+        if "loss" in metrics:
+            metrics |= self._system()
+            self._last = metrics
+        self._events.write("log", step=state.global_step, metrics=metrics)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 1 or not self._shown:
+            self._events.write("phase", phase="first step", step=state.global_step)
+        now = time.monotonic()
+        if now - self._shown >= _PROGRESS_S or state.global_step == self._total_steps:
+            self._shown = now
+            shown = {key: self._last[key] for key in ("loss", "tokens_per_second") if key in self._last}
+            self._write({"step": state.global_step, "total": self._total_steps, "epoch": state.epoch, **shown})
+
+    def _write(self, progress: dict[str, Any]) -> None:
+        temporary = self._progress.with_suffix(".new")
+        temporary.write_text(json.dumps(progress))
+        os.replace(temporary, self._progress)
+
+    def _system(self) -> dict[str, float]:
+        """MLflow's names for system metrics; megabytes and percent, of this node and this process."""
+        memory = psutil.virtual_memory()
+        figures = {
+            "system/cpu_utilization_percentage": psutil.cpu_percent(),
+            "system/system_memory_usage_megabytes": memory.used / 1e6,
+            "system/system_memory_usage_percentage": memory.percent,
+            "system/process_memory_megabytes": self._process.memory_info().rss / 1e6,
+        }
+        if torch.cuda.is_available():
+            figures["system/gpu_memory_peak_megabytes"] = torch.cuda.max_memory_allocated() / 1e6
+        return figures

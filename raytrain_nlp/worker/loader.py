@@ -1,0 +1,159 @@
+"""The stream of a rank as the `DataLoader` that `Trainer` expects: sized, skippable, several epochs long."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
+
+from raytrain_nlp.data.feed import MicroBatch, Split, SplitSpec, stream
+from raytrain_nlp.errors import FeedError
+
+EVAL_CACHE_BYTES = 256 << 20
+
+
+class FeedBatch(dict):
+    """The inputs of one forward, with their place in the plan beside them."""
+
+    micro_batch: MicroBatch
+
+    def __init__(self, tensors: dict[str, Any], micro_batch: MicroBatch | None = None):
+        super().__init__(tensors)
+        if micro_batch is not None:
+            self.micro_batch = micro_batch
+
+
+class _FeedDataset(Dataset):
+    """Micro-batches by number in the epoch, in order only: it is a stream underneath.
+
+    `Trainer` resumes through accelerate's `skip_first_batches`, which skips numbers of the batch sampler, not batches: the
+    stream starts where training resumes, so nothing is read to be thrown away.
+    """
+
+    def __init__(self, batches: Iterator[MicroBatch], per_epoch: int, num_rows: int, position: int):
+        self._batches, self._per_epoch, self.num_rows, self._position = batches, per_epoch, num_rows, position
+        self.wait_s = 0.0
+        """Seconds spent waiting for the stream."""
+
+    def __len__(self) -> int:
+        return self._per_epoch
+
+    def __getitem__(self, index: int) -> FeedBatch:
+        if index != self._position % self._per_epoch:
+            raise FeedError(f"the trainer asked for micro-batch {index}, the feed stands at {self._position % self._per_epoch}.")
+        started = time.perf_counter()
+        micro_batch = next(self._batches, None)
+        self.wait_s += time.perf_counter() - started
+        if micro_batch is None:
+            raise FeedError(f"the feed ended at micro-batch {self._position}.")
+        self._position += 1
+        return FeedBatch(micro_batch.tensors, micro_batch)
+
+
+class TrainLoader(DataLoader):
+    """A rank's training batches from optimizer update `start` on, over all epochs that are left.
+
+    The stream starts at once, in the background: data get ready while the model is being built.
+    """
+
+    def __init__(self, spec: SplitSpec, steps_per_epoch: int, *, start: int, stop: int, world_size: int, rank: int, accumulation: int, cpus: float):
+        batches = stream(spec, start=start, stop=stop, world_size=world_size, rank=rank, accumulation=accumulation, cpus=cpus)
+        self._ahead = _Ahead(_checked(batches, start, accumulation))
+        self.feed = _FeedDataset(iter(self._ahead), steps_per_epoch * accumulation, spec.plan.num_rows, start * accumulation)
+        # a generator of its own: the loader must not draw from the RNG that dropout uses
+        super().__init__(self.feed, batch_sampler=BatchSampler(SequentialSampler(self.feed), 1, False), collate_fn=_single, generator=torch.Generator())
+
+    def close(self) -> None:
+        """End the stream, wherever it stands."""
+        self._ahead.close()
+
+
+class EvalLoader:
+    """A rank's evaluation batches. Small data stay collated between evaluations, large data are streamed again."""
+
+    def __init__(self, spec: SplitSpec, *, steps: int, world_size: int, rank: int, cpus: float):
+        self.dataset = range(spec.plan.num_rows)
+        self._steps = steps
+        self._open = lambda: _checked(stream(spec, start=0, stop=steps, world_size=world_size, rank=rank, cpus=cpus), 0, 1)
+        self._kept: list[MicroBatch] = []
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[FeedBatch]:
+        if len(self._kept) == self._steps:
+            yield from (FeedBatch(micro_batch.tensors, micro_batch) for micro_batch in self._kept)
+            return
+        kept, size = [], 0
+        for micro_batch in self._open():
+            size += sum(tensor.nbytes for tensor in micro_batch.tensors.values())
+            if size <= EVAL_CACHE_BYTES:
+                kept.append(micro_batch)
+            else:
+                kept.clear()
+            yield FeedBatch(micro_batch.tensors, micro_batch)
+        self._kept = kept
+
+
+class _Ahead:
+    """Runs an iterator in a thread, a bounded number of items ahead. Errors come out where the item would have."""
+
+    def __init__(self, items: Iterator[MicroBatch], depth: int = 16):
+        self._items, self._queue, self._closed = items, queue.Queue(depth), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        while True:
+            item = self._queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                return
+            yield item
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join(timeout=30)
+
+    def _run(self) -> None:
+        try:
+            for item in self._items:
+                if not self._put(item):
+                    break
+            self._put(None)
+        except BaseException as error:  # noqa: BLE001 - it is raised in the consumer's thread
+            self._put(error)
+        finally:
+            self._items.close()
+
+    def _put(self, item: Any) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._queue.put(item, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+
+def find_row(spec: SplitSpec) -> Callable[[int], str]:
+    """`row id -> file:line`, for messages."""
+    return Split(spec).locate
+
+
+def _checked(batches: Iterator[MicroBatch], start: int, accumulation: int) -> Iterator[MicroBatch]:
+    """The stream, each batch compared with the place the plan gives it: exact by construction, and made sure of."""
+    for position, micro_batch in enumerate(batches, start * accumulation):
+        if (micro_batch.step, micro_batch.micro) != divmod(position, accumulation):
+            raise FeedError(f"the feed gave step {micro_batch.step}.{micro_batch.micro} where {divmod(position, accumulation)} was due.")
+        yield micro_batch
+
+
+def _single(batches: list[FeedBatch]) -> FeedBatch:
+    return batches[0]

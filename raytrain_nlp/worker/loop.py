@@ -1,0 +1,150 @@
+"""The loop: what runs inside one Ray Train worker, from arguments to export. It reads as the story of a run."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any
+
+from raytrain_nlp.checkpoint import store
+from raytrain_nlp.config import TrainJob, load_job
+from raytrain_nlp.errors import InputError, NonFiniteLossError
+from raytrain_nlp.paths import RunPaths
+from raytrain_nlp.tracking.events import EventLog
+from raytrain_nlp.worker.logs import rank_log
+from raytrain_nlp.worker.spec import WorkerSpec
+
+
+def run_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """Ray Train's `train_loop_per_worker`.
+
+    Returns `{"result": ...}`, or `{"error": ...}` for errors that all ranks see alike and that no restart can mend.
+    """
+    spec: WorkerSpec = config["spec"]
+    paths = RunPaths(spec.storage_path, spec.name)
+    with rank_log(paths.logs, int(os.environ["RANK"])), tempfile.TemporaryDirectory(prefix="raytrain-nlp-") as scratch:
+        try:
+            return {"result": _run(spec, paths, scratch)}
+        except (NonFiniteLossError, InputError) as error:
+            traceback.print_exc()
+            return {"error": error}
+        except BaseException:
+            traceback.print_exc()
+            raise
+
+
+def _run(spec: WorkerSpec, paths: RunPaths, scratch: str) -> dict[str, Any]:
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    events = EventLog(paths.events if rank == 0 else None)
+    events.write("phase", phase="worker")
+    job = load_job(spec.job)
+    checkpoint = _find_checkpoint(paths, events, rank)
+    start = checkpoint.manifest.step if checkpoint else 0
+    _announce(events, start, world_size)
+    loaders = _build_loaders(spec, job, start, world_size, rank)
+    trainer = _build_trainer(spec, job, paths, events, loaders, scratch)
+    events.write("phase", phase="model")
+    trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+    loaders[0].close()
+    result = _finish(trainer, job, paths, world_size)
+    events.write("end", step=trainer.state.global_step)
+    return result
+
+
+def _find_checkpoint(paths: RunPaths, events: EventLog, rank: int) -> store.Checkpoint | None:
+    from raytrain_nlp.worker.collectives import broadcast_object, find_common_checkpoint
+
+    if rank == 0:
+        paths.checkpoints.mkdir(parents=True, exist_ok=True)
+        store.clean_leftovers(paths.checkpoints)
+    broadcast_object(None)  # nobody looks before the leftovers are gone
+    return find_common_checkpoint(paths.checkpoints, lambda line: events.write("notice", text=line))
+
+
+def _announce(events: EventLog, start: int, world_size: int) -> None:
+    from raytrain_nlp.worker.collectives import gather_objects
+
+    pids = gather_objects(os.getpid())
+    events.write("resume" if start else "start", step=start, world_size=world_size, pids=pids)
+
+
+def _build_loaders(spec: WorkerSpec, job: TrainJob, start: int, world_size: int, rank: int) -> tuple[Any, Any]:
+    from raytrain_nlp.worker.loader import EvalLoader, TrainLoader
+
+    common = {"world_size": world_size, "rank": rank, "cpus": job.data.feed_cpus_per_worker}
+    accumulation = job.gradient_accumulation_steps
+    train = TrainLoader(spec.train, spec.steps_per_epoch, start=start, stop=spec.total_steps, accumulation=accumulation, **common)
+    return train, EvalLoader(spec.validation, steps=spec.eval_steps, **common) if spec.validation else None
+
+
+def _build_trainer(spec: WorkerSpec, job: TrainJob, paths: RunPaths, events: EventLog, loaders: tuple[Any, Any], scratch: str) -> Any:
+    from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
+
+    from raytrain_nlp.modeling.model import load_model
+    from raytrain_nlp.modeling.tokenizer import load_tokenizer
+    from raytrain_nlp.tasks import build_task
+    from raytrain_nlp.worker.arguments import apply_deepspeed_environment, build_arguments
+    from raytrain_nlp.worker.callbacks import EventCallback
+    from raytrain_nlp.worker.checkpointer import Checkpointer
+    from raytrain_nlp.worker.loader import find_row
+    from raytrain_nlp.worker.trainer import FeedTrainer
+
+    events.write("phase", phase="imports")
+    if job.deepspeed.zero_stage:
+        apply_deepspeed_environment(job.workers.use_gpu)
+    arguments = build_arguments(job.arguments(), job.deepspeed, job.workers.use_gpu, scratch)
+    tokenizer = load_tokenizer(spec.tokenizer_dir)
+    task = build_task(job.task)
+    set_seed(arguments.seed)  # every rank and every number of workers starts from the same weights
+    model = load_model(job.model, task, spec.labels, tokenizer)
+    callbacks = [EventCallback(events, paths.run / "progress.json", spec.total_steps)] if arguments.process_index == 0 else []
+    if job.early_stopping:
+        callbacks.append(EarlyStoppingCallback(**job.early_stopping.model_dump()))
+    trainer = FeedTrainer(
+        model=model,
+        args=arguments,
+        processing_class=tokenizer,
+        compute_metrics=task.build_metrics(spec.labels),
+        callbacks=callbacks,
+        train_loader=loaders[0],
+        eval_loader=loaders[1],
+        checkpointer=Checkpointer(
+            root=paths.checkpoints,
+            save_total_limit=job.arguments().get("save_total_limit"),
+            zero_stage=job.deepspeed.zero_stage,
+            data_fingerprint=spec.data_fingerprint,
+            versions=spec.versions,
+            keep_best=arguments.load_best_model_at_end,
+            on_commit=lambda step, seconds: events.write("checkpoint", step=step, seconds=round(seconds, 3)),
+        ),
+        locate_row=find_row(spec.train),
+    )
+    trainer.remove_callback(PrinterCallback)
+    set_seed(arguments.seed + arguments.process_index)  # dropout and noise differ between ranks
+    return trainer
+
+
+def _finish(trainer: Any, job: TrainJob, paths: RunPaths, world_size: int) -> dict[str, Any]:
+    """Figures of the weights that are exported, and the export."""
+    from raytrain_nlp.modeling.export import export_model
+
+    state = trainer.state
+    step = state.best_global_step if trainer.args.load_best_model_at_end and state.best_model_checkpoint else state.global_step
+    metrics: dict[str, float] = {}
+    for entry in state.log_history:
+        if any(key.startswith("train_") for key in entry) or (entry["step"] == step and "eval_loss" in entry):
+            metrics |= {key: value for key, value in entry.items() if key.startswith(("train_", "eval_"))}
+    if trainer.eval_dataset is not None and "eval_loss" not in metrics:
+        metrics |= {key: value for key, value in trainer.evaluate().items() if key.startswith("eval_")}
+    export_model(trainer, Path(paths.model))
+    newest = store.list_checkpoints(paths.checkpoints)
+    return {
+        "metrics": metrics,
+        "global_step": state.global_step,
+        "epoch": state.epoch,
+        "best_step": state.best_global_step,
+        "world_size": world_size,
+        "checkpoint": str(newest[-1].path) if newest else None,
+    }

@@ -1,0 +1,29 @@
+"""What the driver hands to each worker: plain values, everything already checked and resolved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from raytrain_nlp.data.feed import SplitSpec
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """One run, as its workers see it."""
+
+    job: dict[str, Any]
+    """The job as `load_job` takes it."""
+    storage_path: str
+    name: str
+    tokenizer_dir: str
+    labels: list[str]
+    train: SplitSpec
+    validation: SplitSpec | None
+    steps_per_epoch: int
+    total_steps: int
+    eval_steps: int
+    """Evaluation batches (on each rank)."""
+    data_fingerprint: str
+    versions: dict[str, str]
+    verbose: bool
