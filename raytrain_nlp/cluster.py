@@ -13,7 +13,17 @@ from raytrain_nlp.config import TrainJob
 from raytrain_nlp.errors import InputError, Problem
 
 _owns_ray = False
-_WORKER_ENV = {"TOKENIZERS_PARALLELISM": "false"}
+_SERVICE_PROCESSES = 4
+"""Processes beside workers and feed: Ray Train's synchronization, autoscaling and statistics actors, and one to spare."""
+_SETTINGS = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of a job mean the driver's directory
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+_LOCAL_SETTINGS = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # no spot notice can come
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end of a short run is seen at once
+}
 
 
 def is_local() -> bool:
@@ -36,9 +46,6 @@ def check_workers(job: TrainJob) -> list[Problem]:
 @contextlib.contextmanager
 def connect(job: TrainJob, verbose: bool = False) -> Iterator[None]:
     """A connected Ray with room for the job; a Ray started here ends here."""
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(job.workers.start_timeout_s))
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths of a job mean the driver's directory
-    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     import ray
 
     if ray.is_initialized():
@@ -48,14 +55,14 @@ def connect(job: TrainJob, verbose: bool = False) -> Iterator[None]:
     global _owns_ray
     local = _owns_ray = is_local()
     quiet: dict[str, Any] = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
-    if local:
-        # no spot notice can come, and a logical CPU is only a number: the feed's are added to the workers'
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        cpus = math.ceil(job.workers.num_workers * (_worker_cpus(job) + job.data.feed_cpus_per_worker))
-        options = {"num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
-        ray.init(**options, **quiet, _system_config={"prestart_worker_first_driver": False, "enable_worker_prestart": False})
-    else:
-        ray.init(address="auto", **quiet)
+    settings = {**_SETTINGS, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(job.workers.start_timeout_s), **(_LOCAL_SETTINGS if local else {})}
+    with _environment(settings):
+        if local:
+            cpus = math.ceil(job.workers.num_workers * (_worker_cpus(job) + job.data.feed_cpus_per_worker))
+            # a logical CPU is only a number; Ray boots one idle process for each, and this run needs these
+            ray.init(num_cpus=max(cpus, os.cpu_count() or 1) + _SERVICE_PROCESSES, include_dashboard=False, **quiet)
+        else:
+            ray.init(address="auto", **quiet)
     try:
         _check_room(job)
         yield
@@ -64,38 +71,44 @@ def connect(job: TrainJob, verbose: bool = False) -> Iterator[None]:
         ray.shutdown()
 
 
+@contextlib.contextmanager
+def _environment(settings: dict[str, str]) -> Iterator[None]:
+    """Environment variables for the processes that start inside; those the user has set stay.
+
+    They are taken back afterwards: Ray Train would give what it finds here to its workers as a runtime environment of
+    their own, and such workers cannot use the processes that are already up. A cluster keeps its own settings.
+    """
+    added = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        if _owns_ray:
+            for name in added:
+                os.environ.pop(name, None)
+
+
 def owns_ray() -> bool:
     """Was the connected Ray started by `connect`?"""
     return _owns_ray
 
 
-def warm_workers(job: TrainJob) -> None:
-    """Boot the worker processes and their imports now, while driver and controller are busy.
+def boot_processes(job: TrainJob) -> None:
+    """Boot what would otherwise boot later, one after the other: two service actors of Ray, and the feed's processes.
 
-    Ray gives an actor an idle process of the same job and runtime environment, so the workers of `fit()` find torch,
-    transformers and DeepSpeed loaded. Only a matter of time: where no idle process fits, Ray boots a new one.
+    Only a matter of time: they get ready while the driver still prepares. A Ray without them changes nothing else.
     """
     import ray
 
-    task = ray.remote(_import_libraries).options(
-        num_cpus=_worker_cpus(job), num_gpus=1 if job.workers.use_gpu else 0, runtime_env=process_env(), scheduling_strategy="SPREAD"
-    )
+    warm = ray.remote(_import_feed).options(num_cpus=job.data.feed_cpus_per_worker, scheduling_strategy="SPREAD")
     for _ in range(job.workers.num_workers):
-        task.remote(job.deepspeed.zero_stage > 0)
+        warm.remote()
+    with contextlib.suppress(ImportError):
+        from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+        from ray.data._internal.stats import get_or_create_stats_actor
 
-
-def worker_env() -> dict[str, Any]:
-    """The runtime environment of the workers, as `RunConfig` takes it."""
-    return {"env_vars": dict(_WORKER_ENV)}
-
-
-def process_env() -> dict[str, Any]:
-    """The same, with what Ray Train adds to it."""
-    try:
-        from ray.train.v2._internal.util import get_env_vars_to_propagate
-    except ImportError:  # a later Ray: warm processes are then not reused, nothing else changes
-        return worker_env()
-    return {"env_vars": {**get_env_vars_to_propagate(), **_WORKER_ENV}}
+        get_or_create_autoscaling_coordinator()
+        get_or_create_stats_actor()
 
 
 def map_on_cluster(function: Callable[[dict[str, Any]], dict[str, Any]], items: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
@@ -110,12 +123,12 @@ def map_on_cluster(function: Callable[[dict[str, Any]], dict[str, Any]], items: 
     return dataset.iter_rows(prefetch_batches=0)
 
 
-def _import_libraries(deepspeed: bool) -> None:
-    import raytrain_nlp.worker.loader
-    import raytrain_nlp.worker.trainer
+def _import_feed() -> None:
+    import time
 
-    if deepspeed:
-        import deepspeed as _  # noqa: F401, F811
+    import raytrain_nlp.data.feed
+
+    time.sleep(0.2)  # long enough that the other tasks get processes of their own
 
 
 def _worker_cpus(job: TrainJob) -> float:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raytrain_nlp.cluster import check_workers, connect, map_on_cluster, warm_workers, worker_env
+from raytrain_nlp.cluster import boot_processes, check_workers, connect, map_on_cluster, owns_ray
 from raytrain_nlp.config import TrainJob, dump_job, load_job
 from raytrain_nlp.config.load import JobSource
 from raytrain_nlp.errors import InputError, RunError
@@ -159,7 +159,6 @@ def _fit(job: TrainJob, spec: WorkerSpec, paths: RunPaths) -> dict[str, Any]:
             name=f"driver-{len(list(paths.ray.glob('*'))) if paths.ray.exists() else 0}",
             storage_path=str(paths.ray),
             failure_config=ray.train.FailureConfig(max_failures=job.workers.max_failures),
-            worker_runtime_env=worker_env(),
         ),
     )
     try:
@@ -169,19 +168,20 @@ def _fit(job: TrainJob, spec: WorkerSpec, paths: RunPaths) -> dict[str, Any]:
 
 
 def _trainer_class() -> type:
-    """`TorchTrainer`; on a Ray of our own without the actor that frees a dead driver's placement groups: that Ray dies with its driver."""
+    """`TorchTrainer` without the actors this run has no use for.
+
+    Data do not come through Ray Train's `datasets=`, so no actor need manage them; and a Ray of our own dies with its
+    driver, so no actor need free its placement groups.
+    """
     from ray.train.torch import TorchTrainer
 
-    from raytrain_nlp.cluster import owns_ray
+    unused = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if owns_ray() else set())
 
-    if not owns_ray():
-        return TorchTrainer
-
-    class LocalTorchTrainer(TorchTrainer):
+    class LeanTorchTrainer(TorchTrainer):
         def _create_default_callbacks(self) -> list[Any]:
-            return [callback for callback in super()._create_default_callbacks() if type(callback).__name__ != "PlacementGroupCleanerCallback"]
+            return [callback for callback in super()._create_default_callbacks() if type(callback).__name__ not in unused]
 
-    return LocalTorchTrainer
+    return LeanTorchTrainer
 
 
 def _reason(error: BaseException) -> str:
@@ -203,7 +203,7 @@ def _connected(job: TrainJob, verbose: bool) -> Iterator[Callable[[], None]]:
     def run() -> None:
         try:
             with connect(job, verbose):
-                warm_workers(job)
+                boot_processes(job)
                 ready.set()
                 done.wait()
         except BaseException as error:  # noqa: BLE001 - raised in the thread that waits

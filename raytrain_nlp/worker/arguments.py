@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from raytrain_nlp.config.cluster import DeepSpeedConfig
@@ -65,9 +66,21 @@ def apply_deepspeed_environment(use_gpu: bool) -> None:
 
     Must run before `from_pretrained`: `deepspeed.zero.Init` otherwise assumes a world of one.
     """
-    import deepspeed
-
+    deepspeed = _import_deepspeed()
     if not use_gpu:
         # only the inference all-reduce uses this op, but its first use would run g++ for over a minute
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", verbose=False)
+
+
+def _import_deepspeed() -> Any:
+    """DeepSpeed without its autotuner's optional `import mlflow`, which costs each worker over a second and is used by none."""
+    absent = "mlflow" not in sys.modules
+    if absent:
+        sys.modules["mlflow"] = None  # an import of it then fails like that of a package that is not installed
+    try:
+        import deepspeed
+    finally:
+        if absent:
+            del sys.modules["mlflow"]
+    return deepspeed
