@@ -12,7 +12,9 @@ from raytrain_nlp.errors import Problem, nearest
 class Section(BaseModel):
     """One section of a job file."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=False, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 def problems_of(error: ValidationError, model: type[BaseModel], root: str = "") -> list[Problem]:
@@ -29,7 +31,9 @@ def _problem(finding: Any, model: type[BaseModel], root: str) -> Problem:
         valid = _field_names(model, location[:-1])
         return Problem(where, "unknown key", nearest(location[-1], valid) or f"Valid keys: {', '.join(sorted(valid))}.")
     if finding["type"] == "missing":
-        return Problem(where, "is missing", "Add it; `raytrain-nlp check --help` shows a job file.")
+        return Problem(where, "is missing", "Add it; jobs/quickstart.yaml is an example.")
+    if location[-1:] == ["[key]"] or finding["type"] == "invalid_key":
+        return Problem(where.removesuffix(".[key]"), f"a key must be text{shown}", "Quote it.")
     if finding["type"] == "union_tag_invalid":
         context = finding["ctx"]
         return Problem(f"{where}.type", f"unknown type ('{context['tag']}')", f"Use one of {context['expected_tags']}.")

@@ -64,6 +64,11 @@ class CheckpointConfig(Section):
     save_total_limit: int | None = Field(None, ge=1)
     """Newest checkpoints kept; the best one is kept besides where load_best_model_at_end asks for it."""
 
+    @field_validator("save_strategy", mode="before")
+    @classmethod
+    def _bare_no(cls, value: object) -> object:
+        return "no" if value is False else value  # YAML reads a bare `no` as false
+
 
 class TrackingConfig(Section):
     """MLflow."""

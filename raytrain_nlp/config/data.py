@@ -32,10 +32,13 @@ class DataConfig(Section):
     feed_cpus_per_worker: float = Field(0.5, gt=0, le=64)
     """Logical CPUs Ray Data may use for each worker's feed (fetching and padding)."""
 
-    @field_validator("train", "validation")
+    @field_validator("train", "validation", mode="before")
     @classmethod
-    def _not_empty(cls, value: Source | None) -> Source | None:
-        if value is not None and (not value or any(not part for part in ([value] if isinstance(value, str) else value))):
+    def _named(cls, value: object) -> object:
+        names = value if isinstance(value, list) else [value]
+        if value is not None and not all(isinstance(name, str) for name in names):
+            raise ValueError("should be a name or a list of names || Name files, folders, globs or hub datasets.")
+        if value is not None and not (names and all(names)):
             raise ValueError("is empty || Name a file, folder, glob or hub dataset.")
         return value
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, field_validator
 
 from raytrain_nlp.config.base import Section
 from raytrain_nlp.config.cluster import CheckpointConfig, DeepSpeedConfig, TrackingConfig, WorkersConfig
@@ -47,6 +48,22 @@ class TrainJob(Section):
     tracking: TrackingConfig = TrackingConfig()
     _training: dict[str, Any] = PrivateAttr(default_factory=dict)
 
+    @field_validator("name")
+    @classmethod
+    def _run_name(cls, value: str) -> str:
+        if wrong := check_run_name(value):
+            raise ValueError(f"is not a run name || Use another: {wrong}.")
+        return value
+
+    @field_validator("storage_path")
+    @classmethod
+    def _folder(cls, value: str) -> str:
+        if "://" in value:
+            raise ValueError("must be a folder all nodes share || Mount the bucket, or use NFS.")
+        if "\0" in value:
+            raise ValueError("has a NUL character || Correct it.")
+        return value
+
     def arguments(self) -> dict[str, Any]:
         """`training:` with this package's defaults and the values of the other sections, as `TrainingArguments` takes them."""
         return dict(self._training)
@@ -69,7 +86,7 @@ class TrainJob(Section):
     def check(self) -> list[Problem]:
         """Everything that can be said of the job without looking at files, data or the cluster; resolves `arguments()`."""
         values, problems = check_training(self.training)
-        problems += self._check_name() + self._check_duplicates(values)
+        problems += self._check_duplicates(values)
         values = self._with_defaults(values)
         problems += _check_batches(self, values) + _check_evaluation(self, values) + _check_precision(self, values)
         if self.data.global_batch_size and "per_device_train_batch_size" not in values:
@@ -81,13 +98,6 @@ class TrainJob(Section):
 
     def _micro_batches_of(self, values: dict[str, Any]) -> int:
         return max(values.get("gradient_accumulation_steps", 1), 1) * self.workers.num_workers
-
-    def _check_name(self) -> list[Problem]:
-        wrong = check_run_name(self.name)
-        problems = [Problem("name", f"is not a run name ({self.name!r})", f"Use another: {wrong}.")] if wrong else []
-        if "://" in self.storage_path:
-            problems.append(Problem("storage_path", f"must be a folder all nodes share ({self.storage_path})", "Mount the bucket, or use NFS."))
-        return problems
 
     def _check_duplicates(self, values: dict[str, Any]) -> list[Problem]:
         problems = [
@@ -153,13 +163,18 @@ def _check_evaluation(job: TrainJob, values: dict[str, Any]) -> list[Problem]:
                     "Make the two strategies equal, or save_strategy: best.",
                 )
             )
-        elif values["save_strategy"] == "steps" and values.get("save_steps", 500) % values["eval_steps"]:
+        elif values["save_strategy"] == "steps" and _remainder(values.get("save_steps", 500), values["eval_steps"]):
             problems.append(
                 Problem(where, f"needs save_steps to be a multiple of eval_steps ({values.get('save_steps', 500)} and {values['eval_steps']})", "Correct one.")
             )
         if values.get("metric_for_best_model") is None:
             values["metric_for_best_model"] = "loss"
     return problems
+
+
+def _remainder(save_steps: float, eval_steps: float) -> Fraction:
+    """Of the division of two numbers of steps, or of two shares of all steps (0.3 is then three times 0.1)."""
+    return Fraction(str(save_steps)) % Fraction(str(eval_steps)) if eval_steps > 0 else Fraction(0)
 
 
 def _check_precision(job: TrainJob, values: dict[str, Any]) -> list[Problem]:

@@ -28,18 +28,17 @@ def load_job(source: JobSource, overrides: Iterable[str] = ()) -> TrainJob:
         values = _copy(source)
     else:
         values = _read(Path(source))
-    for override in overrides:
-        _apply_override(values, override)
+    problems = [problem for override in overrides if (problem := _apply_override(values, override))]
     try:
         job = TrainJob.model_validate(values)
     except ValidationError as error:
-        problems = problems_of(error, TrainJob)
+        problems += problems_of(error, TrainJob)
         if isinstance(values.get("training"), Mapping):  # unknown training keys would else be told only after the others
             from raytrain_nlp.config.training import check_training
 
-            problems += check_training(dict(values["training"]))[1]
+            problems += check_training({key: value for key, value in values["training"].items() if isinstance(key, str)})[1]
         raise InputError(problems) from None
-    problems = job.check()
+    problems += job.check()
     if problems:
         raise InputError(problems)
     return job
@@ -58,11 +57,13 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(Problem(str(path), f"cannot be read ({error})", "A job file is YAML text in UTF-8.")) from None
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise InputError(Problem(f"{path}{line}", f"is not YAML ({getattr(error, 'problem', error)})", "Correct the line.")) from None
+    except (ValueError, RecursionError) as error:  # what YAML takes for a date or number and is none; nesting without end
+        raise InputError(Problem(str(path), f"is not YAML ({error})", "Quote what is meant as text.")) from None
     if not isinstance(values, dict):
         raise InputError(Problem(str(path), "holds no mapping of sections", "Start from jobs/quickstart.yaml."))
     return values
@@ -72,17 +73,33 @@ def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+class _Loader(yaml.SafeLoader):
+    """YAML as it is, except that a key given twice is an error: the last one would win without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.composer.ComposerError(None, None, f"the key '{key.value}' stands there twice", key.start_mark)
+                seen.add(key.value)
+        return node
+
+
+def _apply_override(values: dict[str, Any], override: str) -> Problem | None:
+    """Set one dotted key; returns what is wrong with the override instead, if anything."""
     key, separator, text = override.partition("=")
     parts = key.strip().split(".")
     if not separator or not all(parts):
-        raise InputError(Problem(f"--set {override}", "is not of the form dotted.key=value", "Write e.g. --set training.learning_rate=1e-5."))
+        return Problem(f"--set {override}", "is not of the form dotted.key=value", "Write e.g. --set training.learning_rate=1e-5.")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(Problem(f"--set {override}", "the value is not YAML", "Quote it.")) from None
+        value = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return Problem(f"--set {override}", "the value is not YAML", "Quote it.")
     for part in parts[:-1]:
         if not isinstance(values.get(part), dict):
             values[part] = {}
         values = values[part]
     values[parts[-1]] = value
+    return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,7 +66,11 @@ _OURS = {
     "do_predict": "Remove it.",
     "batch_eval_metrics": "Metrics are computed once over all rows; remove it.",
 }
-_POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "num_train_epochs", "logging_steps")
+_POSITIVE = (
+    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "num_train_epochs",
+    "logging_steps", "eval_steps", "save_steps",
+)  # fmt: skip
+_NOT_NEGATIVE = ("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "adam_epsilon", "neftune_noise_alpha")
 
 
 def check_training(training: dict[str, Any], where: str = "training") -> tuple[dict[str, Any], list[Problem]]:
@@ -88,9 +93,21 @@ def check_training(training: dict[str, Any], where: str = "training") -> tuple[d
             except ValidationError as error:
                 problems.append(Problem(at, f"is wrong ({value!r}): {error.errors()[0]['msg']}", "Correct the value."))
             else:
-                if key in _POSITIVE and values[key] <= 0:
-                    problems.append(Problem(at, f"must be above 0 ({value!r})", "Correct the value."))
+                problems += [Problem(at, f"{wrong} ({value!r})", "Correct the value.")] if (wrong := _wrong_number(key, value, values[key])) else []
     return values, problems
+
+
+def _wrong_number(key: str, given: Any, value: Any) -> str | None:
+    """What is wrong with a number of the right type, or None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    if isinstance(given, bool):
+        return "should be a number"
+    if not math.isfinite(value):
+        return "should be a finite number"
+    if key in _POSITIVE and value <= 0:
+        return "must be above 0"
+    return "must not be below 0" if key in _NOT_NEGATIVE and value < 0 else None
 
 
 @functools.cache

@@ -1,0 +1,55 @@
+"""Fixtures. Integration and fault tests share one local Ray; it is started when the first of them needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import HOOKS
+
+
+@pytest.fixture(scope="session")
+def hooks_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("hooks") / "hooks.json"
+
+
+@pytest.fixture(scope="session")
+def _ray(hooks_file: Path) -> Iterator[None]:
+    """A local Ray with room for three workers and their feed, whose processes load the test hooks."""
+    import ray
+
+    saved = dict(os.environ)
+    os.environ |= {
+        "RAYTRAIN_NLP_TEST_HOOKS": str(hooks_file),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(HOOKS), saved.get("PYTHONPATH")])),
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_TRAIN_METRICS_ENABLED": "0",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    }
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    os.environ.pop("PYTHONPATH")
+    os.environ.update({key: value for key, value in saved.items() if key == "PYTHONPATH"})
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def shared_ray(_ray: None, hooks_file: Path) -> Iterator[Any]:
+    """The shared Ray; call it with what the hooks of this test's workers shall do."""
+    hooks_file.write_text("{}")
+    yield lambda **wanted: hooks_file.write_text(json.dumps(wanted))
+    hooks_file.write_text("{}")
+
+
+@pytest.fixture(scope="session")
+def nlp_data() -> Path:
+    """The folder of real datasets; tests that need it skip where RAYTRAIN_NLP_DATA does not name it."""
+    folder = os.environ.get("RAYTRAIN_NLP_DATA")
+    if not folder:
+        pytest.skip("RAYTRAIN_NLP_DATA is not set")
+    return Path(folder)

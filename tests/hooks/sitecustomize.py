@@ -1,0 +1,111 @@
+"""Test hooks in worker processes: loaded by Python at start wherever tests put this folder on PYTHONPATH.
+
+The product has no switches for tests. What a test wants to see or break is written to the JSON file that the environment
+variable RAYTRAIN_NLP_TEST_HOOKS names, read anew by each process:
+
+    {"record_rows": FOLDER}                                every micro-batch trained: rank, step, row ids
+    {"kill": {"point": NAME, "rank": R, "step": N, "marker": FILE}}   SIGKILL this process there, once (marker)
+    {"nan": {"rank": R, "step": N}}                        a loss that is not a number
+"""
+
+import importlib.abc
+import importlib.util
+import json
+import os
+import signal
+import sys
+
+
+def _wanted():
+    try:
+        with open(os.environ["RAYTRAIN_NLP_TEST_HOOKS"], encoding="utf-8") as file:
+            return json.load(file)
+    except (KeyError, OSError, ValueError):
+        return {}
+
+
+def _kill(point, step):
+    wanted = _wanted().get("kill")
+    if not wanted or wanted["point"] != point or wanted["rank"] != int(os.environ.get("RANK", -1)) or step != wanted["step"]:
+        return
+    try:
+        os.close(os.open(wanted["marker"], os.O_CREAT | os.O_EXCL))  # once, and visible to the process that restarts
+    except FileExistsError:
+        return
+    if wanted.get("parent"):
+        os.kill(wanted["parent"], signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _patch_trainer(module):
+    mixin = module.FeedMixin
+    training_step, finite = mixin.training_step, mixin._check_finite
+
+    def recorded(self, model, inputs, num_items_in_batch=None):
+        batch, wanted = inputs.micro_batch, _wanted()
+        if "record_rows" in wanted:
+            with open(os.path.join(wanted["record_rows"], f"{os.getpid()}.jsonl"), "a", encoding="utf-8") as file:
+                entry = {"rank": int(os.environ["RANK"]), "step": batch.step, "micro": batch.micro, "rows": batch.rows.tolist()}
+                file.write(json.dumps(entry) + "\n")
+        loss = training_step(self, model, inputs, num_items_in_batch)
+        _kill("mid_step", batch.step + 1)
+        return loss
+
+    def poisoned(self, loss, micro_batch):
+        nan = _wanted().get("nan")
+        if nan and nan["rank"] == int(os.environ["RANK"]) and nan["step"] == micro_batch.step + 1:
+            loss = loss * float("nan")
+        return finite(self, loss, micro_batch)
+
+    mixin.training_step, mixin._check_finite = recorded, poisoned
+
+
+def _patch_store(module):
+    describe, commit, retention = module.describe_files, module.commit, module.apply_retention
+
+    def describe_files(folder, paths):
+        _kill("after_stage", int(folder.name.split("-")[1]))
+        return describe(folder, paths)
+
+    def committed(root, staging, manifest):
+        _kill("before_commit", manifest.step)
+        rename = type(staging).rename
+
+        def killed_rename(self, target):
+            _kill("before_rename", manifest.step)
+            return rename(self, target)
+
+        type(staging).rename = killed_rename
+        try:
+            return commit(root, staging, manifest)
+        finally:
+            type(staging).rename = rename
+            _kill("after_commit", manifest.step)
+
+    module.describe_files, module.commit, module.apply_retention = describe_files, committed, retention
+
+
+_PATCHES = {"raytrain_nlp.worker.trainer": _patch_trainer, "raytrain_nlp.checkpoint.store": _patch_store}
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name not in _PATCHES:
+            return None
+        sys.meta_path.remove(self)
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            sys.meta_path.insert(0, self)
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            _PATCHES[name](module)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+if "RAYTRAIN_NLP_TEST_HOOKS" in os.environ:
+    sys.meta_path.insert(0, _AfterImport())

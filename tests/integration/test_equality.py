@@ -1,0 +1,101 @@
+"""Losses and weights equal a single-process Hugging Face `Trainer` fed the same global batches, for every ZeRO stage.
+
+The truth always takes a global batch as one batch: with gradient accumulation transformers 5.23 logs, and clips, the sum of
+the micro-batches' means for models whose loss ignores `num_items_in_batch` (BERT's classifier does), instead of the mean.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import TINY, losses, tiny_job, write_rows
+
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, a tokenizer and a model folder with fixed weights; the plan's global batches come from the plan alone."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast, set_seed
+
+    folder = tmp_path_factory.mktemp("equality")
+    rows = [json.loads(line) for line in write_rows(folder / "train.jsonl", 400).read_text().splitlines()]
+    words = sorted({word for row in rows for word in row["text"].split()})
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=48)
+    set_seed(1)
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**TINY, vocab_size=len(vocabulary), pad_token_id=0, num_labels=2))
+    fast.save_pretrained(folder / "model")
+    model.save_pretrained(folder / "model")
+    return folder
+
+
+def job_of(setting: Path, stage: int, accumulation: int, **training: Any) -> dict[str, Any]:
+    return tiny_job(
+        setting,
+        f"zero{stage}-ga{accumulation}{'-bf16' if training.get('bf16') else ''}",
+        model={"name_or_path": str(setting / "model"), "config": None, "tokenizer": None},
+        deepspeed={"zero_stage": stage},
+        training={
+            "per_device_train_batch_size": 8 // accumulation, "gradient_accumulation_steps": accumulation, "max_steps": STEPS,
+            "weight_decay": 0.1, "max_grad_norm": 0.5, "save_strategy": "no", **training,
+        },
+    )  # fmt: skip
+
+
+def plain_trainer(setting: Path, batches: list[np.ndarray], output: Path) -> tuple[list[float], dict[str, Any]]:
+    """The same 20 updates by Hugging Face's own `Trainer`, in one process."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+
+    tokenizer = AutoTokenizer.from_pretrained(setting / "model")
+    rows = [json.loads(line) for line in (setting / "train.jsonl").read_text().splitlines()]
+    examples = [{**tokenizer(rows[i]["text"], truncation=True, max_length=48), "label": rows[i]["label"]} for batch in batches for i in batch]
+    logged: list[float] = []
+
+    class Log(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if "loss" in logs:
+                logged.append(logs["loss"])
+
+    arguments = TrainingArguments(
+        output_dir=str(output), per_device_train_batch_size=16, max_steps=STEPS,
+        learning_rate=1e-3, weight_decay=0.1, max_grad_norm=0.5, logging_steps=1, save_strategy="no", train_sampling_strategy="sequential",
+        use_cpu=True, report_to=[], disable_tqdm=True,
+    )  # fmt: skip
+    model = AutoModelForSequenceClassification.from_pretrained(setting / "model")
+    trainer = Trainer(model=model, args=arguments, train_dataset=examples, data_collator=DataCollatorWithPadding(tokenizer), callbacks=[Log()])
+    trainer.train()
+    return logged, {name: value.detach() for name, value in model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def truth(setting: Path) -> tuple[list[float], dict[str, Any]]:
+    from raytrain_nlp.data.plan import Plan, PlanSpec
+
+    lengths = np.array([min(len(json.loads(line)["text"].split()), 48) for line in (setting / "train.jsonl").read_text().splitlines()])
+    plan = Plan(PlanSpec(400, 7, "group_by_length", 16), lengths)
+    batches = [plan.at(step)[2] for step in range(STEPS)]
+    return plain_trainer(setting, batches, setting / "plain")
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_first_twenty_losses_and_final_weights(shared_ray: Any, setting: Path, truth: Any, stage: int, accumulation: int) -> None:
+    import raytrain_nlp
+
+    result = raytrain_nlp.train(job_of(setting, stage, accumulation))
+    expected_losses, expected_weights = truth
+    np.testing.assert_allclose(losses(Path(result.run_dir)), expected_losses, atol=1e-4, rtol=0)
+    from transformers import AutoModelForSequenceClassification
+
+    weights = AutoModelForSequenceClassification.from_pretrained(result.model_dir).state_dict()
+    assert weights.keys() == expected_weights.keys()
+    for name, value in expected_weights.items():
+        np.testing.assert_allclose(weights[name].numpy(), value.numpy(), atol=2e-4, rtol=0, err_msg=name)
