@@ -101,7 +101,7 @@ class TrainJob(Section):
 
     def _check_duplicates(self, values: dict[str, Any]) -> list[Problem]:
         problems = [
-            Problem(f"checkpoint.{key}", f"stands under `training` too, with another value ({value!r} and {values[key]!r})", "Keep one.")
+            Problem(f"checkpoint.{key}", f"stands under `training` too, with another value ({value} and {self.training[key]})", "Keep one.")
             for key, value in self.checkpoint.model_dump(exclude_none=True).items()
             if values.get(key, value) != value
         ]
@@ -165,7 +165,7 @@ def _check_evaluation(job: TrainJob, values: dict[str, Any]) -> list[Problem]:
             )
         elif values["save_strategy"] == "steps" and _remainder(values.get("save_steps", 500), values["eval_steps"]):
             problems.append(
-                Problem(where, f"needs save_steps to be a multiple of eval_steps ({values.get('save_steps', 500)} and {values['eval_steps']})", "Correct one.")
+                Problem(where, f"needs save_steps to be a multiple of eval_steps ({values.get('save_steps', 500):g} and {values['eval_steps']:g})", "Correct one.")
             )
         if values.get("metric_for_best_model") is None:
             values["metric_for_best_model"] = "loss"

@@ -107,6 +107,8 @@ def _wrong_number(key: str, given: Any, value: Any) -> str | None:
         return "should be a finite number"
     if key in _POSITIVE and value <= 0:
         return "must be above 0"
+    if key in ("logging_steps", "eval_steps", "save_steps") and value > 1 and value != int(value):
+        return "must be a whole number, or a share of all steps below 1"
     return "must not be below 0" if key in _NOT_NEGATIVE and value < 0 else None
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from raytrain_nlp.data.readers import BadRow, read_rows
+from raytrain_nlp.data.readers import BadRow, Blank, read_rows
 from raytrain_nlp.data.shards import LENGTHS, MANIFEST, write_shard
 from raytrain_nlp.data.sources import Piece, SourceFile, fingerprint_files, split_file
 from raytrain_nlp.errors import InputError, Problem
@@ -137,11 +137,13 @@ def _shard_columns(piece: Piece, task: Any, tokenizer: Any, max_length: int, sum
 
     for row in read_rows(piece):
         summary.lines = row.line + 1
+        if isinstance(row, Blank):
+            continue
         reason = row.reason if isinstance(row, BadRow) else task.check_row(row.values)
         if reason is not None:
             text = row.text if isinstance(row, BadRow) else json.dumps(row.values, ensure_ascii=False, default=str)[:500]
-            with bad_path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(json.dumps({"line": row.line, "reason": reason, "row": text}, ensure_ascii=False) + "\n")
+            with bad_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"line": row.line, "reason": _escaped(reason), "row": _escaped(text)}, ensure_ascii=False) + "\n")
             summary.bad += 1
             summary.bad_file = bad_path.name
             continue
@@ -155,6 +157,11 @@ def _shard_columns(piece: Piece, task: Any, tokenizer: Any, max_length: int, sum
         encode()
     if columns:
         yield columns
+
+
+def _escaped(text: str) -> str:
+    """Text without lone surrogates, which JSON may hold and UTF-8 cannot."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _commit(staging: Path, summaries: list[PieceSummary]) -> dict[str, Any]:

@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from raytrain_nlp.data.sources import Piece, open_source
+from fsspec.spec import AbstractBufferedFile
+
+from raytrain_nlp.data.sources import Piece, open_source, told_if_damaged
 
 MAX_LINE_BYTES = 64 << 20
+_BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,22 @@ class BadRow:
     text: str
 
 
-def read_rows(piece: Piece) -> Iterator[Row | BadRow]:
-    """The rows of a piece in order."""
-    return _READERS[piece.format](piece)
+@dataclass(frozen=True)
+class Blank:
+    """A line without a row; it matters for the numbers of the lines behind it only."""
+
+    line: int
+
+
+def read_rows(piece: Piece) -> Iterator[Row | BadRow | Blank]:
+    """The rows of a piece in order. Raises `InputError` where the file itself is damaged."""
+    with told_if_damaged(piece.path, piece.format):
+        yield from _READERS[piece.format](piece)
 
 
 def _read_lines(piece: Piece) -> Iterator[tuple[int, bytes]]:
     """Numbered lines that start inside the piece: a line belongs to the piece its first byte is in."""
-    with open_source(piece.path) as file:
+    with _buffered(open_source(piece.path)) as file:
         if piece.start:
             file.seek(piece.start - 1)
             file.readline(MAX_LINE_BYTES)
@@ -53,11 +64,14 @@ def _read_lines(piece: Piece) -> Iterator[tuple[int, bytes]]:
             number += 1
 
 
-def _read_jsonl(piece: Piece) -> Iterator[Row | BadRow]:
+def _buffered(file: Any) -> Any:
+    """A file whose `readline` takes a limit, which those of fsspec's remote file systems do not."""
+    return io.BufferedReader(file, _BUFFER_BYTES) if isinstance(file, AbstractBufferedFile) else file
+
+
+def _read_jsonl(piece: Piece) -> Iterator[Row | BadRow | Blank]:
     for number, line in _read_lines(piece):
-        if not line.strip():
-            continue
-        yield _row_of_json(number, line)
+        yield _row_of_json(number, line) if line.strip() else Blank(number)
 
 
 def _row_of_json(number: int, line: bytes) -> Row | BadRow:
@@ -72,35 +86,38 @@ def _row_of_json(number: int, line: bytes) -> Row | BadRow:
     return Row(number, values)
 
 
-def _read_json(piece: Piece) -> Iterator[Row | BadRow]:
+def _read_json(piece: Piece) -> Iterator[Row | BadRow | Blank]:
     """`.json` holds JSON Lines or one array of objects."""
     with open_source(piece.path) as file:
-        first = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+        first = file.read(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if first != b"[":
         yield from _read_jsonl(piece)
         return
     with open_source(piece.path) as file:
         content = file.read()
     try:
-        array = json.loads(content.decode("utf-8"))
-    except ValueError as error:
+        array = json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         yield _bad(0, f"the whole file is not JSON ({error})", content)
         return
     for number, values in enumerate(array):
         yield Row(number, values) if isinstance(values, dict) else _bad(number, "not a JSON object", str(values).encode())
 
 
-def _read_text(piece: Piece) -> Iterator[Row | BadRow]:
+def _read_text(piece: Piece) -> Iterator[Row | BadRow | Blank]:
     for number, line in _read_lines(piece):
-        if line.strip():
-            try:
-                yield Row(number, {"text": line.decode("utf-8")})
-            except UnicodeDecodeError as error:
-                yield _bad(number, f"not UTF-8 at byte {error.start}", line)
+        if not line.strip():
+            yield Blank(number)
+            continue
+        try:
+            yield Row(number, {"text": line.decode("utf-8")})
+        except UnicodeDecodeError as error:
+            yield _bad(number, f"not UTF-8 at byte {error.start}", line)
 
 
 def _separated(delimiter: str) -> Callable[[Piece], Iterator[Row | BadRow]]:
     def read(piece: Piece) -> Iterator[Row | BadRow]:
+        csv.field_size_limit(MAX_LINE_BYTES)  # its default, 128 KiB, is a chapter
         with open_source(piece.path) as file:
             # surrogateescape keeps a bad byte in its row, where it can be told, instead of ending the file
             text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -118,6 +135,9 @@ def _separated(delimiter: str) -> Callable[[Piece], Iterator[Row | BadRow]]:
                     continue
                 if values:
                     yield _row_of_cells(line, header, values)
+                if values and len(values) != len(header):  # a quote left open takes further rows with it: each of them is told
+                    for inside in range(line + 1, rows.line_num):
+                        yield _bad(inside, f"inside the row of line {line + 1}, by a quote left open there", b"")
                 line = rows.line_num
 
     return read
@@ -176,7 +196,7 @@ def _bad(line: int, reason: str, text: bytes) -> BadRow:
     return BadRow(line, reason, text[:500].decode("utf-8", "backslashreplace"))
 
 
-_READERS: dict[str, Callable[[Piece], Iterator[Row | BadRow]]] = {
+_READERS: dict[str, Callable[[Piece], Iterator[Row | BadRow | Blank]]] = {
     "jsonl": _read_jsonl,
     "json": _read_json,
     "text": _read_text,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import pyarrow as pa
 
 from raytrain_nlp.errors import InputError, Problem, nearest
 
@@ -14,6 +18,8 @@ _FORMATS = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
     ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow", ".txt": "text", ".text": "text",
 }  # fmt: skip
+_NO_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+"""What `datasets.save_to_disk` writes beside its Arrow files."""
 _FULL_HASH_BYTES = 256 << 20
 
 
@@ -53,14 +59,16 @@ def find_files(specs: list[str], where: str) -> list[SourceFile]:
 
 def split_file(file: SourceFile) -> Iterator[Piece]:
     """The pieces of a file, in order."""
-    if file.format in ("jsonl", "text") and not file.path.endswith(".gz"):
+    if file.format in ("jsonl", "text") and not file.path.lower().endswith(".gz"):
         for start in range(0, file.size, PIECE_BYTES):
             yield Piece(file.path, file.format, start, min(start + PIECE_BYTES, file.size))
     elif file.format == "parquet":
         import pyarrow.parquet as parquet
 
-        with open_source(file.path) as handle:
+        with told_if_damaged(file.path, file.format), open_source(file.path) as handle:
             metadata = parquet.ParquetFile(handle).metadata
+            if not metadata.num_row_groups:
+                yield Piece(file.path, file.format, 0, 0)
             start, size = 0, 0
             for group in range(metadata.num_row_groups):
                 size += metadata.row_group(group).total_byte_size
@@ -83,6 +91,16 @@ def open_source(path: str, **kwargs: Any) -> Any:
     return fsspec.open(path, "rb", compression="infer", **kwargs).open()
 
 
+@contextlib.contextmanager
+def told_if_damaged(path: str, kind: str) -> Iterator[None]:
+    """A file that is cut off, or not what its suffix says, as `InputError`: what is behind the damage is not skipped without a word."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise InputError(Problem(path, f"cannot be read as {kind} ({type(error).__name__}: {reason})", "Restore the file.")) from error
+
+
 def _files_of(spec: str, where: str) -> list[SourceFile]:
     if spec.startswith("hf://"):
         from raytrain_nlp.data.hub import find_dataset_files
@@ -100,12 +118,12 @@ def _expand(spec: str, where: str) -> list[str]:
     try:
         filesystem, path = fsspec.core.url_to_fs(spec)
         remote = "://" in spec
-        if any(sign in spec for sign in "*?["):
+        if any(sign in spec for sign in "*?[") and (remote or not filesystem.exists(path)):
             found = sorted(name for name in filesystem.glob(path) if filesystem.isfile(name))
             if not found:
                 raise InputError(Problem(where, f"no file matches ({spec})", "Correct the pattern."))
         elif filesystem.isdir(path):
-            found = sorted(name for name in filesystem.find(path) if _format_of(name) and not name.rsplit("/", 1)[-1].startswith((".", "_")))
+            found = sorted(name for name in filesystem.find(path) if _is_data(name.removeprefix(path)))
             if not found:
                 raise InputError(Problem(where, f"the folder has no data file ({spec})", f"Known suffixes: {' '.join(_FORMATS)}."))
         elif filesystem.exists(path):
@@ -129,6 +147,12 @@ def _similar(filesystem: Any, path: str) -> str:
         return ""
 
 
+def _is_data(path: str) -> bool:
+    """Is a file below a folder data: of a known format, neither hidden nor in a hidden folder (.ipynb_checkpoints, _temporary)?"""
+    parts = path.strip("/").split("/")
+    return _format_of(path) is not None and parts[-1] not in _NO_DATA and not any(part.startswith((".", "_")) for part in parts)
+
+
 def _format_of(path: str) -> str | None:
     name = path.lower().removesuffix(".gz")
     return next((kind for suffix, kind in _FORMATS.items() if name.endswith(suffix)), None)
@@ -141,10 +165,10 @@ def _identify(path: str, where: str) -> SourceFile:
     if kind is None:
         raise InputError(Problem(where, f"unknown file format ({path})", f"Known suffixes: {' '.join(_FORMATS)}, also with .gz."))
     filesystem, inner = fsspec.core.url_to_fs(path)
-    info = filesystem.info(inner)
-    if not info["size"]:
-        raise InputError(Problem(where, f"the file is empty ({path})", "Give a file with rows."))
     try:
+        info = filesystem.info(inner)
+        if not info["size"]:
+            raise InputError(Problem(where, f"the file is empty ({path})", "Give a file with rows."))
         return SourceFile(path, kind, info["size"], _digest(filesystem, inner, info))
     except OSError as error:
         raise InputError(Problem(where, f"cannot be read ({path}: {error.strerror or error})", "Check its permissions.")) from None

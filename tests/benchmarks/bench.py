@@ -40,11 +40,12 @@ PEER_ZERO3 = {
 }  # fmt: skip
 
 
-def build_parser(doc: str, steps: int, repeat: int = 3) -> argparse.ArgumentParser:
-    """The flags all benchmarks have."""
+def build_parser(doc: str, steps: int | None, repeat: int = 3) -> argparse.ArgumentParser:
+    """The flags all benchmarks have; `--steps` only where a default is given."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", required=True, type=Path, help="folder of bert-base-uncased's tokenizer")
-    parser.add_argument("--steps", type=int, default=steps, help="optimizer updates of a run (default %(default)s)")
+    if steps is not None:
+        parser.add_argument("--steps", type=int, default=steps, help="optimizer updates of a run (default %(default)s)")
     parser.add_argument("--repeat", type=int, default=repeat, help="repetitions; medians are reported (default %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="worker processes on either side (default %(default)s)")
     parser.add_argument("--batch", type=int, default=8, help="rows of a worker's batch (default %(default)s)")
