@@ -15,8 +15,8 @@ from raytrain_nlp.config.load import JobSource
 from raytrain_nlp.data.feed import Split
 from raytrain_nlp.data.plan import split_batch
 from raytrain_nlp.errors import InputError
+from raytrain_nlp.observer import Observer
 from raytrain_nlp.record import check_storage
-from raytrain_nlp.train import Observer
 
 _SAMPLED_STEPS = 200
 

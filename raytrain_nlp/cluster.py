@@ -23,6 +23,7 @@ _SETTINGS = {
 _LOCAL_SETTINGS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # no spot notice can come
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end of a short run is seen at once
+    "RAY_worker_niceness": "0",  # Ray would run the training itself below everything else on this machine
 }
 
 

@@ -77,7 +77,7 @@ def read_json(path: Path) -> Any:
     """Read JSON; None where there is no such file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(Problem(str(path), f"cannot be read ({error})", "Restore the file, or start again with --overwrite.")) from None

@@ -13,6 +13,7 @@ from typing import Any
 
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.config import TrainJob
+from raytrain_nlp.config.training import check_training
 from raytrain_nlp.errors import CheckpointError, InputError, Problem
 from raytrain_nlp.paths import RunPaths, read_json, write_json
 
@@ -23,19 +24,22 @@ _FREE = ("training.logging_steps", "training.logging_first_step", "data.feed_cpu
 
 def check_storage(job: TrainJob) -> list[Problem]:
     """Can the storage path be written? Leaves nothing behind."""
-    root = Path(job.storage_path)
-    existing = next((path for path in [root, *root.parents] if path.exists()), Path("."))
-    probe = existing / f".raytrain-nlp-{os.getpid()}"
     try:
+        root = Path(job.storage_path).expanduser()
+        existing = next((path for path in [root, *root.parents] if path.exists()), Path("."))
+        probe = existing / f".raytrain-nlp-{os.getpid()}"
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        return [Problem("storage_path", f"cannot be written ({job.storage_path}: {error.strerror})", "Name a folder you may write to.")]
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        return [Problem("storage_path", f"cannot be written ({job.storage_path}: {reason})", "Name a folder you may write to.")]
     return []
 
 
 def check_name(job: TrainJob, paths: RunPaths, resume: bool, overwrite: bool) -> list[Problem]:
     """May the run start under this name? Also whether a resumed job is still the same job."""
+    if overwrite and not resume and paths.record.exists():  # also a damaged one
+        return []
     record = read_json(paths.record)
     if record is None:
         if resume:
@@ -46,13 +50,15 @@ def check_name(job: TrainJob, paths: RunPaths, resume: bool, overwrite: bool) ->
     if resume and overwrite:
         return [Problem("--overwrite", "excludes --resume", "Give one of them.")]
     if not resume and not overwrite:
-        state = record.get("status", "unknown")
+        state = record.get("status", "unknown") if isinstance(record, dict) else "unknown"
         return [Problem("name", f"the run '{job.name}' exists already ({state})", "Add --resume to continue it, --overwrite to replace it, or choose another name.")]
+    if resume and not (isinstance(record, dict) and isinstance(record.get("job"), dict)):
+        return [Problem("--resume", f"the record of the run holds no job ({paths.record})", "Restore it, or start again with --overwrite.")]
     return _changes(record["job"], job.model_dump(mode="json", exclude_unset=True)) + _check_checkpoints(paths) if resume else []
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[Problem]:
-    old, new = flatten(before), flatten(after)
+    old, new = (flatten({**job, "training": check_training(job.get("training", {}))[0]}) for job in (before, after))
     changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
     return [
         Problem(key, f"differs from the run's own value ({new.get(key)!r}, was {old.get(key)!r})", "Resume with the run's value, or start a new run.")

@@ -63,6 +63,8 @@ class Resolved:
     tokenized_rows: int
     """Rows tokenized now, not found in the cache."""
     dropped_rows: int
+    majority_accuracy: float | None
+    """What always answering the most frequent label would score on the validation rows."""
     quarantine: list[tuple[str, Path | None, list[dict[str, Any]]]]
 
 
@@ -135,6 +137,7 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
         bad_rows={split: found.manifest["bad_rows"] + (len(unseen) if split == "validation" else 0) for split, found in stores.items()},
         tokenized_rows=tokenized,
         dropped_rows=plan.dropped_rows,
+        majority_accuracy=_majority(Split(validation)) if validation else None,
         quarantine=[
             (split, found.folder / QUARANTINE if found.manifest["bad_rows"] else None, unseen if split == "validation" else [])
             for split, found in stores.items()
@@ -254,6 +257,11 @@ def _known_rows(store: TokenStore, labels: list[str], max_bad_rows: float) -> tu
     np.save(temporary, np.flatnonzero(known).astype(np.int64))
     os.replace(temporary, path)
     return str(path), unseen
+
+
+def _majority(split: Split) -> float:
+    used = split.store.column("label")[split.store_rows(np.arange(split.plan.spec.num_rows))]
+    return float(np.unique(used, return_counts=True)[1].max() / len(used))
 
 
 # Plan

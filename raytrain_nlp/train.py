@@ -13,6 +13,7 @@ from raytrain_nlp.cluster import boot_processes, check_workers, connect, map_on_
 from raytrain_nlp.config import TrainJob, dump_job, load_job
 from raytrain_nlp.config.load import JobSource
 from raytrain_nlp.errors import InputError, RunError
+from raytrain_nlp.observer import Observer
 from raytrain_nlp.paths import RunPaths, read_json
 from raytrain_nlp.record import RunRecord, check_name, check_storage, flatten, open_run
 from raytrain_nlp.tracking.events import EventLog, read_events
@@ -41,27 +42,13 @@ class TrainResult:
     tokenized_rows: int = 0
     """Rows tokenized by this run; 0 where all were found prepared."""
     labels: list[str] = field(default_factory=list)
+    majority_accuracy: float | None = None
+    """Score of always answering the most frequent label of the validation rows."""
     best_step: int | None = None
     restarts: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-class Observer:
-    """Told what a run does; the command line shows it, the Python API need not."""
-
-    def stage(self, text: str) -> None:
-        """A stage before training begins."""
-
-    def event(self, event: dict[str, Any]) -> None:
-        """An event of the workers (`tracking.events`)."""
-
-    def progress(self, progress: dict[str, Any]) -> None:
-        """Step, total, epoch, and the last loss and rate."""
-
-    def warn(self, text: str) -> None:
-        """Something the user should know that does not end the run."""
 
 
 def train(job: JobSource, *, overrides: Iterable[str] = (), resume: bool = False, overwrite: bool = False, verbose: bool = False, observer: Observer | None = None) -> TrainResult:
@@ -108,6 +95,7 @@ def train(job: JobSource, *, overrides: Iterable[str] = (), resume: bool = False
             write_quarantine(resolved, paths.quarantine)
             record.update(status="running", job=resolved.spec.job, drivers=record.values["drivers"] + 1, data_fingerprint=resolved.spec.data_fingerprint)
             counts = {"rows": resolved.rows, "bad_rows": resolved.bad_rows, "dropped_rows": resolved.dropped_rows, "tokenized_rows": resolved.tokenized_rows}
+            counts["majority_accuracy"] = resolved.majority_accuracy
             return _run(job, resolved.spec, paths, record, counts, observer, job_text)
 
 

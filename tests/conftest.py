@@ -30,6 +30,7 @@ def _ray(hooks_file: Path) -> Iterator[None]:
         "RAY_TRAIN_METRICS_ENABLED": "0",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "RAY_worker_niceness": "0",
     }
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     os.environ.pop("PYTHONPATH")

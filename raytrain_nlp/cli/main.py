@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -39,7 +39,7 @@ def options(version: Annotated[bool, typer.Option("--version", callback=_version
 def main() -> None:
     """0 = done, 1 = the run failed, 2 = the user's input is wrong."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except InputError as error:
         for problem in error.problems:
             print(f"error: {_one_line(problem)}", file=sys.stderr)
@@ -47,12 +47,23 @@ def main() -> None:
     except RunError as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(1)
     except Exception as error:  # a fault of ours, or of the machine: the traceback is for the report
+        if hasattr(error, "format_message"):  # a usage error of typer's
+            _exit_usage(error)
         traceback.print_exc()
         print(f"error: unexpected {type(error).__name__}: {_one_line(error)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _exit_usage(error: Any) -> NoReturn:
+    """A wrong verb, flag or argument as one line like every other; no arguments at all show the help."""
+    if "NoArgs" in type(error).__name__:
+        error.show()
+    else:
+        print(f"error: {_one_line(error.format_message()).rstrip('.')}. Try --help.", file=sys.stderr)
+    sys.exit(2)
 
 
 def _one_line(value: object) -> str:

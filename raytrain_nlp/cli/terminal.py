@@ -11,7 +11,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from raytrain_nlp.train import Observer, TrainResult
+from raytrain_nlp.observer import Observer
+from raytrain_nlp.train import TrainResult
 
 
 class TerminalObserver(Observer):
@@ -20,7 +21,7 @@ class TerminalObserver(Observer):
     _PLAIN_S = 10.0
 
     def __init__(self, verbose: bool):
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self._live = Live(console=self._console, refresh_per_second=4, transient=True) if self._console.is_terminal and not verbose else None
         self._first: tuple[int, float] | None = None
         self._printed = 0.0
@@ -86,7 +87,8 @@ def print_result(result: TrainResult) -> None:
         **({"rows dropped an epoch": str(result.dropped_rows)} if result.dropped_rows else {}),
         **({"best step": str(result.best_step)} if result.best_step else {}),
         **({"restarts": str(result.restarts)} if result.restarts else {}),
-        **{key: f"{value:.4f}" for key, value in sorted(result.metrics.items())},
+        **({"majority_accuracy": f"{result.majority_accuracy:.4f}"} if result.majority_accuracy is not None else {}),
+        **{key: _figure(value) for key, value in sorted(result.metrics.items())},
     }
     _print_table(rows)
 
@@ -100,7 +102,11 @@ def _print_table(rows: dict[str, str]) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in rows.items():
         table.add_row(name, value)
-    Console(soft_wrap=True, highlight=False).print(table)
+    Console(soft_wrap=True, highlight=False, markup=False).print(table)
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4f}" if value != int(value) else str(int(value))
 
 
 def _duration(seconds: float) -> str:

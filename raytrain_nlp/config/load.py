@@ -57,7 +57,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(Problem(str(path), f"cannot be read ({error})", "A job file is YAML text in UTF-8.")) from None
     try:
-        values = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        values = yaml.load(text, _Loader)  # a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -94,7 +94,7 @@ def _apply_override(values: dict[str, Any], override: str) -> Problem | None:
     if not separator or not all(parts):
         return Problem(f"--set {override}", "is not of the form dotted.key=value", "Write e.g. --set training.learning_rate=1e-5.")
     try:
-        value = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        value = yaml.load(text, _Loader)  # a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError):
         return Problem(f"--set {override}", "the value is not YAML", "Quote it.")
     for part in parts[:-1]:

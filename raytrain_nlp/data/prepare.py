@@ -211,8 +211,8 @@ def _check_rows(manifest: dict[str, Any], spec: PrepareSpec, where: str, staging
     total, bad = manifest["rows"] + manifest["bad_rows"], manifest["bad_rows"]
     if not total:
         raise InputError(Problem(where, "has no rows", "Give a file with rows."))
-    allowed = spec.max_bad_rows * total if spec.max_bad_rows < 1 else spec.max_bad_rows
-    if bad > allowed or not manifest["rows"]:
+    too_many = bad / total > spec.max_bad_rows if spec.max_bad_rows < 1 else bad > spec.max_bad_rows
+    if too_many or not manifest["rows"]:
         with (staging / QUARANTINE).open(encoding="utf-8") as file:
             first = json.loads(next(file))
         raise InputError(

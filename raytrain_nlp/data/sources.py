@@ -117,6 +117,7 @@ def _expand(spec: str, where: str) -> list[str]:
 
     try:
         filesystem, path = fsspec.core.url_to_fs(spec)
+        filesystem.invalidate_cache()  # a long-lived process must see what has changed since it listed the store
         remote = "://" in spec
         if any(sign in spec for sign in "*?[") and (remote or not filesystem.exists(path)):
             found = sorted(name for name in filesystem.glob(path) if filesystem.isfile(name))

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import posixpath
+import re
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from raytrain_nlp.config.cluster import TrackingConfig
 from raytrain_nlp.paths import RunPaths, read_json, write_json
@@ -24,6 +27,8 @@ RUN_TAG = "raytrain_nlp.run_uid"
 _BATCH = 500
 _POLL_S = 0.5
 _MAX_BACKOFF_S = 15.0
+_NO_NAME = re.compile(r"[^/\w.\- :]")
+_SECRETS = re.compile(r"((?:password|passwd|pwd|token|secret|api_?key)=)[^&;\s]+", re.I)
 
 
 def default_uri(storage: Path) -> str:
@@ -50,6 +55,7 @@ class Tracker:
         self._client: Any = None
         self._pending: list[dict[str, Any]] = []
         self._closing = threading.Event()
+        self._abandoned = threading.Event()
         self._status: str | None = None
         self._thread = threading.Thread(target=self._run, name="tracker", daemon=True)
 
@@ -69,6 +75,7 @@ class Tracker:
         self._closing.set()
         self._thread.join(self._config.close_timeout_s)
         if self._thread.is_alive() or self._backlog():
+            self._abandoned.set()  # from here on the files may be another tracker's, which sends what is left
             self._warn(f"the tracker ({redact(self.uri)}) does not answer; its figures are kept in {self._paths.events} and are sent by the next --resume.")
             return False
         return True
@@ -82,6 +89,8 @@ class Tracker:
         failures = 0
         while True:
             closing = self._closing.is_set()
+            if self._abandoned.is_set():
+                return
             try:
                 self._ship()
                 if closing:
@@ -91,8 +100,9 @@ class Tracker:
             except Exception as error:  # noqa: BLE001 - whatever a tracker does, training goes on
                 failures += 1
                 self._client = None
-                if failures == 1:
-                    self._warn(f"the tracker ({redact(self.uri)}) fails: {_first_line(error)}. Training goes on, figures are kept and sent later.")
+                if failures == 1 and not self._abandoned.is_set():
+                    reason = self._without_secrets(_first_line(error))[:200]
+                    self._warn(f"the tracker ({redact(self.uri)}) fails: {reason}. Training goes on, figures are kept and sent later.")
             pause = _POLL_S if not failures else min(_POLL_S * 2**failures, _MAX_BACKOFF_S)
             if self._closing.is_set():
                 time.sleep(min(pause, 1.0))
@@ -119,13 +129,18 @@ class Tracker:
         for key, value in event["metrics"].items():
             if isinstance(value, (int, float)) and event["step"] > last_step.get(key, -1):
                 last_step[key] = event["step"]
-                figures.append(Metric(key, float(value), event["time"], event["step"]))
+                figures.append(Metric(_name(key), float(value), event["time"], event["step"]))
         return figures
 
     def _send(self, client: Any, batch: list[Any], offset: int, last_step: dict[str, int]) -> None:
         for start in range(0, len(batch), _BATCH):
             client.log_batch(self.run_id, metrics=batch[start : start + _BATCH])
         self._state.update(offset=offset, last_step=dict(last_step))
+        self._save()
+
+    def _save(self) -> None:
+        if self._abandoned.is_set():
+            raise RuntimeError("abandoned")  # an answer that came too late: what was sent is sent again, with the same time stamps
         write_json(self._paths.tracking, self._state)
 
     def _finish(self) -> None:
@@ -146,7 +161,7 @@ class Tracker:
         client = MlflowClient(tracking_uri=self.uri)
         if self.run_id is None:
             self._state["run_id"] = self._find_or_create_run(client)
-            write_json(self._paths.tracking, self._state)
+            self._save()
         else:
             client.update_run(self.run_id, status="RUNNING")
         self._client = client
@@ -158,14 +173,16 @@ class Tracker:
         experiment = self._experiment(client)
         # a creation that timed out may have succeeded: look for our own mark first
         found = client.search_runs([experiment], filter_string=f"tags.`{RUN_TAG}` = '{self._state['run_uid']}'", max_results=1)
-        tags = {RUN_TAG: self._state["run_uid"], **self._config.tags}
+        tags = {**{_name(key): _text(value) for key, value in self._config.tags.items()}, RUN_TAG: self._state["run_uid"]}
         run_id = found[0].info.run_id if found else client.create_run(experiment, run_name=self._paths.run.name, tags=tags).info.run_id
-        params = [Param(key, str(value)[:500]) for key, value in self._params.items()]
+        known = found[0].data.params if found else {}  # a parameter may not be given another value
+        named = {_name(key): self._without_secrets(_text(value)) for key, value in self._params.items()}
+        params = [Param(key, value[:500]) for key, value in named.items() if key not in known]
         for start in range(0, len(params), 100):
             client.log_batch(run_id, params=params[start : start + 100])
         client.log_batch(run_id, tags=[RunTag("raytrain_nlp.run_dir", str(self._paths.run))])
         with contextlib.suppress(Exception):  # artifacts may live in a store this machine cannot reach; the job is in the run's folder too
-            client.log_text(run_id, self._job_text, "job.yaml")
+            client.log_text(run_id, self._without_secrets(self._job_text), "job.yaml")
         return run_id
 
     def _experiment(self, client: Any) -> str:
@@ -184,11 +201,32 @@ class Tracker:
             return experiment.experiment_id
 
 
+    def _without_secrets(self, text: str) -> str:
+        """A text without what is secret in the tracker's address."""
+        text = text.replace(self.uri, redact(self.uri))
+        with contextlib.suppress(ValueError):
+            for secret in filter(None, [urlsplit(self.uri).password]):
+                text = text.replace(secret, "***").replace(unquote(secret), "***")
+        return _SECRETS.sub(r"\1***", text)
+
+
 def redact(uri: str) -> str:
-    """A URI without the password it may carry."""
+    """A URI without the password it may carry, before the host or as a parameter."""
     scheme, separator, rest = uri.partition("://")
-    credentials, at, host = rest.rpartition("@")
-    return f"{scheme}{separator}***@{host}" if at and separator and credentials else uri
+    _, at, host = rest.rpartition("@")
+    shown = uri if not at or rest.startswith("/") else f"{scheme}{separator}***@{host}"
+    return _SECRETS.sub(r"\1***", shown)
+
+
+def _name(key: str) -> str:
+    """A name MLflow takes: one it refuses (`recall@10`) would hold up all figures behind it for ever."""
+    name = _NO_NAME.sub("_", key)[:250]
+    return name if posixpath.normpath(name) == name and not name.startswith((".", "/")) else name.replace("/", "_").replace(".", "_") or "_"
+
+
+def _text(value: Any) -> str:
+    """Text of at most 5,000 characters that a database takes."""
+    return str(value)[:5000].encode("utf-8", "replace").decode("utf-8")
 
 
 def _quiet_mlflow() -> None:
@@ -199,4 +237,4 @@ def _quiet_mlflow() -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -132,12 +132,18 @@ def loss_logs(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def run_peer(args: argparse.Namespace, folder: Path, train: Path, text_columns: list[str], zero_stage: int, **flags: Any) -> Finished:
-    """Plain Hugging Face `Trainer` under torchrun, same arguments as `build_job`; further flags as keywords."""
+    """Plain Hugging Face `Trainer` under torchrun, same arguments as `build_job`; further flags as keywords.
+
+    `average_tokens_across_devices`, on by default, would multiply the loss of a model that ignores `num_items_in_batch`, as
+    BERT's classifier does, by the number of processes (transformers 5.23). Without it the loss is the true one, and the
+    peer saves a collective a step.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     values = {
         "model": args.tokenizer.resolve(), "config": json.dumps(args.model_config), "train": train, "text_columns": text_columns, "max_length": 128,
         "output_dir": folder / "out", "seed": args.seed, "learning_rate": 5e-5, "per_device_train_batch_size": args.batch, "max_steps": args.steps,
-        "logging_steps": cadence(args.steps)[0], "save_strategy": "no", "use_cpu": True, **flags,
+        "logging_steps": cadence(args.steps)[0], "save_strategy": "no", "use_cpu": True,
+        "average_tokens_across_devices": False, **flags,
     }  # fmt: skip
     if zero_stage:
         values["deepspeed"] = folder / "zero3.json"

@@ -46,11 +46,11 @@ def main() -> None:
 
 def write_batches(args: argparse.Namespace, file: Path) -> int:
     """The plan's first global batches for the peer; returns the rows of the split."""
+    rows = [json.loads(line) for line in bench.mrpc().read_text(encoding="utf-8").splitlines()]
     from transformers import AutoTokenizer
 
     from raytrain_nlp.data.plan import Plan, PlanSpec
 
-    rows = [json.loads(line) for line in bench.mrpc().read_text(encoding="utf-8").splitlines()]
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     encoded = tokenizer(*[[row[column] for row in rows] for column in COLUMNS], truncation=True, max_length=128)["input_ids"]
     size = args.batch * args.workers

@@ -195,7 +195,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(shared_ray: Any, folder: Path, 
 
 def _copy_as_failed(source: Path, target: Path, name: str) -> None:
     """A copy of a finished run that looks like one whose driver died."""
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("ray", "model", "driver.lock", "tracking.json", "events.jsonl"))
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("ray", "model", "driver.lock", "tracking.json"))
     record = json.loads((target / "run.json").read_text())
     record["job"]["name"] = name
     (target / "run.json").write_text(json.dumps({**record, "status": "failed"}))

@@ -99,3 +99,67 @@ def test_first_twenty_losses_and_final_weights(shared_ray: Any, setting: Path, t
     assert weights.keys() == expected_weights.keys()
     for name, value in expected_weights.items():
         np.testing.assert_allclose(weights[name].numpy(), value.numpy(), atol=2e-4, rtol=0, err_msg=name)
+
+
+def test_mrpc_in_small_step_by_step(shared_ray: Any, nlp_data: Path, tmp_path: Path) -> None:
+    """Real sentence pairs with BERT's tokenizer, ZeRO-3: losses, and accuracy and F1 of the evaluation, against plain `Trainer`."""
+    import raytrain_nlp
+    from raytrain_nlp.data.plan import Plan, PlanSpec
+    from sklearn.metrics import accuracy_score, f1_score
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+
+    rows = {}
+    for split, count in (("train", 320), ("validation", 101)):
+        lines = (nlp_data / "mrpc" / f"{split}.jsonl").read_text().splitlines()[:count]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+        rows[split] = [json.loads(line) for line in lines]
+    tokenizer = AutoTokenizer.from_pretrained(nlp_data.parent / "tokenizers" / "bert-base-uncased")
+    AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**{**TINY, "max_position_embeddings": 128}, vocab_size=len(tokenizer))).save_pretrained(
+        tmp_path / "model"
+    )
+    tokenizer.save_pretrained(tmp_path / "model")
+    job = tiny_job(
+        tmp_path,
+        "mrpc",
+        task={"text_columns": ["sentence1", "sentence2"]},
+        model={"name_or_path": str(tmp_path / "model"), "config": None, "tokenizer": None},
+        data={"validation": str(tmp_path / "validation.jsonl"), "max_length": 128},
+        deepspeed={"zero_stage": 3},
+        training={"save_strategy": "no"},
+    )
+    result = raytrain_nlp.train(job)
+
+    def encoded(split: str) -> list[dict[str, Any]]:
+        return [{**tokenizer(row["sentence1"], row["sentence2"], truncation=True, max_length=128), "label": row["label"]} for row in rows[split]]
+
+    examples = encoded("train")
+    plan = Plan(PlanSpec(320, 7, "group_by_length", 16), np.array([len(example["input_ids"]) for example in examples]))
+    logged: list[float] = []
+
+    class Log(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if "loss" in logs:
+                logged.append(logs["loss"])
+
+    def metrics(prediction: Any) -> dict[str, float]:
+        best = prediction.predictions.argmax(-1)
+        return {"accuracy": accuracy_score(prediction.label_ids, best), "f1": f1_score(prediction.label_ids, best)}
+
+    trainer = Trainer(
+        model=AutoModelForSequenceClassification.from_pretrained(tmp_path / "model"),
+        args=TrainingArguments(
+            output_dir=str(tmp_path / "plain"), per_device_train_batch_size=16, num_train_epochs=1, learning_rate=1e-3, logging_steps=1,
+            save_strategy="no", train_sampling_strategy="sequential", use_cpu=True, report_to=[], disable_tqdm=True,
+        ),  # fmt: skip
+        train_dataset=[examples[row] for step in range(plan.steps_per_epoch) for row in plan.at(step)[2]],
+        eval_dataset=encoded("validation"),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_metrics=metrics,
+        callbacks=[Log()],
+    )
+    trainer.train()
+    np.testing.assert_allclose(losses(Path(result.run_dir)), logged, atol=1e-4, rtol=0)
+    expected = trainer.evaluate()
+    assert result.metrics["eval_samples"] == 101
+    assert result.metrics["eval_accuracy"] == pytest.approx(expected["eval_accuracy"]) and result.metrics["eval_f1"] == pytest.approx(expected["eval_f1"])
+    assert result.metrics["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-4)
