@@ -68,7 +68,8 @@ def check(job: JobSource, *, overrides: Iterable[str] = (), observer: Observer |
     problems = check_storage(job) + check_workers(job)
     if problems:
         raise InputError(problems)
-    from raytrain_nlp.resolve import SMALL_BYTES, find_job_files, resolve
+    from raytrain_nlp.inputs import find_job_files
+    from raytrain_nlp.resolve import SMALL_BYTES, resolve
 
     storage = Path(job.storage_path).expanduser().resolve()
     observer.stage("looking at the data")

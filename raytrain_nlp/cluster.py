@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -70,6 +71,38 @@ def connect(job: TrainJob, verbose: bool = False) -> Iterator[None]:
     finally:
         _owns_ray = False
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def connect_ahead(job: TrainJob, verbose: bool) -> Iterator[Callable[[], None]]:
+    """Ray started in a thread, with warm workers, while the driver prepares; yields a function that waits until it is there."""
+    ready, done = threading.Event(), threading.Event()
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            with connect(job, verbose):
+                boot_processes(job)
+                ready.set()
+                done.wait()
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+            failure.append(error)
+        finally:
+            ready.set()
+
+    thread = threading.Thread(target=run, name="ray", daemon=True)
+    thread.start()
+
+    def wait() -> None:
+        ready.wait()
+        if failure:
+            raise failure[0]
+
+    try:
+        yield wait
+    finally:
+        done.set()
+        thread.join()
 
 
 @contextlib.contextmanager

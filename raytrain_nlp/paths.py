@@ -25,6 +25,7 @@ from typing import Any
 
 from raytrain_nlp.errors import InputError, Problem
 
+SECRETS = re.compile(r"((?:password|passwd|pwd|token|secret|api_?key)=)[^&;\s]+", re.I)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -90,3 +91,11 @@ def fsync_dir(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def redact(uri: str) -> str:
+    """A URI without the password it may carry, before the host or as a parameter."""
+    scheme, separator, rest = uri.partition("://")
+    _, at, host = rest.rpartition("@")
+    shown = uri if not at or rest.startswith("/") else f"{scheme}{separator}***@{host}"
+    return SECRETS.sub(r"\1***", shown)

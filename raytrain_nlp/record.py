@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.checkpoint import store
-from raytrain_nlp.config import TrainJob
+from raytrain_nlp.config import TrainJob, public_values
 from raytrain_nlp.config.training import check_training
 from raytrain_nlp.errors import CheckpointError, InputError, Problem
 from raytrain_nlp.paths import RunPaths, read_json, write_json
@@ -54,7 +54,7 @@ def check_name(job: TrainJob, paths: RunPaths, resume: bool, overwrite: bool) ->
         return [Problem("name", f"the run '{job.name}' exists already ({state})", "Add --resume to continue it, --overwrite to replace it, or choose another name.")]
     if resume and not (isinstance(record, dict) and isinstance(record.get("job"), dict)):
         return [Problem("--resume", f"the record of the run holds no job ({paths.record})", "Restore it, or start again with --overwrite.")]
-    return _changes(record["job"], job.model_dump(mode="json", exclude_unset=True)) + _check_checkpoints(paths) if resume else []
+    return _changes(record["job"], public_values(job)) + _check_checkpoints(paths) if resume else []
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[Problem]:
@@ -73,6 +73,14 @@ def _check_checkpoints(paths: RunPaths) -> list[Problem]:
     except CheckpointError as error:
         return [Problem("--resume", str(error))]
     return []
+
+
+def check_data(record: RunRecord, fingerprint: str) -> None:
+    """Are the rows, their tokens and the plan still those the run began with? Raises `InputError` where they are not."""
+    before = record.values.get("data_fingerprint", fingerprint)
+    if before != fingerprint:
+        what = "the data, the tokenizer or their libraries have changed since the run began"
+        raise InputError(Problem("--resume", what, "Bring back what it began with, or start a new run."))
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,17 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from raytrain_nlp.config import TrainJob
-from raytrain_nlp.config.data import sources_of
-from raytrain_nlp.data.docstrings import build_docstrings, docstrings_fingerprint
+from raytrain_nlp.config import TrainJob, public_values
 from raytrain_nlp.data.feed import Split, SplitSpec
 from raytrain_nlp.data.plan import PlanSpec
 from raytrain_nlp.data.prepare import QUARANTINE, MapPieces, PrepareSpec, find_tokens, prepare_tokens
 from raytrain_nlp.data.readers import Row, read_rows
 from raytrain_nlp.data.shards import TokenStore
-from raytrain_nlp.data.sources import SourceFile, find_files, split_file
+from raytrain_nlp.data.sources import split_file
 from raytrain_nlp.errors import InputError, Problem, nearest
-from raytrain_nlp.modeling.tokenizer import cache_tokenizer, check_local_model, load_tokenizer, train_tokenizer
+from raytrain_nlp.inputs import Files
+from raytrain_nlp.modeling.tokenizer import cache_tokenizer, load_tokenizer, train_tokenizer
 from raytrain_nlp.paths import cache_dir
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import CollateContext
@@ -36,20 +35,7 @@ from raytrain_nlp.worker.spec import WorkerSpec
 
 SMALL_BYTES = 32 << 20
 """Data up to this size are prepared in the driver: starting the cluster's workers for them would take longer."""
-_BUILTIN = "builtin:docstrings"
 _PACKAGES = ("raytrain-nlp", "torch", "transformers", "deepspeed", "ray", "numpy", "tokenizers")
-
-
-@dataclass(frozen=True)
-class Files:
-    """The files of both splits."""
-
-    train: list[SourceFile]
-    validation: list[SourceFile]
-
-    @property
-    def total_bytes(self) -> int:
-        return sum(file.size for file in [*self.train, *self.validation])
 
 
 @dataclass(frozen=True)
@@ -66,27 +52,6 @@ class Resolved:
     majority_accuracy: float | None
     """What always answering the most frequent label would score on the validation rows."""
     quarantine: list[tuple[str, Path | None, list[dict[str, Any]]]]
-
-
-def find_job_files(job: TrainJob, storage: Path) -> Files:
-    """Find and look into the files of a job: existence, format, columns. No library beyond fsspec and pyarrow is loaded."""
-    problems: list[Problem] = []
-    found: dict[str, list[SourceFile]] = {}
-    for split in ("train", "validation"):
-        where = f"data.{split}"
-        try:
-            specs = [_builtin(spec, split, storage) for spec in sources_of(getattr(job.data, split))]
-            found[split] = find_files(specs, where)
-            problems += _check_columns(found[split], build_task(job.task).required_columns(), where)
-        except InputError as error:
-            problems += error.problems
-    if job.model.name_or_path:
-        problems += _problems_of(lambda: check_local_model(job.model.name_or_path, "model.name_or_path"))
-    if job.model.tokenizer and job.model.tokenizer != "train":
-        problems += _problems_of(lambda: check_local_model(job.model.tokenizer, "model.tokenizer"))
-    if problems:
-        raise InputError(problems)
-    return Files(found["train"], found["validation"])
 
 
 def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, verbose: bool = False) -> Resolved:
@@ -117,7 +82,7 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
             Problem("training.dataloader_drop_last", f"drops all {plan.spec.num_rows} rows: less than one global batch", "Lower the batch size or drop it.")
         )
     spec = WorkerSpec(
-        job=job.model_dump(mode="json", exclude_unset=True),
+        job=public_values(job),
         storage_path=str(storage),
         name=job.name,
         tokenizer_dir=str(tokenizer_dir),
@@ -155,38 +120,6 @@ def write_quarantine(resolved: Resolved, path: Path) -> None:
                 with file.open(encoding="utf-8") as lines:
                     out.writelines(json.dumps({"split": split, **json.loads(line)}, ensure_ascii=False) + "\n" for line in lines)
             out.writelines(json.dumps({"split": split, **row}, ensure_ascii=False) + "\n" for row in unseen)
-
-
-# Files
-
-
-def _builtin(spec: str, split: str, storage: Path) -> str:
-    if spec != _BUILTIN:
-        return spec
-    folder = cache_dir(storage, "sources") / f"docstrings-{docstrings_fingerprint()}"
-    return str(build_docstrings(folder)[split])
-
-
-def _check_columns(files: list[SourceFile], required: list[str], where: str) -> list[Problem]:
-    """Columns that none of the first rows has. A column missing in some rows only is a matter for the quarantine."""
-    problems = []
-    for file in files[:64]:
-        rows = [row.values for row in itertools.islice(read_rows(next(split_file(file))), 50) if isinstance(row, Row)]
-        present = {column for row in rows for column in row}
-        problems += [
-            Problem(where, f"no column '{column}' in {file.path} (columns: {', '.join(sorted(present))})", nearest(column, present) or "Correct the task's columns.")
-            for column in required
-            if rows and column not in present
-        ]
-    return problems
-
-
-def _problems_of(check: Callable[[], None]) -> list[Problem]:
-    try:
-        check()
-    except InputError as error:
-        return error.problems
-    return []
 
 
 # Tokenizer, model, labels
@@ -260,8 +193,10 @@ def _known_rows(store: TokenStore, labels: list[str], max_bad_rows: float) -> tu
 
 
 def _majority(split: Split) -> float:
-    used = split.store.column("label")[split.store_rows(np.arange(split.plan.spec.num_rows))]
-    return float(np.unique(used, return_counts=True)[1].max() / len(used))
+    """Counted shard by shard: validation data may be large."""
+    counts = split.store.value_counts("label", None if split.spec.rows_file else split.plan.spec.num_rows)
+    known = [count for label, count in counts.items() if label in split.spec.context.label_ids]
+    return max(known) / sum(known)
 
 
 # Plan

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raytrain_nlp.cluster import boot_processes, check_workers, connect, map_on_cluster, owns_ray
-from raytrain_nlp.config import TrainJob, dump_job, load_job
+from raytrain_nlp.cluster import check_workers, connect_ahead, map_on_cluster, owns_ray
+from raytrain_nlp.config import TrainJob, dump_job, load_job, public_values
 from raytrain_nlp.config.load import JobSource
 from raytrain_nlp.errors import InputError, RunError
-from raytrain_nlp.observer import Observer
+from raytrain_nlp.observer import Observer, followed
 from raytrain_nlp.paths import RunPaths, read_json
-from raytrain_nlp.record import RunRecord, check_name, check_storage, flatten, open_run
+from raytrain_nlp.record import RunRecord, check_data, check_name, check_storage, flatten, open_run
 from raytrain_nlp.tracking.events import EventLog, read_events
-from raytrain_nlp.tracking.tracker import Tracker, redact
+from raytrain_nlp.tracking.tracker import Tracker
 from raytrain_nlp.worker.spec import WorkerSpec
 
 
@@ -51,7 +49,15 @@ class TrainResult:
         return asdict(self)
 
 
-def train(job: JobSource, *, overrides: Iterable[str] = (), resume: bool = False, overwrite: bool = False, verbose: bool = False, observer: Observer | None = None) -> TrainResult:
+def train(
+    job: JobSource,
+    *,
+    overrides: Iterable[str] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+    verbose: bool = False,
+    observer: Observer | None = None,
+) -> TrainResult:
     """Train a job and return its result.
 
     Args:
@@ -73,11 +79,12 @@ def train(job: JobSource, *, overrides: Iterable[str] = (), resume: bool = False
         raise InputError(problems)
     if resume and (done := _finished(paths, job, observer)):
         return done
-    from raytrain_nlp.resolve import SMALL_BYTES, find_job_files, resolve, write_quarantine
+    from raytrain_nlp.inputs import find_job_files
+    from raytrain_nlp.resolve import SMALL_BYTES, resolve, write_quarantine
 
     observer.stage("looking at the data")
     files = find_job_files(job, storage)
-    with _connected(job, verbose) as wait_connected:
+    with connect_ahead(job, verbose) as wait_connected:
         small = files.total_bytes <= SMALL_BYTES
         observer.stage("preparing tokens")
 
@@ -90,6 +97,8 @@ def train(job: JobSource, *, overrides: Iterable[str] = (), resume: bool = False
         resolved = resolve(job, files, storage, map_pieces, verbose)
         wait_connected()
         with open_run(paths, overwrite) as record:
+            if resume:
+                check_data(record, resolved.spec.data_fingerprint)
             job_text = dump_job(job)
             paths.job.write_text(job_text, encoding="utf-8")
             write_quarantine(resolved, paths.quarantine)
@@ -101,14 +110,12 @@ def train(job: JobSource, *, overrides: Iterable[str] = (), resume: bool = False
 
 def _run(job: TrainJob, spec: WorkerSpec, paths: RunPaths, record: RunRecord, counts: dict[str, Any], observer: Observer, job_text: str) -> TrainResult:
     """Track, follow and fit; whatever happens, the record and the tracker learn how it ended."""
-    params = {**flatten(job.model_dump(mode="json", exclude_unset=True)), **flatten(job.arguments(), "training.")}
-    if job.tracking.tracking_uri:
-        params["tracking.tracking_uri"] = redact(job.tracking.tracking_uri)
+    params = {**flatten(public_values(job)), **flatten(job.arguments(), "training.")}
     EventLog(paths.events).write("log", step=0, metrics=flatten({f"data/{key}": value for key, value in counts.items()}))
     tracker = Tracker(paths, job.tracking, params, job_text, observer.warn).start()
     status = "FAILED"
     try:
-        with _followed(paths, observer):
+        with followed(paths, observer):
             outcome = _fit(job, spec, paths)
         if "error" in outcome:
             raise outcome["error"]
@@ -180,65 +187,6 @@ def _reason(error: BaseException) -> str:
         if lines:
             return f"rank {rank} failed: {lines[-1][:300].rstrip('.')}."
     return f"{(str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip('.')}."
-
-
-@contextlib.contextmanager
-def _connected(job: TrainJob, verbose: bool) -> Iterator[Callable[[], None]]:
-    """Ray started in a thread, with warm workers, while the driver prepares; yields a function that waits until it is there."""
-    ready, done = threading.Event(), threading.Event()
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            with connect(job, verbose):
-                boot_processes(job)
-                ready.set()
-                done.wait()
-        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
-            failure.append(error)
-        finally:
-            ready.set()
-
-    thread = threading.Thread(target=run, name="ray", daemon=True)
-    thread.start()
-
-    def wait() -> None:
-        ready.wait()
-        if failure:
-            raise failure[0]
-
-    try:
-        yield wait
-    finally:
-        done.set()
-        thread.join()
-
-
-@contextlib.contextmanager
-def _followed(paths: RunPaths, observer: Observer) -> Iterator[None]:
-    """Hand the workers' new events and progress to the observer while inside."""
-    stop = threading.Event()
-    offset = paths.events.stat().st_size if paths.events.exists() else 0
-
-    def follow() -> None:
-        nonlocal offset
-        while True:
-            last = stop.wait(0.3)
-            for event, offset in read_events(paths.events, offset):  # noqa: B020 - the offset moves with the events
-                observer.event(event)
-            with contextlib.suppress(Exception):
-                if progress := read_json(paths.run / "progress.json"):
-                    observer.progress(progress)
-            if last:
-                return
-
-    thread = threading.Thread(target=follow, name="follow", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _finished(paths: RunPaths, job: TrainJob, observer: Observer) -> TrainResult | None:

@@ -62,7 +62,8 @@ def _exit_usage(error: Any) -> NoReturn:
     if "NoArgs" in type(error).__name__:
         error.show()
     else:
-        print(f"error: {_one_line(error.format_message()).rstrip('.')}. Try --help.", file=sys.stderr)
+        text = _one_line(error.format_message())
+        print(f"error: {text}{'' if text.endswith(('?', '.')) else '.'} Try --help.", file=sys.stderr)
     sys.exit(2)
 
 

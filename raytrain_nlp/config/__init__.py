@@ -1,6 +1,6 @@
 """The job file. `load_job` is the way in."""
 
 from raytrain_nlp.config.job import TrainJob
-from raytrain_nlp.config.load import dump_job, load_job
+from raytrain_nlp.config.load import dump_job, load_job, public_values
 
-__all__ = ["TrainJob", "dump_job", "load_job"]
+__all__ = ["TrainJob", "dump_job", "load_job", "public_values"]

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from raytrain_nlp.config.base import problems_of
 from raytrain_nlp.config.job import TrainJob
 from raytrain_nlp.errors import InputError, Problem
+from raytrain_nlp.paths import redact
 
 JobSource = str | Path | Mapping[str, Any] | TrainJob
 
@@ -44,9 +45,17 @@ def load_job(source: JobSource, overrides: Iterable[str] = ()) -> TrainJob:
     return job
 
 
+def public_values(job: TrainJob) -> dict[str, Any]:
+    """The job as plain values that may be kept, logged and sent: no password in them."""
+    values = job.model_dump(mode="json", exclude_unset=True)
+    if job.tracking.tracking_uri:
+        values["tracking"]["tracking_uri"] = redact(job.tracking.tracking_uri)
+    return values
+
+
 def dump_job(job: TrainJob) -> str:
-    """The job as YAML that `load_job` reads back to an equal job."""
-    return yaml.safe_dump(job.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
+    """The job as YAML that `load_job` reads back to an equal job (but for passwords, which are left out)."""
+    return yaml.safe_dump(public_values(job), sort_keys=False, allow_unicode=True)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -61,6 +61,8 @@ _OURS = {
     "average_tokens_across_devices": "Losses are always averaged over the global batch; remove it.",
     "logging_nan_inf_filter": "A loss that is not finite always stops the run; remove it.",
     "push_to_hub": "Push `model/` yourself; a run needs no hub token.",
+    "hub_token": "Secrets do not belong in a job file; set HF_TOKEN in the environment.",
+    "include_for_metrics": "The metrics of a task read predictions and labels only; remove it.",
     "do_train": "`raytrain-nlp train` trains; remove it.",
     "do_eval": "Give data.validation and eval_strategy.",
     "do_predict": "Remove it.",

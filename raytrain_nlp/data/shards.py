@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import functools
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 MANIFEST = "manifest.json"
 LENGTHS = "lengths.npy"
@@ -67,6 +69,15 @@ class TokenStore:
     def column(self, name: str) -> np.ndarray:
         """One non-token column of all rows, e.g. all labels."""
         return np.concatenate([self._shard(i)[name].to_numpy(zero_copy_only=False) for i in range(len(self._starts) - 1)])
+
+    def value_counts(self, name: str, num_rows: int | None = None) -> Counter[Any]:
+        """How often each value of a non-token column occurs in the first `num_rows` rows."""
+        counts: Counter[Any] = Counter()
+        for index, start in enumerate(self._starts[:-1]):
+            if num_rows is None or start < num_rows:
+                part = self._shard(index)[name].slice(0, None if num_rows is None else num_rows - int(start))
+                counts.update({entry["values"].as_py(): entry["counts"].as_py() for entry in pc.value_counts(part)})
+        return counts
 
     def _shard(self, index: int) -> dict[str, Any]:
         if index not in self._shards:

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from raytrain_nlp.config.cluster import TrackingConfig
-from raytrain_nlp.paths import RunPaths, read_json, write_json
+from raytrain_nlp.paths import SECRETS, RunPaths, read_json, redact, write_json
 from raytrain_nlp.tracking.events import read_events
 
 RUN_TAG = "raytrain_nlp.run_uid"
@@ -28,7 +28,6 @@ _BATCH = 500
 _POLL_S = 0.5
 _MAX_BACKOFF_S = 15.0
 _NO_NAME = re.compile(r"[^/\w.\- :]")
-_SECRETS = re.compile(r"((?:password|passwd|pwd|token|secret|api_?key)=)[^&;\s]+", re.I)
 
 
 def default_uri(storage: Path) -> str:
@@ -200,22 +199,13 @@ class Tracker:
                 raise
             return experiment.experiment_id
 
-
     def _without_secrets(self, text: str) -> str:
         """A text without what is secret in the tracker's address."""
         text = text.replace(self.uri, redact(self.uri))
         with contextlib.suppress(ValueError):
             for secret in filter(None, [urlsplit(self.uri).password]):
                 text = text.replace(secret, "***").replace(unquote(secret), "***")
-        return _SECRETS.sub(r"\1***", text)
-
-
-def redact(uri: str) -> str:
-    """A URI without the password it may carry, before the host or as a parameter."""
-    scheme, separator, rest = uri.partition("://")
-    _, at, host = rest.rpartition("@")
-    shown = uri if not at or rest.startswith("/") else f"{scheme}{separator}***@{host}"
-    return _SECRETS.sub(r"\1***", shown)
+        return SECRETS.sub(r"\1***", text)
 
 
 def _name(key: str) -> str:

@@ -42,6 +42,8 @@ def _run(spec: WorkerSpec, paths: RunPaths, scratch: str) -> dict[str, Any]:
     job = load_job(spec.job)
     checkpoint = _find_checkpoint(paths, events, rank)
     start = checkpoint.manifest.step if checkpoint else 0
+    if checkpoint and checkpoint.manifest.versions != spec.versions:
+        events.write("notice", text=f"{checkpoint.path.name} was written with other versions: {_differences(checkpoint.manifest.versions, spec.versions)}.")
     _announce(events, start, world_size)
     loaders = _build_loaders(spec, job, start, world_size, rank)
     trainer = _build_trainer(spec, job, paths, events, loaders, scratch)
@@ -61,6 +63,10 @@ def _find_checkpoint(paths: RunPaths, events: EventLog, rank: int) -> store.Chec
         store.clean_leftovers(paths.checkpoints)
     broadcast_object(None)  # nobody looks before the leftovers are gone
     return find_common_checkpoint(paths.checkpoints, lambda line: events.write("notice", text=line))
+
+
+def _differences(before: dict[str, str], now: dict[str, str]) -> str:
+    return ", ".join(f"{name} {before.get(name)} (now {now.get(name)})" for name in sorted({*before, *now}) if before.get(name) != now.get(name))
 
 
 def _announce(events: EventLog, start: int, world_size: int) -> None:

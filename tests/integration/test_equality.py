@@ -163,3 +163,14 @@ def test_mrpc_in_small_step_by_step(shared_ray: Any, nlp_data: Path, tmp_path: P
     assert result.metrics["eval_samples"] == 101
     assert result.metrics["eval_accuracy"] == pytest.approx(expected["eval_accuracy"]) and result.metrics["eval_f1"] == pytest.approx(expected["eval_f1"])
     assert result.metrics["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize(("training", "tolerance"), [({}, 1e-4), ({"bf16": True}, 0.02)])
+def test_offload_and_gradient_checkpointing_change_no_loss(shared_ray: Any, setting: Path, truth: Any, training: dict[str, Any], tolerance: float) -> None:
+    """ZeRO-3 with optimizer and parameters in CPU memory and activations recomputed; bf16 to its own precision."""
+    import raytrain_nlp
+
+    job = job_of(setting, 3, 1, gradient_checkpointing=True, **training)
+    job |= {"name": f"{job['name']}-offload", "deepspeed": {"zero_stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu"}}
+    result = raytrain_nlp.train(job)
+    np.testing.assert_allclose(losses(Path(result.run_dir)), truth[0], atol=tolerance, rtol=0)

@@ -16,6 +16,7 @@ LAYERS = [
     {"cli"},
     {"train", "check"},
     {"resolve", "cluster", "record", "observer"},
+    {"inputs"},
     {"worker"},
     {"data"},
     {"modeling", "checkpoint", "tracking"},

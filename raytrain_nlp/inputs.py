@@ -1,0 +1,83 @@
+"""Inputs: the files a job names, looked into before anything heavy is loaded; all problems at once."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from raytrain_nlp.config import TrainJob
+from raytrain_nlp.config.data import sources_of
+from raytrain_nlp.data.docstrings import build_docstrings, docstrings_fingerprint
+from raytrain_nlp.data.readers import Row, read_rows
+from raytrain_nlp.data.sources import SourceFile, find_files, split_file
+from raytrain_nlp.errors import InputError, Problem, nearest
+from raytrain_nlp.modeling.tokenizer import check_local_model
+from raytrain_nlp.paths import cache_dir
+from raytrain_nlp.tasks import build_task
+
+_BUILTIN = "builtin:docstrings"
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of both splits."""
+
+    train: list[SourceFile]
+    validation: list[SourceFile]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(file.size for file in [*self.train, *self.validation])
+
+
+def find_job_files(job: TrainJob, storage: Path) -> Files:
+    """Find and look into the files of a job: existence, format, columns. No library beyond fsspec and pyarrow is loaded."""
+    problems: list[Problem] = []
+    found: dict[str, list[SourceFile]] = {}
+    for split in ("train", "validation"):
+        where = f"data.{split}"
+        try:
+            specs = [_builtin(spec, split, storage) for spec in sources_of(getattr(job.data, split))]
+            found[split] = find_files(specs, where)
+            problems += _check_columns(found[split], build_task(job.task).required_columns(), where)
+        except InputError as error:
+            problems += error.problems
+    if job.model.name_or_path:
+        problems += _problems_of(lambda: check_local_model(job.model.name_or_path, "model.name_or_path"))
+    if job.model.tokenizer and job.model.tokenizer != "train":
+        problems += _problems_of(lambda: check_local_model(job.model.tokenizer, "model.tokenizer"))
+    if problems:
+        raise InputError(problems)
+    return Files(found["train"], found["validation"])
+
+
+def _builtin(spec: str, split: str, storage: Path) -> str:
+    if spec != _BUILTIN:
+        return spec
+    folder = cache_dir(storage, "sources") / f"docstrings-{docstrings_fingerprint()}"
+    return str(build_docstrings(folder)[split])
+
+
+def _check_columns(files: list[SourceFile], required: list[str], where: str) -> list[Problem]:
+    """Columns that none of the first rows has. A column missing in some rows only is a matter for the quarantine."""
+    problems = []
+    for file in files[:64]:
+        first = next(split_file(file), None)
+        rows = [row.values for row in itertools.islice(read_rows(first), 50) if isinstance(row, Row)] if first else []
+        present = {column for row in rows for column in row}
+        problems += [
+            Problem(where, f"no column '{column}' in {file.path} (columns: {', '.join(sorted(present))})", nearest(column, present) or "Correct the task's columns.")
+            for column in required
+            if rows and column not in present
+        ]
+    return problems
+
+
+def _problems_of(check: Callable[[], None]) -> list[Problem]:
+    try:
+        check()
+    except InputError as error:
+        return error.problems
+    return []
