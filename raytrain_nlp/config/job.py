@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -62,6 +63,8 @@ class TrainJob(Section):
             raise ValueError("must be a folder all nodes share || Mount the bucket, or use NFS.")
         if "\0" in value:
             raise ValueError("has a NUL character || Correct it.")
+        if any(len(os.fsencode(part)) > 255 for part in value.split("/")):
+            raise ValueError("has a part of more than 255 bytes || Shorten it.")
         return value
 
     def arguments(self) -> dict[str, Any]:

@@ -69,8 +69,8 @@ class Sampler(threading.Thread):
             title = (process.cmdline() or [process.name()])[0].rsplit("/", 1)[-1]
         except (OSError, psutil.Error):
             return None
-        if self.titles.get(process.pid, "ray::IDLE") == "ray::IDLE":
-            self.titles[process.pid] = title
+        if title != "ray::IDLE" or not self.titles.get(process.pid, "").startswith("ray::"):
+            self.titles[process.pid] = title  # a Ray process is named by its last work, not by its rest after it
         sizes = {line.split(":")[0]: int(line.split()[1]) * MB for line in text.splitlines()[1:] if line.endswith("kB")}
         return {"pss": sizes["Pss"], "private": sizes["Pss"] - sizes.get("Pss_File", 0.0)}
 

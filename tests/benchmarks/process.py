@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import psutil
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "RAY_USAGE_STATS_ENABLED": "0",
 }  # fmt: skip
+_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 @dataclass
@@ -101,22 +103,25 @@ class Child:
         sys.exit(f"error: {' '.join(self.process.args[1:4])} {what}:\n" + "\n".join(last))
 
     def kill(self, patience_s: float = 60) -> tuple[float, list[str]]:
-        """SIGKILL the process alone, wait until its descendants have gone too.
+        """SIGKILL the process alone, wait until its descendants have gone too, all but Ray's idle agents.
 
-        Returns the seconds that took and the names of those that outlived `patience_s`; they are killed then, by id.
+        Those agents, having lost their Ray, try for a minute to tell it so; they are killed here, by id. Returns the
+        seconds until the others had gone, and the names of others that outlived `patience_s`; these are killed too.
         """
-        family = self.tree()[1:]
+        family = {process: _title(process) for process in self.tree()[1:]}
         started = time.monotonic()
         if not self.ended():
             os.kill(self.pid, signal.SIGKILL)
         self.process.wait()
-        while (alive := [process for process in family if _lives(process)]) and time.monotonic() - started < patience_s:
+        waited_for = [process for process, name in family.items() if not name.startswith(_AGENTS)]
+        while (alive := [process for process in waited_for if _lives(process)]) and time.monotonic() - started < patience_s:
             time.sleep(0.1)
-        seconds, names = time.monotonic() - started, [_title(process) for process in alive]
-        for process in alive:
+        seconds = time.monotonic() - started
+        for process in family:
             if _lives(process):
-                process.kill()  # psutil checks the creation time: never another process of the same id
-        return seconds, names
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()  # psutil checks the creation time: never another process of the same id
+        return seconds, [family[process] for process in alive]
 
 
 def _lives(process: psutil.Process) -> bool:

@@ -135,7 +135,7 @@ def report(args: argparse.Namespace, runs: list[dict[str, Any]], kills: list[dic
     summary |= {"resumed_at_steps": steps, "seconds_until_all_gone_after_kill": figures.median(gone), "kills": kills}
     title = f"resume at steps {steps['10 %']} and {steps['90 %']} of {args.steps}, ZeRO {args.zero_stage}, medians of {args.repeat}"
     figures.print_table(title, ["seconds", "at 10 %", "at 90 %", "90 % / 10 %", "each run (10 % / 90 %)"], table)
-    print(f"all processes gone {figures.shown(figures.median(gone))} s after the driver was killed (median)")
+    print(f"all processes but Ray's idle agents gone {figures.shown(figures.median(gone))} s after the driver was killed (median)")
     figures.write_report(args, summary, runs)
 
 

@@ -60,16 +60,21 @@ class Refusal:
         (folder / "train.jsonl").write_bytes(jsonl(ROWS))
         self.job = base(folder)
 
-    def check(self, expected: list[str], *arguments: str) -> None:
-        """Run it. Each of `expected` is `START ... PART ... PART` of one line, in order; there are no other lines than stages."""
-        if not self.path.exists():
-            self.path.write_text(json.dumps(self.job))
+    def check(self, expected: list[str], *arguments: str, text: str | None = None) -> None:
+        """Run the job, or `text` as its file (empty: no file). `expected` is `START ... PART ... PART` of each line, in order.
+
+        There are no other lines than stages. The time is that of a machine with nothing else to do.
+        """
+        if text is None:
+            text = json.dumps(self.job)
+        if text:
+            self.path.write_text(text)
         before = _files(self.folder / "runs" / "bad")
         environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "PYTHONPATH")}
         environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(self.folder / "hf")}
         command = [sys.executable, "-m", "raytrain_nlp.cli.main", "train", str(self.path), *arguments]
         started = time.monotonic()
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=self.folder, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=self.folder, timeout=300)
         seconds = time.monotonic() - started
         lines = done.stderr.splitlines()
         errors = [line for line in lines if line.startswith("error: ")]
@@ -82,7 +87,7 @@ class Refusal:
             assert line.startswith(f"error: {start}")
             assert [part for part in rest if part not in line] == [], line
         assert _files(self.run) == before  # nothing of a run is made, and nothing of an old one is touched
-        assert seconds < SECONDS
+        assert seconds < SECONDS * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -114,7 +119,7 @@ JOBS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "file store of MLflow": ({"tracking.tracking_uri": "file:mlruns"}, ["tracking.tracking_uri: MLflow's file store ... ('file:mlruns')"]),
     "storage below a device": ({"storage_path": "/dev/null/runs"}, ["storage_path: cannot be written (/dev/null/runs: Not a directory)"]),
     "storage in /proc": ({"storage_path": "/proc/runs"}, ["storage_path: cannot be written (/proc/runs: "]),
-    "storage with a name too long": ({"storage_path": "x" * 300}, ["storage_path: cannot be written ... File name too long"]),
+    "storage with a name too long": ({"storage_path": "x" * 300}, ["storage_path: has a part of more than 255 bytes"]),
     "more workers than CPUs": ({"workers.num_workers": 5000}, ["workers.num_workers: 5000 workers x 1 CPU need 5000 CPUs, this machine has"]),
     "missing data file": ({"data.train": "{folder}/trian.jsonl"}, ["data.train: there is no such file or folder ({folder}/trian.jsonl) ... 'train.jsonl'?"]),
     "both data files missing": (
@@ -208,23 +213,16 @@ def test_wrong_model_or_plan_is_refused(refusal: Refusal, kind: str) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (None, "{folder}/job.yaml: there is no such job file"),
+        ("", "{folder}/job.yaml: there is no such job file"),
         ("name: [bad\n", "{folder}/job.yaml:2: is not YAML"),
         ("just text", "{folder}/job.yaml: holds no mapping of sections"),
         ("name: a\nname: b\n", "{folder}/job.yaml:2: is not YAML (the key 'name' stands there twice)"),
     ],
     ids=["missing", "no YAML", "no mapping", "key twice"],
 )
-def test_wrong_job_file_is_refused(refusal: Refusal, text: str | None, expected: str) -> None:
+def test_wrong_job_file_is_refused(refusal: Refusal, text: str, expected: str) -> None:
     """A job file that is missing or is none is told with its path and line."""
-    if text is None:
-        refusal.path = refusal.folder / "job.yaml"
-        refusal.path.mkdir()
-        refusal.path.rmdir()
-        refusal.check_missing = True
-    else:
-        refusal.path.write_text(text)
-    refusal.check([expected])
+    refusal.check([expected], text=text)
 
 
 @pytest.mark.parametrize(
