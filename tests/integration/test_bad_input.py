@@ -33,7 +33,7 @@ def base(folder: Path) -> dict[str, Any]:
         "name": "bad",
         "storage_path": str(folder / "runs"),
         "task": {"type": "text-classification"},
-        "model": {"config": TINY, "tokenizer": "train", "tokenizer_training": {"vocab_size": 100}},
+        "model": {"config": dict(TINY), "tokenizer": "train", "tokenizer_training": {"vocab_size": 100}},
         "data": {"train": str(folder / "train.jsonl"), "max_length": 16},
         "training": {"num_train_epochs": 1},
     }
