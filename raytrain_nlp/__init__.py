@@ -13,13 +13,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raytrain_nlp.check import CheckReport, check
     from raytrain_nlp.config import TrainJob, load_job
+    from raytrain_nlp.driver.check import CheckReport, check
+    from raytrain_nlp.driver.train import TrainResult, train
     from raytrain_nlp.errors import CheckpointError, InputError, NonFiniteLossError, RaytrainNlpError, RunError
-    from raytrain_nlp.train import TrainResult, train
 
 _HOME = {
-    "CheckReport": "check", "check": "check", "TrainJob": "config", "load_job": "config", "TrainResult": "train", "train": "train",
+    "CheckReport": "driver.check", "check": "driver.check", "TrainJob": "config", "load_job": "config", "TrainResult": "driver.train", "train": "driver.train",
     "CheckpointError": "errors", "InputError": "errors", "NonFiniteLossError": "errors", "RaytrainNlpError": "errors", "RunError": "errors",
 }  # fmt: skip
 
@@ -32,6 +32,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value  # a submodule of the same name must not take its place
-    return value
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -16,8 +16,8 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")] = False,
 ) -> None:
     """Check a job."""
-    from raytrain_nlp.check import check
     from raytrain_nlp.cli.terminal import TerminalObserver, print_plan
+    from raytrain_nlp.driver.check import check
 
     with TerminalObserver(verbose=False) as observer:
         report = check(job, overrides=set_ or (), observer=observer)

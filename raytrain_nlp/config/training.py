@@ -68,6 +68,7 @@ _OURS = {
     "do_predict": "Remove it.",
     "batch_eval_metrics": "Metrics are computed once over all rows; remove it.",
 }
+_BUILTIN_TYPES = {kind.__name__: kind for kind in (str, int, float, bool, dict, list)}
 _POSITIVE = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "num_train_epochs",
     "logging_steps", "eval_steps", "save_steps",
@@ -132,7 +133,7 @@ def training_fields() -> dict[str, TypeAdapter]:
             for enum in names:  # `IntervalStrategy | str` would let any string through: the enum's values are the truth
                 annotation = annotation.replace(f"{enum} | str", enum)
             try:
-                fields[node.target.id] = TypeAdapter(eval(annotation, {"__builtins__": {}, "str": str, "int": int, "float": float, "bool": bool, "dict": dict, "list": list}, names))  # noqa: S307
+                fields[node.target.id] = TypeAdapter(eval(annotation, {"__builtins__": {}, **_BUILTIN_TYPES}, names))
             except Exception:  # a type of a newer transformers we cannot read: take any value, the worker's own check decides
                 fields[node.target.id] = TypeAdapter(Any)
     return fields

@@ -96,7 +96,12 @@ class FeedMixin:
     # Evaluation: every row once, whatever the ranks, and metrics on the rows in their own order
 
     def evaluation_loop(
-        self, dataloader: EvalLoader, description: str, prediction_loss_only: bool | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+        self,
+        dataloader: EvalLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         model = self._wrap_model(self.model, training=False)
         model.eval()

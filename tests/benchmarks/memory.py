@@ -1,6 +1,6 @@
 """Peak memory of a whole run, all its processes, for n rows and for 10 n: does memory depend on the size of the data?
 
-    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/memory.py --tokenizer DATA/bert-base-uncased --json memory.json
+    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/memory.py --tokenizer TOKENIZERS/bert-base-uncased --json memory.json
 
 Twice a second the proportional set size (Pss) of the driver and all its descendants, Ray's own among them, is read from
 /proc: shared pages, the object store's too, are counted once in the sum. `private` leaves out mapped files (libraries,

@@ -11,7 +11,18 @@ from typing import Any
 import pytest
 import torch
 from support import (
-    TINY, checkpoint_tensors, events, hook_environment, losses, recorded_rows, run_cli, start_cli, tiny_job, wait_until, write_job, write_rows,
+    TINY,
+    checkpoint_tensors,
+    events,
+    hook_environment,
+    losses,
+    recorded_rows,
+    run_cli,
+    start_cli,
+    tiny_job,
+    wait_until,
+    write_job,
+    write_rows,
 )  # fmt: skip
 
 ROWS, STEPS, SAVE = 393, 25, 5

@@ -59,6 +59,7 @@ class Refusal:
         self.path = folder / "job.yaml"
         (folder / "train.jsonl").write_bytes(jsonl(ROWS))
         self.job = base(folder)
+        self.ray: str | None = None
 
     def check(self, expected: list[str], *arguments: str, text: str | None = None) -> None:
         """Run the job, or `text` as its file (empty: no file). `expected` is `START ... PART ... PART` of each line, in order.
@@ -71,7 +72,7 @@ class Refusal:
             self.path.write_text(text)
         before = _files(self.folder / "runs" / "bad")
         environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "PYTHONPATH")}
-        environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(self.folder / "hf")}
+        environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(self.folder / "hf"), **({"RAY_ADDRESS": self.ray} if self.ray else {})}
         command = [sys.executable, "-m", "raytrain_nlp.cli.main", "train", str(self.path), *arguments]
         started = time.monotonic()
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=self.folder, timeout=300)
@@ -97,6 +98,15 @@ def _files(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def refusal(tmp_path: Path) -> Refusal:
     return Refusal(tmp_path)
+
+
+@pytest.fixture
+def on_cluster(refusal: Refusal, shared_ray: Any) -> Refusal:
+    """On the tests' own Ray, as on a cluster: what is told does not depend on it, and starting one for each case would take minutes."""
+    import ray
+
+    refusal.ray = ray.get_runtime_context().gcs_address
+    return refusal
 
 
 JOBS: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -172,12 +182,12 @@ DATA: dict[str, tuple[str, bytes, list[str]]] = {
 
 
 @pytest.mark.parametrize("kind", sorted(DATA))
-def test_wrong_data_are_refused(refusal: Refusal, kind: str) -> None:
+def test_wrong_data_are_refused(on_cluster: Refusal, kind: str) -> None:
     """What only reading the data shows is told with the file, or the key and what was counted."""
     name, content, expected = DATA[kind]
-    (refusal.folder / name).write_bytes(content)
-    refusal.job["data"]["train"] = str(refusal.folder / name)
-    refusal.check(expected)
+    (on_cluster.folder / name).write_bytes(content)
+    on_cluster.job["data"]["train"] = str(on_cluster.folder / name)
+    on_cluster.check(expected)
 
 
 MODELS: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -197,14 +207,20 @@ MODELS: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize("kind", sorted(MODELS))
-def test_wrong_model_or_plan_is_refused(refusal: Refusal, kind: str) -> None:
+def test_wrong_model_or_plan_is_refused(on_cluster: Refusal, kind: str) -> None:
     """What a model library or the plan says is one line too; no network is waited for."""
-    (refusal.folder / "model").mkdir()
-    (refusal.folder / "model" / "config.json").write_text("{'no': json")
+    (on_cluster.folder / "model").mkdir()
+    (on_cluster.folder / "model" / "config.json").write_text("{'no': json")
     changes, expected = MODELS[kind]
     for key, value in changes.items():
-        put(refusal.job, key, value)
-    refusal.check(expected)
+        put(on_cluster.job, key, value)
+    on_cluster.check(expected)
+
+
+def test_refusal_takes_seconds_where_ray_has_to_start_too(refusal: Refusal) -> None:
+    """On a laptop Ray is started while the data are read; what is wrong with them is told no later than 15 seconds, and Ray ends too."""
+    (refusal.folder / "train.jsonl").write_bytes(jsonl([{**row, "label": "a"} for row in ROWS]))
+    refusal.check(["data.train: all labels of column 'label' are equal ('a')"])
 
 
 # the command line itself

@@ -103,10 +103,11 @@ def test_first_twenty_losses_and_final_weights(shared_ray: Any, setting: Path, t
 
 def test_mrpc_in_small_step_by_step(shared_ray: Any, nlp_data: Path, tmp_path: Path) -> None:
     """Real sentence pairs with BERT's tokenizer, ZeRO-3: losses, and accuracy and F1 of the evaluation, against plain `Trainer`."""
-    import raytrain_nlp
-    from raytrain_nlp.data.plan import Plan, PlanSpec
     from sklearn.metrics import accuracy_score, f1_score
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+
+    import raytrain_nlp
+    from raytrain_nlp.data.plan import Plan, PlanSpec
 
     rows = {}
     for split, count in (("train", 320), ("validation", 101)):

@@ -160,7 +160,7 @@ def map_on_cluster(function: Callable[[dict[str, Any]], dict[str, Any]], items: 
 def _import_feed() -> None:
     import time
 
-    import raytrain_nlp.data.feed
+    import raytrain_nlp.data.feed  # noqa: F401 - to have it loaded
 
     time.sleep(0.2)  # long enough that the other tasks get processes of their own
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from raytrain_nlp.cluster import check_workers, connect, map_on_cluster
 from raytrain_nlp.config import TrainJob, load_job
 from raytrain_nlp.config.load import JobSource
 from raytrain_nlp.data.feed import Split
 from raytrain_nlp.data.plan import split_batch
+from raytrain_nlp.driver.cluster import check_workers, connect, map_on_cluster
+from raytrain_nlp.driver.observer import Observer
+from raytrain_nlp.driver.record import check_storage
 from raytrain_nlp.errors import InputError
-from raytrain_nlp.observer import Observer
-from raytrain_nlp.record import check_storage
 
 _SAMPLED_STEPS = 200
 
@@ -68,8 +68,8 @@ def check(job: JobSource, *, overrides: Iterable[str] = (), observer: Observer |
     problems = check_storage(job) + check_workers(job)
     if problems:
         raise InputError(problems)
-    from raytrain_nlp.inputs import find_job_files
-    from raytrain_nlp.resolve import SMALL_BYTES, resolve
+    from raytrain_nlp.driver.inputs import find_job_files
+    from raytrain_nlp.driver.resolve import SMALL_BYTES, resolve
 
     storage = Path(job.storage_path).expanduser().resolve()
     observer.stage("looking at the data")

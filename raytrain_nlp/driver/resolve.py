@@ -24,8 +24,8 @@ from raytrain_nlp.data.prepare import QUARANTINE, MapPieces, PrepareSpec, find_t
 from raytrain_nlp.data.readers import Row, read_rows
 from raytrain_nlp.data.shards import TokenStore
 from raytrain_nlp.data.sources import split_file
+from raytrain_nlp.driver.inputs import Files
 from raytrain_nlp.errors import InputError, Problem, nearest
-from raytrain_nlp.inputs import Files
 from raytrain_nlp.modeling.tokenizer import cache_tokenizer, load_tokenizer, train_tokenizer
 from raytrain_nlp.paths import cache_dir
 from raytrain_nlp.tasks import build_task

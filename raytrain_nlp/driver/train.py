@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raytrain_nlp.cluster import check_workers, connect_ahead, map_on_cluster, owns_ray
 from raytrain_nlp.config import TrainJob, dump_job, load_job, public_values
 from raytrain_nlp.config.load import JobSource
+from raytrain_nlp.driver.cluster import check_workers, connect_ahead, map_on_cluster, owns_ray
+from raytrain_nlp.driver.observer import Observer, followed
+from raytrain_nlp.driver.record import RunRecord, check_data, check_name, check_storage, flatten, open_run
 from raytrain_nlp.errors import InputError, RunError
-from raytrain_nlp.observer import Observer, followed
 from raytrain_nlp.paths import RunPaths, read_json
-from raytrain_nlp.record import RunRecord, check_data, check_name, check_storage, flatten, open_run
 from raytrain_nlp.tracking.events import EventLog, read_events
 from raytrain_nlp.tracking.tracker import Tracker
 from raytrain_nlp.worker.spec import WorkerSpec
@@ -79,8 +79,8 @@ def train(
         raise InputError(problems)
     if resume and (done := _finished(paths, job, observer)):
         return done
-    from raytrain_nlp.inputs import find_job_files
-    from raytrain_nlp.resolve import SMALL_BYTES, resolve, write_quarantine
+    from raytrain_nlp.driver.inputs import find_job_files
+    from raytrain_nlp.driver.resolve import SMALL_BYTES, resolve, write_quarantine
 
     observer.stage("looking at the data")
     files = find_job_files(job, storage)
