@@ -10,10 +10,10 @@ from raytrain_nlp.config.base import Section
 
 
 class TokenizerTraining(Section):
-    """A WordPiece tokenizer trained on the training split."""
+    """A byte-level BPE tokenizer trained on the training split."""
 
-    vocab_size: int = Field(8192, ge=64, le=1_000_000)
-    """Entries of the vocabulary, special tokens included."""
+    vocab_size: int = Field(8192, ge=300, le=1_000_000)
+    """Entries of the vocabulary, the 256 bytes and 5 special tokens included."""
     lowercase: bool = True
     """Lower-case all text first."""
 

@@ -64,6 +64,8 @@ class PieceSummary:
     labels: dict[str, int] = field(default_factory=dict)
     shards: list[dict[str, Any]] = field(default_factory=list)
     bad_file: str | None = None
+    problems: list[dict[str, str]] = field(default_factory=list)
+    """Why the file cannot be read. A value, because a remote function's exception arrives as another one."""
 
 
 MapPieces = Callable[[Callable[[dict[str, Any]], dict[str, Any]], list[dict[str, Any]]], Iterable[dict[str, Any]]]
@@ -87,7 +89,11 @@ def prepare_tokens(files: list[SourceFile], spec: PrepareSpec, folder: Path, map
     try:
         pieces = [asdict(piece) for file in files for piece in split_file(file)]
         items = [{"index": i, "staging": str(staging), "piece": piece, "spec": _plain(spec)} for i, piece in enumerate(pieces)]
-        summaries = [PieceSummary(**json.loads(result["summary"])) for result in map_pieces(prepare_piece, items)]
+        summaries = []
+        for result in map_pieces(prepare_piece, items):
+            summaries.append(PieceSummary(**json.loads(result["summary"])))
+            if summaries[-1].problems:
+                raise InputError([Problem(**problem) for problem in summaries[-1].problems])
         manifest = _commit(staging, summaries)
         _check_rows(manifest, spec, where, staging)
         fsync_dir(staging)
@@ -104,6 +110,14 @@ def prepare_tokens(files: list[SourceFile], spec: PrepareSpec, folder: Path, map
 
 def prepare_piece(item: dict[str, Any]) -> dict[str, Any]:
     """Read, check, tokenize and write one piece; returns its summary as JSON. Runs in the driver or as a remote function."""
+    try:
+        summary = _prepare(item)
+    except InputError as error:
+        summary = PieceSummary(item["piece"]["path"], problems=[asdict(problem) for problem in error.problems])
+    return {"summary": json.dumps(asdict(summary))}
+
+
+def _prepare(item: dict[str, Any]) -> PieceSummary:
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
 
     spec, staging, index = PrepareSpec(**item["spec"]), Path(item["staging"]), item["index"]
@@ -120,7 +134,7 @@ def prepare_piece(item: dict[str, Any]) -> dict[str, Any]:
         labels.update(columns.get("label", ()))
         summary.shards.append({"file": f"{name}.arrow", "rows": rows, "source": piece.path, "tokens": int(lengths.sum())})
     summary.labels = dict(labels)
-    return {"summary": json.dumps(asdict(summary))}
+    return summary
 
 
 def _shard_columns(piece: Piece, task: Any, tokenizer: Any, max_length: int, summary: PieceSummary, staging: Path, index: int) -> Iterator[dict]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from raytrain_nlp.config import TrainJob
-from raytrain_nlp.errors import InputError, Problem
+from raytrain_nlp.errors import InputError, Problem, RunError
 
 _owns_ray = False
 _SERVICE_PROCESSES = 4
@@ -58,7 +58,7 @@ def connect(job: TrainJob, verbose: bool = False) -> Iterator[None]:
     local = _owns_ray = is_local()
     quiet: dict[str, Any] = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
     settings = {**_SETTINGS, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(job.workers.start_timeout_s), **(_LOCAL_SETTINGS if local else {})}
-    with _environment(settings):
+    with _environment(settings), _one_line("Ray cannot be started" if local else f"the cluster at {os.environ.get('RAY_ADDRESS', 'auto')} does not answer"):
         if local:
             cpus = math.ceil(job.workers.num_workers * (_worker_cpus(job) + job.data.feed_cpus_per_worker))
             # a logical CPU is only a number; Ray boots one idle process for each, and this run needs these
@@ -103,6 +103,16 @@ def connect_ahead(job: TrainJob, verbose: bool) -> Iterator[Callable[[], None]]:
     finally:
         done.set()
         thread.join()
+
+
+@contextlib.contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Ray raises plain `Exception` where a start takes too long, and `ConnectionError` where nobody is there."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        raise RunError(f"{what}: {reason}. Try again when the machine is less busy, or look into Ray's logs.") from error
 
 
 @contextlib.contextmanager
@@ -154,7 +164,7 @@ def map_on_cluster(function: Callable[[dict[str, Any]], dict[str, Any]], items: 
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = -1
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(function, num_cpus=1)
-    return dataset.iter_rows(prefetch_batches=0)
+    return dataset.iter_rows()
 
 
 def _import_feed() -> None:

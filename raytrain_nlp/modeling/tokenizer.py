@@ -42,7 +42,11 @@ def cache_tokenizer(config: ModelConfig, cache: Path) -> Path:
 
 
 def train_tokenizer(texts: Iterable[str], training: TokenizerTraining, key: str, cache: Path, max_length: int) -> Path:
-    """Train a WordPiece tokenizer on `texts` (in the manner of BERT's) unless one with `key` is in the cache."""
+    """Train a byte-level BPE tokenizer with BERT's special tokens on `texts`, unless one with `key` is in the cache.
+
+    Byte-level BPE, because its training gives the same vocabulary every time; that of WordPiece numbers its `##` pieces in the
+    order of a hash table, so that two trainings on the same text differ.
+    """
     parts = [key, training.model_dump(), version("tokenizers"), max_length]
     pointer = cache / f"trained-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}"
     if pointer.exists() and (cache / pointer.read_text()).exists():
@@ -51,11 +55,14 @@ def train_tokenizer(texts: Iterable[str], training: TokenizerTraining, key: str,
     from transformers import PreTrainedTokenizerFast
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=training.lowercase)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=training.vocab_size, special_tokens=special, show_progress=False))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), *([normalizers.Lowercase()] if training.lowercase else [])])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=training.vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    )
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[(name, special.index(name)) for name in ("[CLS]", "[SEP]")]
     )

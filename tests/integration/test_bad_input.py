@@ -33,7 +33,7 @@ def base(folder: Path) -> dict[str, Any]:
         "name": "bad",
         "storage_path": str(folder / "runs"),
         "task": {"type": "text-classification"},
-        "model": {"config": dict(TINY), "tokenizer": "train", "tokenizer_training": {"vocab_size": 100}},
+        "model": {"config": dict(TINY), "tokenizer": "train", "tokenizer_training": {"vocab_size": 300}},
         "data": {"train": str(folder / "train.jsonl"), "max_length": 16},
         "training": {"num_train_epochs": 1},
     }
@@ -92,7 +92,9 @@ class Refusal:
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()} | ({"": b""} if folder.exists() else {})
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()} | (
+        {"": b""} if folder.exists() else {}
+    )
 
 
 @pytest.fixture
@@ -114,11 +116,18 @@ JOBS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "typo in a key": ({"data.max_lenght": 8}, ["data.max_lenght: unknown key ... Did you mean 'max_length'?"]),
     "wrong types": (
         {"workers.num_workers": "two", "data.max_length": [1], "training.learning_rate": "fast"},
-        ["data.max_length: should be a valid integer", "workers.num_workers: should be a valid integer ... ('two')", "training.learning_rate: ... 'fast'"],
+        [
+            "data.max_length: should be a valid integer",
+            "workers.num_workers: should be a valid integer ... ('two')",
+            "training.learning_rate: ... 'fast'",
+        ],
     ),
     "missing section": ({"task": None}, ["task: is missing"]),
     "unknown task": ({"task.type": "text-clasification"}, ["task.type: should be 'text-classification' ... ('text-clasification')"]),
-    "removed TrainingArguments name": ({"training.evaluation_strategy": "no"}, ["training.evaluation_strategy: was removed ... eval_strategy"]),
+    "removed TrainingArguments name": (
+        {"training.evaluation_strategy": "no"},
+        ["training.evaluation_strategy: was removed ... eval_strategy"],
+    ),
     "name with ..": ({"name": "../bad"}, ["name: is not a run name ('../bad')"]),
     "contradictory batch sizes": (
         {"training.per_device_train_batch_size": 4, "data.global_batch_size": 6},
@@ -130,26 +139,44 @@ JOBS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "storage below a device": ({"storage_path": "/dev/null/runs"}, ["storage_path: cannot be written (/dev/null/runs: Not a directory)"]),
     "storage in /proc": ({"storage_path": "/proc/runs"}, ["storage_path: cannot be written (/proc/runs: "]),
     "storage with a name too long": ({"storage_path": "x" * 300}, ["storage_path: has a part of more than 255 bytes"]),
-    "more workers than CPUs": ({"workers.num_workers": 5000}, ["workers.num_workers: 5000 workers x 1 CPU need 5000 CPUs, this machine has"]),
-    "missing data file": ({"data.train": "{folder}/trian.jsonl"}, ["data.train: there is no such file or folder ({folder}/trian.jsonl) ... 'train.jsonl'?"]),
+    "more workers than CPUs": (
+        {"workers.num_workers": 5000},
+        ["workers.num_workers: 5000 workers x 1 CPU need 5000 CPUs, this machine has"],
+    ),
+    "missing data file": (
+        {"data.train": "{folder}/trian.jsonl"},
+        ["data.train: there is no such file or folder ({folder}/trian.jsonl) ... 'train.jsonl'?"],
+    ),
     "both data files missing": (
         {"data.train": "{folder}/x.jsonl", "data.validation": "{folder}/y.jsonl"},
-        ["data.train: there is no such file or folder ({folder}/x.jsonl)", "data.validation: there is no such file or folder ({folder}/y.jsonl)"],
+        [
+            "data.train: there is no such file or folder ({folder}/x.jsonl)",
+            "data.validation: there is no such file or folder ({folder}/y.jsonl)",
+        ],
     ),
     "unknown file format": ({"data.train": "{folder}/job.yaml"}, ["data.train: unknown file format ({folder}/job.yaml) ... .jsonl"]),
     "glob without a match": ({"data.train": "{folder}/*.parquet"}, ["data.train: no file matches ({folder}/*.parquet)"]),
     "missing columns": (
         {"task.text_columns": ["txt", "sentence"], "task.label_column": "lable"},
-        ["data.train: no column 'txt' in {folder}/train.jsonl ... Did you mean 'text'?", "data.train: no column 'sentence' ... (columns: label, text)",
-         "data.train: no column 'lable' ... Did you mean 'label'?"],
+        [
+            "data.train: no column 'txt' in {folder}/train.jsonl ... Did you mean 'text'?",
+            "data.train: no column 'sentence' ... (columns: label, text)",
+            "data.train: no column 'lable' ... Did you mean 'label'?",
+        ],
     ),
-    "missing model folder": ({"model": {"name_or_path": "./modell"}}, ["model.name_or_path: there is no such folder (./modell) ... Did you mean 'model'?"]),
-    "folder without config.json": ({"model": {"name_or_path": "./model"}}, ["model.name_or_path: is not a Hugging Face folder: no config.json (./model)"]),
+    "missing model folder": (
+        {"model": {"name_or_path": "./modell"}},
+        ["model.name_or_path: there is no such folder (./modell) ... Did you mean 'model'?"],
+    ),
+    "folder without config.json": (
+        {"model": {"name_or_path": "./model"}},
+        ["model.name_or_path: is not a Hugging Face folder: no config.json (./model)"],
+    ),
     "everything at once": (
         {"data.train": "{folder}/x.jsonl", "model.tokenizer": "./tokenizer"},
         ["data.train: there is no such file", "model.tokenizer: there is no such folder (./tokenizer)"],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", sorted(JOBS))
@@ -172,7 +199,11 @@ DATA: dict[str, tuple[str, bytes, list[str]]] = {
         jsonl(ROWS) + b'{"text": "cut\n' + jsonl(ROWS[:1]) + b'{"text": "", "label": 1}\n',
         ["data.train: 2 of 27 rows are bad ... data.max_bad_rows (0.01) ... {folder}/bad.jsonl:25: not JSON ("],
     ),
-    "all labels equal": ("equal.jsonl", jsonl([{**row, "label": "a"} for row in ROWS]), ["data.train: all labels of column 'label' are equal ('a')"]),
+    "all labels equal": (
+        "equal.jsonl",
+        jsonl([{**row, "label": "a"} for row in ROWS]),
+        ["data.train: all labels of column 'label' are equal ('a')"],
+    ),
     "labels that are no classes": (
         "ids.jsonl",
         jsonl([{"text": "a", "label": number} for number in range(1500)]),
@@ -196,9 +227,18 @@ MODELS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"model.config.model_type": "whisper"},
         ["model.config.model_type: models of type 'whisper' have no head for text-classification"],
     ),
-    "model that is not in the cache": ({"model": {"name_or_path": "nobody/nothing"}}, ["model.name_or_path: no tokenizer can be loaded (nobody/nothing: "]),
-    "dataset that cannot be reached": ({"data.train": "hf://nobody/nothing:train"}, ["data.train: cannot be read from the hub (hf://nobody/nothing:train: "]),
-    "broken config.json": ({"model": {"name_or_path": "./model", "tokenizer": "train"}}, ["model.name_or_path: no model can be loaded (./model: "]),
+    "model that is not in the cache": (
+        {"model": {"name_or_path": "nobody/nothing"}},
+        ["model.name_or_path: no tokenizer can be loaded (nobody/nothing: "],
+    ),
+    "dataset that cannot be reached": (
+        {"data.train": "hf://nobody/nothing:train"},
+        ["data.train: cannot be read from the hub (hf://nobody/nothing:train: "],
+    ),
+    "broken config.json": (
+        {"model": {"name_or_path": "./model", "tokenizer": "train"}},
+        ["model.name_or_path: no model can be loaded (./model: "],
+    ),
     "remainder dropped is all there is": (
         {"training.dataloader_drop_last": True, "training.per_device_train_batch_size": 32},
         ["training.dataloader_drop_last: drops all 24 rows"],

@@ -41,7 +41,11 @@ Figures = dict[str, list[tuple[int, float]]]
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the tracker sets for its process is taken back; a server's silence is noticed after one second, not ten."""
-    for name, value in {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}.items():
+    for name, value in {
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "1",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }.items():
         monkeypatch.setenv(name, value)
 
 
@@ -49,7 +53,9 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database without runs: making one takes seconds, copying it does not."""
     path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").create_experiment("raytrain_nlp", artifact_location=path.parent.joinpath("artifacts").as_uri())
+    MlflowClient(tracking_uri=f"sqlite:///{path}").create_experiment(
+        "raytrain_nlp", artifact_location=path.parent.joinpath("artifacts").as_uri()
+    )
     return path
 
 
@@ -84,7 +90,9 @@ class Bench:
     def figures(self) -> Figures:
         """What MLflow holds, in the order it holds it; there must be one run only."""
         client, run = MlflowClient(tracking_uri=self.uri), self.run()
-        return {key: [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, key)] for key in run.data.metrics}
+        return {
+            key: [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, key)] for key in run.data.metrics
+        }
 
     def run(self) -> Any:
         client = MlflowClient(tracking_uri=self.uri)

