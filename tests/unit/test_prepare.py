@@ -314,7 +314,7 @@ def test_kill_before_the_rename_leaves_no_tokens(tmp_path: Path, spec: Callable[
 
 def test_damaged_file_is_told_from_wherever_it_is_read(tmp_path: Path, spec: Callable[..., PrepareSpec]) -> None:
     """A file damaged far behind its first rows is one line with its name, also where exceptions do not come back as they were raised."""
-    rows = [{"text": os.urandom(20).hex(), "label": number % 2} for number in range(2000)]
+    rows = [{"text": os.urandom(20).hex(), "label": number % 2} for number in range(400)]
     content = gzip.compress(write(tmp_path / "whole.jsonl", rows).read_bytes())
     (tmp_path / "cut.jsonl.gz").write_bytes(content[: len(content) // 2])
 
