@@ -8,6 +8,8 @@ from typing import Any
 from raytrain_nlp.config.cluster import DeepSpeedConfig
 from raytrain_nlp.errors import InputError, Problem
 
+_CPU_BUCKET_MB = 256
+
 
 def build_arguments(values: dict[str, Any], deepspeed: DeepSpeedConfig, use_gpu: bool, output_dir: str) -> Any:
     """The worker's `TrainingArguments`.
@@ -21,6 +23,8 @@ def build_arguments(values: dict[str, Any], deepspeed: DeepSpeedConfig, use_gpu:
     try:
         return TrainingArguments(
             **{
+                # on CPU gloo and the backward pass share the cores: nothing overlaps, and one bucket costs least
+                **({} if use_gpu else {"ddp_bucket_cap_mb": _CPU_BUCKET_MB}),
                 **values,
                 "output_dir": output_dir,
                 "use_cpu": not use_gpu,  # without it every CPU rank believes in a world of one

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from accelerate.utils import DistributedDataParallelKwargs
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, denumpify_detensorize
 
@@ -30,9 +31,19 @@ class FeedMixin:
         self._train_loader, self._eval_loader = train_loader, eval_loader
         self._checkpointer, self._locate_row = checkpointer, locate_row
         self._micro_batch: Any = None
+        self._pending: Any = None
         self._meter = Meter()
         dataset = train_loader.feed
         super().__init__(*args, train_dataset=dataset, eval_dataset=eval_loader.dataset if eval_loader else None, **kwargs)
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        """DDP without what costs time and changes nothing: a second copy of the gradients, and a broadcast of constant buffers."""
+        values = super()._build_accelerator_args(**kwargs)
+        for handler in values["kwargs_handlers"]:
+            if isinstance(handler, DistributedDataParallelKwargs):
+                handler.gradient_as_bucket_view = True
+                handler.broadcast_buffers = bool(self.args.ddp_broadcast_buffers)
+        return values
 
     # Data
 
@@ -58,9 +69,11 @@ class FeedMixin:
     def training_step(self, model: Any, inputs: FeedBatch, num_items_in_batch: Any = None) -> torch.Tensor:
         self._micro_batch = inputs.micro_batch
         try:
-            return super().training_step(model, inputs, num_items_in_batch)
+            loss = super().training_step(model, inputs, num_items_in_batch)
+            self._settle_finite()
+            return loss
         finally:
-            self._micro_batch = None
+            self._micro_batch = self._pending = None
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         result = super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
@@ -68,20 +81,31 @@ class FeedMixin:
         if micro_batch is None:  # evaluation
             return result
         loss, outputs = result if return_outputs else (result, None)
-        self._check_finite(loss, micro_batch)
+        self._begin_finite(loss.detach())
         # mean over this rank's rows -> its part of the mean over the global batch; gradients are averaged over ranks
         loss = loss * (len(micro_batch.rows) * self.accelerator.num_processes / micro_batch.global_rows)
         return (loss, outputs) if return_outputs else loss
 
-    def _check_finite(self, loss: torch.Tensor, micro_batch: Any) -> None:
-        """Stop all ranks together before the update if any rank's loss is NaN or infinite."""
-        bad = torch.logical_not(torch.isfinite(loss.detach())).any().to(torch.float32)
-        if self.accelerator.num_processes > 1:
-            dist.all_reduce(bad, op=dist.ReduceOp.MAX)
+    # All ranks stop together before an update that any rank's loss would spoil. They tell each other while the backward pass
+    # runs, so that no rank waits for another between forward and backward.
+
+    def _begin_finite(self, loss: torch.Tensor) -> None:
+        bad = torch.logical_not(torch.isfinite(loss)).any().to(torch.float32)
+        work = dist.all_reduce(bad, op=dist.ReduceOp.MAX, async_op=True) if self.accelerator.num_processes > 1 else None
+        self._pending = (bad, work, loss)
+
+    def _settle_finite(self) -> None:
+        """Raise `NonFiniteLossError` on all ranks if the loss of any is NaN or infinite."""
+        if self._pending is None:
+            return
+        (bad, work, loss), self._pending = self._pending, None
+        if work is not None:
+            work.wait()
         if not bad.item():
             return
-        mine = None if torch.isfinite(loss.detach()).all() else [int(row) for row in micro_batch.rows]
-        found = gather_objects((float(loss.detach()), mine))
+        micro_batch = self._micro_batch
+        mine = None if torch.isfinite(loss).all() else [int(row) for row in micro_batch.rows]
+        found = gather_objects((float(loss), mine))
         value, rows = next((value, rows) for value, rows in found if rows is not None)
         shown = ", ".join(f"{row} ({self._locate_row(row)})" for row in rows[:16])
         raise NonFiniteLossError(f"the loss is {value} at step {micro_batch.step + 1}, before its update; rows of the micro-batch: {shown}.")
@@ -145,7 +169,16 @@ class FeedMixin:
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         self._checkpointer.attach(self)
-        return super()._prepare_for_training(*args, **kwargs)
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.is_deepspeed_enabled:  # accelerate's backward of DeepSpeed ends with the update
+            update = self.deepspeed.step
+
+            def step(*args: Any, **kwargs: Any) -> Any:
+                self._settle_finite()
+                return update(*args, **kwargs)
+
+            self.deepspeed.step = step
+        return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self._checkpointer.load_model(self, resume_from_checkpoint)

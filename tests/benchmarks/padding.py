@@ -3,7 +3,8 @@
     RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/padding.py --tokenizer TOKENIZERS/bert-base-uncased --json padding.json
 
 `max_length` is the default of Hugging Face's example script (every row padded to 128), `longest` its dynamic padding, both
-with batches in random order. Same model, batch size, number of steps and processes, plain DDP. Rates leave out the first
+with batches in random order. Same model, batch size (32 a worker, as in the README of that script), number of steps and
+processes, plain DDP. Rates leave out the first
 10 steps; the padding share is that of the first rank.
 """
 
@@ -21,7 +22,9 @@ SIDES = ("ours", "max_length", "longest")
 
 
 def main() -> None:
-    args = bench.build_parser(__doc__, steps=100).parse_args()
+    parser = bench.build_parser(__doc__, steps=60)
+    parser.set_defaults(batch=32)
+    args = parser.parse_args()
     runs: list[dict[str, Any]] = []
     with bench.work_folder(args) as folder:
         for repetition in range(args.repeat):

@@ -39,7 +39,7 @@ def _kill(point, step):
 
 def _patch_trainer(module):
     mixin = module.FeedMixin
-    training_step, finite = mixin.training_step, mixin._check_finite
+    training_step, finite = mixin.training_step, mixin._begin_finite
 
     def recorded(self, model, inputs, num_items_in_batch=None):
         batch, wanted = inputs.micro_batch, _wanted()
@@ -51,13 +51,13 @@ def _patch_trainer(module):
         _kill("mid_step", batch.step + 1)
         return loss
 
-    def poisoned(self, loss, micro_batch):
+    def poisoned(self, loss):
         nan = _wanted().get("nan")
-        if nan and nan["rank"] == int(os.environ["RANK"]) and nan["step"] == micro_batch.step + 1:
+        if nan and nan["rank"] == int(os.environ["RANK"]) and nan["step"] == self._micro_batch.step + 1:
             loss = loss * float("nan")
-        return finite(self, loss, micro_batch)
+        return finite(self, loss)
 
-    mixin.training_step, mixin._check_finite = recorded, poisoned
+    mixin.training_step, mixin._begin_finite = recorded, poisoned
 
 
 def _patch_store(module):
