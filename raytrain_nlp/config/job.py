@@ -61,6 +61,8 @@ class TrainJob(Section):
     def _folder(cls, value: str) -> str:
         if "://" in value:
             raise ValueError("must be a folder all nodes share || Mount the bucket, or use NFS.")
+        if os.path.expanduser(value).startswith("~"):
+            raise ValueError("names a user this machine does not have || Write the path out.")
         if "\0" in value:
             raise ValueError("has a NUL character || Correct it.")
         if any(len(os.fsencode(part)) > 255 for part in value.split("/")):

@@ -184,7 +184,7 @@ def _commit(staging: Path, summaries: list[PieceSummary]) -> dict[str, Any]:
     shards: list[dict[str, Any]] = []
     labels: Counter[str] = Counter()
     bad_rows = 0
-    with (staging / QUARANTINE).open("w", encoding="utf-8") as quarantine:
+    with (staging / QUARANTINE).open("w", encoding="utf-8", errors="backslashreplace") as quarantine:
         for summary in summaries:
             first_line = lines_before[summary.path] + 1
             shards += [{**shard, "first_line": first_line} for shard in summary.shards]

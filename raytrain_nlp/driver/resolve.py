@@ -35,6 +35,8 @@ from raytrain_nlp.worker.spec import WorkerSpec
 
 SMALL_BYTES = 32 << 20
 """Data up to this size are prepared in the driver: starting the cluster's workers for them would take longer."""
+_LEGACY_CONFIG_KEYS = ("rope_theta", "rope_scaling", "torch_dtype", "attn_implementation", "output_attentions", "pruned_heads")
+"""Keys transformers still takes in a config though its class has other names for them."""
 _PACKAGES = ("raytrain-nlp", "torch", "transformers", "deepspeed", "ray", "numpy", "tokenizers")
 
 
@@ -114,7 +116,7 @@ def write_quarantine(resolved: Resolved, path: Path) -> None:
     """All rows left out of the run, one JSON object a line: split, source, line, reason, row."""
     if not any(resolved.bad_rows.values()):
         return
-    with path.open("w", encoding="utf-8") as out:
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as out:  # a lone surrogate then is a JSON escape
         for split, file, unseen in resolved.quarantine:
             if file is not None:
                 with file.open(encoding="utf-8") as lines:
@@ -151,6 +153,8 @@ def _check_model(job: TrainJob) -> None:
         model_type = name
         if model_type not in CONFIG_MAPPING_NAMES:
             raise InputError(Problem(where, f"unknown model type ({name!r})", nearest(name, CONFIG_MAPPING_NAMES) or "See transformers for the valid types."))
+        if problems := _misspelt(job.model.config):
+            raise InputError(problems)
     else:
         try:
             model_type = AutoConfig.from_pretrained(name, revision=job.model.revision, trust_remote_code=job.model.trust_remote_code).model_type
@@ -158,6 +162,15 @@ def _check_model(job: TrainJob) -> None:
             raise InputError(Problem(where, f"no model can be loaded ({name}: {str(error).splitlines()[0][:200]})", "Check name, folder and network.")) from None
     if model_type not in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES and not job.model.trust_remote_code:
         raise InputError(Problem(where, f"models of type '{model_type}' have no head for {job.task.type}", "Choose another model."))
+
+
+def _misspelt(config: dict[str, Any]) -> list[Problem]:
+    """Keys that look like a field of the model's config and are none; transformers would take and ignore them."""
+    from transformers import CONFIG_MAPPING
+
+    cls = CONFIG_MAPPING[config["model_type"]]
+    known = {*cls().to_dict(), *getattr(cls, "attribute_map", {}), *_LEGACY_CONFIG_KEYS}
+    return [Problem(f"model.config.{key}", "unknown key", near) for key in config if key not in known and (near := nearest(key, known))]
 
 
 def _labels(job: TrainJob, train: TokenStore) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterable
@@ -77,7 +78,7 @@ def train_tokenizer(texts: Iterable[str], training: TokenizerTraining, key: str,
 
 def check_local_model(name: str, where: str) -> None:
     """Tell a misspelt folder from a hub name before any network is asked."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # unlike `Path.expanduser` it leaves an unknown user's name alone
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists()
     if not looks_local:
         return

@@ -44,6 +44,8 @@ class TextClassificationTask:
             return f"field '{column}' is null or empty"
         if not isinstance(label, (str, int, bool)) and not (isinstance(label, float) and label.is_integer()):
             return f"field '{column}' is {type(label).__name__}, not an integer or text"
+        if not _is_unicode(label_text(label)):
+            return f"field '{column}' has a lone surrogate, which is no Unicode text"
         if self.config.label_names is not None and label_text(label) not in self.config.label_names:
             return f"label '{label_text(label)}' is not in task.label_names"
         return None
@@ -98,6 +100,14 @@ def label_text(label: Any) -> str:
     if isinstance(label, (bool, float)):
         label = int(label)
     return str(label).strip()
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def sorted_labels(labels: list[str]) -> list[str]:

@@ -223,6 +223,10 @@ def test_wrong_data_are_refused(on_cluster: Refusal, kind: str) -> None:
 
 MODELS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown model type": ({"model.config.model_type": "t5-unknown"}, ["model.config.model_type: unknown model type ('t5-unknown')"]),
+    "misspelt key of the model's config": (
+        {"model.config.hiden_size": 64},
+        ["model.config.hiden_size: unknown key. Did you mean 'hidden_size'?"],
+    ),
     "model type without the task's head": (
         {"model.config.model_type": "whisper"},
         ["model.config.model_type: models of type 'whisper' have no head for text-classification"],

@@ -455,6 +455,11 @@ def test_name_that_could_leave_its_folder_is_refused(name: str) -> None:
     assert "1 to 100 letters" in line
 
 
+def test_storage_path_of_an_unknown_user_is_refused() -> None:
+    (line,) = problems(job(storage_path="~nobody-of-this-name/runs"))
+    assert line.startswith("storage_path: names a user this machine does not have")
+
+
 def test_storage_path_with_nul_is_refused() -> None:
     """A NUL, which no path can hold, is told and not left to the first system call."""
     (line,) = problems(job(storage_path="runs\0x"))

@@ -29,6 +29,7 @@ PAIR = build_task(TextClassification(type="text-classification", text_columns=["
         ({"a": "x", "b": "y"}, "field 'y' is missing"),
         ({"a": "x", "b": "y", "y": None}, "field 'y' is null or empty"),
         ({"a": "x", "b": "y", "y": [1]}, "field 'y' is list, not an integer or text"),
+        ({"a": "x", "b": "y", "y": "\ud800"}, "field 'y' has a lone surrogate, which is no Unicode text"),
         ({"a": "x", "b": "y", "y": 0.5}, "field 'y' is float, not an integer or text"),
     ],
 )
