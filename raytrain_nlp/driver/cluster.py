@@ -109,7 +109,8 @@ def connect_ahead(job: TrainJob, verbose: bool) -> Iterator[Callable[[], None]]:
     def run() -> None:
         try:
             with connect(job, verbose):
-                boot_processes(job)
+                if not done.is_set():  # the driver has not refused the job meanwhile
+                    boot_processes(job)
                 ready.set()
                 done.wait()
         except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
@@ -168,7 +169,7 @@ def boot_processes(job: TrainJob) -> None:
 
     environment = {"env_vars": _train_environment()}
     warm = ray.remote(_import_feed).options(num_cpus=job.data.feed_cpus_per_worker, scheduling_strategy="SPREAD", runtime_env=environment)
-    for _ in range(2 * job.workers.num_workers):
+    for _ in range(job.workers.num_workers):
         warm.remote()
     with contextlib.suppress(ImportError):
         from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
