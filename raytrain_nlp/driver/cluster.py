@@ -23,8 +23,12 @@ _SETTINGS = {
 }
 _LOCAL_SETTINGS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # no spot notice can come
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end of a short run is seen at once
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # the end of a short run is seen at once
     "RAY_worker_niceness": "0",  # Ray would run the training itself below everything else on this machine
+    # every process of Ray, idle or not, wakes up a hundred times a second: with a few CPUs that is felt in training
+    "RAY_idle_worker_killing_time_threshold_ms": "30000",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
+    "RAY_DASHBOARD_AGENT_CHECK_PARENT_INTERVAL_S": "2",
 }
 
 
@@ -57,20 +61,34 @@ def connect(job: TrainJob, verbose: bool = False) -> Iterator[None]:
     global _owns_ray
     local = _owns_ray = is_local()
     quiet: dict[str, Any] = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
-    settings = {**_SETTINGS, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(job.workers.start_timeout_s), **(_LOCAL_SETTINGS if local else {})}
-    with _environment(settings), _one_line("Ray cannot be started" if local else f"the cluster at {os.environ.get('RAY_ADDRESS', 'auto')} does not answer"):
-        if local:
-            cpus = math.ceil(job.workers.num_workers * (_worker_cpus(job) + job.data.feed_cpus_per_worker))
-            # a logical CPU is only a number; Ray boots one idle process for each, and this run needs these
-            ray.init(num_cpus=max(cpus, os.cpu_count() or 1) + _SERVICE_PROCESSES, include_dashboard=False, **quiet)
-        else:
-            ray.init(address="auto", **quiet)
-    try:
-        _check_room(job)
-        yield
-    finally:
-        _owns_ray = False
-        ray.shutdown()
+    settings = {**_SETTINGS, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(job.workers.start_timeout_s)}
+    if local:  # idle processes beyond one for each feed end when the rush of the start is over
+        settings |= {**_LOCAL_SETTINGS, "RAY_num_workers_soft_limit": str(job.workers.num_workers)}
+    with _environment(settings):
+        with _one_line("Ray cannot be started" if local else f"the cluster at {os.environ.get('RAY_ADDRESS', 'auto')} does not answer"):
+            if local:
+                cpus = math.ceil(job.workers.num_workers * (_worker_cpus(job) + job.data.feed_cpus_per_worker))
+                # a logical CPU is only a number; Ray boots one idle process for each, and this run needs these
+                num_cpus = max(cpus, os.cpu_count() or 1) + _SERVICE_PROCESSES
+                ray.init(num_cpus=num_cpus, include_dashboard=False, **quiet)
+                if not verbose:
+                    _end_log_monitor()
+            else:
+                ray.init(address="auto", **quiet)
+        try:
+            _check_room(job)
+            yield
+        finally:
+            _owns_ray = False
+            ray.shutdown()
+
+
+def _end_log_monitor() -> None:
+    """End the process that sends what workers print to the driver, which shows none of it; ranks have log files of their own."""
+    import ray._private.worker
+
+    with contextlib.suppress(Exception):  # a private part of Ray: without it, nothing is lost but a little CPU time
+        ray._private.worker._global_node.kill_log_monitor(check_alive=False)
 
 
 @contextlib.contextmanager
@@ -82,7 +100,8 @@ def connect_ahead(job: TrainJob, verbose: bool) -> Iterator[Callable[[], None]]:
     def run() -> None:
         try:
             with connect(job, verbose):
-                boot_processes(job)
+                if not done.is_set():  # the driver has not refused the job meanwhile
+                    boot_processes(job)
                 ready.set()
                 done.wait()
         except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
@@ -117,19 +136,14 @@ def _one_line(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _environment(settings: dict[str, str]) -> Iterator[None]:
-    """Environment variables for the processes that start inside; those the user has set stay.
-
-    They are taken back afterwards: Ray Train would give what it finds here to its workers as a runtime environment of
-    their own, and such workers cannot use the processes that are already up. A cluster keeps its own settings.
-    """
+    """Environment variables for Ray and Ray Train while inside; those the user has set stay."""
     added = {name: value for name, value in settings.items() if name not in os.environ}
     os.environ.update(added)
     try:
         yield
     finally:
-        if _owns_ray:
-            for name in added:
-                os.environ.pop(name, None)
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def owns_ray() -> bool:
