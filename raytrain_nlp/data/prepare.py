@@ -131,7 +131,7 @@ def _prepare(item: dict[str, Any]) -> PieceSummary:
         lengths = np.array([len(row) for row in columns["input_ids"]], dtype=np.int32)
         np.save(staging / f"{name}.npy", lengths)
         rows = write_shard(staging / f"{name}.arrow", columns)
-        labels.update(columns.get("label", ()))
+        labels.update(task.classes(columns))
         summary.shards.append({"file": f"{name}.arrow", "rows": rows, "source": piece.path, "tokens": int(lengths.sum())})
     summary.labels = dict(labels)
     return summary

@@ -30,7 +30,7 @@ from raytrain_nlp.modeling.tokenizer import cache_tokenizer, load_tokenizer, tra
 from raytrain_nlp.paths import cache_dir
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import CollateContext
-from raytrain_nlp.tasks.text_classification import sorted_labels
+from raytrain_nlp.tasks.problems import sorted_labels
 from raytrain_nlp.worker.spec import WorkerSpec
 
 SMALL_BYTES = 32 << 20
@@ -104,7 +104,7 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
         bad_rows={split: found.manifest["bad_rows"] + (len(unseen) if split == "validation" else 0) for split, found in stores.items()},
         tokenized_rows=tokenized,
         dropped_rows=plan.dropped_rows,
-        majority_accuracy=_majority(Split(validation)) if validation else None,
+        majority_accuracy=_majority(Split(validation)) if validation and build_task(job.task).single_class else None,
         quarantine=[
             (split, found.folder / QUARANTINE if found.manifest["bad_rows"] else None, unseen if split == "validation" else [])
             for split, found in stores.items()
@@ -174,8 +174,13 @@ def _misspelt(config: dict[str, Any]) -> list[Problem]:
 
 
 def _labels(job: TrainJob, train: TokenStore) -> list[str]:
+    task = build_task(job.task)
+    if task.label_column is None:
+        return []
     labels = job.task.label_names or sorted_labels(list(train.manifest["labels"]))
-    if len(labels) < 2:
+    if not labels:
+        raise InputError(Problem("data.train", f"no row has a label in column '{job.task.label_column}'", "Name the column with labels."))
+    if len(labels) < 2 and task.single_class:
         raise InputError(Problem("data.train", f"all labels of column '{job.task.label_column}' are equal ({labels[0]!r})", "Classification needs two labels."))
     if len(labels) > max(1000, train.num_rows // 2):
         raise InputError(Problem("task.label_column", f"has {len(labels)} different labels in {train.num_rows} rows", "Name the column with classes."))
@@ -184,15 +189,16 @@ def _labels(job: TrainJob, train: TokenStore) -> list[str]:
 
 def _known_rows(store: TokenStore, labels: list[str], max_bad_rows: float) -> tuple[str | None, list[dict[str, Any]]]:
     """Which rows of a validation split have labels that training knows; the others as quarantine entries."""
-    strange = sorted(set(store.manifest["labels"]) - set(labels))
-    if not strange:
+    names = set(labels)
+    if names.issuperset(store.manifest["labels"]):
         return None, []
     column = store.column("label")
-    known = np.isin(column, labels)
+    known = np.array([row in names for row in column] if isinstance(column[0], str) else [names.issuperset(row) for row in column])
     unseen = []
     for row in np.flatnonzero(~known):
         source, line = store.locate(int(row))
-        unseen.append({"source": source, "line": line, "reason": f"label '{column[row]}' was never seen in training", "row": ""})
+        label = column[row] if isinstance(column[row], str) else next(name for name in column[row] if name not in names)
+        unseen.append({"source": source, "line": line, "reason": f"label '{label}' was never seen in training", "row": ""})
     bad, total = len(unseen) + store.manifest["bad_rows"], store.num_rows + store.manifest["bad_rows"]
     if bad > (max_bad_rows * total if max_bad_rows < 1 else max_bad_rows):
         first = unseen[0]

@@ -6,7 +6,7 @@ the rest in the workers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +22,8 @@ class Task(Protocol):
     """Name of the `transformers.AutoModelFor...` class."""
     label_column: str | None
     """Column whose values become classes, or None."""
+    single_class: bool
+    """Has each row exactly one class, so that always answering the most frequent one is a score to beat?"""
 
     def required_columns(self) -> list[str]:
         """Columns every row must have."""
@@ -31,6 +33,9 @@ class Task(Protocol):
 
     def encode(self, rows: list[dict[str, Any]], tokenizer: Any, max_length: int) -> Columns:
         """Good rows to token columns; `input_ids` is the column lengths are taken from."""
+
+    def classes(self, columns: Columns) -> Iterable[str]:
+        """The classes in encoded rows, one for each time it occurs; nothing where `label_column` is None."""
 
     def collate(self, columns: Columns, context: CollateContext) -> dict[str, np.ndarray]:
         """Rows of the token store to the padded inputs of the model; shapes [rows, longest row]."""

@@ -20,6 +20,7 @@ from raytrain_nlp.worker.checkpointer import Checkpointer
 from raytrain_nlp.worker.collectives import broadcast_object, gather_objects
 from raytrain_nlp.worker.loader import EvalLoader, FeedBatch, TrainLoader
 from raytrain_nlp.worker.meter import Meter
+from raytrain_nlp.worker.shared_memory import SharedMeanKwargs
 
 
 class FeedMixin:
@@ -44,6 +45,11 @@ class FeedMixin:
                 handler.gradient_as_bucket_view = True
                 handler.broadcast_buffers = bool(self.args.ddp_broadcast_buffers)
         return values
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.args.use_cpu and self.accelerator.ddp_handler is not None:
+            self.accelerator.ddp_handler = SharedMeanKwargs(**vars(self.accelerator.ddp_handler))
 
     # Data
 

@@ -7,6 +7,7 @@ the micro-batches' means for models whose loss ignores `num_items_in_batch` (BER
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,48 @@ def test_first_twenty_losses_and_final_weights(shared_ray: Any, setting: Path, t
         np.testing.assert_allclose(weights[name].numpy(), value.numpy(), atol=2e-4, rtol=0, err_msg=name)
 
 
-def test_mrpc_in_small_step_by_step(shared_ray: Any, nlp_data: Path, tmp_path: Path) -> None:
-    """Real sentence pairs with BERT's tokenizer, ZeRO-3: losses, and accuracy and F1 of the evaluation, against plain `Trainer`."""
+def accuracy_and_f1(prediction: Any) -> dict[str, float]:
     from sklearn.metrics import accuracy_score, f1_score
+
+    best = prediction.predictions.argmax(-1)
+    return {"accuracy": accuracy_score(prediction.label_ids, best), "f1": f1_score(prediction.label_ids, best)}
+
+
+def correlations(prediction: Any) -> dict[str, float]:
+    from scipy.stats import rankdata
+
+    guess, truth = prediction.predictions.reshape(-1), prediction.label_ids.reshape(-1)
+    return {"pearson": np.corrcoef(guess, truth)[0, 1], "spearmanr": np.corrcoef(rankdata(guess), rankdata(truth))[0, 1]}
+
+
+def f1_of_many(prediction: Any) -> dict[str, float]:
+    from sklearn.metrics import f1_score
+
+    chosen = 1 / (1 + np.exp(-prediction.predictions)) >= 0.5
+    return {f"f1_{average}": f1_score(prediction.label_ids, chosen, average=average, zero_division=0) for average in ("micro", "macro")}
+
+
+def with_topics(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each row's label: which of three words its text has, none to all."""
+    return [{**row, "label": [word for word in TOPICS if word in row["text"].split()]} for row in rows]
+
+
+TOPICS = ["ada", "curie", "noether"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "stage", "metrics"),
+    [
+        ("mrpc", {"text_columns": ["sentence1", "sentence2"]}, 3, accuracy_and_f1),
+        ("stsb", {"glue": "stsb"}, 3, correlations),
+        ("topics", {"problem_type": "multi_label_classification"}, 0, f1_of_many),
+    ],
+    ids=["one label", "a number", "several labels"],
+)
+def test_in_small_step_by_step(
+    shared_ray: Any, nlp_data: Path, tmp_path: Path, kind: str, task: dict[str, Any], stage: int, metrics: Callable[[Any], dict[str, float]]
+) -> None:
+    """Real rows and BERT's tokenizer: losses, and all figures of the evaluation, against plain `Trainer` on the same batches."""
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
     import raytrain_nlp
@@ -111,27 +151,36 @@ def test_mrpc_in_small_step_by_step(shared_ray: Any, nlp_data: Path, tmp_path: P
 
     rows = {}
     for split, count in (("train", 320), ("validation", 101)):
-        lines = (nlp_data / "mrpc" / f"{split}.jsonl").read_text().splitlines()[:count]
-        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
-        rows[split] = [json.loads(line) for line in lines]
+        source = write_rows(tmp_path / "texts", count, seed=count) if kind == "topics" else nlp_data / kind / f"{split}.jsonl"
+        rows[split] = [json.loads(line) for line in source.read_text().splitlines()[:count]]
+        rows[split] = with_topics(rows[split]) if kind == "topics" else rows[split]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows[split]))
+    columns = ["text"] if kind == "topics" else ["sentence1", "sentence2"]
+    head = {
+        "mrpc": {"num_labels": 2},
+        "stsb": {"num_labels": 1, "problem_type": "regression"},
+        "topics": {"num_labels": 3, "problem_type": "multi_label_classification"},
+    }
     tokenizer = AutoTokenizer.from_pretrained(nlp_data.parent / "tokenizers" / "bert-base-uncased")
-    AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**{**TINY, "max_position_embeddings": 128}, vocab_size=len(tokenizer))).save_pretrained(
-        tmp_path / "model"
-    )
+    config = AutoConfig.for_model(**{**TINY, "max_position_embeddings": 128}, vocab_size=len(tokenizer), **head[kind])
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     job = tiny_job(
         tmp_path,
-        "mrpc",
-        task={"text_columns": ["sentence1", "sentence2"]},
+        kind,
         model={"name_or_path": str(tmp_path / "model"), "config": None, "tokenizer": None},
         data={"validation": str(tmp_path / "validation.jsonl"), "max_length": 128},
-        deepspeed={"zero_stage": 3},
+        deepspeed={"zero_stage": stage},
         training={"save_strategy": "no"},
     )
+    job["task"] = {"type": "text-classification", **task}
     result = raytrain_nlp.train(job)
 
+    def label(value: Any) -> Any:
+        return [float(word in value) for word in TOPICS] if kind == "topics" else value
+
     def encoded(split: str) -> list[dict[str, Any]]:
-        return [{**tokenizer(row["sentence1"], row["sentence2"], truncation=True, max_length=128), "label": row["label"]} for row in rows[split]]
+        return [{**tokenizer(*[row[name] for name in columns], truncation=True, max_length=128), "label": label(row["label"])} for row in rows[split]]
 
     examples = encoded("train")
     plan = Plan(PlanSpec(320, 7, "group_by_length", 16), np.array([len(example["input_ids"]) for example in examples]))
@@ -141,10 +190,6 @@ def test_mrpc_in_small_step_by_step(shared_ray: Any, nlp_data: Path, tmp_path: P
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if "loss" in logs:
                 logged.append(logs["loss"])
-
-    def metrics(prediction: Any) -> dict[str, float]:
-        best = prediction.predictions.argmax(-1)
-        return {"accuracy": accuracy_score(prediction.label_ids, best), "f1": f1_score(prediction.label_ids, best)}
 
     trainer = Trainer(
         model=AutoModelForSequenceClassification.from_pretrained(tmp_path / "model"),
@@ -160,10 +205,17 @@ def test_mrpc_in_small_step_by_step(shared_ray: Any, nlp_data: Path, tmp_path: P
     )
     trainer.train()
     np.testing.assert_allclose(losses(Path(result.run_dir)), logged, atol=1e-4, rtol=0)
-    expected = trainer.evaluate()
     assert result.metrics["eval_samples"] == 101
-    assert result.metrics["eval_accuracy"] == pytest.approx(expected["eval_accuracy"]) and result.metrics["eval_f1"] == pytest.approx(expected["eval_f1"])
-    assert result.metrics["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-4)
+    assert result.metrics["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], abs=1e-4)
+    exported = AutoModelForSequenceClassification.from_pretrained(result.model_dir)
+    # figures of the exported weights: a rank correlation jumps where two nearly equal predictions change places
+    plain = Trainer(model=exported, args=trainer.args, eval_dataset=trainer.eval_dataset, data_collator=trainer.data_collator, compute_metrics=metrics)
+    expected = plain.evaluate()
+    names = ["eval_loss", *(f"eval_{name}" for name in metrics(plain.predict(plain.eval_dataset)))]
+    assert {name: result.metrics[name] for name in names} == pytest.approx({name: expected[name] for name in names}, abs=1e-4)
+    assert (result.majority_accuracy is None) == (kind != "mrpc")
+    assert exported.config.problem_type == (head[kind].get("problem_type") or "single_label_classification")
+    assert exported.config.num_labels == head[kind]["num_labels"] and (kind != "topics" or list(exported.config.id2label.values()) == TOPICS)
 
 
 @pytest.mark.parametrize(("training", "tolerance"), [({}, 1e-4), ({"bf16": True}, 0.02)])

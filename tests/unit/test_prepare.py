@@ -44,7 +44,7 @@ BAD = [
     (b'{"text": "\\ud800 no label"}', "field 'label' is missing"),
     (b'{"text": "a", "label": null}', "field 'label' is null or empty"),
     (b'{"text": "a", "label": ""}', "field 'label' is null or empty"),
-    (b'{"text": "a", "label": 0.5}', "field 'label' is float, not an integer or text"),
+    (b'{"text": "a", "label": 0.5}', "field 'label' is float, not an integer or text (numbers: task.problem_type: regression)"),
     (b'{"text": "a", "label": {}}', "field 'label' is dict, not an integer or text"),
 ]
 
@@ -133,7 +133,7 @@ def test_label_outside_the_given_names_is_bad(tmp_path: Path, spec: Callable[...
     """Where the job names all labels, a row with another one is told."""
     rows = [{"text": "a", "label": label} for label in ("yes", "no", "maybe", "yes ")]
     store = prepared(tmp_path / "tokens", spec(label_names=["no", "yes"]), write(tmp_path / "a.jsonl", rows))
-    assert [(entry["line"], entry["reason"]) for entry in quarantine(store)] == [(3, "label 'maybe' is not in task.label_names")]
+    assert [(entry["line"], entry["reason"]) for entry in quarantine(store)] == [(3, "field 'label' has label 'maybe', which is not in task.label_names")]
     assert store.column("label").tolist() == ["yes", "no", "yes"]
 
 

@@ -11,7 +11,7 @@ import pytest
 from raytrain_nlp.config.tasks import TextClassification
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import CollateContext
-from raytrain_nlp.tasks.text_classification import label_text, sorted_labels
+from raytrain_nlp.tasks.problems import label_text, sorted_labels
 
 PAIR = build_task(TextClassification(type="text-classification", text_columns=["a", "b"], label_column="y"))
 
@@ -28,9 +28,9 @@ PAIR = build_task(TextClassification(type="text-classification", text_columns=["
         ({"a": " ", "b": "y", "y": 1}, "field 'a' is empty"),
         ({"a": "x", "b": "y"}, "field 'y' is missing"),
         ({"a": "x", "b": "y", "y": None}, "field 'y' is null or empty"),
-        ({"a": "x", "b": "y", "y": [1]}, "field 'y' is list, not an integer or text"),
+        ({"a": "x", "b": "y", "y": [1]}, "field 'y' is list, not an integer or text (lists: task.problem_type: multi_label_classification)"),
         ({"a": "x", "b": "y", "y": "\ud800"}, "field 'y' has a lone surrogate, which is no Unicode text"),
-        ({"a": "x", "b": "y", "y": 0.5}, "field 'y' is float, not an integer or text"),
+        ({"a": "x", "b": "y", "y": 0.5}, "field 'y' is float, not an integer or text (numbers: task.problem_type: regression)"),
     ],
 )
 def test_which_rows_are_bad(row: dict[str, Any], reason: str | None) -> None:
@@ -75,3 +75,93 @@ def test_many_classes_use_macro_f1_over_all_labels() -> None:
 def test_label_names_reach_the_model_config() -> None:
     kwargs = PAIR.model_kwargs(["no", "yes"])
     assert kwargs["id2label"] == {0: "no", 1: "yes"} and kwargs["label2id"] == {"no": 0, "yes": 1} and kwargs["num_labels"] == 2
+
+
+SEVERAL = build_task(TextClassification(type="text-classification", problem_type="multi_label_classification"))
+NUMBER = build_task(TextClassification(type="text-classification", problem_type="regression"))
+PLAIN = ["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("task", "label", "reason"),
+    [
+        (SEVERAL, [], None),
+        (SEVERAL, ["a", 1], None),
+        (SEVERAL, "a", "is str, not a list of labels"),
+        (SEVERAL, None, "is null, not a list of labels"),
+        (SEVERAL, ["a", None], "holds a label that is null or empty"),
+        (NUMBER, 2, None),
+        (NUMBER, -0.5, None),
+        (NUMBER, "3.5", None),
+        (NUMBER, "many", "is 'many', not a number"),
+        (NUMBER, None, "is null, not a number"),
+        (NUMBER, True, "is True, not a number"),
+        (NUMBER, [1.0], "is [1.0], not a number"),
+        (NUMBER, float("nan"), "is nan, not a finite number"),
+    ],
+)
+def test_which_labels_are_bad(task: Any, label: Any, reason: str | None) -> None:
+    assert task.check_row({"text": "x", "label": label}) == (reason and f"field 'label' {reason}")
+
+
+def test_several_labels_become_one_column_each() -> None:
+    context = CollateContext(0, 0, "right", PLAIN, ["a", "b", "c"])
+    stored = [SEVERAL.problem.stored(label) for label in (["c", "a", "c"], [], ["b"])]
+    batch = SEVERAL.collate({"input_ids": [np.array([1])] * 3, "label": stored}, context)
+    assert batch["labels"].tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]] and batch["labels"].dtype == np.float32
+    assert list(SEVERAL.classes({"label": stored})) == ["a", "c", "b"]
+
+
+def test_several_labels_by_hand() -> None:
+    """2 rows x 2 labels: 1 true positive (a), 1 false positive (a), 1 false negative (b): micro 2/4, macro (2/3 + 0) / 2, no row whole."""
+    prediction = SimpleNamespace(predictions=np.array([[3.0, -1.0], [0.5, -2.0]]), label_ids=np.array([[1.0, 1.0], [0.0, 0.0]]))
+    assert SEVERAL.build_metrics(["a", "b"])(prediction) == pytest.approx({"f1_micro": 0.5, "f1_macro": 1 / 3, "accuracy": 0.0})
+
+
+def test_numbers_by_numpy() -> None:
+    """Pearson against numpy's own; Spearman is Pearson of the ranks."""
+    guess, truth = np.array([[0.1], [0.4], [0.2], [0.9]], dtype=np.float32), np.array([1.0, 3.0, 4.0, 5.0], dtype=np.float32)
+    metrics = NUMBER.build_metrics([])(SimpleNamespace(predictions=guess, label_ids=truth))
+    ranks = np.array([1, 3, 2, 4]), np.array([1, 2, 3, 4])
+    assert metrics["pearson"] == pytest.approx(np.corrcoef(guess[:, 0], truth)[0, 1], abs=1e-6)
+    assert metrics["spearmanr"] == pytest.approx(np.corrcoef(*ranks)[0, 1]) and metrics["mse"] == pytest.approx(np.mean((guess[:, 0] - truth) ** 2))
+    constant = NUMBER.build_metrics([])(SimpleNamespace(predictions=np.zeros((4, 1)), label_ids=truth))
+    assert (constant["pearson"], constant["spearmanr"]) == (0.0, 0.0)
+    assert NUMBER.model_kwargs([]) == {"num_labels": 1, "problem_type": "regression"} and NUMBER.label_column is None
+
+
+@pytest.mark.parametrize(
+    ("glue", "columns", "figures"),
+    [
+        ("cola", ["sentence"], {"matthews_correlation"}),
+        ("mnli", ["premise", "hypothesis"], {"accuracy"}),
+        ("mrpc", ["sentence1", "sentence2"], {"accuracy", "f1", "combined_score"}),
+        ("qnli", ["question", "sentence"], {"accuracy"}),
+        ("qqp", ["question1", "question2"], {"accuracy", "f1", "combined_score"}),
+        ("rte", ["sentence1", "sentence2"], {"accuracy"}),
+        ("sst2", ["sentence"], {"accuracy"}),
+        ("stsb", ["sentence1", "sentence2"], {"pearson", "spearmanr", "combined_score"}),
+        ("wnli", ["sentence1", "sentence2"], {"accuracy"}),
+    ],
+)
+def test_glue_by_name(glue: str, columns: list[str], figures: set[str]) -> None:
+    task = build_task(TextClassification(type="text-classification", glue=glue))
+    labels = [] if glue == "stsb" else ["0", "1", "2"][: 3 if glue == "mnli" else 2]
+    logits = np.array([[0.1], [0.9]]) if glue == "stsb" else np.eye(len(labels))[:2]
+    assert task.required_columns() == [*columns, "label"]
+    metrics = task.build_metrics(labels)(SimpleNamespace(predictions=logits, label_ids=np.array([0, 1])))
+    assert metrics == pytest.approx(dict.fromkeys(figures, 1.0))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"problem_type": "regression", "label_names": ["a", "b"]},
+        {"glue": "stsb", "problem_type": "single_label_classification"},
+        {"glue": "mrpc", "problem_type": "regression"},
+        {"glue": "squad"},
+    ],
+)
+def test_contradictions_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        TextClassification(type="text-classification", **values)

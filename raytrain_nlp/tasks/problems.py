@@ -1,0 +1,172 @@
+"""What the label of a text is: one class, several classes, or a number. Names are those of `config.problem_type` in transformers.
+
+Each kind knows which values it takes, how a value is stored with the tokens, and the tensor and the figures it becomes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from raytrain_nlp.tasks.base import Metrics
+
+GLUE_METRICS = {
+    "cola": ("matthews_correlation",), "mnli": ("accuracy",), "mrpc": ("accuracy", "f1"), "qnli": ("accuracy",), "qqp": ("accuracy", "f1"),
+    "rte": ("accuracy",), "sst2": ("accuracy",), "stsb": ("pearson", "spearmanr"), "wnli": ("accuracy",),
+}  # fmt: skip
+"""The figures of each GLUE task (Wang et al. 2019, table 1), by the names of Hugging Face's `evaluate`."""
+
+
+class SingleLabel:
+    """One class of two or more: an integer or a text."""
+
+    single_class = True
+    """Does each row have exactly one class?"""
+
+    def __init__(self, label_names: list[str] | None = None):
+        self.label_names = label_names
+
+    def check(self, label: Any) -> str | None:
+        """Why a value is no label, or None."""
+        if label is None or label == "":
+            return "is null or empty"
+        if not isinstance(label, (str, int, bool)) and not (isinstance(label, float) and label.is_integer()):
+            hint = {float: " (numbers: task.problem_type: regression)", list: " (lists: task.problem_type: multi_label_classification)"}
+            return f"is {type(label).__name__}, not an integer or text{hint.get(type(label), '')}"
+        if not _is_unicode(label_text(label)):
+            return "has a lone surrogate, which is no Unicode text"
+        if self.label_names is not None and label_text(label) not in self.label_names:
+            return f"has label '{label_text(label)}', which is not in task.label_names"
+        return None
+
+    def stored(self, label: Any) -> Any:
+        """The value as it is kept beside the tokens."""
+        return label_text(label)
+
+    def classes(self, stored: list) -> Iterable[str]:
+        """The classes of stored values, one after the other."""
+        return stored
+
+    def tensor(self, stored: list, label_ids: dict[str, int]) -> np.ndarray:
+        """`labels` of the model: int64 [rows]."""
+        return np.array([label_ids[label] for label in stored], dtype=np.int64)
+
+    def model_kwargs(self, labels: list[str]) -> dict[str, Any]:
+        """Fields of the model's config."""
+        named = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+        return {"num_labels": len(labels), **named, "problem_type": "single_label_classification"}
+
+    def metrics(self, logits: np.ndarray, truth: np.ndarray, labels: list[str]) -> Metrics:
+        """Accuracy, F1 (of label 1 for two classes, as GLUE; else macro) and, for two classes, Matthews' correlation."""
+        from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+        best = np.argmax(logits, axis=-1)
+        if len(labels) != 2:
+            macro = f1_score(truth, best, average="macro", labels=list(range(len(labels))), zero_division=0)
+            return {"accuracy": accuracy_score(truth, best), "f1": macro}
+        return {"accuracy": accuracy_score(truth, best), "f1": f1_score(truth, best, zero_division=0), "mcc": matthews_corrcoef(truth, best)}
+
+
+class MultiLabel(SingleLabel):
+    """Any number of classes, none included: a list of integers or texts."""
+
+    single_class = False
+
+    def check(self, label: Any) -> str | None:
+        if not isinstance(label, list):
+            return f"is {'null' if label is None else type(label).__name__}, not a list of labels"
+        return next((reason.replace("is ", "holds a label that is ", 1) for one in label if (reason := super(MultiLabel, self).check(one))), None)
+
+    def stored(self, label: Any) -> Any:
+        return sorted({label_text(one) for one in label})
+
+    def classes(self, stored: list) -> Iterable[str]:
+        return (label for row in stored for label in row)
+
+    def tensor(self, stored: list, label_ids: dict[str, int]) -> np.ndarray:
+        """Float32 [rows, labels], 1 for the labels of a row."""
+        made = np.zeros((len(stored), len(label_ids)), dtype=np.float32)
+        for i, row in enumerate(stored):
+            made[i, [label_ids[label] for label in row]] = 1
+        return made
+
+    def model_kwargs(self, labels: list[str]) -> dict[str, Any]:
+        return {**super().model_kwargs(labels), "problem_type": "multi_label_classification"}
+
+    def metrics(self, logits: np.ndarray, truth: np.ndarray, labels: list[str]) -> Metrics:
+        """Micro and macro F1, and the share of rows with all labels right; a label counts from probability 0.5 on."""
+        from sklearn.metrics import accuracy_score, f1_score
+
+        chosen, truth = (logits >= 0).astype(int), truth.astype(int)
+        figures = {f"f1_{average}": f1_score(truth, chosen, average=average, zero_division=0) for average in ("micro", "macro")}
+        return {**figures, "accuracy": accuracy_score(truth, chosen)}
+
+
+class Regression:
+    """A number."""
+
+    single_class = False
+
+    def check(self, label: Any) -> str | None:
+        try:
+            number = float(label) if isinstance(label, (str, int, float)) and not isinstance(label, bool) else None
+        except ValueError:
+            number = None
+        if number is None:
+            return f"is {'null' if label is None else repr(label)[:40]}, not a number"
+        return None if math.isfinite(number) else f"is {number}, not a finite number"
+
+    def stored(self, label: Any) -> float:
+        return float(label)
+
+    def classes(self, stored: list) -> Iterable[str]:
+        return ()
+
+    def tensor(self, stored: list, label_ids: dict[str, int]) -> np.ndarray:
+        """Float32 [rows]."""
+        return np.array(stored, dtype=np.float32)
+
+    def model_kwargs(self, labels: list[str]) -> dict[str, Any]:
+        return {"num_labels": 1, "problem_type": "regression"}
+
+    def metrics(self, logits: np.ndarray, truth: np.ndarray, labels: list[str]) -> Metrics:
+        """Pearson's and Spearman's correlation (0 where one side is constant, and it is not defined) and the mean squared error."""
+        from scipy.stats import pearsonr, spearmanr
+
+        guess, truth = logits.reshape(-1).astype(np.float64), truth.reshape(-1).astype(np.float64)
+        defined = len(truth) > 1 and np.ptp(guess) > 0 and np.ptp(truth) > 0
+        figures = {"pearson": pearsonr(guess, truth).statistic, "spearmanr": spearmanr(guess, truth).statistic} if defined else {"pearson": 0.0, "spearmanr": 0.0}
+        return {**figures, "mse": np.mean((guess - truth) ** 2)}
+
+
+def glue_metrics(glue: str, metrics: Metrics) -> Metrics:
+    """The figures of one GLUE task and, where they are two, their mean as `run_glue.py` names it."""
+    metrics = {**metrics, "matthews_correlation": metrics.get("mcc", 0.0)}
+    chosen = {name: metrics[name] for name in GLUE_METRICS[glue]}
+    return {**chosen, "combined_score": sum(chosen.values()) / len(chosen)} if len(chosen) > 1 else chosen
+
+
+def label_text(label: Any) -> str:
+    """One spelling for 1, 1.0, True-as-1 and "1", so that JSON, CSV and Parquet agree."""
+    if isinstance(label, (bool, float)):
+        label = int(label)
+    return str(label).strip()
+
+
+def sorted_labels(labels: list[str]) -> list[str]:
+    """Labels in the order of their ids: by number where all are integers, else by text."""
+    try:
+        return sorted(labels, key=int)
+    except ValueError:
+        return sorted(labels)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
