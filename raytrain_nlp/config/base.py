@@ -12,9 +12,7 @@ from raytrain_nlp.errors import Problem, nearest
 class Section(BaseModel):
     """One section of a job file."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=False, protected_namespaces=(), allow_inf_nan=False
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=False, protected_namespaces=(), allow_inf_nan=False)
 
 
 def problems_of(error: ValidationError, model: type[BaseModel], root: str = "") -> list[Problem]:
@@ -24,11 +22,12 @@ def problems_of(error: ValidationError, model: type[BaseModel], root: str = "") 
 
 def _problem(finding: Any, model: type[BaseModel], root: str) -> Problem:
     location = [str(part) for part in finding["loc"]]
-    where = ".".join(part for part in [root, *location] if part)
+    written, _ = _follow(model, location)
+    where = ".".join(part for part in [root, *written] if part)
     value = finding.get("input")
     shown = f" ({value!r})" if isinstance(value, (str, int, float, bool)) else ""
     if finding["type"] == "extra_forbidden":
-        valid = _field_names(model, location[:-1])
+        valid = {name for section in _follow(model, location[:-1])[1] for name in _names(section)}
         return Problem(where, "unknown key", nearest(location[-1], valid) or f"Valid keys: {', '.join(sorted(valid))}.")
     if finding["type"] == "missing":
         return Problem(where, "is missing", "Add it; jobs/quickstart.yaml is an example.")
@@ -44,19 +43,29 @@ def _problem(finding: Any, model: type[BaseModel], root: str) -> Problem:
     return Problem(where or "job", f"{what}{shown}", todo)
 
 
-def _field_names(model: Any, location: list[str]) -> set[str]:
-    """The field names valid at a dotted location, through nested sections and tagged unions."""
+def _follow(model: type[BaseModel], location: list[str]) -> tuple[list[str], list[type[BaseModel]]]:
+    """A location of pydantic as the user wrote it, and the sections that may stand there.
+
+    In a union pydantic puts the tag of the member (the value of `type:`) into the location.
+    """
+    written, candidates = [], [model]
     for part in location:
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            break
-        field = model.model_fields.get(part)
-        if field is None:  # the tag pydantic puts into the location of a union's member
+        if tagged := [found for found in candidates if part in _tags_of(found)]:
+            candidates = tagged
             continue
-        candidates = _sections_in(field.annotation)
-        model = candidates[0] if candidates else object
-    if isinstance(model, type) and issubclass(model, BaseModel):
-        return set(model.model_fields)
-    return set()
+        fields = [field for found in candidates for name, field in found.model_fields.items() if part in (name, field.alias)]
+        candidates = [section for field in fields for section in _sections_in(field.annotation)]
+        written.append(part)
+    return written, candidates
+
+
+def _names(section: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def _tags_of(model: type[BaseModel]) -> tuple[str, ...]:
+    """What stands in `type:` of a section, where it has one."""
+    return getattr(getattr(model.model_fields.get("type"), "annotation", None), "__args__", ())
 
 
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:

@@ -1,10 +1,10 @@
-"""`workers:`, `deepspeed:`, `checkpoint:`, `tracking:`: how the run is spread, sharded, saved and followed."""
+"""`workers:`, `checkpoint:`, `tracking:`: how the run is spread, saved and followed."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from raytrain_nlp.config.base import Section
 
@@ -31,29 +31,6 @@ class WorkersConfig(Section):
         return value
 
 
-class DeepSpeedConfig(Section):
-    """DeepSpeed ZeRO. Stage 0 is plain DDP, without DeepSpeed."""
-
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    """1: optimizer state sharded, 2: gradients too, 3: parameters too."""
-    offload_optimizer: Literal["cpu"] | None = None
-    """Keep optimizer state in CPU memory."""
-    offload_param: Literal["cpu"] | None = None
-    """Keep parameters in CPU memory (stage 3)."""
-    stage3_param_persistence_threshold: int | None = Field(None, ge=0)
-    """Parameters with fewer elements are not sharded; default: Hugging Face's `auto`."""
-
-    @model_validator(mode="after")
-    def _stages(self) -> DeepSpeedConfig:
-        if self.offload_param and self.zero_stage != 3:
-            raise ValueError(f"offload_param needs zero_stage 3, not {self.zero_stage} || Set zero_stage: 3 or remove offload_param.")
-        if self.offload_optimizer and self.zero_stage == 0:
-            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3 || Raise zero_stage or remove offload_optimizer.")
-        if self.stage3_param_persistence_threshold is not None and self.zero_stage != 3:
-            raise ValueError("stage3_param_persistence_threshold needs zero_stage 3 || Set zero_stage: 3 or remove it.")
-        return self
-
-
 class CheckpointConfig(Section):
     """When checkpoints are committed and how many are kept. The same keys may stand under `training:` instead."""
 
@@ -71,7 +48,7 @@ class CheckpointConfig(Section):
 
 
 class TrackingConfig(Section):
-    """MLflow."""
+    """MLflow, always; TensorBoard and Weights & Biases on request."""
 
     tracking_uri: str | None = None
     """MLflow server or database; default: a SQLite database under storage_path."""
@@ -79,6 +56,8 @@ class TrackingConfig(Section):
     """Default: `raytrain_nlp`."""
     tags: dict[str, str] = {}
     """Tags of the MLflow run."""
+    report_to: list[Literal["tensorboard", "wandb"]] = []
+    """Trackers besides MLflow."""
     close_timeout_s: float = Field(30, ge=0)
     """Seconds the end of a run waits for a tracker that does not answer; what is left stays spooled."""
 

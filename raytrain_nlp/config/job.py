@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from fractions import Fraction
 from typing import Any, Literal
@@ -9,11 +10,15 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr, field_validator
 
 from raytrain_nlp.config.base import Section
-from raytrain_nlp.config.cluster import CheckpointConfig, DeepSpeedConfig, TrackingConfig, WorkersConfig
+from raytrain_nlp.config.cluster import CheckpointConfig, TrackingConfig, WorkersConfig
+from raytrain_nlp.config.code import TrainerConfig
 from raytrain_nlp.config.data import DataConfig
+from raytrain_nlp.config.deepspeed import DeepSpeedConfig, apply_deepspeed_config
+from raytrain_nlp.config.lora import check_lora
 from raytrain_nlp.config.model import ModelConfig
+from raytrain_nlp.config.seq2seq import Seq2Seq
 from raytrain_nlp.config.tasks import TaskConfig
-from raytrain_nlp.config.training import check_training
+from raytrain_nlp.config.training import check_training, generation_fields
 from raytrain_nlp.errors import Problem
 from raytrain_nlp.paths import check_run_name
 
@@ -43,6 +48,9 @@ class TrainJob(Section):
     training: dict[str, Any] = {}
     """transformers.TrainingArguments, by its own names."""
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    lora: dict[str, Any] | None = None
+    """peft.LoraConfig, by its own names; without it all weights are trained."""
+    trainer: TrainerConfig = TrainerConfig()
     workers: WorkersConfig = WorkersConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     early_stopping: EarlyStopping | None = None
@@ -91,8 +99,12 @@ class TrainJob(Section):
     def check(self) -> list[Problem]:
         """Everything that can be said of the job without looking at files, data or the cluster; resolves `arguments()`."""
         values, problems = check_training(self.training)
-        problems += self._check_duplicates(values)
+        problems += self._check_duplicates(values) + self._check_generation(values)
+        problems += check_lora(self.lora) if self.lora is not None else []
+        if self.deepspeed.config is not None:
+            problems += apply_deepspeed_config(self.deepspeed.config, values, self.workers.num_workers)
         values = self._with_defaults(values)
+        problems += _check_quantization(self)
         problems += _check_batches(self, values) + _check_evaluation(self, values) + _check_precision(self, values)
         if self.data.global_batch_size and "per_device_train_batch_size" not in values:
             values["per_device_train_batch_size"] = -(-self.data.global_batch_size // self._micro_batches_of(values))
@@ -113,6 +125,17 @@ class TrainJob(Section):
         if values.get("seed", self.seed) != self.seed and "seed" in self.model_fields_set:
             problems.append(Problem("training.seed", f"differs from the top-level seed ({values['seed']} and {self.seed})", "Keep one."))
         return problems
+
+    def _check_generation(self, values: dict[str, Any]) -> list[Problem]:
+        if isinstance(self.task, Seq2Seq):
+            beams = values.setdefault("generation_num_beams", self.task.num_beams)
+            if self.task.num_beams not in (None, beams):
+                what = f"differs from training.generation_num_beams ({self.task.num_beams} and {beams})"
+                return [Problem("task.num_beams", what, "Keep one.")]
+            values.setdefault("predict_with_generate", True)
+            values.setdefault("generation_max_length", self.task.val_max_target_length or self.task.max_target_length)
+            return []
+        return [Problem(f"training.{key}", f"is not for {self.task.type}, which generates nothing", "Remove it.") for key in generation_fields() if key in values]
 
     def _with_defaults(self, values: dict[str, Any]) -> dict[str, Any]:
         values = {**self.checkpoint.model_dump(exclude_none=True), **values}
@@ -180,6 +203,21 @@ def _check_evaluation(job: TrainJob, values: dict[str, Any]) -> list[Problem]:
 def _remainder(save_steps: float, eval_steps: float) -> Fraction:
     """Of the division of two numbers of steps, or of two shares of all steps (0.3 is then three times 0.1)."""
     return Fraction(str(save_steps)) % Fraction(str(eval_steps)) if eval_steps > 0 else Fraction(0)
+
+
+def _check_quantization(job: TrainJob) -> list[Problem]:
+    if job.model.quantization is None:
+        return []
+    problems = []
+    if job.lora is None:
+        problems.append(Problem("model.quantization", "needs an adapter: quantized weights cannot be trained", "Add a `lora` section."))
+    if job.model.config is not None:
+        problems.append(Problem("model.quantization", "needs pretrained weights", "Set model.name_or_path instead of model.config."))
+    if importlib.util.find_spec("bitsandbytes") is None:
+        problems.append(Problem("model.quantization", "needs bitsandbytes, which is not installed", "pip install 'raytrain-nlp[quantization]'."))
+    elif not job.workers.use_gpu:
+        problems.append(Problem("model.quantization", "is for GPUs here (workers.use_gpu is false)", "Set workers.use_gpu: true, or remove it."))
+    return problems
 
 
 def _check_precision(job: TrainJob, values: dict[str, Any]) -> list[Problem]:

@@ -24,7 +24,7 @@ def load_job(source: JobSource, overrides: Iterable[str] = ()) -> TrainJob:
     in a job mean the current directory, as on any command line.
     """
     if isinstance(source, TrainJob):
-        values: dict[str, Any] = source.model_dump(exclude_unset=True)
+        values: dict[str, Any] = source.model_dump(exclude_unset=True, by_alias=True)
     elif isinstance(source, Mapping):
         values = _copy(source)
     else:
@@ -47,7 +47,7 @@ def load_job(source: JobSource, overrides: Iterable[str] = ()) -> TrainJob:
 
 def public_values(job: TrainJob) -> dict[str, Any]:
     """The job as plain values that may be kept, logged and sent: no password in them."""
-    values = job.model_dump(mode="json", exclude_unset=True)
+    values = job.model_dump(mode="json", exclude_unset=True, by_alias=True)
     if job.tracking.tracking_uri:
         values["tracking"]["tracking_uri"] = redact(job.tracking.tracking_uri)
     return values

@@ -35,6 +35,8 @@ class ModelConfig(Section):
     """Run Python code that comes with the model. Off: nothing downloaded is executed."""
     attn_implementation: str | None = None
     """sdpa, eager, flash_attention_2, ...; default: the model's own choice."""
+    quantization: dict[str, Any] | None = None
+    """transformers.BitsAndBytesConfig, e.g. {load_in_4bit: true}; the base of a LoRA adapter."""
     dtype: str | None = Field(None, pattern="^(float32|bfloat16|float16)$")
     """Type the weights are loaded in; default float32 (mixed precision is `training.bf16`)."""
 

@@ -1,20 +1,17 @@
 """`training:`: `transformers.TrainingArguments` by its own names.
 
-The names, types and choices are read from the installed `training_args.py` as text: it is the truth, and importing it
-would load torch. What this package decides itself, or cannot honour, is refused with the reason.
+What this package decides itself, or cannot honour, is refused with the reason.
 """
 
 from __future__ import annotations
 
-import ast
 import functools
-import importlib.util
 import math
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from raytrain_nlp.config.fields import read_fields
 from raytrain_nlp.errors import Problem, nearest
 
 RENAMED = {
@@ -66,9 +63,9 @@ _OURS = {
     "do_train": "`raytrain-nlp train` trains; remove it.",
     "do_eval": "Give data.validation and eval_strategy.",
     "do_predict": "Remove it.",
+    "sortish_sampler": "Rows are grouped by length; see train_sampling_strategy.",
     "batch_eval_metrics": "Metrics are computed once over all rows; remove it.",
 }
-_BUILTIN_TYPES = {kind.__name__: kind for kind in (str, int, float, bool, dict, list)}
 _POSITIVE = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "num_train_epochs",
     "logging_steps", "eval_steps", "save_steps",
@@ -117,23 +114,12 @@ def _wrong_number(key: str, given: Any, value: Any) -> str | None:
 
 @functools.cache
 def training_fields() -> dict[str, TypeAdapter]:
-    """Name -> type of every field of the installed `TrainingArguments`, read without importing it."""
-    source = Path(importlib.util.find_spec("transformers").origin).parent
-    arguments = ast.parse((source / "training_args.py").read_text(encoding="utf-8"))
-    names: dict[str, Any] = {"Any": Any, "Literal": Literal, "DebugOption": str, "ParallelismConfig": Any}
-    for tree in (arguments, ast.parse((source / "trainer_utils.py").read_text(encoding="utf-8"))):
-        for node in tree.body:
-            if isinstance(node, ast.ClassDef) and any(getattr(base, "id", "").endswith("Enum") for base in node.bases):
-                values = [item.value.value for item in node.body if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant)]
-                names[node.name] = Literal[tuple(values)]
-    fields = {}
-    for node in next(item for item in arguments.body if isinstance(item, ast.ClassDef) and item.name == "TrainingArguments").body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            annotation = ast.unparse(node.annotation)
-            for enum in names:  # `IntervalStrategy | str` would let any string through: the enum's values are the truth
-                annotation = annotation.replace(f"{enum} | str", enum)
-            try:
-                fields[node.target.id] = TypeAdapter(eval(annotation, {"__builtins__": {}, **_BUILTIN_TYPES}, names))
-            except Exception:  # a type of a newer transformers we cannot read: take any value, the worker's own check decides
-                fields[node.target.id] = TypeAdapter(Any)
-    return fields
+    """Name -> type of every field of the installed `TrainingArguments`, and of `Seq2SeqTrainingArguments`."""
+    names = {"DebugOption": str, "ParallelismConfig": Any}
+    return read_fields("transformers", "training_args.py", "TrainingArguments", enums=["trainer_utils.py"], names=names) | generation_fields()
+
+
+@functools.cache
+def generation_fields() -> dict[str, TypeAdapter]:
+    """Those that only `Seq2SeqTrainingArguments` has."""
+    return read_fields("transformers", "training_args_seq2seq.py", "Seq2SeqTrainingArguments", names={"Path": str, "GenerationConfig": dict})

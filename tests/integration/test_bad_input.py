@@ -1,4 +1,7 @@
-"""Bad input through the real command line: exit code 2 in seconds, one line a problem, no traceback, no run."""
+"""Bad input through the real command line: exit code 2, one line a problem, no traceback, no run.
+
+How many seconds it takes is `tests/benchmarks/refusal.py`'s question.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,6 @@ import pytest
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.config import load_job
 
-SECONDS = 15
 STAGES = {"looking at the data ...", "preparing tokens ..."}
 TINY = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 ROWS = [{"text": f"row {number} says {'yes' if number % 2 else 'no'}", "label": number % 2} for number in range(24)]
@@ -64,7 +65,7 @@ class Refusal:
     def check(self, expected: list[str], *arguments: str, text: str | None = None) -> None:
         """Run the job, or `text` as its file (empty: no file). `expected` is `START ... PART ... PART` of each line, in order.
 
-        There are no other lines than stages. The time is that of a machine with nothing else to do.
+        There are no other lines than stages.
         """
         if text is None:
             text = json.dumps(self.job)
@@ -74,9 +75,7 @@ class Refusal:
         environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "PYTHONPATH")}
         environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(self.folder / "hf"), **({"RAY_ADDRESS": self.ray} if self.ray else {})}
         command = [sys.executable, "-m", "raytrain_nlp.cli.main", "train", str(self.path), *arguments]
-        started = time.monotonic()
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=self.folder, timeout=300)
-        seconds = time.monotonic() - started
         lines = done.stderr.splitlines()
         errors = [line for line in lines if line.startswith("error: ")]
         assert "Traceback" not in done.stderr
@@ -88,7 +87,6 @@ class Refusal:
             assert line.startswith(f"error: {start}")
             assert [part for part in rest if part not in line] == [], line
         assert _files(self.run) == before  # nothing of a run is made, and nothing of an old one is touched
-        assert seconds < SECONDS * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -123,7 +121,7 @@ JOBS: dict[str, tuple[dict[str, Any], list[str]]] = {
         ],
     ),
     "missing section": ({"task": None}, ["task: is missing"]),
-    "unknown task": ({"task.type": "text-clasification"}, ["task.type: should be 'text-classification' ... ('text-clasification')"]),
+    "unknown task": ({"task.type": "text-clasification"}, ["task.type: unknown type ('text-clasification') ... 'text-classification'"]),
     "removed TrainingArguments name": (
         {"training.evaluation_strategy": "no"},
         ["training.evaluation_strategy: was removed ... eval_strategy"],
@@ -261,8 +259,8 @@ def test_wrong_model_or_plan_is_refused(on_cluster: Refusal, kind: str) -> None:
     on_cluster.check(expected)
 
 
-def test_refusal_takes_seconds_where_ray_has_to_start_too(refusal: Refusal) -> None:
-    """On a laptop Ray is started while the data are read; what is wrong with them is told no later than 15 seconds, and Ray ends too."""
+def test_refusal_where_ray_has_to_start_too(refusal: Refusal) -> None:
+    """On a laptop Ray is started while the data are read; what is wrong with them is told all the same, and Ray ends too."""
     (refusal.folder / "train.jsonl").write_bytes(jsonl([{**row, "label": "a"} for row in ROWS]))
     refusal.check(["data.train: all labels of column 'label' are equal ('a')"])
 

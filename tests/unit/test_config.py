@@ -82,7 +82,7 @@ def test_unknown_key_without_a_near_name_lists_the_valid_ones() -> None:
         ("seed=1.5", "seed", "should be a valid integer"),
         ("seed=-1", "seed", "greater than or equal to 0 (-1)"),
         ("kind=trein", "kind", "should be 'train' ('trein')"),
-        ("task.type=classification", "task.type", "should be 'text-classification' ('classification')"),
+        ("task.type=classification", "task.type", "unknown type ('classification')"),
         ("task.text_columns=[a, b, c]", "task.text_columns", "at most 2"),
         ("task.label_names=[a, a]", "task.label_names", "names a label twice"),
         ("model=bert", "model", "should be a valid dictionary"),

@@ -1,0 +1,61 @@
+"""`task:` of text classification: one class, several classes or a number."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from raytrain_nlp.config.base import Section
+
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+GLUE_COLUMNS = {
+    "cola": ["sentence"], "mnli": ["premise", "hypothesis"], "mrpc": ["sentence1", "sentence2"], "qnli": ["question", "sentence"],
+    "qqp": ["question1", "question2"], "rte": ["sentence1", "sentence2"], "sst2": ["sentence"], "stsb": ["sentence1", "sentence2"],
+    "wnli": ["sentence1", "sentence2"],
+}  # fmt: skip
+"""Text columns of the GLUE tasks on the Hugging Face hub."""
+
+
+class TextClassification(Section):
+    """A class, several classes or a number for one text, or for a pair of texts."""
+
+    type: Literal["text-classification"]
+    glue: Literal["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"] | None = None
+    """A GLUE task by name: its columns, its kind of label and its figures."""
+    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] = "single_label_classification"
+    """As in `config.problem_type` of transformers."""
+    text_columns: list[str] = Field(["text"], min_length=1, max_length=2)
+    """One column, or two for sentence pairs."""
+    label_column: str = "label"
+    """Column with integer or string labels; lists of them for several classes; numbers for regression."""
+    label_names: list[str] | None = Field(None, min_length=2)
+    """All labels in the order of their ids; default: the sorted labels of the training split."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_glue(cls, values: object) -> object:
+        if not isinstance(values, dict) or values.get("glue") not in GLUE_COLUMNS:
+            return values
+        kind = "regression" if values["glue"] == "stsb" else "single_label_classification"
+        return {"text_columns": GLUE_COLUMNS[values["glue"]], "problem_type": kind, **values}
+
+    @field_validator("text_columns", mode="before")
+    @classmethod
+    def _one_name(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("label_names")
+    @classmethod
+    def _distinct(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and len(set(value)) != len(value):
+            raise ValueError("names a label twice || Give each label once.")
+        return value
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> TextClassification:
+        if self.problem_type == "regression" and self.label_names:
+            raise ValueError("label_names: a regression has no classes || Remove label_names, or problem_type.")
+        if self.glue and (self.glue == "stsb") != (self.problem_type == "regression") or (self.glue and self.problem_type == PROBLEM_TYPES[1]):
+            raise ValueError(f"problem_type: {self.problem_type} is not what GLUE's {self.glue} is || Remove problem_type or glue.")
+        return self

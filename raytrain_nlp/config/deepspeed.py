@@ -1,0 +1,129 @@
+"""`deepspeed:`: ZeRO by a few keys of ours, or a DeepSpeed JSON file as Hugging Face users write it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from raytrain_nlp.config.base import Section
+from raytrain_nlp.errors import Problem
+
+_SAME = {
+    "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "gradient_clipping": "max_grad_norm",
+    "optimizer.params.lr": "learning_rate",
+    "optimizer.params.eps": "adam_epsilon",
+    "optimizer.params.weight_decay": "weight_decay",
+    "scheduler.params.warmup_max_lr": "learning_rate",
+    "scheduler.params.warmup_num_steps": "warmup_steps",
+    "bf16.enabled": "bf16",
+    "fp16.enabled": "fp16",
+}
+"""Key of DeepSpeed's configuration -> the `TrainingArguments` field it repeats (transformers/integrations/deepspeed.py)."""
+_DEFAULTS = {"bf16": False, "fp16": False}
+
+
+class DeepSpeedConfig(Section):
+    """DeepSpeed ZeRO. Stage 0 is plain DDP, without DeepSpeed."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """1: optimizer state sharded, 2: gradients too, 3: parameters too."""
+    offload_optimizer: Literal["cpu"] | None = None
+    """Keep optimizer state in CPU memory."""
+    offload_param: Literal["cpu"] | None = None
+    """Keep parameters in CPU memory (stage 3)."""
+    stage3_param_persistence_threshold: int | None = Field(None, ge=0)
+    """Parameters with fewer elements are not sharded; default: Hugging Face's `auto`."""
+    config_file: str | None = None
+    """A DeepSpeed JSON file, "auto" values as Hugging Face fills them; takes the place of the keys above."""
+    config: dict[str, Any] | None = None
+    """The same, written here."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, values: object) -> object:
+        if not isinstance(values, dict) or not isinstance(values.get("config_file"), str) or values.get("config") is not None:
+            return values
+        path = Path(values["config_file"]).expanduser()
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"config_file: there is no such file ({path}) || Check the path.") from None
+        except (OSError, ValueError) as error:
+            raise ValueError(f"config_file: is not JSON ({path}: {error}) || Correct the file.") from None
+        return {**values, "config": config}
+
+    @model_validator(mode="after")
+    def _stages(self) -> DeepSpeedConfig:
+        if self.config is not None:
+            return self._check_config()
+        if self.offload_param and self.zero_stage != 3:
+            raise ValueError(f"offload_param needs zero_stage 3, not {self.zero_stage} || Set zero_stage: 3 or remove offload_param.")
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3 || Raise zero_stage or remove offload_optimizer.")
+        if self.stage3_param_persistence_threshold is not None and self.zero_stage != 3:
+            raise ValueError("stage3_param_persistence_threshold needs zero_stage 3 || Set zero_stage: 3 or remove it.")
+        return self
+
+    def _check_config(self) -> DeepSpeedConfig:
+        zero = self.config.get("zero_optimization", {})
+        if not isinstance(self.config, dict) or not isinstance(zero, dict):
+            raise ValueError("config: zero_optimization should be a mapping || See DeepSpeed's documentation.")
+        if (stage := zero.get("stage", 0)) not in (0, 1, 2, 3):
+            raise ValueError(f"config: zero_optimization.stage should be 0, 1, 2 or 3 ({stage!r}) || Correct it.")
+        for key in ("zero_stage", "offload_optimizer", "offload_param", "stage3_param_persistence_threshold"):
+            if key in self.model_fields_set and getattr(self, key) != self._of_config(key, zero):
+                raise ValueError(f"{key} contradicts the DeepSpeed configuration ({getattr(self, key)!r} and {self._of_config(key, zero)!r}) || Keep one.")
+        object.__setattr__(self, "zero_stage", stage)
+        return self
+
+    def _of_config(self, key: str, zero: dict[str, Any]) -> Any:
+        if key == "zero_stage":
+            return zero.get("stage", 0)
+        value = zero.get(key)
+        return value.get("device") if isinstance(value, dict) else value
+
+    @property
+    def enabled(self) -> bool:
+        """Does DeepSpeed run at all?"""
+        return self.config is not None or self.zero_stage > 0
+
+
+def apply_deepspeed_config(config: dict[str, Any], values: dict[str, Any], num_workers: int) -> list[Problem]:
+    """Take over into `values` (of `TrainingArguments`) what the configuration sets and the job leaves open; returns what contradicts."""
+    problems = []
+    for key, name in _SAME.items():
+        value = _find(config, key)
+        if value in (None, "auto"):
+            continue
+        if name in values and values[name] != value:
+            problems.append(_contradiction(key, value, f"training.{name}", values[name]))
+        elif name not in values and _DEFAULTS.get(name) != value:
+            values[name] = value
+    betas = _find(config, "optimizer.params.betas")
+    for i, name in enumerate(("adam_beta1", "adam_beta2")):
+        if isinstance(betas, list) and len(betas) == 2 and values.setdefault(name, betas[i]) != betas[i]:
+            problems.append(_contradiction("optimizer.params.betas", betas[i], f"training.{name}", values[name]))
+    total = config.get("train_batch_size", "auto")
+    parts = values.get("gradient_accumulation_steps", 1) * num_workers
+    if isinstance(total, int) and "per_device_train_batch_size" not in values and total % parts == 0:
+        values["per_device_train_batch_size"] = total // parts
+    if total != "auto" and total != values.get("per_device_train_batch_size", 8) * parts:
+        product = f"{values.get('per_device_train_batch_size', 8)} x {values.get('gradient_accumulation_steps', 1)} x {num_workers}"
+        what = "per_device_train_batch_size x gradient_accumulation_steps x num_workers"
+        problems.append(_contradiction("train_batch_size", total, what, product))
+    return problems
+
+
+def _find(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config
+
+
+def _contradiction(key: str, value: Any, where: str, other: Any) -> Problem:
+    return Problem(f"deepspeed.config.{key}", f"contradicts {where} ({value} and {other})", 'Write "auto" there, or make them equal.')

@@ -1,0 +1,73 @@
+"""`task:` of language models: causal (GPT, Llama, ...) and masked (BERT, ...). Names follow run_clm.py, run_mlm.py and TRL."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from raytrain_nlp.config.base import Section
+
+Packing = Literal["concat", "best_fit", "none"]
+
+
+class CausalLm(Section):
+    """Predict the next token: of plain text, of completions to prompts, or of the assistant's turns of chats."""
+
+    type: Literal["causal-lm"]
+    text_column: str | None = None
+    """Plain text; default `text` where no other column is named."""
+    prompt_column: str | None = None
+    """Prompts, with `completion_column`."""
+    completion_column: str | None = None
+    """What follows a prompt."""
+    messages_column: str | None = None
+    """Chats, lists of {role, content}, through the tokenizer's chat template."""
+    completion_only_loss: bool = True
+    """Learn completions and the assistant's turns only, not what comes before them."""
+    packing: Packing | None = None
+    """concat: all text as one stream, cut into blocks (`group_texts` of run_clm.py); best_fit: whole documents side by side
+    in a block, none sees another; none: a row is a row. Default: concat for plain text, else none."""
+    block_size: int | None = Field(None, ge=2)
+    """Tokens of a block; default data.max_length."""
+    append_eos: bool | None = None
+    """End each document with the tokenizer's end-of-sequence token. Default: after completions, and with best_fit."""
+
+    @field_validator("packing", mode="before")
+    @classmethod
+    def _bare_no(cls, value: object) -> object:
+        return "none" if value is False else value
+
+    @model_validator(mode="after")
+    def _one_kind_of_row(self) -> CausalLm:
+        if (self.prompt_column is None) != (self.completion_column is None):
+            raise ValueError("prompt_column and completion_column belong together || Give both or neither.")
+        kinds = [name for name in ("text_column", "completion_column", "messages_column") if getattr(self, name)]
+        if len(kinds) > 1:
+            raise ValueError(f"{' and '.join(kinds)} exclude each other || Keep one kind of row.")
+        return self
+
+    @property
+    def kind(self) -> Literal["text", "completion", "messages"]:
+        """What a row is."""
+        return "completion" if self.completion_column else "messages" if self.messages_column else "text"
+
+
+class MaskedLm(Section):
+    """Predict masked tokens."""
+
+    type: Literal["masked-lm"]
+    text_column: str = "text"
+    """Plain text."""
+    line_by_line: bool = False
+    """A row is a row; else all text is one stream, cut into blocks."""
+    block_size: int | None = Field(None, ge=8)
+    """Tokens of a block (`max_seq_length` of run_mlm.py); default data.max_length."""
+    mlm_probability: float = Field(0.15, gt=0, lt=1)
+    """Share of tokens that are predicted: 80 % of them masked, 10 % replaced, 10 % left."""
+    whole_word_mask: bool = False
+    """Choose whole words, not tokens."""
+
+    @property
+    def packing(self) -> Packing:
+        return "none" if self.line_by_line else "concat"
