@@ -49,6 +49,7 @@ class RunPaths:
         self.quarantine = self.run / "quarantine.jsonl"
         self.checkpoints = self.run / "checkpoints"
         self.model = self.run / "model"
+        self.base_model = self.run / "base_model"
         self.logs = self.run / "logs"
         self.lock = self.run / "driver.lock"
         self.ray = self.run / "ray"

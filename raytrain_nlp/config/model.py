@@ -14,8 +14,8 @@ class TokenizerTraining(Section):
 
     vocab_size: int = Field(8192, ge=300, le=1_000_000)
     """Entries of the vocabulary, the 256 bytes and 5 special tokens included."""
-    lowercase: bool = True
-    """Lower-case all text first."""
+    lowercase: bool | None = None
+    """Lower-case all text first; default: for encoders (text-classification, masked-lm)."""
 
 
 class ModelConfig(Section):

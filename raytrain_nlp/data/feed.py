@@ -11,15 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from raytrain_nlp.data.packing import Blocks
 from raytrain_nlp.data.plan import Plan, PlanSpec, split_batch
 from raytrain_nlp.data.shards import TokenStore, open_store
 from raytrain_nlp.tasks import build_task
-from raytrain_nlp.tasks.base import CollateContext
+from raytrain_nlp.tasks.base import IGNORED, CollateContext, Packing, Place
 
 _BLOCK_BYTES = 1 << 20
 _MAX_TASKS = 1_000
@@ -34,6 +36,9 @@ class SplitSpec:
     """Folder of the token store."""
     rows_file: str | None
     """`.npy` of the store's rows that are used, in order; None = the first `plan.num_rows` rows."""
+    blocks: str | None
+    """Folder of the blocks the store's rows are packed into; what the plan calls rows are these then."""
+    packing: Packing | None
     plan: PlanSpec
     token_counts: tuple[int, ...] | None
     task: Any
@@ -50,11 +55,15 @@ class MicroBatch:
     micro: int
     rows: np.ndarray
     """Row ids of the split; empty when this rank has no part in the batch (its tensors then repeat a row of it)."""
+    weight: int
+    """What the loss of this micro-batch is a mean over: rows, or predicted tokens."""
     global_rows: int
     global_tokens: int
     """Tokens of the whole global batch, without padding."""
+    tokens: int
+    """Tokens of this micro-batch, without padding."""
     padded_tokens: int
-    """Tokens of this micro-batch, padding included."""
+    """With padding."""
     tensors: dict[str, Any]
 
 
@@ -65,29 +74,46 @@ class Split:
         self.spec = spec
         self.store: TokenStore = open_store(spec.tokens)
         self._rows = np.load(spec.rows_file, mmap_mode="r") if spec.rows_file else None
-        lengths = self.store.lengths if self._rows is None else self.store.lengths[self._rows]
+        self._blocks = Blocks(Path(spec.blocks), spec.packing) if spec.blocks else None
+        lengths = self._blocks.lengths if self._blocks else self.store.lengths if self._rows is None else self.store.lengths[self._rows]
         self.plan = Plan(spec.plan, lengths, spec.token_counts)
         self.task = build_task(spec.task)
 
     def store_rows(self, rows: np.ndarray) -> np.ndarray:
         return rows if self._rows is None else self._rows[rows]
 
+    def fetch(self, rows: np.ndarray) -> dict[str, list]:
+        """The columns of row ids."""
+        return self._blocks.fetch(self.store, rows) if self._blocks else self.store.fetch(self.store_rows(rows))
+
     def locate(self, row: int) -> str:
-        """`file:line` of a row id."""
-        path, line = self.store.locate(int(self.store_rows(np.array([row]))[0]))
+        """`file:line` of a row id; of a block, where its first row begins."""
+        first = self._blocks.segments(row)[0][0] if self._blocks else int(self.store_rows(np.array([row]))[0])
+        path, line = self.store.locate(first)
         return f"{path}:{line}"
 
     def micro_batches(self, step: int, world_size: int, rank: int, accumulation: int) -> list[MicroBatch]:
         """This rank's micro-batches of one global batch, fetched and padded (NumPy tensors)."""
-        _, _, rows = self.plan.at(step)
+        epoch, _, rows = self.plan.at(step)
         tokens = int(self.plan.lengths[rows].sum())
         made = []
         for micro, parts in enumerate(split_batch(rows, world_size, accumulation)):
             part = parts[rank]
             shown = part if len(part) else rows[:1]
-            tensors = self.task.collate(self.store.fetch(self.store_rows(shown)), self.spec.context)
-            made.append(MicroBatch(step, micro, part, len(rows), tokens, tensors["input_ids"].size, tensors))
+            tensors = self.task.collate(self.fetch(shown), self.spec.context, Place(self.spec.plan.seed, epoch, shown))
+            weight = self._weigh(tensors) if len(part) and not self.task.rows_weigh else len(part)
+            own = int(self.plan.lengths[shown].sum())
+            made.append(MicroBatch(step, micro, part, weight, len(rows), tokens, own, tensors["input_ids"].size, tensors))
         return made
+
+    def _weigh(self, tensors: dict[str, Any]) -> int:
+        """Tokens that are predicted. Where none are, one is, with weight 0: the mean over none would be no number."""
+        first = int(self.task.shifts_labels)
+        labels = tensors["labels"][:, first:]
+        weight = int((labels != IGNORED).sum())
+        if not weight:
+            labels[0, 0] = tensors["input_ids"][0, first]
+        return weight
 
 
 def stream(
@@ -101,7 +127,7 @@ def stream(
         for row in table.to_pylist():
             tensors = {name: tensor.long() if not tensor.is_floating_point() else tensor for name, tensor in safetensors.torch.load(row["tensors"]).items()}
             yield MicroBatch(
-                row["step"], row["micro"], np.array(row["rows"], dtype=np.int64), row["global_rows"], row["global_tokens"], row["padded_tokens"], tensors
+                **{**row, "rows": np.array(row["rows"], dtype=np.int64), "tensors": tensors}
             )
 
 
@@ -139,20 +165,20 @@ def _make_blocks(
         first = start + int(block) * steps
         for step in range(first, min(first + steps, stop)):
             for micro in split.micro_batches(step, world_size, rank, accumulation):
-                made.append({**micro.__dict__, "rows": micro.rows.tolist(), "tensors": safetensors.numpy.save(micro.tensors)})
+                made.append({**vars(micro), "rows": micro.rows.tolist(), "tensors": safetensors.numpy.save(micro.tensors)})
     return pa.Table.from_pylist(made, schema=_SCHEMA)
 
 
 _SCHEMA = pa.schema(
-    [("step", pa.int64()), ("micro", pa.int32()), ("rows", pa.list_(pa.int64())), ("global_rows", pa.int64()),
-     ("global_tokens", pa.int64()), ("padded_tokens", pa.int64()), ("tensors", pa.large_binary())]
+    [("step", pa.int64()), ("micro", pa.int32()), ("rows", pa.list_(pa.int64())), ("weight", pa.int64()), ("global_rows", pa.int64()),
+     ("global_tokens", pa.int64()), ("tokens", pa.int64()), ("padded_tokens", pa.int64()), ("tensors", pa.large_binary())]
 )  # fmt: skip
 _open: dict[str, Split] = {}
 
 
 def _open_split(spec: SplitSpec) -> Split:
     """The split of this process, opened once: remote functions of one stream run one after another in one process."""
-    key = f"{spec.tokens}|{spec.rows_file}|{spec.plan}|{spec.task}"
+    key = f"{spec.tokens}|{spec.rows_file}|{spec.blocks}|{spec.plan}|{spec.task}"
     if key not in _open:
         _open.clear()
         _open[key] = Split(spec)
@@ -162,6 +188,6 @@ def _open_split(spec: SplitSpec) -> Split:
 def _steps_per_block(spec: SplitSpec, world_size: int) -> int:
     """Global batches a block holds: enough that a block's fixed cost vanishes, few enough that the first comes soon."""
     store = open_store(spec.tokens)
-    mean = store.manifest["tokens"] / max(store.num_rows, 1)
+    mean = spec.packing.block_size if spec.packing else store.manifest["tokens"] / max(store.num_rows, 1)
     tokens = spec.plan.batch_tokens or mean * spec.plan.global_batch_size
     return int(min(max(_BLOCK_BYTES / 4 / max(tokens * 6 / world_size, 1), 1), 64))

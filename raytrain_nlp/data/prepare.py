@@ -14,21 +14,23 @@ import shutil
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from raytrain_nlp.data.readers import BadRow, Blank, read_rows
+from raytrain_nlp.data.readers import BadRow, Blank, Row, read_rows
 from raytrain_nlp.data.shards import LENGTHS, MANIFEST, write_shard
 from raytrain_nlp.data.sources import Piece, SourceFile, fingerprint_files, split_file
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.paths import fsync_dir, read_json, write_json
 from raytrain_nlp.tasks import build_task
+from raytrain_nlp.tasks.base import Lengths
+from raytrain_nlp.user_code import UserObject, describe
 
-FORMAT = 1
+FORMAT = 2
 SHARD_ROWS = 32_768
 _ENCODE_ROWS = 1_000
 QUARANTINE = "quarantine.jsonl"
@@ -42,17 +44,18 @@ class PrepareSpec:
     """The job's `task:` section."""
     tokenizer_dir: str
     tokenizer_fingerprint: str
-    max_length: int
+    lengths: Lengths
     max_bad_rows: float
+    preprocess: UserObject | None = None
+    """The user's function of a row."""
 
     def key(self, files: list[SourceFile]) -> str:
         """Fingerprint of the tokens of `files`: content, task, tokenizer, length, format and library versions."""
         parts = [
-            FORMAT, fingerprint_files(files), self.task.model_dump(mode="json"), self.tokenizer_fingerprint, self.max_length,
-            version("tokenizers"), version("transformers"),
+            FORMAT, fingerprint_files(files), self.task.model_dump(mode="json"), self.tokenizer_fingerprint, asdict(self.lengths),
+            *([self.preprocess.fingerprint()] if self.preprocess else []), version("tokenizers"), version("transformers"),
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
-
 
 @dataclass
 class PieceSummary:
@@ -61,6 +64,8 @@ class PieceSummary:
     path: str
     lines: int = 0
     bad: int = 0
+    left_out: int = 0
+    """Rows the user's `preprocess` returned None for."""
     labels: dict[str, int] = field(default_factory=dict)
     shards: list[dict[str, Any]] = field(default_factory=list)
     bad_file: str | None = None
@@ -68,6 +73,7 @@ class PieceSummary:
     """Why the file cannot be read. A value, because a remote function's exception arrives as another one."""
 
 
+Preprocess = Callable[[dict[str, Any]], "dict[str, Any] | None"]
 MapPieces = Callable[[Callable[[dict[str, Any]], dict[str, Any]], list[dict[str, Any]]], Iterable[dict[str, Any]]]
 
 
@@ -120,39 +126,46 @@ def prepare_piece(item: dict[str, Any]) -> dict[str, Any]:
 def _prepare(item: dict[str, Any]) -> PieceSummary:
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
 
-    spec, staging, index = PrepareSpec(**item["spec"]), Path(item["staging"]), item["index"]
-    task = build_task(_task_config(spec.task))
+    spec, staging, index = _spec_of(item["spec"]), Path(item["staging"]), item["index"]
+    task = build_task(spec.task)
     tokenizer = load_tokenizer(spec.tokenizer_dir)
     piece = Piece(**item["piece"])
     summary = PieceSummary(piece.path)
     labels: Counter[str] = Counter()
-    for number, columns in enumerate(_shard_columns(piece, task, tokenizer, spec.max_length, summary, staging, index)):
+    for number, columns in enumerate(_shard_columns(piece, task, tokenizer, spec, summary, staging, index)):
         name = f"shard-{index:06d}-{number:04d}"
-        lengths = np.array([len(row) for row in columns["input_ids"]], dtype=np.int32)
-        np.save(staging / f"{name}.npy", lengths)
+        counts = np.array([len(row) for row in columns["input_ids"]], dtype=np.int32)
+        np.save(staging / f"{name}.npy", counts)
         rows = write_shard(staging / f"{name}.arrow", columns)
         labels.update(task.classes(columns))
-        summary.shards.append({"file": f"{name}.arrow", "rows": rows, "source": piece.path, "tokens": int(lengths.sum())})
+        summary.shards.append({"file": f"{name}.arrow", "rows": rows, "source": piece.path, "tokens": int(counts.sum())})
     summary.labels = dict(labels)
     return summary
 
 
-def _shard_columns(piece: Piece, task: Any, tokenizer: Any, max_length: int, summary: PieceSummary, staging: Path, index: int) -> Iterator[dict]:
+def _shard_columns(piece: Piece, task: Any, tokenizer: Any, spec: PrepareSpec, summary: PieceSummary, staging: Path, index: int) -> Iterator[dict]:
     """The token columns of one shard after the other; bad rows go to a file beside them."""
     columns: dict[str, list] = {}
     good: list[tuple[int, dict]] = []
     bad_path = staging / f"bad-{index:06d}.jsonl"
 
     def encode() -> None:
-        encoded = {"line": [line for line, _ in good], **task.encode([values for _, values in good], tokenizer, max_length)}
+        encoded = {"line": [line for line, _ in good], **task.encode([values for _, values in good], tokenizer, spec.lengths)}
         for name, values in encoded.items():
             columns.setdefault(name, []).extend(values)
         good.clear()
 
+    preprocess = spec.preprocess.load() if spec.preprocess else None
     for row in read_rows(piece):
         summary.lines = row.line + 1
         if isinstance(row, Blank):
             continue
+        if preprocess and isinstance(row, Row):
+            values = apply_preprocess(preprocess, row, piece.path)
+            if values is None:
+                summary.left_out += 1
+                continue
+            row = Row(row.line, values)
         reason = row.reason if isinstance(row, BadRow) else task.check_row(row.values)
         if reason is not None:
             text = row.text if isinstance(row, BadRow) else json.dumps(row.values, ensure_ascii=False, default=str)[:500]
@@ -173,6 +186,18 @@ def _shard_columns(piece: Piece, task: Any, tokenizer: Any, max_length: int, sum
         yield columns
 
 
+def apply_preprocess(preprocess: Preprocess, row: Row, path: str) -> dict[str, Any] | None:
+    """The row as the user's function returns it. Raises `InputError` with the user's line where the function fails."""
+    try:
+        values = preprocess(dict(row.values))
+    except Exception as error:
+        what = f"failed at row {row.line + 1} of {path} ({describe(error)})"
+        raise InputError(Problem("trainer.preprocess", what, "Mend the function or the row.")) from error
+    if values is not None and not isinstance(values, dict):
+        raise InputError(Problem("trainer.preprocess", f"returned {type(values).__name__}, not a dict or None", "Return the row."))
+    return values
+
+
 def _escaped(text: str) -> str:
     """Text without lone surrogates, which JSON may hold and UTF-8 cannot."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -183,7 +208,7 @@ def _commit(staging: Path, summaries: list[PieceSummary]) -> dict[str, Any]:
     lines_before: Counter[str] = Counter()
     shards: list[dict[str, Any]] = []
     labels: Counter[str] = Counter()
-    bad_rows = 0
+    bad_rows = left_out = 0
     with (staging / QUARANTINE).open("w", encoding="utf-8", errors="backslashreplace") as quarantine:
         for summary in summaries:
             first_line = lines_before[summary.path] + 1
@@ -198,10 +223,11 @@ def _commit(staging: Path, summaries: list[PieceSummary]) -> dict[str, Any]:
             lines_before[summary.path] += summary.lines
             labels.update(summary.labels)
             bad_rows += summary.bad
+            left_out += summary.left_out
     rows = sum(shard["rows"] for shard in shards)
     _join_lengths(staging, shards, rows)
     tokens = sum(shard["tokens"] for shard in shards)
-    manifest = {"format": FORMAT, "rows": rows, "bad_rows": bad_rows, "tokens": tokens, "labels": dict(labels), "shards": shards}
+    manifest = {"format": FORMAT, "rows": rows, "bad_rows": bad_rows, "left_out": left_out, "tokens": tokens, "labels": dict(labels), "shards": shards}
     write_json(staging / MANIFEST, manifest)
     return manifest
 
@@ -240,12 +266,14 @@ def _check_rows(manifest: dict[str, Any], spec: PrepareSpec, where: str, staging
 
 
 def _plain(spec: PrepareSpec) -> dict[str, Any]:
-    return {**{name: getattr(spec, name) for name in spec.__dataclass_fields__}, "task": spec.task.model_dump(mode="json")}
+    """The spec as values that Arrow carries to remote functions."""
+    return {**asdict(replace(spec, task=None)), "task": spec.task.model_dump(mode="json")}
 
 
-def _task_config(values: dict[str, Any]) -> Any:
+def _spec_of(values: dict[str, Any]) -> PrepareSpec:
     from pydantic import TypeAdapter
 
     from raytrain_nlp.config.tasks import TaskConfig
 
-    return TypeAdapter(TaskConfig).validate_python(values)
+    task, user = TypeAdapter(TaskConfig).validate_python(values["task"]), values["preprocess"]
+    return PrepareSpec(**{**values, "task": task, "lengths": Lengths(**values["lengths"]), "preprocess": UserObject(**user) if user else None})

@@ -2,7 +2,7 @@
 
     manifest.json   {"rows", "bad_rows", "labels", "shards": [{"file", "rows", "source", "first_line"}], ...}
     lengths.npy     int32, shape [rows]
-    shard-*.arrow   input_ids list<int32>, further model inputs, label (text, number or list of texts), line
+    shard-*.arrow   input_ids list<int32>, labels of seq2seq, further columns of tokens, label (text, number or list of texts), line
 
 Row `i` of a store is row `i` of the data in the order of the sources, bad rows left out.
 """
@@ -21,6 +21,8 @@ import pyarrow.compute as pc
 
 MANIFEST = "manifest.json"
 LENGTHS = "lengths.npy"
+_SMALL = ("token_type_ids", "targets", "words")
+"""Columns of small numbers."""
 
 
 def write_shard(path: Path, columns: dict[str, list]) -> int:
@@ -30,7 +32,7 @@ def write_shard(path: Path, columns: dict[str, list]) -> int:
         if name == "input_ids":
             arrays[name] = pa.array(values, type=pa.large_list(pa.int32()))
         elif values and name != "label" and isinstance(values[0], (list, np.ndarray)):
-            arrays[name] = pa.array(values, type=pa.large_list(pa.int8() if name == "token_type_ids" else pa.int32()))
+            arrays[name] = pa.array(values, type=pa.large_list(pa.int8() if name in _SMALL else pa.int32()))
         else:
             arrays[name] = pa.array(values)
     table = pa.table(arrays)

@@ -90,7 +90,7 @@ def check(job: JobSource, *, overrides: Iterable[str] = (), observer: Observer |
         labels=spec.labels,
         steps_per_epoch=spec.steps_per_epoch,
         total_steps=spec.total_steps,
-        tokens_per_epoch=int(split.store.lengths[: spec.train.plan.num_rows].sum(dtype=np.int64)),
+        tokens_per_epoch=int(split.plan.lengths[: spec.train.plan.num_rows].sum(dtype=np.int64)),
         padding_share=_padding_share(split, job),
         parameters=parameters,
         model_state_bytes=_model_state_bytes(parameters, job),

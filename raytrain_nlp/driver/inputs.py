@@ -41,7 +41,8 @@ def find_job_files(job: TrainJob, storage: Path) -> Files:
         try:
             specs = [_builtin(spec, split, storage) for spec in sources_of(getattr(job.data, split))]
             found[split] = find_files(specs, where)
-            problems += _check_columns(found[split], build_task(job.task).required_columns(), where)
+            if not job.trainer.preprocess:  # it may make the columns
+                problems += _check_columns(found[split], build_task(job.task).required_columns(), where)
         except InputError as error:
             problems += error.problems
     if job.model.name_or_path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,40 @@ def gather_weights(trainer: Any) -> dict[str, Any] | None:
     return trainer.accelerator.unwrap_model(trainer.model).state_dict() if trainer.is_world_process_zero() else None
 
 
-def export_model(trainer: Any, folder: Path) -> None:
-    """Write weights, config and tokenizer to `folder`, replacing it as a whole. Every rank must call it."""
+def export_model(trainer: Any, folder: Path, merge: Callable[[Path], Any] | None = None) -> None:
+    """Write weights (of an adapter: the adapter's), config and tokenizer to `folder`, replacing it as a whole. Every rank must call it.
+
+    `merge` makes one model of the folder of an adapter; that model is written instead.
+    """
     state = gather_weights(trainer)
     if trainer.is_world_process_zero():
         staging = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:8]}"
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(staging, state_dict=state)
+        if merge is not None:
+            model = merge(staging)
+            shutil.rmtree(staging)
+            model.save_pretrained(staging)
         trainer.processing_class.save_pretrained(staging)
         if folder.exists():
             shutil.rmtree(folder)
         staging.rename(folder)
         fsync_dir(folder.parent)
+
+
+def save_base_model(model: Any, folder: Path, is_first: bool) -> None:
+    """A base model from scratch, as an adapter on it needs it to be loaded again. Every rank must call it under ZeRO-3."""
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+    if is_deepspeed_zero3_enabled():
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(model.parameters())):
+            state = {name: value.clone() for name, value in model.state_dict().items()} if is_first else None
+    else:
+        state = model.state_dict()
+    if is_first and not folder.exists():
+        staging = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:8]}"
+        model.save_pretrained(staging, state_dict=state)
+        staging.rename(folder)
+        fsync_dir(folder.parent)
+    model.name_or_path = str(folder)  # what PEFT writes into the adapter's config

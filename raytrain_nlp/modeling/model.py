@@ -38,6 +38,7 @@ def load_model(config: ModelConfig, task: Task, labels: list[str], tokenizer: An
         model.resize_token_embeddings(len(tokenizer))
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
+    task.apply_to_model(model, tokenizer)
     return model
 
 
@@ -45,5 +46,6 @@ def build_model_config(config: ModelConfig, task: Task, labels: list[str], token
     """The `transformers` config of a model from scratch: the job's fields, the tokenizer's vocabulary, the task's labels."""
     from transformers import AutoConfig
 
-    values = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **config.config, **task.model_kwargs(labels)}
+    special = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **task.special_tokens(tokenizer)}
+    values = {**special, **config.config, **task.model_kwargs(labels)}
     return AutoConfig.for_model(values.pop("model_type"), **values)

@@ -42,34 +42,54 @@ def cache_tokenizer(config: ModelConfig, cache: Path) -> Path:
     return _keep(tokenizer, cache)
 
 
-def train_tokenizer(texts: Iterable[str], training: TokenizerTraining, key: str, cache: Path, max_length: int) -> Path:
-    """Train a byte-level BPE tokenizer with BERT's special tokens on `texts`, unless one with `key` is in the cache.
+_KINDS: dict[str, dict[str, Any]] = {
+    "encoder": {  # as BERT
+        "names": {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"},
+        "template": ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"), "inputs": ["input_ids", "token_type_ids", "attention_mask"], "lowercase": True,
+    },
+    "decoder": {  # as GPT-2: text is tokens and nothing else
+        "names": {"pad_token": "<|pad|>", "bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"},
+        "template": None, "inputs": ["input_ids", "attention_mask"], "lowercase": False,
+    },
+    "seq2seq": {  # as T5
+        "names": {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
+        "template": ("$A </s>", "$A $B </s>"), "inputs": ["input_ids", "attention_mask"], "lowercase": False,
+    },
+}  # fmt: skip
+"""Special tokens (numbered from 0 in this order) and their places, for each kind of model."""
+
+
+def train_tokenizer(texts: Iterable[str], training: TokenizerTraining, kind: str, key: str, cache: Path, max_length: int | None) -> Path:
+    """Train a byte-level BPE tokenizer for a `kind` of model (encoder, decoder, seq2seq), unless one with `key` is in the cache.
 
     Byte-level BPE, because its training gives the same vocabulary every time; that of WordPiece numbers its `##` pieces in the
     order of a hash table, so that two trainings on the same text differ.
     """
-    parts = [key, training.model_dump(), version("tokenizers"), max_length]
+    parts = [key, training.model_dump(), kind, version("tokenizers"), max_length]
     pointer = cache / f"trained-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}"
     if pointer.exists() and (cache / pointer.read_text()).exists():
         return cache / pointer.read_text()
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    chosen = _KINDS[kind]
+    special = list(dict.fromkeys(chosen["names"].values()))
+    lowercase = chosen["lowercase"] if training.lowercase is None else training.lowercase
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), *([normalizers.Lowercase()] if training.lowercase else [])])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), *([normalizers.Lowercase()] if lowercase else [])])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=kind != "decoder")
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
         texts, trainers.BpeTrainer(vocab_size=training.vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
     )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[(name, special.index(name)) for name in ("[CLS]", "[SEP]")]
-    )
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
-    inputs = ["input_ids", "token_type_ids", "attention_mask"]
-    folder = _keep(PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, model_input_names=inputs, **names), cache)
+    if chosen["template"]:
+        single, pair = chosen["template"]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=single, pair=pair, special_tokens=[(name, special.index(name)) for name in special if name in single]
+        )
+    limit = {"model_max_length": max_length} if max_length else {}
+    folder = _keep(PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=chosen["inputs"], **limit, **chosen["names"]), cache)
     temporary = cache / f".{uuid.uuid4().hex}"
     temporary.write_text(folder.name)
     temporary.replace(pointer)

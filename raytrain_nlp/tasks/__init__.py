@@ -5,9 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from raytrain_nlp.tasks.base import Task
+from raytrain_nlp.tasks.causal_lm import CausalLmTask
+from raytrain_nlp.tasks.masked_lm import MaskedLmTask
+from raytrain_nlp.tasks.seq2seq import SummarizationTask, TranslationTask
 from raytrain_nlp.tasks.text_classification import TextClassificationTask
 
-_TASKS = {"text-classification": TextClassificationTask}
+_TASKS = {
+    "text-classification": TextClassificationTask,
+    "causal-lm": CausalLmTask,
+    "masked-lm": MaskedLmTask,
+    "summarization": SummarizationTask,
+    "translation": TranslationTask,
+}
 
 
 def build_task(config: Any) -> Task:

@@ -1,4 +1,4 @@
-"""What a task is: everything that differs between text classification and the tasks to come, and nothing else.
+"""What a task is: everything that differs between text classification and the other tasks, and nothing else.
 
 `check_row` and `encode` run where data are prepared, `collate` where the feed runs (NumPy only: no torch is loaded there),
 the rest in the workers.
@@ -6,24 +6,86 @@ the rest in the workers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+
+IGNORED = -100
+"""Label of a token that is not predicted, in `transformers` and in `torch.nn.CrossEntropyLoss`."""
 
 Columns = dict[str, list]
 Metrics = dict[str, float]
 
 
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens a row is truncated to; None: not truncated."""
+
+    source: int | None
+    target: int | None = None
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How rows become blocks of tokens."""
+
+    kind: str
+    """concat or best_fit."""
+    block_size: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where rows stand in the plan: what anything random about them is drawn from."""
+
+    seed: int
+    epoch: int
+    rows: np.ndarray
+    """Row ids: int64 [rows]."""
+
+
+@dataclass(frozen=True)
+class CollateContext:
+    """What collating needs besides the rows; plain values, so that it travels to remote functions."""
+
+    pad_token_id: int
+    pad_token_type_id: int
+    padding_side: str
+    model_inputs: list[str]
+    labels: list[str]
+    mask_token_id: int | None = None
+    vocab_size: int = 0
+
+    @property
+    def label_ids(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.labels)}
+
+
 class Task(Protocol):
-    """One NLP task, built from its section of the job."""
+    """One NLP task, built from its section of the job. `TaskDefaults` answers what most tasks answer alike."""
 
     auto_model: str
     """Name of the `transformers.AutoModelFor...` class."""
+    auto_mapping: str
+    """Name of the mapping in `transformers.models.auto.modeling_auto` that lists the model types it takes."""
+    peft_type: str
+    """`peft.TaskType` of an adapter for it."""
+    tokenizer_kind: str
+    """Special tokens of `tokenizer: train`: encoder, decoder or seq2seq."""
     label_column: str | None
     """Column whose values become classes, or None."""
     single_class: bool
     """Has each row exactly one class, so that always answering the most frequent one is a score to beat?"""
+    generates: bool
+    """Does evaluation generate text?"""
+    rows_weigh: bool
+    """Is the loss a mean over rows? Else over the tokens that are predicted (labels other than `IGNORED`)."""
+    scores_labels: bool
+    """Do the figures read labels? Else evaluation need not keep them."""
+    shifts_labels: bool
+    """Does the model predict the next token, so that the first label of a row is not predicted?"""
 
     def required_columns(self) -> list[str]:
         """Columns every row must have."""
@@ -31,32 +93,99 @@ class Task(Protocol):
     def check_row(self, values: dict[str, Any]) -> str | None:
         """Why a row is bad, or None."""
 
-    def encode(self, rows: list[dict[str, Any]], tokenizer: Any, max_length: int) -> Columns:
+    def texts(self, values: dict[str, Any]) -> Iterator[str]:
+        """The texts of a good row, for the training of a tokenizer."""
+
+    def check_tokenizer(self, tokenizer: Any) -> str | None:
+        """What the tokenizer lacks for this task, or None."""
+
+    def packing(self, max_length: int) -> Packing | None:
+        """How rows are packed into blocks, or None: a row is a row."""
+
+    def lengths(self, max_length: int, split: str) -> Lengths:
+        """What the rows of a split are truncated to."""
+
+    def encode(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Columns:
         """Good rows to token columns; `input_ids` is the column lengths are taken from."""
 
     def classes(self, columns: Columns) -> Iterable[str]:
         """The classes in encoded rows, one for each time it occurs; nothing where `label_column` is None."""
 
-    def collate(self, columns: Columns, context: CollateContext) -> dict[str, np.ndarray]:
+    def collate(self, columns: Columns, context: CollateContext, place: Place) -> dict[str, np.ndarray]:
         """Rows of the token store to the padded inputs of the model; shapes [rows, longest row]."""
 
     def model_kwargs(self, labels: list[str]) -> dict[str, Any]:
         """Arguments of the model class that come from the task."""
 
-    def build_metrics(self, labels: list[str]) -> Callable[[Any], Metrics]:
-        """A `compute_metrics` in Hugging Face's sense; names without the `eval_` prefix."""
+    def special_tokens(self, tokenizer: Any) -> dict[str, Any]:
+        """Token ids in the config of a model from scratch, besides padding."""
+
+    def apply_to_model(self, model: Any, tokenizer: Any) -> None:
+        """Set what the task needs in a loaded model's configuration."""
+
+    def forward_kwargs(self) -> dict[str, Any]:
+        """Arguments of every forward besides the tensors."""
+
+    def reduce_logits(self, logits: Any, labels: Any) -> Any:
+        """`preprocess_logits_for_metrics`: what evaluation keeps of a batch's logits; torch tensors with rows first."""
+
+    def build_metrics(self, labels: list[str], tokenizer: Any) -> Callable[[Any], Metrics]:
+        """A `compute_metrics` in Hugging Face's sense; names without the `eval_` prefix. `losses` holds the mean loss."""
 
 
-class CollateContext:
-    """What collating needs besides the rows; plain values, so that it travels to remote functions."""
+class TaskDefaults:
+    """The answers of a task without classes, packing and generation."""
 
-    def __init__(self, pad_token_id: int, pad_token_type_id: int, padding_side: str, model_inputs: list[str], labels: list[str]):
-        self.pad_token_id = pad_token_id
-        self.pad_token_type_id = pad_token_type_id
-        self.padding_side = padding_side
-        self.model_inputs = model_inputs
-        self.labels = labels
-        self.label_ids = {name: i for i, name in enumerate(labels)}
+    label_column: str | None = None
+    single_class = False
+    generates = False
+    rows_weigh = False
+    scores_labels = True
+    shifts_labels = False
+    tokenizer_kind = "encoder"
+
+    def check_tokenizer(self, tokenizer: Any) -> str | None:
+        return None
+
+    def packing(self, max_length: int) -> Packing | None:
+        return None
+
+    def lengths(self, max_length: int, split: str) -> Lengths:
+        return Lengths(max_length)
+
+    def classes(self, columns: Columns) -> Iterable[str]:
+        return ()
+
+    def model_kwargs(self, labels: list[str]) -> dict[str, Any]:
+        return {}
+
+    def special_tokens(self, tokenizer: Any) -> dict[str, Any]:
+        return {}
+
+    def apply_to_model(self, model: Any, tokenizer: Any) -> None:
+        pass
+
+    def forward_kwargs(self) -> dict[str, Any]:
+        return {}
+
+    def reduce_logits(self, logits: Any, labels: Any) -> Any:
+        return logits
+
+
+def check_text(values: dict[str, Any], column: str) -> str | None:
+    """Why a field is no text, or None."""
+    if column not in values:
+        return f"field '{column}' is missing"
+    if values[column] is None:
+        return f"field '{column}' is null"
+    if not isinstance(values[column], str):
+        return f"field '{column}' is {type(values[column]).__name__}, not text"
+    return None if values[column].strip() else f"field '{column}' is empty"
+
+
+def unicode_text(text: str) -> str:
+    """Text a tokenizer takes: a lone surrogate is valid JSON, and no Unicode text."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def pad(rows: list[np.ndarray], value: int, side: str) -> np.ndarray:

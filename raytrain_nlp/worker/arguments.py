@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from typing import Any
 
-from raytrain_nlp.config.cluster import DeepSpeedConfig
+from raytrain_nlp.config import TrainJob
+from raytrain_nlp.config.deepspeed import DeepSpeedConfig
 from raytrain_nlp.errors import InputError, Problem
 
 _CPU_BUCKET_MB = 256
 
 
-def build_arguments(values: dict[str, Any], deepspeed: DeepSpeedConfig, use_gpu: bool, output_dir: str) -> Any:
-    """The worker's `TrainingArguments`.
+def build_arguments(job: TrainJob, output_dir: str, generates: bool) -> Any:
+    """The worker's `TrainingArguments` (`Seq2SeqTrainingArguments` where evaluation generates).
 
     Args:
-        values: `TrainJob.arguments()`.
         output_dir: node-local scratch; nothing of value is written there.
     """
-    from transformers import TrainingArguments
+    from transformers import GenerationConfig, Seq2SeqTrainingArguments, TrainingArguments
 
+    values, use_gpu = job.arguments(), job.workers.use_gpu
+    if values.get("neftune_noise_alpha") == 0:  # no noise, not noise of size 0
+        del values["neftune_noise_alpha"]
+    if isinstance(values.get("generation_config"), dict):
+        values["generation_config"] = GenerationConfig(**values["generation_config"])
     try:
-        return TrainingArguments(
+        return (Seq2SeqTrainingArguments if generates else TrainingArguments)(
             **{
                 # on CPU gloo and the backward pass share the cores: nothing overlaps, and one bucket costs least
                 **({} if use_gpu else {"ddp_bucket_cap_mb": _CPU_BUCKET_MB}),
+                **_checkpointing(job, values),
                 **values,
                 "output_dir": output_dir,
                 "use_cpu": not use_gpu,  # without it every CPU rank believes in a world of one
-                "deepspeed": build_deepspeed(deepspeed, use_gpu) if deepspeed.zero_stage else None,
+                "deepspeed": build_deepspeed(job.deepspeed, use_gpu) if job.deepspeed.enabled else None,
                 "report_to": [],
                 "disable_tqdm": True,
                 "logging_nan_inf_filter": False,  # a NaN must not be hidden: the trainer stops at it
@@ -40,8 +47,20 @@ def build_arguments(values: dict[str, Any], deepspeed: DeepSpeedConfig, use_gpu:
         raise InputError(Problem("training", f"transformers refuses it: {str(error).splitlines()[0]}", "Correct the section.")) from error
 
 
+def _checkpointing(job: TrainJob, values: dict[str, Any]) -> dict[str, Any]:
+    """LoRA under ZeRO-3: recomputed activations find frozen weights released (transformers #47254), unless the reentrant form is used."""
+    asked = values.get("gradient_checkpointing") or values.get("activation_checkpointing")
+    given = values.get("gradient_checkpointing_kwargs") or values.get("activation_checkpointing_kwargs")
+    if not asked or given or job.lora is None or job.deepspeed.zero_stage != 3:
+        return {}
+    key = "activation_checkpointing_kwargs" if "activation_checkpointing" in values else "gradient_checkpointing_kwargs"
+    return {key: {"use_reentrant": True}}
+
+
 def build_deepspeed(section: DeepSpeedConfig, use_gpu: bool) -> dict[str, Any]:
     """The DeepSpeed configuration of a job. "auto" is filled by Hugging Face from `TrainingArguments`."""
+    if section.config is not None:
+        return _complete(section.config, use_gpu)
     zero: dict[str, Any] = {"stage": section.zero_stage, "contiguous_gradients": True, "overlap_comm": use_gpu}
     if section.offload_optimizer:
         zero["offload_optimizer"] = {"device": section.offload_optimizer, "pin_memory": use_gpu}
@@ -63,6 +82,23 @@ def build_deepspeed(section: DeepSpeedConfig, use_gpu: bool) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,  # torch's Adam: bit-exact, and no compiler at start
         "steps_per_print": 10**9,
     }
+
+
+def _complete(config: dict[str, Any], use_gpu: bool) -> dict[str, Any]:
+    """The user's own configuration, with what this package needs and the file leaves open."""
+    config = copy.deepcopy(config)
+    for key in ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_accumulation_steps", "gradient_clipping"):
+        config.setdefault(key, "auto")
+    config.setdefault("steps_per_print", 10**9)
+    config.setdefault("zero_allow_untested_optimizer", True)
+    if config.get("zero_optimization", {}).get("stage") == 3:
+        config["zero_optimization"].setdefault("stage3_gather_16bit_weights_on_model_save", True)  # `model/` needs whole weights
+    if not use_gpu:
+        config.setdefault("zero_force_ds_cpu_optimizer", False)  # torch's Adam, as below
+        optimizer = config.get("optimizer", {})
+        if str(optimizer.get("type", "")).lower() in ("adam", "adamw"):
+            optimizer.setdefault("params", {}).setdefault("torch_adam", True)
+    return config
 
 
 def apply_deepspeed_environment(use_gpu: bool) -> None:

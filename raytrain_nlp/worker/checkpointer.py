@@ -16,6 +16,7 @@ from transformers.trainer_callback import ExportableState
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.checkpoint.state import load_state, save_state
 from raytrain_nlp.errors import CheckpointError
+from raytrain_nlp.modeling.lora import trainable_state
 from raytrain_nlp.worker.collectives import broadcast_object, gather_objects
 
 _TRAINER_STATE = "trainer_state.json"
@@ -31,6 +32,8 @@ class Checkpointer:
     data_fingerprint: str
     versions: dict[str, str]
     keep_best: bool
+    adapter_only: bool
+    """Keep trained parameters only: the rest is the base model's."""
     on_commit: Any
     """Called with (step, seconds) on the first rank after each commit."""
 
@@ -85,12 +88,13 @@ class Checkpointer:
 
         if trainer.is_deepspeed_enabled:
             engine = trainer.deepspeed
-            engine.save_checkpoint(str(staging))
+            engine.save_checkpoint(str(staging), exclude_frozen_parameters=self.adapter_only)
             written += [Path(path) for path in engine.checkpoint_engine.written]
             if first:
                 written.append(staging / "latest")
         elif first:
-            write("model.state", trainer.accelerator.unwrap_model(trainer.model).state_dict())
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            write("model.state", trainable_state(model) if self.adapter_only else model.state_dict())
             write("optimizer.state", trainer.optimizer.state_dict())
         if first:
             write("scheduler.state", {"scheduler": trainer.lr_scheduler.state_dict(), "scaler": _scaler_state(trainer)})
@@ -120,7 +124,10 @@ class Checkpointer:
         return str(path) if path and (path / store.MANIFEST).exists() else None
 
     def load_model(self, trainer: Any, folder: str) -> None:
-        trainer.accelerator.unwrap_model(trainer.model).load_state_dict(load_state(Path(folder) / "model.state"))
+        model, state = trainer.accelerator.unwrap_model(trainer.model), load_state(Path(folder) / "model.state")
+        _, unexpected = model.load_state_dict(state, strict=not self.adapter_only)
+        if unexpected or (self.adapter_only and (missing := trainable_state(model).keys() - state.keys())):
+            raise CheckpointError(f"{folder} is of another model: {', '.join(sorted(unexpected or missing)[:5])} do not fit.")
 
     def load_optimizer(self, trainer: Any, folder: str) -> None:
         """Optimizer (where DeepSpeed did not load it with its engine), scheduler and gradient scaler."""
@@ -143,7 +150,7 @@ class Checkpointer:
         if wrong:
             raise CheckpointError(f"the best checkpoint cannot be loaded: {folder} {wrong}.")
         if trainer.is_deepspeed_enabled:
-            trainer.deepspeed.load_checkpoint(folder)
+            trainer.deepspeed.load_checkpoint(folder, load_module_strict=not self.adapter_only)
         else:
             self.load_model(trainer, folder)
 

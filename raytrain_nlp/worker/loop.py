@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.config import TrainJob, load_job
+from raytrain_nlp.config.lora import MERGE
 from raytrain_nlp.errors import InputError, NonFiniteLossError
 from raytrain_nlp.paths import RunPaths
 from raytrain_nlp.tracking.events import EventLog
@@ -50,7 +52,7 @@ def _run(spec: WorkerSpec, paths: RunPaths, scratch: str) -> dict[str, Any]:
     events.write("phase", phase="model")
     trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
     loaders[0].close()
-    result = _finish(trainer, job, paths, world_size)
+    result = _finish(trainer, job, paths, world_size, spec.labels)
     events.write("end", step=trainer.state.global_step)
     return result
 
@@ -86,34 +88,34 @@ def _build_loaders(spec: WorkerSpec, job: TrainJob, start: int, world_size: int,
 
 
 def _build_trainer(spec: WorkerSpec, job: TrainJob, paths: RunPaths, events: EventLog, loaders: tuple[Any, Any], scratch: str) -> Any:
-    from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
+    from transformers import PrinterCallback, set_seed
 
-    from raytrain_nlp.modeling.model import load_model
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
     from raytrain_nlp.tasks import build_task
     from raytrain_nlp.worker.arguments import apply_deepspeed_environment, build_arguments
-    from raytrain_nlp.worker.callbacks import EventCallback
     from raytrain_nlp.worker.checkpointer import Checkpointer
+    from raytrain_nlp.worker.extensions import build_callbacks, find_trainer_class, find_user_metrics
     from raytrain_nlp.worker.loader import find_row
-    from raytrain_nlp.worker.trainer import FeedTrainer
+    from raytrain_nlp.worker.metrics import build_metrics
+    from raytrain_nlp.worker.trainer import build_trainer_class
 
     events.write("phase", phase="imports")
-    if job.deepspeed.zero_stage:
+    if job.deepspeed.enabled:
         apply_deepspeed_environment(job.workers.use_gpu)
-    arguments = build_arguments(job.arguments(), job.deepspeed, job.workers.use_gpu, scratch)
-    tokenizer = load_tokenizer(spec.tokenizer_dir)
     task = build_task(job.task)
+    arguments = build_arguments(job, scratch, task.generates)
+    tokenizer = load_tokenizer(spec.tokenizer_dir)
     set_seed(arguments.seed)  # every rank and every number of workers starts from the same weights
-    model = load_model(job.model, task, spec.labels, tokenizer)
-    callbacks = [EventCallback(events, paths.run / "progress.json", spec.total_steps)] if arguments.process_index == 0 else []
-    if job.early_stopping:
-        callbacks.append(EarlyStoppingCallback(**job.early_stopping.model_dump()))
-    trainer = FeedTrainer(
+    model = _load_model(spec, job, paths, arguments, task, tokenizer)
+    compute_metrics, preprocess_logits, keep_labels = build_metrics(task, spec.labels, tokenizer, find_user_metrics(job, spec.code_folder))
+    trainer = build_trainer_class(find_trainer_class(job, task, spec.code_folder))(
         model=model,
         args=arguments,
         processing_class=tokenizer,
-        compute_metrics=task.build_metrics(spec.labels),
-        callbacks=callbacks,
+        compute_metrics=compute_metrics,
+        preprocess_logits_for_metrics=preprocess_logits,
+        callbacks=build_callbacks(job, spec, events, paths.run / "progress.json", arguments.process_index == 0),
+        task=task,
         train_loader=loaders[0],
         eval_loader=loaders[1],
         checkpointer=Checkpointer(
@@ -123,28 +125,49 @@ def _build_trainer(spec: WorkerSpec, job: TrainJob, paths: RunPaths, events: Eve
             data_fingerprint=spec.data_fingerprint,
             versions=spec.versions,
             keep_best=arguments.load_best_model_at_end,
+            adapter_only=job.lora is not None,
             on_commit=lambda step, seconds: events.write("checkpoint", step=step, seconds=round(seconds, 3)),
         ),
         locate_row=find_row(spec.train),
+        keep_labels=keep_labels,
+        gather_for_generation=getattr(job.task, "gather_for_generation", False),
     )
     trainer.remove_callback(PrinterCallback)
     set_seed(arguments.seed + arguments.process_index)  # dropout and noise differ between ranks
     return trainer
 
 
-def _finish(trainer: Any, job: TrainJob, paths: RunPaths, world_size: int) -> dict[str, Any]:
+def _load_model(spec: WorkerSpec, job: TrainJob, paths: RunPaths, arguments: Any, task: Any, tokenizer: Any) -> Any:
+    """The model, with an adapter where the job asks for one."""
+    from raytrain_nlp.modeling.export import save_base_model
+    from raytrain_nlp.modeling.lora import apply_lora
+    from raytrain_nlp.modeling.model import load_model
+
+    model = load_model(job.model, task, spec.labels, tokenizer)
+    if job.lora is None:
+        return model
+    if job.model.config is not None:
+        save_base_model(model, paths.base_model, arguments.process_index == 0)
+    return apply_lora(model, job.lora, task, arguments.gradient_checkpointing)
+
+
+def _finish(trainer: Any, job: TrainJob, paths: RunPaths, world_size: int, labels: list[str]) -> dict[str, Any]:
     """Figures of the weights that are exported, and the export."""
     from raytrain_nlp.modeling.export import export_model
+    from raytrain_nlp.worker.metrics import write_generated
 
+    generates = getattr(trainer.args, "predict_with_generate", False)
     state = trainer.state
     step = state.best_global_step if trainer.args.load_best_model_at_end and state.best_model_checkpoint else state.global_step
     metrics: dict[str, float] = {}
     for entry in state.log_history:
         if any(key.startswith("train_") for key in entry) or (entry["step"] == step and "eval_loss" in entry):
             metrics |= {key: value for key, value in entry.items() if key.startswith(("train_", "eval_"))}
-    if trainer.eval_dataset is not None and "eval_loss" not in metrics:
+    if trainer.eval_dataset is not None and ("eval_loss" not in metrics or (generates and (trainer.scored_step != step or state.global_step != step))):
         metrics |= {key: value for key, value in trainer.evaluate().items() if key.startswith("eval_")}
-    export_model(trainer, Path(paths.model))
+    if generates and trainer.scored is not None:
+        write_generated(paths.run / "generated_predictions.jsonl", *trainer.scored, trainer.processing_class)
+    export_model(trainer, Path(paths.model), _merge(job, paths, trainer, labels))
     newest = store.list_checkpoints(paths.checkpoints)
     return {
         "metrics": metrics,
@@ -154,3 +177,13 @@ def _finish(trainer: Any, job: TrainJob, paths: RunPaths, world_size: int) -> di
         "world_size": world_size,
         "checkpoint": str(newest[-1].path) if newest else None,
     }
+
+
+def _merge(job: TrainJob, paths: RunPaths, trainer: Any, labels: list[str]) -> Callable[[Path], Any] | None:
+    """What makes a plain model of an adapter's folder, where the job asks for one."""
+    from raytrain_nlp.modeling.lora import merge_adapter
+    from raytrain_nlp.tasks import build_task
+
+    if not (job.lora or {}).get(MERGE):
+        return None
+    return lambda folder: merge_adapter(job.model, build_task(job.task), labels, job.model.name_or_path or str(paths.base_model), folder)

@@ -19,7 +19,7 @@ class Meter:
         """Count the micro-batches of one optimizer update and the feed's total waiting time so far."""
         for batch in batches:
             self._own_padded += batch.micro_batch.padded_tokens
-            self._own_tokens += int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch.micro_batch.padded_tokens
+            self._own_tokens += batch.micro_batch.tokens
         if batches:
             self._rows += batches[0].micro_batch.global_rows
             self._tokens += batches[0].micro_batch.global_tokens

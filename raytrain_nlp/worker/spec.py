@@ -27,3 +27,5 @@ class WorkerSpec:
     data_fingerprint: str
     versions: dict[str, str]
     verbose: bool
+    code_folder: str
+    """Where the user's modules are looked for besides what is installed."""

@@ -1,11 +1,14 @@
 """The joint between the plan and the Hugging Face `Trainer`: our feed, exact losses, exact evaluation, committed checkpoints.
 
-`FeedMixin` goes before any `Trainer` class (`class FeedTrainer(FeedMixin, Trainer)`), the user's own included, and changes
-only where data come from and where state goes.
+`FeedMixin` goes before any `Trainer` class (`build_trainer_class`), the user's own included, and changes only where data come
+from and where state goes.
 """
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,26 +19,50 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, denumpify_detensorize
 
 from raytrain_nlp.errors import NonFiniteLossError
+from raytrain_nlp.tasks.base import Task
 from raytrain_nlp.worker.checkpointer import Checkpointer
 from raytrain_nlp.worker.collectives import broadcast_object, gather_objects
+from raytrain_nlp.worker.generation import gathered_weights
 from raytrain_nlp.worker.loader import EvalLoader, FeedBatch, TrainLoader
 from raytrain_nlp.worker.meter import Meter
 from raytrain_nlp.worker.shared_memory import SharedMeanKwargs
 
 
 class FeedMixin:
-    """Overrides of `Trainer`. Losses are means over rows here; each micro-batch is weighted by its share of the global batch."""
+    """Overrides of `Trainer`. Losses of micro-batches are means, of rows or predicted tokens; each is weighted by its share of
+    the global batch."""
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *args: Any, train_loader: TrainLoader, eval_loader: EvalLoader | None, checkpointer: Checkpointer, locate_row: Any, **kwargs: Any):
-        self._train_loader, self._eval_loader = train_loader, eval_loader
+    def __init__(
+        self,
+        *args: Any,
+        task: Task,
+        train_loader: TrainLoader,
+        eval_loader: EvalLoader | None,
+        checkpointer: Checkpointer,
+        locate_row: Any,
+        keep_labels: bool,
+        gather_for_generation: bool = False,
+        **kwargs: Any,
+    ):
+        self._task, self._train_loader, self._eval_loader = task, train_loader, eval_loader
         self._checkpointer, self._locate_row = checkpointer, locate_row
+        self._keep_labels, self._gather_for_generation = keep_labels, gather_for_generation
+        self._global_weight: float | None = None
+        self.scored_step: int | None = None
+        """Step of the newest evaluation."""
+        self.scored: tuple[Any, Any] | None = None
+        """Its predictions and labels in the order of the rows; on the first rank."""
         self._micro_batch: Any = None
         self._pending: Any = None
         self._meter = Meter()
         dataset = train_loader.feed
         super().__init__(*args, train_dataset=dataset, eval_dataset=eval_loader.dataset if eval_loader else None, **kwargs)
+        self._forward_kwargs = _accepted(self.accelerator.unwrap_model(self.model).forward, task.forward_kwargs())
+        # methods the user overrides may have the signatures of older versions
+        self._counted_loss = _takes(super().compute_loss, "num_items_in_batch")
+        self._counted_step = _takes(super().training_step, "num_items_in_batch")
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
         """DDP without what costs time and changes nothing: a second copy of the gradients, and a broadcast of constant buffers."""
@@ -65,32 +92,52 @@ class FeedMixin:
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, Any]:
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         self._meter.add(batches, self._train_loader.feed.wait_s)
+        self._global_weight = self._weigh(batches, device) if batches else None
         return batches, None
 
+    def _weigh(self, batches: list, device: Any) -> float:
+        """What the loss of a global batch is a mean over. The plan knows its rows; predicted tokens are counted on all ranks."""
+        if self._task.rows_weigh:
+            return batches[0].micro_batch.global_rows
+        weight = torch.tensor(sum(batch.micro_batch.weight for batch in batches), dtype=torch.int64, device=device)
+        if self.accelerator.num_processes > 1:
+            dist.all_reduce(weight)
+        return max(weight.item(), 1)
+
     def _get_num_items_in_batch(self, batch_samples: list, device: Any) -> None:
-        """The plan knows how many rows a global batch has: no collective counts them."""
+        """Not needed: see `_weigh`."""
 
     # Loss
 
     def training_step(self, model: Any, inputs: FeedBatch, num_items_in_batch: Any = None) -> torch.Tensor:
         self._micro_batch = inputs.micro_batch
         try:
-            loss = super().training_step(model, inputs, num_items_in_batch)
+            arguments = (model, inputs, num_items_in_batch) if self._counted_step else (model, inputs)
+            loss = super().training_step(*arguments)
             self._settle_finite()
             return loss
         finally:
             self._micro_batch = self._pending = None
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        result = super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+        counted = {"num_items_in_batch": num_items_in_batch} if self._counted_loss else {}
+        result = super().compute_loss(model, self._complete(inputs), return_outputs=return_outputs, **counted)
         micro_batch = self._micro_batch
         if micro_batch is None:  # evaluation
             return result
         loss, outputs = result if return_outputs else (result, None)
         self._begin_finite(loss.detach())
-        # mean over this rank's rows -> its part of the mean over the global batch; gradients are averaged over ranks
-        loss = loss * (len(micro_batch.rows) * self.accelerator.num_processes / micro_batch.global_rows)
+        # mean over this micro-batch -> its part of the mean over the global batch; gradients are averaged over ranks
+        loss = loss * (micro_batch.weight * self.accelerator.num_processes / self._global_weight)
         return (loss, outputs) if return_outputs else loss
+
+    def _complete(self, inputs: Any) -> dict[str, Any]:
+        """The inputs of a forward with what the task and label smoothing add to the batch."""
+        complete = {**inputs, **self._forward_kwargs}
+        if self.label_smoother is not None and "labels" in inputs and "decoder_input_ids" not in inputs:
+            shift = getattr(self.accelerator.unwrap_model(self.model), "prepare_decoder_input_ids_from_labels", None)
+            complete |= {"decoder_input_ids": shift(labels=inputs["labels"])} if shift else {}
+        return complete
 
     # All ranks stop together before an update that any rank's loss would spoil. They tell each other while the backward pass
     # runs, so that no rank waits for another between forward and backward.
@@ -133,31 +180,43 @@ class FeedMixin:
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        model = self._wrap_model(self.model, training=False)
-        model.eval()
         loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
-        parts: list[tuple[np.ndarray, float, Any, Any]] = []
-        for inputs in dataloader:
-            rows = inputs.micro_batch.rows
-            loss, logits, labels = self.prediction_step(model, dict(inputs), loss_only, ignore_keys=ignore_keys)
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-            if len(rows):  # else this rank only kept the others company
-                parts.append((rows, loss.item() if loss is not None else 0.0, _to_numpy(logits), _to_numpy(labels)))
+        gathers = self._gather_for_generation and getattr(self.args, "predict_with_generate", False) and not loss_only
+        with gathered_weights(self) if gathers else contextlib.nullcontext() as whole:
+            model = whole or self._wrap_model(self.model, training=False)
+            if whole is not None:
+                self._gen_kwargs["synced_gpus"] = False  # each rank generates alone, as long as its own rows need
+            model.eval()
+            parts = [part for inputs in dataloader if (part := self._predict(model, inputs, loss_only, ignore_keys))]
         gathered = gather_objects(parts, to_rank=0)
         output = self._score(sum(gathered, []), loss_only, metric_key_prefix) if self.is_world_process_zero() else None
         metrics, num_rows = broadcast_object((output.metrics, output.num_samples) if output else None)
-        model.train()
+        self.model.train()
+        self.scored_step = self.state.global_step
         return output or EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_rows)
 
-    def _score(self, parts: list[tuple[np.ndarray, float, Any, Any]], loss_only: bool, prefix: str) -> EvalLoopOutput:
-        rows = np.concatenate([part[0] for part in parts])
+    def _predict(self, model: Any, inputs: FeedBatch, loss_only: bool, ignore_keys: list[str] | None) -> _Part | None:
+        """One micro-batch; None where this rank only kept the others company."""
+        micro_batch = inputs.micro_batch
+        loss, logits, labels = self.prediction_step(model, dict(inputs), loss_only, ignore_keys=ignore_keys)
+        self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        if not len(micro_batch.rows):
+            return None
+        if logits is not None and self.preprocess_logits_for_metrics is not None:
+            logits = self.preprocess_logits_for_metrics(logits, labels)
+        labels = labels if self._keep_labels else None
+        return _Part(micro_batch.rows, micro_batch.weight, loss.item() if loss is not None else 0.0, _to_numpy(logits), _to_numpy(labels))
+
+    def _score(self, parts: list[_Part], loss_only: bool, prefix: str) -> EvalLoopOutput:
+        rows = np.concatenate([part.rows for part in parts])
         order = np.argsort(rows, kind="stable")
-        loss = sum(value * len(part) for part, value, _, _ in parts) / len(rows)
+        loss = sum(part.loss * part.weight for part in parts if part.weight) / max(sum(part.weight for part in parts), 1)
         predictions = labels = None
         metrics: dict[str, float] = {}
         if not loss_only and self.compute_metrics is not None:
-            predictions, labels = (_join([part[i] for part in parts], order) for i in (2, 3))
-            metrics = denumpify_detensorize(self.compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels)))
+            predictions, labels = (_join([getattr(part, name) for part in parts], order) for name in ("predictions", "labels"))
+            self.scored = (predictions, labels)
+            metrics = denumpify_detensorize(self.compute_metrics(EvalPrediction(predictions, labels, losses=np.array([loss]))))
         metrics = {key if key.startswith(f"{prefix}_") else f"{prefix}_{key}": value for key, value in metrics.items()}
         metrics |= {f"{prefix}_loss": loss, f"{prefix}_samples": len(rows)}
         return EvalLoopOutput(predictions=predictions, label_ids=labels, metrics=metrics, num_samples=len(rows))
@@ -204,8 +263,29 @@ class FeedMixin:
         self._checkpointer.load_best(self, self.state.best_model_checkpoint)
 
 
-class FeedTrainer(FeedMixin, Trainer):
-    """Hugging Face's `Trainer` on our feed."""
+@dataclass(frozen=True)
+class _Part:
+    """What evaluation keeps of a micro-batch."""
+
+    rows: np.ndarray
+    weight: int
+    loss: float
+    predictions: Any
+    labels: Any
+
+
+def build_trainer_class(base: type[Trainer]) -> type[Trainer]:
+    """A `Trainer` class, Hugging Face's or the user's, on our feed."""
+    return type(f"Feed{base.__name__}", (FeedMixin, base), {"__doc__": f"`{base.__name__}` on our feed."})
+
+
+def _takes(function: Any, name: str) -> bool:
+    parameters = inspect.signature(function).parameters.values()
+    return any(parameter.name == name or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def _accepted(function: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in kwargs.items() if _takes(function, name)}
 
 
 def _to_numpy(value: Any) -> Any:

@@ -21,6 +21,7 @@ LAYERS = [
     {"tasks"},
     {"config"},
     {"paths"},
+    {"user_code"},
     {"errors"},
 ]
 

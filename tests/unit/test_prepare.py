@@ -17,14 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
+from raytrain_nlp.config.classification import TextClassification
 from raytrain_nlp.config.model import TokenizerTraining
-from raytrain_nlp.config.tasks import TextClassification
 from raytrain_nlp.data import prepare, sources
 from raytrain_nlp.data.prepare import QUARANTINE, PrepareSpec, find_tokens, prepare_tokens
 from raytrain_nlp.data.shards import TokenStore
 from raytrain_nlp.data.sources import find_files
 from raytrain_nlp.errors import InputError
 from raytrain_nlp.modeling.tokenizer import train_tokenizer
+from raytrain_nlp.tasks.base import Lengths
 
 MAX_LENGTH = 12
 TEXTS = [f"the {animal} runs over {count} hills" for animal in ("fox", "cat", "zebra", "snail") for count in ("two", "seven", "no")]
@@ -51,7 +52,7 @@ BAD = [
 
 @pytest.fixture(scope="module")
 def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_tokenizer(TEXTS, TokenizerTraining(vocab_size=300), "key", tmp_path_factory.mktemp("tokenizers"), MAX_LENGTH)
+    return train_tokenizer(TEXTS, TokenizerTraining(vocab_size=300), "encoder", "key", tmp_path_factory.mktemp("tokenizers"), MAX_LENGTH)
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def spec(tokenizer_dir: Path) -> Callable[..., PrepareSpec]:
 
     def build(max_bad_rows: float = 1000, columns: tuple[str, ...] = ("text",), **task: Any) -> PrepareSpec:
         config = TextClassification(type="text-classification", text_columns=list(columns), **task)
-        return PrepareSpec(config, str(tokenizer_dir), tokenizer_dir.name, MAX_LENGTH, max_bad_rows)
+        return PrepareSpec(config, str(tokenizer_dir), tokenizer_dir.name, Lengths(MAX_LENGTH), max_bad_rows)
 
     return build
 
@@ -246,8 +247,8 @@ def test_key_follows_all_that_tokens_depend_on(tmp_path: Path, spec: Callable[..
         base.key([*files, *files]),
         spec(columns=("second",)).key(files),
         spec(label_column="l").key(files),
-        PrepareSpec(base.task, "", "other", MAX_LENGTH, 1).key(files),
-        PrepareSpec(base.task, "", base.tokenizer_fingerprint, 13, 1).key(files),
+        PrepareSpec(base.task, "", "other", Lengths(MAX_LENGTH), 1).key(files),
+        PrepareSpec(base.task, "", base.tokenizer_fingerprint, Lengths(13), 1).key(files),
     ]
     assert len(set(same)) == 1
     assert len({*same, *changed}) == 1 + len(changed)

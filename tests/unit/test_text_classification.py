@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raytrain_nlp.config.tasks import TextClassification
+from raytrain_nlp.config.classification import TextClassification
 from raytrain_nlp.tasks import build_task
-from raytrain_nlp.tasks.base import CollateContext
+from raytrain_nlp.tasks.base import CollateContext, Place
 from raytrain_nlp.tasks.problems import label_text, sorted_labels
 
+PLACE = Place(0, 0, np.arange(3))
 PAIR = build_task(TextClassification(type="text-classification", text_columns=["a", "b"], label_column="y"))
 
 
@@ -46,7 +47,7 @@ def test_labels_have_one_spelling_and_a_stable_order() -> None:
 def test_collate_pads_and_masks_by_hand(side: str) -> None:
     context = CollateContext(9, 0, side, ["input_ids", "token_type_ids"], ["no", "yes"])
     columns = {"input_ids": [np.array([1, 2, 3]), np.array([4])], "token_type_ids": [np.array([0, 1, 1]), np.array([0])], "label": ["yes", "no"]}
-    batch = PAIR.collate(columns, context)
+    batch = PAIR.collate(columns, context, PLACE)
     right = side == "right"
     assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 9, 9] if right else [9, 9, 4]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0] if right else [0, 0, 1]]
@@ -56,19 +57,19 @@ def test_collate_pads_and_masks_by_hand(side: str) -> None:
 def test_token_type_ids_only_for_models_that_read_them() -> None:
     context = CollateContext(0, 0, "right", ["input_ids", "attention_mask"], ["0", "1"])
     columns = {"input_ids": [np.array([1])], "token_type_ids": [np.array([0])], "label": ["0"]}
-    assert set(PAIR.collate(columns, context)) == {"input_ids", "attention_mask", "labels"}
+    assert set(PAIR.collate(columns, context, PLACE)) == {"input_ids", "attention_mask", "labels"}
 
 
 def test_two_class_figures_by_hand() -> None:
     """4 rows: 1 true positive, 1 false positive, 1 false negative, 1 true negative."""
     logits = np.array([[0, 1], [0, 1], [1, 0], [1, 0]], dtype=np.float32)
-    metrics = PAIR.build_metrics(["0", "1"])(SimpleNamespace(predictions=logits, label_ids=np.array([1, 0, 1, 0])))
+    metrics = PAIR.build_metrics(["0", "1"], None)(SimpleNamespace(predictions=logits, label_ids=np.array([1, 0, 1, 0])))
     assert metrics == {"accuracy": 0.5, "f1": 0.5, "mcc": 0.0}
 
 
 def test_many_classes_use_macro_f1_over_all_labels() -> None:
     logits = np.eye(3)[[0, 0, 1]]
-    metrics = PAIR.build_metrics(["a", "b", "c"])(SimpleNamespace(predictions=logits, label_ids=np.array([0, 1, 1])))
+    metrics = PAIR.build_metrics(["a", "b", "c"], None)(SimpleNamespace(predictions=logits, label_ids=np.array([0, 1, 1])))
     assert metrics["accuracy"] == pytest.approx(2 / 3) and metrics["f1"] == pytest.approx((2 / 3 + 2 / 3 + 0) / 3) and "mcc" not in metrics
 
 
@@ -107,7 +108,7 @@ def test_which_labels_are_bad(task: Any, label: Any, reason: str | None) -> None
 def test_several_labels_become_one_column_each() -> None:
     context = CollateContext(0, 0, "right", PLAIN, ["a", "b", "c"])
     stored = [SEVERAL.problem.stored(label) for label in (["c", "a", "c"], [], ["b"])]
-    batch = SEVERAL.collate({"input_ids": [np.array([1])] * 3, "label": stored}, context)
+    batch = SEVERAL.collate({"input_ids": [np.array([1])] * 3, "label": stored}, context, PLACE)
     assert batch["labels"].tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]] and batch["labels"].dtype == np.float32
     assert list(SEVERAL.classes({"label": stored})) == ["a", "c", "b"]
 
@@ -115,17 +116,17 @@ def test_several_labels_become_one_column_each() -> None:
 def test_several_labels_by_hand() -> None:
     """2 rows x 2 labels: 1 true positive (a), 1 false positive (a), 1 false negative (b): micro 2/4, macro (2/3 + 0) / 2, no row whole."""
     prediction = SimpleNamespace(predictions=np.array([[3.0, -1.0], [0.5, -2.0]]), label_ids=np.array([[1.0, 1.0], [0.0, 0.0]]))
-    assert SEVERAL.build_metrics(["a", "b"])(prediction) == pytest.approx({"f1_micro": 0.5, "f1_macro": 1 / 3, "accuracy": 0.0})
+    assert SEVERAL.build_metrics(["a", "b"], None)(prediction) == pytest.approx({"f1_micro": 0.5, "f1_macro": 1 / 3, "accuracy": 0.0})
 
 
 def test_numbers_by_numpy() -> None:
     """Pearson against numpy's own; Spearman is Pearson of the ranks."""
     guess, truth = np.array([[0.1], [0.4], [0.2], [0.9]], dtype=np.float32), np.array([1.0, 3.0, 4.0, 5.0], dtype=np.float32)
-    metrics = NUMBER.build_metrics([])(SimpleNamespace(predictions=guess, label_ids=truth))
+    metrics = NUMBER.build_metrics([], None)(SimpleNamespace(predictions=guess, label_ids=truth))
     ranks = np.array([1, 3, 2, 4]), np.array([1, 2, 3, 4])
     assert metrics["pearson"] == pytest.approx(np.corrcoef(guess[:, 0], truth)[0, 1], abs=1e-6)
     assert metrics["spearmanr"] == pytest.approx(np.corrcoef(*ranks)[0, 1]) and metrics["mse"] == pytest.approx(np.mean((guess[:, 0] - truth) ** 2))
-    constant = NUMBER.build_metrics([])(SimpleNamespace(predictions=np.zeros((4, 1)), label_ids=truth))
+    constant = NUMBER.build_metrics([], None)(SimpleNamespace(predictions=np.zeros((4, 1)), label_ids=truth))
     assert (constant["pearson"], constant["spearmanr"]) == (0.0, 0.0)
     assert NUMBER.model_kwargs([]) == {"num_labels": 1, "problem_type": "regression"} and NUMBER.label_column is None
 
@@ -149,7 +150,7 @@ def test_glue_by_name(glue: str, columns: list[str], figures: set[str]) -> None:
     labels = [] if glue == "stsb" else ["0", "1", "2"][: 3 if glue == "mnli" else 2]
     logits = np.array([[0.1], [0.9]]) if glue == "stsb" else np.eye(len(labels))[:2]
     assert task.required_columns() == [*columns, "label"]
-    metrics = task.build_metrics(labels)(SimpleNamespace(predictions=logits, label_ids=np.array([0, 1])))
+    metrics = task.build_metrics(labels, None)(SimpleNamespace(predictions=logits, label_ids=np.array([0, 1])))
     assert metrics == pytest.approx(dict.fromkeys(figures, 1.0))
 
 

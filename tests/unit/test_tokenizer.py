@@ -13,7 +13,7 @@ from raytrain_nlp.config.model import TokenizerTraining
 from raytrain_nlp.modeling.tokenizer import train_tokenizer
 draw = random.Random(0)
 texts = ["".join(draw.choices("abcdefghij klmnop", k=60)) for _ in range(300)]
-print(train_tokenizer(iter(texts), TokenizerTraining(vocab_size=600), "key", Path(sys.argv[1]), 32).name)
+print(train_tokenizer(iter(texts), TokenizerTraining(vocab_size=600), "encoder", "key", Path(sys.argv[1]), 32).name)
 """
 
 

@@ -1,0 +1,149 @@
+"""Packing: rows of a token store as blocks of `block_size` tokens. Blocks then are what the plan orders, batches and counts.
+
+concat      all rows as one stream of tokens, cut every `block_size` tokens; the last block may be shorter
+best_fit    whole rows side by side in a block, longest first, each where it leaves least room (best-fit decreasing, Ding et
+            al. 2024, "Fewer Truncations Improve Language Modeling"); rows above `block_size` are cut into blocks first
+
+What is written depends on the lengths only, so it is made once beside the tokens, shared by all ranks, and the same at any
+number of workers. Files are memory-mapped; making them looks at a window of rows at a time.
+"""
+
+from __future__ import annotations
+
+import bisect
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from raytrain_nlp.data.shards import TokenStore
+from raytrain_nlp.tasks.base import Packing
+
+WINDOW_ROWS = 65_536
+_LEAST = 2
+"""Tokens of a block that has something to predict."""
+
+
+class Blocks:
+    """The blocks of a store, opened for reading.
+
+    Segments of a block are slices `(row, start, stop)` of rows. `lengths` has the tokens of each block: int32 [blocks].
+    """
+
+    def __init__(self, folder: Path, packing: Packing):
+        self.packing = packing
+        if packing.kind == "concat":
+            self._ends = np.load(folder / "ends.npy", mmap_mode="r")
+            total = int(self._ends[-1])
+            full, rest = divmod(total, packing.block_size)
+            self.lengths = np.full(full + (rest >= _LEAST), packing.block_size, dtype=np.int32)
+            if rest >= _LEAST:
+                self.lengths[-1] = rest
+        else:
+            self._segments, self._starts, self.lengths = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("segments", "starts", "lengths"))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def segments(self, block: int) -> list[tuple[int, int, int]]:
+        """The slices a block is made of, in order."""
+        if self.packing.kind == "best_fit":
+            return [(int(row), int(start), int(stop)) for row, start, stop in self._segments[self._starts[block] : self._starts[block + 1]]]
+        first, last = block * self.packing.block_size, block * self.packing.block_size + int(self.lengths[block])
+        found = []
+        row = int(np.searchsorted(self._ends, first, side="right"))
+        while first < last:
+            begin, end = (int(self._ends[row - 1]) if row else 0), int(self._ends[row])
+            if end > first:
+                found.append((row, first - begin, min(end, last) - begin))
+            first, row = max(end, first), row + 1
+        return found
+
+    def fetch(self, store: TokenStore, blocks: np.ndarray) -> dict[str, list]:
+        """The token columns of blocks, as `TokenStore.fetch` gives those of rows; with best_fit also `position_ids`, which
+        start at 0 in each document."""
+        parts = [self.segments(int(block)) for block in blocks]
+        rows = np.array([row for part in parts for row, _, _ in part], dtype=np.int64)
+        columns = store.fetch(rows)
+        flat = [segment for part in parts for segment in part]
+        ends = np.cumsum([len(part) for part in parts])
+        made = {}
+        for name, values in columns.items():
+            pieces = [value[start:stop] for value, (_, start, stop) in zip(values, flat, strict=True)]
+            made[name] = [np.concatenate(pieces[end - len(part) : end]) for part, end in zip(parts, ends, strict=True)]
+        if self.packing.kind == "best_fit":
+            made["position_ids"] = [np.concatenate([np.arange(stop - start, dtype=np.int32) for _, start, stop in part]) for part in parts]
+        return made
+
+
+def build_blocks(store: TokenStore, packing: Packing, num_rows: int) -> tuple[Path, int]:
+    """Make the files `Blocks` reads for the first `num_rows` rows, unless they are there; returns their folder and the tokens
+    left out (the one token that may be left at the end of the stream, and empty rows' none)."""
+    folder = store.folder / f"{packing.kind}-{packing.block_size}-{num_rows}"
+    if not folder.exists():
+        staging = store.folder / f".{folder.name}-{os.getpid()}"
+        staging.mkdir(exist_ok=True)
+        (_write_ends if packing.kind == "concat" else _write_best_fit)(staging, store, packing, num_rows)
+        try:
+            staging.rename(folder)
+        except OSError:  # another driver made the same meanwhile
+            if not folder.exists():
+                raise
+    total = sum(int(part.sum(dtype=np.int64)) for _, part in _windows(store, num_rows))
+    return folder, total - int(Blocks(folder, packing).lengths.sum(dtype=np.int64))
+
+
+def _windows(store: TokenStore, num_rows: int) -> Iterator[tuple[int, np.ndarray]]:
+    for start in range(0, num_rows, WINDOW_ROWS):
+        yield start, np.asarray(store.lengths[start : min(start + WINDOW_ROWS, num_rows)])
+
+
+def _write_ends(folder: Path, store: TokenStore, packing: Packing, num_rows: int) -> None:
+    ends = np.lib.format.open_memmap(folder / "ends.npy", mode="w+", dtype=np.int64, shape=(num_rows,))
+    total = 0
+    for start, lengths in _windows(store, num_rows):
+        ends[start : start + len(lengths)] = total + np.cumsum(lengths, dtype=np.int64)
+        total += int(lengths.sum(dtype=np.int64))
+    ends.flush()
+
+
+def _write_best_fit(folder: Path, store: TokenStore, packing: Packing, num_rows: int) -> None:
+    segments, counts, lengths = [], [], []
+    for start, part in _windows(store, num_rows):
+        for block in _pack(part, start, packing.block_size):
+            if sum(stop - begin for _, begin, stop in block) >= _LEAST:
+                segments.append(np.array(block, dtype=np.int64))
+                counts.append(len(block))
+                lengths.append(sum(stop - begin for _, begin, stop in block))
+    np.save(folder / "segments.npy", np.concatenate(segments) if segments else np.zeros((0, 3), dtype=np.int64))
+    np.save(folder / "starts.npy", np.cumsum([0, *counts], dtype=np.int64))
+    np.save(folder / "lengths.npy", np.array(lengths, dtype=np.int32))
+
+
+def _pack(lengths: np.ndarray, first_row: int, size: int) -> list[list[tuple[int, int, int]]]:
+    """The blocks of one window of rows."""
+    pieces = []
+    for row, length in enumerate(lengths.tolist(), first_row):
+        pieces += [(row, start, min(start + size, length)) for start in range(0, length, size)]
+    pieces.sort(key=lambda piece: piece[1] - piece[2])  # longest first; stable, so that equal ones keep their order
+    blocks: list[list[tuple[int, int, int]]] = []
+    by_room: dict[int, list[int]] = {}
+    rooms: list[int] = []  # the keys of `by_room`, ascending
+    for piece in pieces:
+        length = piece[2] - piece[1]
+        place = bisect.bisect_left(rooms, length)
+        if place == len(rooms):
+            blocks.append([])
+            room, block = size, len(blocks) - 1
+        else:
+            room = rooms[place]
+            block = by_room[room].pop()
+            if not by_room[room]:
+                del by_room[room], rooms[place]
+        blocks[block].append(piece)
+        if left := room - length:
+            if left not in by_room:
+                bisect.insort(rooms, left)
+            by_room.setdefault(left, []).append(block)
+    return blocks

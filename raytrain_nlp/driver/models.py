@@ -1,0 +1,82 @@
+"""Model and tokenizer of a job, before a worker starts: found or trained, and fit for the task."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from raytrain_nlp.config import TrainJob
+from raytrain_nlp.data.prepare import apply_preprocess
+from raytrain_nlp.data.readers import Row, read_rows
+from raytrain_nlp.data.sources import split_file
+from raytrain_nlp.driver.inputs import Files
+from raytrain_nlp.errors import InputError, Problem, nearest
+from raytrain_nlp.modeling.tokenizer import cache_tokenizer, train_tokenizer
+from raytrain_nlp.paths import cache_dir
+from raytrain_nlp.tasks import build_task
+from raytrain_nlp.user_code import UserObject
+
+_LEGACY_CONFIG_KEYS = ("rope_theta", "rope_scaling", "torch_dtype", "attn_implementation", "output_attentions", "pruned_heads")
+"""Keys transformers still takes in a config though its class has other names for them."""
+
+def find_tokenizer(job: TrainJob, files: Files, storage: Path, preprocess: UserObject | None) -> Path:
+    """The tokenizer of a job, in the cache: found, or trained on the good rows of the training split."""
+    cache = cache_dir(storage, "tokenizers")
+    if job.model.tokenizer != "train":
+        return cache_tokenizer(job.model, cache)
+    task, function = build_task(job.task), preprocess.load() if preprocess else None
+
+    def texts() -> Iterator[str]:
+        for piece in itertools.chain.from_iterable(map(split_file, files.train)):
+            for row in read_rows(piece):
+                if isinstance(row, Row):
+                    values = apply_preprocess(function, row, piece.path) if function else row.values
+                    if values is not None and task.check_row(values) is None:
+                        yield from task.texts(values)
+
+    parts = [[file.digest for file in files.train], job.task.model_dump(mode="json"), preprocess.fingerprint() if preprocess else None]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    lengths = task.lengths(job.data.max_length, "train")
+    return train_tokenizer(texts(), job.model.tokenizer_training, task.tokenizer_kind, key, cache, max(lengths.source or 0, lengths.target or 0) or None)
+
+
+def check_model(job: TrainJob) -> None:
+    """Does the model exist, and can it do the task? Reads its config only."""
+    from transformers import AutoConfig
+    from transformers.models.auto import modeling_auto
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    where, name = ("model.config.model_type", job.model.config["model_type"]) if job.model.config else ("model.name_or_path", job.model.name_or_path)
+    if job.model.config:
+        model_type = name
+        if model_type not in CONFIG_MAPPING_NAMES:
+            raise InputError(Problem(where, f"unknown model type ({name!r})", nearest(name, CONFIG_MAPPING_NAMES) or "See transformers for the valid types."))
+        if problems := _misspelt(job.model.config):
+            raise InputError(problems)
+    else:
+        try:
+            model_type = AutoConfig.from_pretrained(name, revision=job.model.revision, trust_remote_code=job.model.trust_remote_code).model_type
+        except Exception as error:  # hub client, JSON, remote code refused: each is one line for the user
+            raise InputError(Problem(where, f"no model can be loaded ({name}: {str(error).splitlines()[0][:200]})", "Check name, folder and network.")) from None
+    task = build_task(job.task)
+    if job.trainer.model_fields_set:
+        from raytrain_nlp.worker.extensions import check_user_code
+
+        if problems := check_user_code(job, task, os.getcwd()):
+            raise InputError(problems)
+    if model_type not in getattr(modeling_auto, task.auto_mapping) and not job.model.trust_remote_code:
+        raise InputError(Problem(where, f"models of type '{model_type}' have no head for {job.task.type}", "Choose another model."))
+
+
+def _misspelt(config: dict[str, Any]) -> list[Problem]:
+    """Keys that look like a field of the model's config and are none; transformers would take and ignore them."""
+    from transformers import CONFIG_MAPPING
+
+    cls = CONFIG_MAPPING[config["model_type"]]
+    known = {*cls().to_dict(), *getattr(cls, "attribute_map", {}), *_LEGACY_CONFIG_KEYS}
+    return [Problem(f"model.config.{key}", "unknown key", near) for key in config if key not in known and (near := nearest(key, known))]

@@ -1,0 +1,142 @@
+"""Causal language models: plain text, completions to prompts, chats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from raytrain_nlp.config.language import CausalLm
+from raytrain_nlp.tasks import chat
+from raytrain_nlp.tasks.base import IGNORED, CollateContext, Columns, Lengths, Metrics, Packing, Place, TaskDefaults, attention_mask, check_text, pad, unicode_text
+
+_MAX_EXPONENT = 700
+
+
+class CausalLmTask(TaskDefaults):
+    """See `tasks.base.Task`."""
+
+    auto_model = "AutoModelForCausalLM"
+    auto_mapping = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
+    peft_type = "CAUSAL_LM"
+    tokenizer_kind = "decoder"
+    shifts_labels = True
+    scores_labels = False
+
+    def __init__(self, config: CausalLm):
+        self.config = config
+        self.kind = config.kind
+        self.columns = {
+            "text": [config.text_column or "text"],
+            "completion": [config.prompt_column, config.completion_column],
+            "messages": [config.messages_column],
+        }[self.kind]
+        self._packing = config.packing or ("concat" if self.kind == "text" else "none")
+        self._append_eos = config.append_eos if config.append_eos is not None else self.kind == "completion" or self._packing == "best_fit"
+
+    def required_columns(self) -> list[str]:
+        return list(self.columns)
+
+    def check_row(self, values: dict[str, Any]) -> str | None:
+        if self.kind == "messages":
+            return chat.check_messages(values, self.columns[0])
+        # an empty line of plain text is part of it, as for run_clm.py; rows that stand alone must say something
+        if self.kind == "text" and self._packing == "concat" and isinstance(values.get(self.columns[0]), str):
+            return None
+        return next((reason for column in self.columns if (reason := check_text(values, column))), None)
+
+    def texts(self, values: dict[str, Any]) -> Iterator[str]:
+        if self.kind == "messages":
+            yield from (unicode_text(message["content"]) for message in values[self.columns[0]])
+        else:
+            yield from (unicode_text(values[column]) for column in self.columns)
+
+    def check_tokenizer(self, tokenizer: Any) -> str | None:
+        if self.kind == "messages" and not tokenizer.chat_template:
+            return "has no chat template, which `messages` need"
+        return "has no end-of-sequence token, which task.append_eos needs" if self._append_eos and tokenizer.eos_token_id is None else None
+
+    def packing(self, max_length: int) -> Packing | None:
+        return None if self._packing == "none" else Packing(self._packing, self.config.block_size or max_length)
+
+    def lengths(self, max_length: int, split: str) -> Lengths:
+        return Lengths(max_length if self._packing == "none" else None)
+
+    # Tokens. `targets` (int8) says of each token whether it is learned; absent where all are.
+
+    def encode(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Columns:
+        if self.kind == "text":
+            texts = [unicode_text(row[self.columns[0]]) for row in rows]
+            ids = tokenizer(texts, truncation=lengths.source is not None, max_length=lengths.source, return_attention_mask=False)["input_ids"]
+            return {"input_ids": [self._ended(row, tokenizer, lengths) for row in ids]}
+        pairs = self._encode_messages(rows, tokenizer) if self.kind == "messages" else self._encode_completions(rows, tokenizer)
+        ids, targets = ([row[i][: lengths.source] for row in pairs] for i in (0, 1))
+        return {"input_ids": ids, "targets": targets} if self.config.completion_only_loss else {"input_ids": ids}
+
+    def _encode_messages(self, rows: list[dict[str, Any]], tokenizer: Any) -> list[tuple[list[int], list[int]]]:
+        return [chat.encode_messages(row[self.columns[0]], tokenizer) for row in rows]
+
+    def _encode_completions(self, rows: list[dict[str, Any]], tokenizer: Any) -> list[tuple[list[int], list[int]]]:
+        """Prompt and completion are tokenized apart, so that no token stands on both sides of the border."""
+        prompts = tokenizer([unicode_text(row[self.columns[0]]) for row in rows], return_attention_mask=False)["input_ids"]
+        eos = tokenizer.eos_token_id
+        prompts = [row[:-1] if row and eos is not None and row[-1] == eos else row for row in prompts]
+        completions = tokenizer([unicode_text(row[self.columns[1]]) for row in rows], add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        completions = [self._ended(row, tokenizer, Lengths(None)) for row in completions]
+        return [(prompt + completion, [0] * len(prompt) + [1] * len(completion)) for prompt, completion in zip(prompts, completions, strict=True)]
+
+    def _ended(self, ids: list[int], tokenizer: Any, lengths: Lengths) -> list[int]:
+        """With the end-of-sequence token, unless the row was cut before its end."""
+        full = lengths.source is not None and len(ids) >= lengths.source
+        return [*ids, tokenizer.eos_token_id] if self._append_eos and not full and ids[-1:] != [tokenizer.eos_token_id] else ids
+
+    def collate(self, columns: Columns, context: CollateContext, place: Place) -> dict[str, np.ndarray]:
+        rows, side = columns["input_ids"], context.padding_side
+        labels = pad(rows, IGNORED, side)
+        if "targets" in columns:
+            labels[pad(columns["targets"], 0, side) == 0] = IGNORED
+        batch = {"input_ids": pad(rows, context.pad_token_id, side), "labels": labels}
+        if "position_ids" in columns:
+            return {**batch, **_apart(columns["position_ids"], labels)}
+        return {**batch, "attention_mask": attention_mask(rows, side)}
+
+    # Model and figures
+
+    def special_tokens(self, tokenizer: Any) -> dict[str, Any]:
+        return {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+
+    def forward_kwargs(self) -> dict[str, Any]:
+        return {"use_cache": False}  # a cache costs memory, and hides the borders of packed documents from the attention mask
+
+    def reduce_logits(self, logits: Any, labels: Any) -> Any:
+        """Of each row: tokens predicted right, and tokens predicted: int64 [rows, 2]."""
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        best, truth = logits[:, :-1].argmax(-1), labels[:, 1:]
+        counted = truth != IGNORED
+        import torch
+
+        return torch.stack([((best == truth) & counted).sum(1), counted.sum(1)], dim=1)
+
+    def build_metrics(self, labels: list[str], tokenizer: Any) -> Callable[[Any], Metrics]:
+        return token_metrics
+
+
+def token_metrics(prediction: Any) -> Metrics:
+    """Share of tokens predicted right, and perplexity: e to the mean loss of a token."""
+    right, counted = prediction.predictions.sum(axis=0)
+    loss = float(np.mean(prediction.losses))
+    return {"accuracy": float(right / max(counted, 1)), "perplexity": math.exp(loss) if loss < _MAX_EXPONENT else math.inf}
+
+
+def _apart(positions: list[np.ndarray], labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Positions of packed documents, and labels without the step from one document into the next.
+
+    Models of transformers 5 read the borders from positions that start again, where no attention mask is given
+    (`masking_utils.find_packed_sequence_indices`). Padding is a document of its own.
+    """
+    width = labels.shape[1]
+    padded = np.stack([np.concatenate([row, np.arange(width - len(row), dtype=np.int32)]) for row in positions])
+    labels[padded == 0] = IGNORED
+    return {"position_ids": padded}
