@@ -105,6 +105,11 @@ class TrainJob(Section):
             problems += apply_deepspeed_config(self.deepspeed.config, values, self.workers.num_workers)
         values = self._with_defaults(values)
         problems += _check_quantization(self)
+        problems += [
+            Problem("tracking.report_to", f"needs {name}, which is not installed", f"pip install {name}.")
+            for name in self.tracking.report_to
+            if importlib.util.find_spec(name) is None
+        ]
         problems += _check_batches(self, values) + _check_evaluation(self, values) + _check_precision(self, values)
         if self.data.global_batch_size and "per_device_train_batch_size" not in values:
             values["per_device_train_batch_size"] = -(-self.data.global_batch_size // self._micro_batches_of(values))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import itertools
 import json
 import os
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from raytrain_nlp.errors import InputError, Problem, nearest
 from raytrain_nlp.modeling.tokenizer import cache_tokenizer, train_tokenizer
 from raytrain_nlp.paths import cache_dir
 from raytrain_nlp.tasks import build_task
+from raytrain_nlp.tasks.base import Task
 from raytrain_nlp.user_code import UserObject
 
 _LEGACY_CONFIG_KEYS = ("rope_theta", "rope_scaling", "torch_dtype", "attn_implementation", "output_attentions", "pruned_heads")
@@ -71,6 +75,29 @@ def check_model(job: TrainJob) -> None:
             raise InputError(problems)
     if model_type not in getattr(modeling_auto, task.auto_mapping) and not job.model.trust_remote_code:
         raise InputError(Problem(where, f"models of type '{model_type}' have no head for {job.task.type}", "Choose another model."))
+    packing = task.packing(job.data.max_length)
+    if packing and packing.kind == "best_fit" and not keeps_documents_apart(task, model_type):
+        what = f"models of type '{model_type}' cannot keep packed documents apart"
+        raise InputError(Problem("task.packing", what, "Use packing: concat or none, or another model."))
+
+
+def keeps_documents_apart(task: Task, model_type: str) -> bool:
+    """Does the model read the borders of packed documents from `position_ids`?
+
+    In transformers 5 those do whose attention mask is made by `masking_utils.create_causal_mask` (it is given the positions),
+    and which have no other path between tokens: no recurrence, no convolution, no attention bias by distance.
+    """
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    name = getattr(modeling_auto, task.auto_mapping).get(model_type)
+    cls = getattr(transformers, name, None) if isinstance(name, str) else None
+    if cls is None:
+        return False
+    source = inspect.getsource(sys.modules[cls.__module__])
+    others = ("mamba", "Conv1d", "build_alibi", "linear_attn", "recurrent")
+    given = re.search(r"create_causal_mask\((?:[^()]|\([^()]*\))*position_ids", source) or re.search(r'mask_kwargs = \{[^}]*"position_ids"', source)
+    return bool(given) and "position_ids" in inspect.signature(cls.forward).parameters and not any(sign in source for sign in others)
 
 
 def _misspelt(config: dict[str, Any]) -> list[Problem]:

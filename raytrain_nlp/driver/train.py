@@ -15,6 +15,7 @@ from raytrain_nlp.driver.record import RunRecord, check_data, check_name, check_
 from raytrain_nlp.errors import InputError, RunError
 from raytrain_nlp.paths import RunPaths, read_json
 from raytrain_nlp.tracking.events import EventLog, read_events
+from raytrain_nlp.tracking.mirrors import Mirror
 from raytrain_nlp.tracking.tracker import Tracker
 from raytrain_nlp.worker.spec import WorkerSpec
 
@@ -113,6 +114,7 @@ def _run(job: TrainJob, spec: WorkerSpec, paths: RunPaths, record: RunRecord, co
     params = {**flatten(public_values(job)), **flatten(job.arguments(), "training.")}
     EventLog(paths.events).write("log", step=0, metrics=flatten({f"data/{key}": value for key, value in counts.items()}))
     tracker = Tracker(paths, job.tracking, params, job_text, observer.warn).start()
+    mirrors = [Mirror(name, paths, params, job.tracking.experiment_name or "raytrain_nlp", observer.warn).start() for name in job.tracking.report_to]
     status = "FAILED"
     try:
         with followed(paths, observer):
@@ -126,6 +128,8 @@ def _run(job: TrainJob, spec: WorkerSpec, paths: RunPaths, record: RunRecord, co
     finally:
         record.update(status=status.lower())
         tracker.close(status)
+        for mirror in mirrors:
+            mirror.close(status)
         record.update(mlflow_run_id=tracker.run_id)
     restarts = sum(event["kind"] in ("start", "resume") for event, _ in read_events(paths.events)) - 1
     result = TrainResult(
