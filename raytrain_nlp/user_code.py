@@ -56,6 +56,11 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}{': ' if message else ''}{message}{place}"
 
 
+def fails_in_users_code(error: BaseException) -> bool:
+    """Is it an error of the user's code, one that would come again? What the world outside did (files, network) may pass."""
+    return isinstance(error, Exception) and not isinstance(error, OSError) and any(is_users(frame.filename) for frame in traceback.extract_tb(error.__traceback__))
+
+
 def is_users(file: str) -> bool:
     """Is a source file the user's own: not the interpreter's, not installed, not of this package?"""
     ours = __file__.rpartition("/")[0] + "/"

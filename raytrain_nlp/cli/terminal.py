@@ -83,6 +83,7 @@ def print_result(result: TrainResult) -> None:
         "steps": f"{result.global_step} ({result.epoch:.4g} epochs, {result.world_size} workers)",
         "rows": ", ".join(f"{split} {count}" for split, count in result.rows.items()),
         "rows tokenized now": str(result.tokenized_rows),
+        **({"rows left out": ", ".join(f"{split} {count}" for split, count in result.left_out.items())} if any(result.left_out.values()) else {}),
         "rows in quarantine": ", ".join(f"{split} {count}" for split, count in result.bad_rows.items()),
         **({"rows dropped an epoch": str(result.dropped_rows)} if result.dropped_rows else {}),
         **({"best step": str(result.best_step)} if result.best_step else {}),

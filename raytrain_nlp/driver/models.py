@@ -96,7 +96,7 @@ def keeps_documents_apart(task: Task, model_type: str) -> bool:
         return False
     source = inspect.getsource(sys.modules[cls.__module__])
     others = ("mamba", "Conv1d", "build_alibi", "linear_attn", "recurrent")
-    given = re.search(r"create_causal_mask\((?:[^()]|\([^()]*\))*position_ids", source) or re.search(r'mask_kwargs = \{[^}]*"position_ids"', source)
+    given = re.search(r"(?:create_causal_mask|mask_function)\((?:[^()]|\([^()]*\))*position_ids", source) or re.search(r'mask_kwargs = \{[^}]*"position_ids"', source)
     return bool(given) and "position_ids" in inspect.signature(cls.forward).parameters and not any(sign in source for sign in others)
 
 

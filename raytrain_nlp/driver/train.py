@@ -36,6 +36,8 @@ class TrainResult:
     """Rows used, for each split."""
     bad_rows: dict[str, int] = field(default_factory=dict)
     """Rows in quarantine.jsonl, for each split."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Rows the user's `preprocess` returned None for, for each split."""
     dropped_rows: int = 0
     """Rows of each epoch that dataloader_drop_last left out."""
     tokenized_rows: int = 0
@@ -104,8 +106,7 @@ def train(
             paths.job.write_text(job_text, encoding="utf-8")
             write_quarantine(resolved, paths.quarantine)
             record.update(status="running", job=resolved.spec.job, drivers=record.values["drivers"] + 1, data_fingerprint=resolved.spec.data_fingerprint)
-            counts = {"rows": resolved.rows, "bad_rows": resolved.bad_rows, "dropped_rows": resolved.dropped_rows, "tokenized_rows": resolved.tokenized_rows}
-            counts["majority_accuracy"] = resolved.majority_accuracy
+            counts = {name: getattr(resolved, name) for name in ("rows", "bad_rows", "left_out", "dropped_rows", "tokenized_rows", "majority_accuracy")}
             return _run(job, resolved.spec, paths, record, counts, observer, job_text)
 
 
@@ -116,6 +117,7 @@ def _run(job: TrainJob, spec: WorkerSpec, paths: RunPaths, record: RunRecord, co
     tracker = Tracker(paths, job.tracking, params, job_text, observer.warn).start()
     mirrors = [Mirror(name, paths, params, job.tracking.experiment_name or "raytrain_nlp", observer.warn).start() for name in job.tracking.report_to]
     status = "FAILED"
+    paths.user_error.unlink(missing_ok=True)
     try:
         with followed(paths, observer):
             outcome = _fit(job, spec, paths)

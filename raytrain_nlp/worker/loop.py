@@ -12,9 +12,10 @@ from typing import Any
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.config import TrainJob, load_job
 from raytrain_nlp.config.lora import MERGE
-from raytrain_nlp.errors import InputError, NonFiniteLossError
-from raytrain_nlp.paths import RunPaths
+from raytrain_nlp.errors import InputError, NonFiniteLossError, RunError
+from raytrain_nlp.paths import RunPaths, read_json, write_json
 from raytrain_nlp.tracking.events import EventLog
+from raytrain_nlp.user_code import describe, fails_in_users_code
 from raytrain_nlp.worker.logs import rank_log
 from raytrain_nlp.worker.spec import WorkerSpec
 
@@ -22,18 +23,23 @@ from raytrain_nlp.worker.spec import WorkerSpec
 def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Ray Train's `train_loop_per_worker`.
 
-    Returns `{"result": ...}`, or `{"error": ...}` for errors that all ranks see alike and that no restart can mend.
+    Returns `{"result": ...}`, or `{"error": ...}` for errors that all ranks see alike and that no restart can mend. An error in
+    the user's code is raised, as other ranks may be waiting for this one; the workers that Ray starts again then return it.
     """
     spec: WorkerSpec = config["spec"]
     paths = RunPaths(spec.storage_path, spec.name)
+    if told := read_json(paths.user_error):
+        return {"error": RunError(f"the user's code failed: {told['error']}. Logs of all ranks: {paths.logs}.")}
     with rank_log(paths.logs, int(os.environ["RANK"])), tempfile.TemporaryDirectory(prefix="raytrain-nlp-") as scratch:
         try:
             return {"result": _run(spec, paths, scratch)}
         except (NonFiniteLossError, InputError) as error:
             traceback.print_exc()
             return {"error": error}
-        except BaseException:
+        except BaseException as error:
             traceback.print_exc()
+            if fails_in_users_code(error):
+                write_json(paths.user_error, {"error": describe(error)})
             raise
 
 
