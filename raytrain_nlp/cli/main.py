@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from raytrain_nlp.cli import check, train
+from raytrain_nlp.cli import check, init, train
 from raytrain_nlp.errors import InputError, RunError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command("check", help=check.HELP)(check.run)
 app.command("train", help=train.HELP)(train.run)
+app.command("init", help=init.HELP)(init.run)
 
 
 def _version(show: bool) -> None:
