@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raytrain_nlp.config import TrainJob, load_job
+    from raytrain_nlp.config.from_hf import from_hf
     from raytrain_nlp.driver.check import CheckReport, check
     from raytrain_nlp.driver.train import TrainResult, train
     from raytrain_nlp.errors import CheckpointError, InputError, NonFiniteLossError, RaytrainNlpError, RunError
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
 _HOME = {
     "CheckReport": "driver.check", "check": "driver.check", "TrainJob": "config", "load_job": "config", "TrainResult": "driver.train", "train": "driver.train",
     "CheckpointError": "errors", "InputError": "errors", "NonFiniteLossError": "errors", "RaytrainNlpError": "errors", "RunError": "errors",
+    "from_hf": "config.from_hf",
 }  # fmt: skip
 
 __all__ = [
     "CheckReport", "CheckpointError", "InputError", "NonFiniteLossError", "RaytrainNlpError", "RunError", "TrainJob", "TrainResult",
-    "check", "load_job", "train",
+    "check", "from_hf", "load_job", "train",
 ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
     storage_path/
       .cache/tokens/FINGERPRINT/      token shards, shared by all runs (data/shards.py)
       .cache/tokenizers/FINGERPRINT/  the tokenizer that made them
+      .cache/sources/NAME-FINGERPRINT/  the rows of builtin:NAME (data/builtin.py)
       NAME/
         run.json                      status, resolved job, MLflow run id, fingerprints
         job.yaml                      the resolved job

@@ -30,7 +30,7 @@ def _problem(finding: Any, model: type[BaseModel], root: str) -> Problem:
         valid = {name for section in _follow(model, location[:-1])[1] for name in _names(section)}
         return Problem(where, "unknown key", nearest(location[-1], valid) or f"Valid keys: {', '.join(sorted(valid))}.")
     if finding["type"] == "missing":
-        return Problem(where, "is missing", "Add it; jobs/quickstart.yaml is an example.")
+        return Problem(where, "is missing", "Add it; `raytrain-nlp init` writes examples.")
     if location[-1:] == ["[key]"] or finding["type"] == "invalid_key":
         return Problem(where.removesuffix(".[key]"), f"a key must be text{shown}", "Quote it.")
     if finding["type"] == "union_tag_invalid":

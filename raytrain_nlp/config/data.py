@@ -13,7 +13,9 @@ class DataConfig(Section):
     """Rows in, batches out. Formats follow the file suffix: .jsonl .json .csv .tsv .parquet .arrow .txt (also .gz)."""
 
     train: Source
-    """File, glob, folder, list of them, s3://..., gs://..., hf://dataset/config:split, builtin:docstrings."""
+    """File, glob, folder, list of them, s3://..., gs://..., hf://dataset/config:split; or data made on the spot:
+    builtin:docstrings (text, label), builtin:docstrings/summaries (text, summary), builtin:numbers (translation: en, de),
+    builtin:python-docs (text)."""
     validation: Source | None = None
     """Same forms as `train`; without it nothing is evaluated."""
     max_length: int = Field(128, ge=2, le=1_000_000)

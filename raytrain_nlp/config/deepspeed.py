@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,7 +49,7 @@ class DeepSpeedConfig(Section):
     def _read(cls, values: object) -> object:
         if not isinstance(values, dict) or not isinstance(values.get("config_file"), str) or values.get("config") is not None:
             return values
-        path = Path(values["config_file"]).expanduser()
+        path = Path(os.path.expanduser(values["config_file"]))
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:

@@ -74,7 +74,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # what YAML takes for a date or number and is none; nesting without end
         raise InputError(Problem(str(path), f"is not YAML ({error})", "Quote what is meant as text.")) from None
     if not isinstance(values, dict):
-        raise InputError(Problem(str(path), "holds no mapping of sections", "Start from jobs/quickstart.yaml."))
+        raise InputError(Problem(str(path), "holds no mapping of sections", "Start from one that `raytrain-nlp init` writes."))
     return values
 
 

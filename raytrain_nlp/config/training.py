@@ -103,7 +103,7 @@ def _wrong_number(key: str, given: Any, value: Any) -> str | None:
         return None
     if isinstance(given, bool):
         return "should be a number"
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return "should be a finite number"
     if key in _POSITIVE and value <= 0:
         return "must be above 0"
@@ -123,3 +123,8 @@ def training_fields() -> dict[str, TypeAdapter]:
 def generation_fields() -> dict[str, TypeAdapter]:
     """Those that only `Seq2SeqTrainingArguments` has."""
     return read_fields("transformers", "training_args_seq2seq.py", "Seq2SeqTrainingArguments", names={"Path": str, "GenerationConfig": dict})
+
+
+def refusal(name: str) -> str | None:
+    """What to do instead of setting this field of `TrainingArguments` in a job; None where a job may set it."""
+    return _OURS.get(name)

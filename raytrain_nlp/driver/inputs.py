@@ -9,15 +9,13 @@ from pathlib import Path
 
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.config.data import sources_of
-from raytrain_nlp.data.docstrings import build_docstrings, docstrings_fingerprint
+from raytrain_nlp.data.builtin import PREFIX, build_builtin
 from raytrain_nlp.data.readers import Row, read_rows
 from raytrain_nlp.data.sources import SourceFile, find_files, split_file
 from raytrain_nlp.errors import InputError, Problem, nearest
 from raytrain_nlp.modeling.tokenizer import check_local_model
 from raytrain_nlp.paths import cache_dir
 from raytrain_nlp.tasks import build_task
-
-_BUILTIN = "builtin:docstrings"
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ def find_job_files(job: TrainJob, storage: Path) -> Files:
     for split in ("train", "validation"):
         where = f"data.{split}"
         try:
-            specs = [_builtin(spec, split, storage) for spec in sources_of(getattr(job.data, split))]
+            specs = [_builtin(spec, split, storage, where) for spec in sources_of(getattr(job.data, split))]
             found[split] = find_files(specs, where)
             if not job.trainer.preprocess:  # it may make the columns
                 problems += _check_columns(found[split], build_task(job.task).required_columns(), where)
@@ -54,11 +52,8 @@ def find_job_files(job: TrainJob, storage: Path) -> Files:
     return Files(found["train"], found["validation"])
 
 
-def _builtin(spec: str, split: str, storage: Path) -> str:
-    if spec != _BUILTIN:
-        return spec
-    folder = cache_dir(storage, "sources") / f"docstrings-{docstrings_fingerprint()}"
-    return str(build_docstrings(folder)[split])
+def _builtin(spec: str, split: str, storage: Path, where: str) -> str:
+    return str(build_builtin(spec, cache_dir(storage, "sources"), where)[split]) if spec.startswith(PREFIX) else spec
 
 
 def _check_columns(files: list[SourceFile], required: list[str], where: str) -> list[Problem]:

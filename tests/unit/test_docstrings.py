@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from raytrain_nlp.data import docstrings
-from raytrain_nlp.data.docstrings import build_docstrings, docstrings_fingerprint
+from raytrain_nlp.data.builtin import build_builtin, builtin_fingerprint
+from raytrain_nlp.data.prose import key_of
+from raytrain_nlp.data.python_sources import docs_in
 from raytrain_nlp.errors import InputError
 
 OWN_NAMES = {
@@ -25,18 +27,22 @@ OWN_NAMES = {
 BUILD = """
 import sys
 from pathlib import Path
-from raytrain_nlp.data.docstrings import build_docstrings
-build_docstrings(Path(sys.argv[1]))
+from raytrain_nlp.data.builtin import build_builtin
+build_builtin("builtin:docstrings", Path(sys.argv[1]), "data.train")
 print([name for name in ("torch", "pandas", "sklearn", "transformers", "ray", "mlflow") if name in sys.modules])
 """
 
 
+def build(cache: Path) -> dict[str, Path]:
+    return build_builtin("builtin:docstrings", cache, "data.train")
+
+
 @pytest.fixture(scope="module")
 def both(tmp_path_factory) -> tuple[dict[str, Path], Path, str]:
-    """A build here, and at the same time the folder and the output of one in a process of its own: another hash seed, nothing imported."""
+    """A build here, and at the same time the cache and the output of one in a process of its own: another hash seed, nothing imported."""
     other = tmp_path_factory.mktemp("other") / "new"
     with subprocess.Popen([sys.executable, "-c", BUILD, str(other)], stdout=subprocess.PIPE, text=True) as process:
-        built = build_docstrings(tmp_path_factory.mktemp("docstrings"))
+        built = build(tmp_path_factory.mktemp("docstrings"))
         output, _ = process.communicate()
     assert process.returncode == 0
     return built, other, output
@@ -111,7 +117,9 @@ class _B:
 torch.add_docstr(torch.abs, r"""added {x}""".format(x=1))
 add_newdoc("numpy", "ndarray", ("T", """new"""))
 '''
-    assert list(docstrings._docs_in(docstrings._parse(source))) == ["module", "class", "method", "added {x}", "new"]
+    assert docs_in(source) == ["module", "class", "method", "added {x}", "new"]
+    assert docs_in(source, private=True) == ["module", "class", "method", "private method", "private class", "its method", "added {x}", "new"]
+    assert docs_in(b"{{ a template }}: no Python") == []
 
 
 def test_only_the_words_of_a_docstring_stay():
@@ -137,13 +145,13 @@ def test_only_the_words_of_a_docstring_stay():
 
 def test_a_finished_folder_is_reused(built):
     before = {path: path.stat().st_mtime_ns for path in built.values()}
-    assert build_docstrings(built["train"].parent) == built
+    assert build(built["train"].parents[1]) == built
     assert {path: path.stat().st_mtime_ns for path in built.values()} == before
 
 
 def test_building_again_gives_the_same_bytes(both):
     built, other, _ = both
-    assert {path.name: path.read_bytes() for path in other.iterdir()} == {path.name: path.read_bytes() for path in built.values()}
+    assert {path.name: path.read_bytes() for path in other.glob("*/*")} == {path.name: path.read_bytes() for path in built.values()}
 
 
 def test_building_imports_no_library(both):
@@ -151,26 +159,27 @@ def test_building_imports_no_library(both):
 
 
 def test_fingerprint_is_stable_and_follows_the_versions(monkeypatch):
-    before = docstrings_fingerprint()
+    before = builtin_fingerprint("docstrings")
     assert re.fullmatch(r"[0-9a-f]{16}", before)
-    assert docstrings_fingerprint() == before
+    assert builtin_fingerprint("docstrings") == before
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1")
-    assert docstrings_fingerprint() != before
+    assert builtin_fingerprint("docstrings") != before
 
 
 def test_a_text_of_two_libraries_is_dropped(monkeypatch):
     common = "One sentence that two of the libraries have word for word."
     texts = {label: [f"The sentence number {i} that only the library {label} has." for i in range(100)] + [common] for label in ("a", "b")}
-    monkeypatch.setattr(docstrings, "_LIBRARIES", {"a": "a", "b": "b"})
-    monkeypatch.setattr(docstrings, "_installed", lambda: {"a": "1", "b": "1"})
-    monkeypatch.setattr(docstrings, "_texts_of", lambda module: {docstrings._key_of(text): text for text in texts[module]})
-    rows = docstrings._collect_rows()
-    assert Counter(label for _, label in rows) == {"a": 100, "b": 100}
-    assert common not in [text for text, _ in rows]
+    monkeypatch.setattr(docstrings, "LIBRARIES", {"a": "a", "b": "b"})
+    monkeypatch.setattr(docstrings, "installed_libraries", lambda: {"a": "1", "b": "1"})
+    monkeypatch.setattr(docstrings, "_texts_of", lambda module: {key_of(text): text for text in texts[module]})
+    splits = docstrings.collect_docstrings()
+    rows = splits["train"] + splits["validation"]
+    assert Counter(row["label"] for row in rows) == {"a": 100, "b": 100}
+    assert common not in [row["text"] for row in rows]
 
 
 def test_fewer_than_two_libraries_is_an_input_error(monkeypatch, tmp_path):
-    monkeypatch.setattr(docstrings, "_LIBRARIES", {"no-such-library": "no_such_library"})
+    monkeypatch.setattr(docstrings, "LIBRARIES", {"no-such-library": "no_such_library"})
     with pytest.raises(InputError, match=r"builtin:docstrings: it needs the sources of two libraries .*found: none"):
-        build_docstrings(tmp_path / "none")
+        build(tmp_path / "none")
     assert not (tmp_path / "none").exists()

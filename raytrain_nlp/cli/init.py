@@ -1,0 +1,109 @@
+"""`raytrain-nlp init [TASK] [PATH]`."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raytrain_nlp.errors import InputError, Problem, nearest
+
+HELP = "Write a commented job file to start from. Without TASK, list them."
+
+_FILE_NAMES = {"text-classification": "quickstart"}
+"""Task -> its job file, where that has another name."""
+
+
+def run(
+    task: Annotated[str | None, typer.Argument(metavar="TASK", help="A task or technique.")] = None,
+    path: Annotated[str | None, typer.Argument(metavar="PATH", help="File or folder to write; - for standard output. Default: TASK.yaml.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")] = False,
+) -> None:
+    """Write an example, or list them."""
+    examples = find_examples()
+    if task is None:
+        titles = {name: _title(file) for name, file in examples.items()}
+        print("\n".join(f"{name:<22}{title}" for name, title in titles.items()))
+        result: dict = {"examples": titles}
+    elif task not in examples:
+        raise InputError(Problem("TASK", f"no example has this name ({task!r})", nearest(task, examples) or f"The names are {', '.join(examples)}."))
+    elif path == "-":
+        if as_json:
+            raise InputError(Problem("--json", "does not go with -, which gives standard output to the job file", "Leave one of them out."))
+        (_, text), *others = example_texts(examples[task], Path(f"{task}.yaml")).items()
+        for file, _ in others:
+            print(f"note: it needs {file}, which `raytrain-nlp init {task}` writes too", file=sys.stderr)
+        return print(text, end="")
+    else:
+        target = Path(path or f"{task}.yaml")
+        texts = example_texts(examples[task], target / f"{task}.yaml" if target.is_dir() else target)
+        _write(texts, force)
+        print(f"Written: {', '.join(map(str, texts))}. Next: raytrain-nlp check {next(iter(texts))}")
+        result = {"files": [str(file) for file in texts]}
+    if as_json:
+        print(json.dumps(result))
+
+
+def find_examples() -> dict[str, Path]:
+    """The job files by name, tasks first: those in the installed package, or the repository's in an editable installation."""
+    from raytrain_nlp.config.tasks import TASK_TYPES
+
+    package = Path(str(files("raytrain_nlp")))
+    folder = package / "jobs" if (package / "jobs").is_dir() else package.parent / "jobs"
+    jobs = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    return {**{task: jobs.pop(_FILE_NAMES.get(task, task)) for task in TASK_TYPES}, **jobs}
+
+
+def example_texts(example: Path, target: Path) -> dict[Path, str]:
+    """What to write: the job file as `target`, beside it the files it names; `jobs/` in them becomes the folder they come to lie in."""
+    sources = {target: example, **{target.parent / file.name: file for file in _companions(example)}}
+    texts = {path: file.read_text(encoding="utf-8") for path, file in sources.items()}
+    for path, file in sources.items():
+        texts = {key: text.replace(f"jobs/{file.name}", str(path)) for key, text in texts.items()}
+        if file.suffix == ".py":
+            texts = {key: text.replace(f"jobs.{file.stem}:", f"{_module_of(path)}:") for key, text in texts.items()}
+    return texts
+
+
+def _write(texts: dict[Path, str], force: bool) -> None:
+    job, *others = texts
+    taken = [job] if job.exists() else []
+    taken += [path for path in others if path.exists() and path.read_bytes() != texts[path].encode()]  # a second job may share the code of the first
+    if taken and not force:
+        raise InputError([Problem(str(path), "is there already", "Name another PATH, or add --force.") for path in taken])
+    for path, text in texts.items():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise InputError(Problem(str(path), f"cannot be written ({error.strerror})", "Name another PATH.")) from None
+
+
+def _companions(example: Path) -> list[Path]:
+    """The files other than job files that a job file names."""
+    text = example.read_text(encoding="utf-8")
+    others = sorted(file for file in example.parent.iterdir() if file.suffix in (".json", ".py"))
+    return [file for file in others if f"jobs/{file.name}" in text or f"jobs.{file.stem}:" in text]
+
+
+def _module_of(path: Path) -> str:
+    """A Python file as `trainer:` names it: seen from the current directory."""
+    try:
+        parts = path.resolve().relative_to(Path.cwd().resolve()).with_suffix("").parts
+    except ValueError:
+        parts = ("",)
+    if not all(part.isidentifier() for part in parts):
+        raise InputError(Problem(str(path), "could not be imported from here", "Name a PATH in this folder, or below it in folders with names as Python's."))
+    return ".".join(parts)
+
+
+def _title(example: Path) -> str:
+    """The first sentence of a job file."""
+    comment = " ".join(line[1:].strip() for line in example.read_text(encoding="utf-8").partition("#\n")[0].splitlines())
+    return re.match(r".*?[.?!](?= |$)", comment)[0].rstrip(".")

@@ -1,0 +1,72 @@
+"""What a command leaves to its files: the columns of the training data, the length and config of a model in a folder.
+
+Only files on this machine are looked at, and only a little of them; everything here answers None where nothing is to be learnt.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+_ROWS = 100
+_ARRAY_BYTES = 64 << 20
+
+
+def first_rows(path: str) -> list[dict[str, Any]] | None:
+    """The first rows of a CSV, JSON or JSON Lines file."""
+    file = Path(os.path.expanduser(path))
+    reader = {".csv": _csv, ".json": _json, ".jsonl": _json}.get(file.suffix.lower())
+    try:
+        rows = reader(file) if reader else None
+    except (OSError, ValueError, csv.Error, RecursionError):
+        return None
+    return rows if rows and all(isinstance(row, dict) for row in rows) else None
+
+
+def _csv(file: Path) -> list[dict[str, Any]]:
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        return list(itertools.islice(csv.DictReader(lines), _ROWS))
+
+
+def _json(file: Path) -> list[Any] | None:
+    with file.open(encoding="utf-8-sig") as lines:
+        if lines.read(1) == "[":
+            return json.loads(file.read_text(encoding="utf-8-sig"))[:_ROWS] if file.stat().st_size < _ARRAY_BYTES else None
+        lines.seek(0)
+        return [json.loads(line) for line in itertools.islice((line for line in lines if line.strip()), _ROWS)]
+
+
+def is_number(value: Any) -> bool:
+    """Is it a number with a fraction, as `datasets` would see it in JSON or CSV?"""
+    if isinstance(value, str) and "." in value:
+        try:
+            return float(value) == float(value)
+        except ValueError:
+            return False
+    return isinstance(value, float)
+
+
+def model_length(folder: str | None) -> int | None:
+    """`model_max_length` of a tokenizer in a folder."""
+    length = (_json_of(folder, "tokenizer_config.json") or {}).get("model_max_length")
+    return length if isinstance(length, int) and length > 0 else None
+
+
+def model_config(folder: str) -> dict[str, Any] | None:
+    """`config.json` of a folder, without what only describes a saved model."""
+    config = _json_of(folder, "config.json")
+    described = ("architectures", "transformers_version", "_name_or_path", "dtype", "torch_dtype")
+    return {key: value for key, value in config.items() if key not in described} if config else None
+
+
+def _json_of(folder: str | None, name: str) -> dict[str, Any] | None:
+    try:
+        path = Path(os.path.expanduser(folder or ""))
+        values = json.loads((path / name if path.is_dir() else path).read_text(encoding="utf-8")) if folder else None
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) else None

@@ -1,0 +1,197 @@
+"""The flags of transformers' example scripts as data: the type of each, and the key of a job it becomes or why it has none.
+
+A flag's target is a job key; or `# reason`, where a job has no such key; or empty, where `from_hf` and `hf_tasks` read it by name.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from raytrain_nlp.config.training import generation_fields, refusal, training_fields
+
+SCRIPTS = {
+    "run_glue.py": "text-classification", "run_clm.py": "causal-lm", "run_mlm.py": "masked-lm",
+    "run_summarization.py": "summarization", "run_translation.py": "translation",
+}  # fmt: skip
+SEQ2SEQ = ("summarization", "translation")
+SECRETS = {"token", "use_auth_token", "hub_token", "push_to_hub_token"}
+"""Flags whose value is never shown."""
+
+_TOKEN = "# Secrets do not belong in a job file; set HF_TOKEN in the environment."
+_PREDICT = "# A job trains and evaluates; to predict, load the model it leaves in storage_path/name/model."
+_HUB = "# " + (refusal("push_to_hub") or "")
+_TRACKIO = "# MLflow always tracks a job; see the section `tracking` for others."
+_LENGTHS = "# Rows are padded to the longest of their batch."
+_LAUNCHED = "# Ray places the workers; see the section `workers`."
+_GONE = "# It was removed from transformers and has no successor."
+_AMP = "# Mixed precision is always torch's own; set training.bf16 or training.fp16."
+
+_Table = dict[str, tuple[Any, str]]
+
+_ALL: _Table = {
+    "model_name_or_path": (str, "model.name_or_path"),
+    "model_revision": (str, "model.revision"),
+    "tokenizer_name": (str, "model.tokenizer"),
+    "trust_remote_code": (bool, "model.trust_remote_code"),
+    "config_name": (str, ""),
+    "cache_dir": (str, "# Set the environment variable HF_HOME."),
+    "use_fast_tokenizer": (bool, "# transformers 5 takes the fast tokenizer where there is one."),
+    "token": (str, _TOKEN),
+    "use_auth_token": (bool | str, _TOKEN),
+    "dataset_name": (str, ""),
+    "dataset_config_name": (str, ""),
+    "train_file": (str, ""),
+    "validation_file": (str, ""),
+    "max_train_samples": (int, "data.max_train_rows"),
+    "max_eval_samples": (int, "data.max_validation_rows"),
+    "preprocessing_num_workers": (int, "# Ray Data tokenizes on all CPUs of the cluster."),
+    "overwrite_cache": (bool, "# Tokens are found again by data, tokenizer and task; delete storage_path/.cache to make them anew."),
+}
+_PREDICTS: _Table = {"test_file": (str, _PREDICT), "max_predict_samples": (int, _PREDICT)}
+_PADS: _Table = {"pad_to_max_length": (bool, _LENGTHS)}
+_FROM_SCRATCH: _Table = {
+    "model_type": (str, ""),
+    "config_overrides": (str, ""),
+    "dtype": (str, ""),
+    "low_cpu_mem_usage": (bool, "# transformers 5 loads no other way."),
+    "streaming": (bool, "# Rows are tokenized once, by Ray Data, and streamed to the workers from there."),
+    "validation_split_percentage": (int, ""),
+}
+_SEQ2SEQ: _Table = {
+    "max_source_length": (int, "task.max_source_length"),
+    "max_target_length": (int, "task.max_target_length"),
+    "val_max_target_length": (int, "task.val_max_target_length"),
+    "num_beams": (int, "task.num_beams"),
+    "source_prefix": (str, "task.source_prefix"),
+    "ignore_pad_token_for_loss": (bool, "# Padding never counts in the loss."),
+}
+_OF_TASK: dict[str, _Table] = {
+    "text-classification": {
+        "task_name": (str, ""),
+        "max_seq_length": (int, "data.max_length"),
+        "ignore_mismatched_sizes": (bool, "# A head for another number of labels is refused, not replaced."),
+        "metric_name": (str, "# The figures of a task are fixed; see trainer.compute_metrics for others."),
+        **_PREDICTS, **_PADS,
+    },
+    "causal-lm": {"block_size": (int, "task.block_size"), "keep_linebreaks": (bool, ""), **_FROM_SCRATCH},
+    "masked-lm": {
+        "max_seq_length": (int, ""), "mlm_probability": (float, "task.mlm_probability"), "line_by_line": (bool, "task.line_by_line"),
+        **_FROM_SCRATCH, **_PADS,
+    },
+    "summarization": {
+        "text_column": (str, "task.text_column"),
+        "summary_column": (str, "task.summary_column"),
+        "lang": (str, "# The tokenizer's own language is taken for texts and summaries."),
+        "forced_bos_token": (str, "# The model's generation config decides the first token."),
+        "resize_position_embeddings": (bool, "# Positions stay as the model has them; lower task.max_source_length where they do not suffice."),
+        **_SEQ2SEQ, **_PREDICTS, **_PADS,
+    },
+    "translation": {
+        "source_lang": (str, "task.source_lang"), "target_lang": (str, "task.target_lang"), "forced_bos_token": (str, "task.forced_bos_token"),
+        **_SEQ2SEQ, **_PREDICTS, **_PADS,
+    },
+}  # fmt: skip
+_TRAINING = {
+    "output_dir": "", "do_train": "", "do_eval": "", "save_steps": "", "deepspeed": "", "report_to": "", "run_name": "", "use_cpu": "",
+    "seed": "seed",
+    "save_strategy": "checkpoint.save_strategy",
+    "save_total_limit": "checkpoint.save_total_limit",
+    "do_predict": _PREDICT,
+    "resume_from_checkpoint": "# `raytrain-nlp train JOB --resume` continues a run from its newest good checkpoint.",
+    "disable_tqdm": "# The command line shows one live line.",
+    "save_on_each_node": "# storage_path is a folder that all nodes share.",
+    "local_rank": _LAUNCHED,
+    **dict.fromkeys(("hub_model_id", "hub_strategy", "hub_always_push", "hub_private_repo", "hub_revision"), _HUB),
+    **dict.fromkeys(("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), _TRACKIO),
+}  # fmt: skip
+"""Fields of `TrainingArguments` with a target other than `training.` and their name."""
+_OLD_NAMES = {
+    "evaluation_strategy": "eval_strategy", "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size", "no_cuda": "use_cpu", "torch_dtype": "dtype",
+    "torchdynamo": "torch_compile_backend", "push_to_hub_token": "hub_token", "push_to_hub_model_id": "hub_model_id",
+}  # fmt: skip
+_OLD_SWITCHES = {
+    "group_by_length": ("train_sampling_strategy", "group_by_length"),
+    "adafactor": ("optim", "adafactor"),
+    "evaluate_during_training": ("eval_strategy", "steps"),
+}
+"""Flags that are now a value of another one."""
+_OLD: _Table = {
+    "warmup_ratio": (float, ""),
+    "overwrite_output_dir": (bool, "# `raytrain-nlp train JOB --overwrite` replaces a run of the same name."),
+    "logging_dir": (str, "# " + (refusal("logging_dir") or "")),
+    "save_safetensors": (bool, "# Everything is saved as safetensors."),
+    "include_inputs_for_metrics": (bool, "# The metrics of a task read predictions and labels only."),
+    "push_to_hub_organization": (str, _HUB),
+    "use_mps_device": (bool, "# Workers run on CPU or CUDA; see workers.use_gpu."),
+    **dict.fromkeys(("fp16_backend", "fp16_opt_level", "half_precision_backend"), (str, _AMP)),
+    **dict.fromkeys(("dispatch_batches", "split_batches"), (bool, "# The feed deals out the batches.")),
+    **dict.fromkeys(("sharded_ddp", "fsdp_transformer_layer_cls_to_wrap"), (str, "# Use the section `deepspeed`.")),
+    "fsdp_min_num_params": (int, "# Use the section `deepspeed`."),
+    **dict.fromkeys(("ray_scope", "xpu_backend", "mp_parameters", "include_tokens_per_second"), (bool | str, _GONE)),
+    **dict.fromkeys(("jit_mode_eval", "use_ipex", "tpu_metrics_debug", "use_legacy_prediction_loop"), (bool, _GONE)),
+    **dict.fromkeys(("tpu_num_cores", "past_index"), (int, _GONE)),
+}
+"""Flags of earlier releases of transformers."""
+TRUE_HERE = {
+    "use_fast_tokenizer", "ignore_pad_token_for_loss", "save_safetensors", "remove_unused_columns", "average_tokens_across_devices",
+    "dataloader_in_order", "low_cpu_mem_usage", "use_auth_token",
+}  # fmt: skip
+"""Switches without a key that are on in every job; the others are off in every job."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag: where its value goes, and of what type it is."""
+
+    name: str
+    """Under which the value is kept; the new name of an old flag."""
+    type: TypeAdapter
+    target: str
+    constant: str | None = None
+    """What a switch that became a value stands for."""
+
+    @functools.cached_property
+    def _json_types(self) -> set[str]:
+        schema = self.type.json_schema()
+        return {part.get("type", "") for part in schema.get("anyOf", [schema])}
+
+    @property
+    def many(self) -> bool:
+        """Does it take a list of values?"""
+        return "array" in self._json_types
+
+    @property
+    def switch(self) -> bool:
+        """Is it true without a value?"""
+        return "boolean" in self._json_types
+
+    @property
+    def mapping(self) -> bool:
+        """May its value be a JSON object?"""
+        return "object" in self._json_types
+
+    @property
+    def text(self) -> bool:
+        """May its value be any text?"""
+        return "string" in self._json_types
+
+
+@functools.cache
+def flags_of(task: str) -> dict[str, Flag]:
+    """Every flag of a task's script, old names included."""
+    flags = {name: Flag(name, TypeAdapter(kind), target) for name, (kind, target) in {**_ALL, **_OF_TASK[task], **_OLD}.items()}
+    for name, kind in training_fields().items():
+        if task in SEQ2SEQ or name not in generation_fields():
+            reason = refusal(name)
+            flags[name] = Flag(name, kind, _TRAINING.get(name, f"# {reason.replace('; remove it.', '.')}" if reason else f"training.{name}"))
+    for old, new in _OLD_NAMES.items():
+        if new in flags:
+            flags[old] = flags[new]
+    for old, (new, value) in _OLD_SWITCHES.items():
+        flags[old] = Flag(new, TypeAdapter(bool), flags[new].target, value)
+    return flags

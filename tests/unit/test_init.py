@@ -1,0 +1,173 @@
+"""`raytrain-nlp init`: each example is a job that loads where it was written, and its code does what its comments say."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from support import run_cli
+from typer.testing import CliRunner, Result
+
+from raytrain_nlp.cli.init import find_examples
+from raytrain_nlp.cli.main import app
+from raytrain_nlp.config import load_job
+from raytrain_nlp.config.tasks import TASK_TYPES
+from raytrain_nlp.data.builtin import BUILTINS
+
+EXAMPLES = sorted(find_examples())
+TECHNIQUES = {"lora", "neftune", "deepspeed-json", "custom-trainer"}
+NEED_THE_HUB = {"mrpc", "stsb"}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder the command is given in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def init(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["init", *arguments])
+
+
+def test_there_is_an_example_of_each_task_and_technique() -> None:
+    assert set(EXAMPLES) == {*TASK_TYPES, *TECHNIQUES, *NEED_THE_HUB}
+    for task in TASK_TYPES:
+        assert load_job(find_examples()[task]).task.type == task
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_each_name_writes_a_job_that_loads(name: str) -> None:
+    assert init(name).exit_code == 0
+    job = load_job(f"{name}.yaml")
+    assert f"raytrain-nlp train {name}.yaml" in Path(f"{name}.yaml").read_text()
+    assert "jobs" not in Path(f"{name}.yaml").read_text()
+    assert job.workers.num_workers == 2 and job.deepspeed.zero_stage == 3
+    assert job.arguments()["eval_strategy"] == "epoch"
+
+
+@pytest.mark.parametrize("name", sorted(set(EXAMPLES) - NEED_THE_HUB))
+def test_what_is_written_needs_no_download(name: str) -> None:
+    init(name)
+    job = load_job(f"{name}.yaml")
+    assert job.model.name_or_path is None and job.model.tokenizer == "train"
+    assert job.data.train == job.data.validation and job.data.train.removeprefix("builtin:") in BUILTINS
+
+
+def test_the_techniques_are_in_their_examples() -> None:
+    jobs = {name: load_job(find_examples()[name]) for name in ("lora", "neftune")}
+    assert jobs["lora"].lora["r"] == 16
+    assert jobs["neftune"].arguments()["neftune_noise_alpha"] == 5
+
+
+def test_a_deepspeed_file_is_written_beside_the_job_that_names_it() -> None:
+    assert json.loads(init("deepspeed-json", "deep/down/job.yaml", "--json").stdout.splitlines()[-1]) == {"files": ["deep/down/job.yaml", "deep/down/ds_zero3.json"]}
+    job = load_job("deep/down/job.yaml")
+    assert job.deepspeed.config_file == "deep/down/ds_zero3.json"
+    assert job.deepspeed.config["train_batch_size"] == "auto"
+
+
+@pytest.mark.parametrize("target", ["job.yaml", "my/jobs/job.yaml"])
+def test_code_is_written_where_the_job_imports_it_from(target: str, folder: Path) -> None:
+    init("custom-trainer", target)
+    trainer = load_job(target).trainer
+    assert [trainer.class_.partition(":")[2], *(name.partition(":")[2] for name in trainer.callbacks)] == ["WeightedTrainer", "StopWhenGoodEnough"]
+    for name in (trainer.class_, *trainer.callbacks):
+        module, _, attribute = name.partition(":")
+        assert f"class {attribute}(" in (folder / module.replace(".", "/")).with_suffix(".py").read_text()
+
+
+@pytest.mark.parametrize("target", ["../job.yaml", "my-jobs/job.yaml"])
+def test_code_that_could_not_be_imported_is_not_written(target: str, folder: Path) -> None:
+    assert "could not be imported from here" in str(init("custom-trainer", target).exception)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_file_is_not_overwritten_unless_asked() -> None:
+    Path("lora.yaml").write_text("mine")
+    assert str(init("lora").exception) == "lora.yaml: is there already. Name another PATH, or add --force."
+    assert Path("lora.yaml").read_text() == "mine"
+    assert init("lora", "--force").exit_code == 0
+    assert load_job("lora.yaml").name == "lora"
+
+
+def test_a_second_job_shares_the_code_of_the_first_but_does_not_overwrite_it() -> None:
+    assert init("custom-trainer", "first.yaml").exit_code == init("custom-trainer", "second.yaml").exit_code == 0
+    Path("custom_trainer.py").write_text("mine")
+    assert str(init("custom-trainer", "third.yaml").exception).startswith("custom_trainer.py: is there already.")
+    assert not Path("third.yaml").exists() and Path("custom_trainer.py").read_text() == "mine"
+
+
+def test_a_folder_gets_the_default_name(folder: Path) -> None:
+    (folder / "here").mkdir()
+    assert init("lora", "here").stdout == "Written: here/lora.yaml. Next: raytrain-nlp check here/lora.yaml\n"
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_standard_output_is_what_the_file_would_be(name: str, folder: Path) -> None:
+    shown = init(name, "-")
+    assert list(folder.iterdir()) == []
+    init(name)
+    assert shown.stdout == Path(f"{name}.yaml").read_text()
+    assert ("note: it needs" in shown.stderr) == (name in ("deepspeed-json", "custom-trainer"))
+
+
+def test_without_a_task_all_are_listed_tasks_first() -> None:
+    lines = init().stdout.splitlines()
+    assert [line.split()[0] for line in lines[: len(TASK_TYPES)]] == list(TASK_TYPES)
+    assert sorted(line.split()[0] for line in lines) == EXAMPLES
+    assert next(line for line in lines if line.startswith("lora")).endswith("LoRA: train small matrices beside frozen weights")
+    assert sorted(json.loads(init("--json").stdout.splitlines()[-1])["examples"]) == EXAMPLES
+
+
+def test_a_misspelt_name_is_a_wrong_input_told_with_the_nearest(folder: Path) -> None:
+    done = run_cli("init", "sumarization")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: TASK: no example has this name ('sumarization'). Did you mean 'summarization'?\n"
+    assert str(init("xyz").exception).endswith(f"The names are {', '.join(find_examples())}.")
+    assert list(folder.iterdir()) == []
+
+
+def test_no_ml_library_is_imported() -> None:
+    program = "import sys; from raytrain_nlp.cli.main import app; app(['init', 'lora'], standalone_mode=False)\n"
+    program += "print([name for name in ('torch', 'transformers', 'ray', 'mlflow', 'peft') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+# The code of jobs/custom_trainer.py
+
+
+@pytest.fixture(scope="module")
+def custom_trainer() -> object:
+    path = find_examples()["custom-trainer"].parent / "custom_trainer.py"
+    spec = importlib.util.spec_from_file_location("custom_trainer", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_rows_of_weighted_classes_count_more(custom_trainer: object) -> None:
+    import torch
+
+    logits, labels = torch.tensor([[2.0, 0.0], [0.5, 1.0], [0.0, 3.0]]), torch.tensor([0, 0, 1])
+    trainer = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(id2label={0: "numpy", 1: "ray"})))
+    inputs = {"input_ids": torch.zeros(3, 4), "labels": labels}
+    loss, outputs = custom_trainer.WeightedTrainer.compute_loss(trainer, lambda input_ids: SimpleNamespace(logits=logits), inputs, return_outputs=True)
+    rows = [-torch.log_softmax(logits, dim=1)[i, label] for i, label in enumerate(labels)]
+    assert loss.item() == pytest.approx(((rows[0] + rows[1] + 2 * rows[2]) / 3).item())
+    assert outputs.logits is logits
+
+
+def test_training_ends_when_it_is_good_enough(custom_trainer: object) -> None:
+    control = SimpleNamespace(should_training_stop=False)
+    callback = custom_trainer.StopWhenGoodEnough()
+    callback.on_evaluate(None, None, control, metrics={"eval_accuracy": 0.5})
+    assert not control.should_training_stop
+    callback.on_evaluate(None, None, control, metrics={"eval_accuracy": 0.9})
+    assert control.should_training_stop
