@@ -1,20 +1,25 @@
-"""`builtin:numbers`: English number words to German ones, made by rule. Rows {"translation": {"en", "de"}}.
+"""`builtin:numbers`: lists of English number words to German ones, made by rule. Rows {"translation": {"en", "de"}}.
 
 A translation that a small model from scratch learns in minutes and cannot learn by heart: 34 is `thirty-four` and
-`vierunddreißig`, so words change places and grow together. Small and large numbers are equally frequent.
+`vierunddreißig`, so words change places and grow together. A row is a list, as a German number below a million is one word,
+and BLEU counts sequences of four. Small and large numbers are equally frequent; a number of three or more digits that
+occurs in the validation rows is in no training row.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
-from raytrain_nlp.data.prose import hash_of
+from raytrain_nlp.data.prose import is_held_out
 
 LARGEST = 99_999_999
 
-_FORMAT = 1  # raise it with every change to the rows
+_FORMAT = 2  # raise it with every change to the rows
 _TRAIN, _VALIDATION = 8000, 400
+_SHORTEST, _LONGEST, _DIGITS = 3, 6, 4
+_HELD_OUT_PERCENT = 10
 _ENGLISH = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
 _ENGLISH_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 _GERMAN = "null eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn sechzehn siebzehn achtzehn neunzehn".split()
@@ -22,14 +27,30 @@ _GERMAN_TENS = "zwanzig dreißig vierzig fünfzig sechzig siebzig achtzig neunzi
 
 
 def number_rows() -> dict[str, list[dict[str, Any]]]:
-    """The rows of both splits; no number is in both."""
+    """The rows of both splits; no list is twice in them."""
     draw = random.Random(0).random  # the one method whose sequence Python promises to keep
-    numbers: set[int] = set()
-    while len(numbers) < _TRAIN + _VALIDATION:
-        least = 10 ** int(draw() * len(str(LARGEST)))  # first how many digits, so that large numbers do not crowd out small ones
-        numbers.add(int(draw() * 10) if least == 1 else least + int(draw() * 9 * least))
-    rows = [{"translation": {"en": english(number), "de": german(number)}} for number in sorted(numbers, key=lambda number: hash_of(str(number)))]
-    return {"train": rows[_VALIDATION:], "validation": rows[:_VALIDATION]}
+    seen: set[tuple[int, ...]] = set()
+    return {"validation": _draw_rows(draw, _VALIDATION, True, seen), "train": _draw_rows(draw, _TRAIN, False, seen)}
+
+
+def _draw_rows(draw: Callable[[], float], count: int, held_out: bool, seen: set[tuple[int, ...]]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    while len(rows) < count:
+        length = _SHORTEST + int(draw() * (_LONGEST - _SHORTEST + 1))
+        numbers = tuple(_draw_number(draw, held_out) for _ in range(length))
+        if numbers not in seen:
+            seen.add(numbers)
+            rows.append({"translation": {"en": ", ".join(map(english, numbers)), "de": ", ".join(map(german, numbers))}})
+    return rows
+
+
+def _draw_number(draw: Callable[[], float], held_out: bool) -> int:
+    """First how many digits, so that large numbers do not crowd out small ones."""
+    least = 10 ** int(draw() * _DIGITS)
+    while True:
+        number = int(draw() * 10) if least == 1 else least + int(draw() * 9 * least)
+        if least < 100 or is_held_out(str(number), _HELD_OUT_PERCENT) == held_out:
+            return number
 
 
 def numbers_origin() -> list[Any]:
