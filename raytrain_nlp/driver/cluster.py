@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from raytrain_nlp.config import TrainJob
+from raytrain_nlp.driver.forkserver import forked_processes
 from raytrain_nlp.errors import InputError, Problem, RunError
 
 _owns_ray = False
@@ -64,7 +65,7 @@ def connect(job: TrainJob, verbose: bool = False) -> Iterator[None]:
     settings = {**_SETTINGS, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(job.workers.start_timeout_s)}
     if local:  # idle processes beyond one for each feed end when the rush of the start is over
         settings |= {**_LOCAL_SETTINGS, "RAY_num_workers_soft_limit": str(job.workers.num_workers)}
-    with _environment(settings):
+    with _environment(settings), forked_processes() if local and not job.workers.use_gpu else contextlib.nullcontext():
         with _one_line("Ray cannot be started" if local else f"the cluster at {os.environ.get('RAY_ADDRESS', 'auto')} does not answer"):
             if local:
                 cpus = math.ceil(job.workers.num_workers * (_worker_cpus(job) + job.data.feed_cpus_per_worker))

@@ -106,14 +106,14 @@ def apply_deepspeed_environment(use_gpu: bool) -> None:
 
     Must run before `from_pretrained`: `deepspeed.zero.Init` otherwise assumes a world of one.
     """
-    deepspeed = _import_deepspeed()
+    deepspeed = import_deepspeed()
     if not use_gpu:
         # only the inference all-reduce uses this op, but its first use would run g++ for over a minute
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", verbose=False)
 
 
-def _import_deepspeed() -> Any:
+def import_deepspeed() -> Any:
     """DeepSpeed without its autotuner's optional `import mlflow`, which costs each worker over a second and is used by none."""
     absent = "mlflow" not in sys.modules
     if absent:

@@ -30,6 +30,7 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     paths = RunPaths(spec.storage_path, spec.name)
     if told := read_json(paths.user_error):
         return {"error": RunError(f"the user's code failed: {told['error']}. Logs of all ranks: {paths.logs}.")}
+    _set_threads()
     with rank_log(paths.logs, int(os.environ["RANK"])), tempfile.TemporaryDirectory(prefix="raytrain-nlp-") as scratch:
         try:
             return {"result": _run(spec, paths, scratch)}
@@ -41,6 +42,14 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
             if fails_in_users_code(error):
                 write_json(paths.user_error, {"error": describe(error)})
             raise
+
+
+def _set_threads() -> None:
+    """As many as Ray gave this worker CPUs: torch reads the variable when it is loaded, which in a fork was before."""
+    import torch
+
+    if threads := os.environ.get("OMP_NUM_THREADS", "").split(",")[0]:
+        torch.set_num_threads(int(threads))
 
 
 def _run(spec: WorkerSpec, paths: RunPaths, scratch: str) -> dict[str, Any]:

@@ -1,0 +1,54 @@
+"""What the raylet starts in place of Python: asks the fork server for the process. Standard library only, and little of it.
+
+Arguments: the server's address, the Python to be used without it, and the arguments Ray gives to Python.
+"""
+
+import json
+import os
+import socket
+import sys
+
+
+def main(address, python, *arguments):
+    worker = find_worker(arguments, python)
+    if worker is not None:
+        request = {"arguments": worker[0], "environment": {**os.environ, **worker[1]}, "directory": os.getcwd()}
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(address)
+                content = json.dumps(request).encode() + b"\n"
+                sent = socket.send_fds(connection, [content], [0, 1, 2])
+                connection.sendall(content[sent:])
+                if connection.recv(1):
+                    return
+        except OSError:
+            pass
+    os.execv(python, [python, *arguments])
+
+
+def find_worker(arguments, python):
+    """Arguments and variables of the worker that setup_worker.py would turn into; None where it is no plain Python worker."""
+    program = os.path.basename(arguments[0]) if arguments else ""
+    if program == "default_worker.py":  # no runtime environment
+        return arguments, {}
+    if program != "setup_worker.py":
+        return None
+    prefixes = {"--serialized-runtime-env-context=": "{}", "--language=": ""}
+    rest = []
+    for argument in arguments[1:]:
+        prefix = next((prefix for prefix in prefixes if argument.startswith(prefix)), None)
+        if prefix:
+            prefixes[prefix] = argument[len(prefix) :]
+        else:
+            rest.append(argument)
+    context = json.loads(prefixes["--serialized-runtime-env-context="])
+    variables = context.pop("env_vars", None) or {}
+    if prefixes["--language="] != "PYTHON" or context.pop("py_executable", None) not in (None, python) or any(context.values()):
+        return None
+    if any("$" in value for value in variables.values()):  # Ray would put other variables in
+        return None
+    return rest, variables
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,165 @@
+"""A local Ray whose processes are forks of one that has torch, transformers and DeepSpeed loaded already.
+
+    driver --starts--> fork server <--"default_worker.py ..."-- launcher <--starts-- raylet
+                            `--forks--> the process of Ray
+
+A run on one machine has about ten processes, and importing in each is most of the time to its first step. Here it is paid
+once, in a process of its own while the driver reads the data; what is loaded is shared memory, too. Ray itself is loaded
+after the fork: its library reads the job's number and settings from the environment when it is loaded, and draws the
+numbers of its objects from a state that all forks would share.
+
+For CPU only: a process that has asked for a GPU cannot be forked. Where anything of it does not fit (another Ray, a runtime
+environment with a Python of its own, the server gone) the process starts as Ray would have started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import runpy
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_LAUNCHER = Path(__file__).with_name("fork_launcher.py")
+_PRELOAD = (
+    "pandas",
+    "raytrain_nlp.data.feed",
+    "raytrain_nlp.worker.loop",
+    "raytrain_nlp.worker.trainer",
+)
+
+
+@contextlib.contextmanager
+def forked_processes() -> Iterator[None]:
+    """While inside, a Ray that is started here forks its processes."""
+    with tempfile.TemporaryDirectory(prefix="raytrain-nlp-fork-") as folder:
+        address = os.path.join(folder, "socket")
+        executable = Path(folder) / "python"
+        command = [sys.executable, "-S", "-E", str(_LAUNCHER), address, sys.executable]
+        executable.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n', encoding="utf-8")
+        executable.chmod(0o700)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(address)
+            listener.listen(64)
+            server = subprocess.Popen(
+                [sys.executable, "-m", "raytrain_nlp.driver.forkserver", str(listener.fileno())],
+                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[listener.fileno()], env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+        try:  # while it loads, this process imports Ray
+            with _ray_uses(str(executable)):
+                yield
+        finally:
+            server.kill()  # it holds nothing; where a job was refused, it may still be loading
+            server.wait()
+            server.stdin.close()
+
+
+@contextlib.contextmanager
+def _ray_uses(executable: str) -> Iterator[None]:
+    """Ray puts `sys.executable` into the command by which its raylet starts workers, and reads it in this one module."""
+    import ray._private.services as services
+
+    class Sys:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(sys, name)
+
+    replaced = Sys()
+    replaced.executable = executable
+    services.sys = replaced
+    try:
+        yield
+    finally:
+        services.sys = sys
+
+
+def serve(listener: socket.socket) -> None:
+    """Load, then fork a process for each that asks, until the driver is gone (its end of standard input closes)."""
+    import selectors
+
+    from raytrain_nlp.worker.arguments import import_deepspeed
+
+    for name in _PRELOAD:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    import_deepspeed()
+    if "ray" in sys.modules:
+        sys.exit("the fork server has loaded Ray")  # workers start as Ray starts them
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy the pages of everything loaded here
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with selectors.DefaultSelector() as selector:
+        selector.register(listener, selectors.EVENT_READ)
+        selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
+        while True:
+            ready = {key.fileobj for key, _ in selector.select()}
+            if listener not in ready:
+                return
+            connection, _ = listener.accept()
+            request, streams = _receive(connection)
+            if os.fork() == 0:
+                selector.close()
+                listener.close()
+                connection.close()
+                _become(request, streams)
+            for stream in streams:
+                os.close(stream)
+            connection.sendall(b"1")
+            connection.close()
+
+
+def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    first, streams, _, _ = socket.recv_fds(connection, 1 << 16, 3)
+    parts = [first]
+    while not parts[-1].endswith(b"\n"):
+        parts.append(connection.recv(1 << 20))
+    return json.loads(b"".join(parts)), list(streams)
+
+
+def _become(request: dict[str, Any], streams: list[int]) -> None:
+    """Be the process that the raylet asked for, to its end."""
+    import random
+
+    import numpy as np
+
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+            os.close(stream)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.chdir(request["directory"])
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        random.seed()
+        np.random.seed()
+        script, *arguments = request["arguments"]
+        sys.argv = [script, *arguments]
+        sys.path[0] = os.path.dirname(script)
+        runpy.run_path(script, run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve(socket.socket(fileno=int(sys.argv[1])))
