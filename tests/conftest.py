@@ -22,6 +22,8 @@ def _ray(hooks_file: Path) -> Iterator[None]:
     """A local Ray with room for three workers and their feed, whose processes load the test hooks."""
     import ray
 
+    from raytrain_nlp.driver.forkserver import forked_processes
+
     saved = dict(os.environ)
     os.environ |= {
         "RAYTRAIN_NLP_TEST_HOOKS": str(hooks_file),
@@ -32,11 +34,12 @@ def _ray(hooks_file: Path) -> Iterator[None]:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_worker_niceness": "0",
     }
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    os.environ.pop("PYTHONPATH")
-    os.environ.update({key: value for key, value in saved.items() if key == "PYTHONPATH"})
-    yield
-    ray.shutdown()
+    with forked_processes():
+        ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        os.environ.pop("PYTHONPATH")
+        os.environ.update({key: value for key, value in saved.items() if key == "PYTHONPATH"})
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture
