@@ -15,6 +15,8 @@ from raytrain_nlp.driver.forkserver import forked_processes
 from raytrain_nlp.errors import InputError, Problem, RunError
 
 _owns_ray = False
+_abandoned: threading.Thread | None = None
+"""Starts or ends a Ray that a refused job no longer needs."""
 _SERVICE_PROCESSES = 4
 """Processes beside workers and feed: Ray Train's synchronization, autoscaling and statistics actors, and one to spare."""
 _SETTINGS = {
@@ -37,6 +39,7 @@ def is_local() -> bool:
     """Will the driver start a Ray of its own (no cluster address is set and none is connected)?"""
     import sys
 
+    _settle()
     ray = sys.modules.get("ray")
     return not os.environ.get("RAY_ADDRESS") and not (ray is not None and ray.is_initialized())
 
@@ -55,6 +58,7 @@ def connect(job: TrainJob, verbose: bool = False) -> Iterator[None]:
     """A connected Ray with room for the job; a Ray started here ends here."""
     import ray
 
+    _settle()
     if ray.is_initialized():
         _check_room(job)
         yield
@@ -94,7 +98,11 @@ def _end_log_monitor() -> None:
 
 @contextlib.contextmanager
 def connect_ahead(job: TrainJob, verbose: bool) -> Iterator[Callable[[], None]]:
-    """Ray started in a thread, with warm workers, while the driver prepares; yields a function that waits until it is there."""
+    """Ray started in a thread, with warm workers, while the driver prepares; yields a function that waits until it is there.
+
+    Who is refused a job does not wait until that Ray has started and ended again.
+    """
+    global _abandoned
     ready, done = threading.Event(), threading.Event()
     failure: list[BaseException] = []
 
@@ -120,9 +128,23 @@ def connect_ahead(job: TrainJob, verbose: bool) -> Iterator[Callable[[], None]]:
 
     try:
         yield wait
+    except InputError:
+        _abandoned = thread
+        raise
     finally:
         done.set()
-        thread.join()
+        if _abandoned is not thread:
+            thread.join()
+
+
+def is_abandoning() -> bool:
+    """Is there still a Ray that nobody needs? A process that ends now takes it along: Ray's own processes die with their parent."""
+    return _abandoned is not None and _abandoned.is_alive()
+
+
+def _settle() -> None:
+    if is_abandoning() and threading.current_thread() is not _abandoned:
+        _abandoned.join()
 
 
 @contextlib.contextmanager
