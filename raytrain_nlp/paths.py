@@ -54,6 +54,7 @@ class RunPaths:
         self.logs = self.run / "logs"
         self.user_error = self.run / "user_error.json"
         self.feed_error = self.run / "feed_error.json"
+        self.feed_wants = self.run / "feed_wants.json"
         self.lock = self.run / "driver.lock"
         self.ray = self.run / "ray"
 

@@ -22,7 +22,7 @@ from raytrain_nlp.data.shards import open_store
 from raytrain_nlp.data.sources import PIECE_BYTES, Piece, SourceFile, split_file
 from raytrain_nlp.data.split import MicroBatch, Split, SplitSpec
 from raytrain_nlp.errors import FeedError
-from raytrain_nlp.paths import read_json
+from raytrain_nlp.paths import read_json, write_json
 
 FIRST_BYTES, LARGEST_BYTES = 1 << 20, 256 << 20
 """The first windows are small, so that training begins; a larger one means a better shuffle."""
@@ -38,6 +38,8 @@ class WindowedSpec:
     count: int
     failure: str
     """JSON file that says why no further window will come, once it is there."""
+    wanted: str
+    """JSON file that says which window a rank waits for."""
     split: SplitSpec
     """That of a window, but for its folders, its number of rows and its seed."""
 
@@ -53,7 +55,7 @@ def split_windows(files: Iterable[SourceFile]) -> list[list[Piece]]:
     for file in files:
         share = file.size / max(sum(1 for _ in split_file(file, FIRST_BYTES)), 1)
         for piece in split_file(file, FIRST_BYTES):
-            if size >= target:
+            if size + share / 2 >= target:
                 windows.append([])
                 size, target = 0.0, min(target * 2, LARGEST_BYTES)
             last = windows[-1][-1] if windows[-1] else None
@@ -155,7 +157,11 @@ def _size_of(spec: SplitSpec) -> tuple[int, int]:
 
 
 def _await_window(spec: WindowedSpec, number: int) -> SplitSpec:
+    told = False
     while (found := find_window(spec, number)) is None:
+        if not told:  # the feed reads ahead of training, so only it knows
+            write_json(Path(spec.wanted), {"window": number})
+            told = True
         if failed := read_json(Path(spec.failure)):
             raise FeedError(failed["error"])
         time.sleep(_POLL_S)

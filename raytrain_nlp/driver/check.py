@@ -78,7 +78,7 @@ def check(job: JobSource, *, overrides: Iterable[str] = (), observer: Observer |
     observer.stage("looking at the data")
     files = find_job_files(job, storage)
     observer.stage("preparing tokens")
-    if files.total_bytes <= SMALL_BYTES:
+    if files.bytes_before(job.data.streaming) <= SMALL_BYTES:
         resolved = resolve(job, files, storage, map)
     else:
         with connect(job):

@@ -194,7 +194,7 @@ def boot_processes(job: TrainJob) -> None:
         get_or_create_stats_actor()
 
 
-def map_on_cluster(function: Callable[[dict[str, Any]], dict[str, Any]], items: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+def map_on_cluster(function: Callable[[dict[str, Any]], dict[str, Any]], items: list[dict[str, Any]], verbose: bool = False) -> Iterable[dict[str, Any]]:
     """`function` over `items` with Ray Data: in order, results streamed, a bounded number in flight."""
     import ray.data
 
@@ -202,6 +202,8 @@ def map_on_cluster(function: Callable[[dict[str, Any]], dict[str, Any]], items: 
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = -1
+    if not verbose:
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(function, num_cpus=1)
     return dataset.iter_rows()
 

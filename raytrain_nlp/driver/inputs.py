@@ -25,9 +25,9 @@ class Files:
     train: list[SourceFile]
     validation: list[SourceFile]
 
-    @property
-    def total_bytes(self) -> int:
-        return sum(file.size for file in [*self.train, *self.validation])
+    def bytes_before(self, streaming: bool) -> int:
+        """Bytes that are prepared before training begins."""
+        return sum(file.size for file in [*([] if streaming else self.train), *self.validation])
 
 
 def find_job_files(job: TrainJob, storage: Path) -> Files:

@@ -160,7 +160,8 @@ def _window_preparer(job: TrainJob, files: list[SourceFile], prepare: PrepareSpe
     split = SplitSpec("", None, None, packing, plan, None, job.task, context)
     windows = split_windows(files)
     folder = cache_dir(storage, "windows") / prepare.key(files)
-    spec = WindowedSpec(str(folder), len(windows), str(RunPaths(storage, job.name).feed_error), split)
+    paths = RunPaths(storage, job.name)
+    spec = WindowedSpec(str(folder), len(windows), str(paths.feed_error), str(paths.feed_wants), split)
     return WindowPreparer(spec, windows, prepare, job.arguments()["max_steps"])
 
 

@@ -16,7 +16,7 @@ from raytrain_nlp.data.sources import Piece
 from raytrain_nlp.data.split import Split
 from raytrain_nlp.data.windows import FIRST_BYTES, WindowedSpec, WindowedSplit, find_window, window_folder
 from raytrain_nlp.errors import InputError, Problem, RunError
-from raytrain_nlp.paths import write_json
+from raytrain_nlp.paths import read_json, write_json
 
 _AHEAD = 2
 """Windows prepared before training needs them: as the next is up to twice as large, one might come late."""
@@ -50,7 +50,8 @@ class WindowPreparer:
     @contextlib.contextmanager
     def running(self, find_step: Callable[[], int], quarantine: Path, mapping: Mapping) -> Iterator[None]:
         """While inside, keep ahead of training, which stands at `find_step()`. A failure stops training, and is raised at the end."""
-        Path(self.spec.failure).unlink(missing_ok=True)
+        for file in (self.spec.failure, self.spec.wanted):  # of the driver before this one
+            Path(file).unlink(missing_ok=True)
         stop = threading.Event()
 
         def run() -> None:
@@ -86,7 +87,8 @@ class WindowPreparer:
         while self._next < self.spec.count and not self._enough() and not stop.is_set():
             known = split.steps_known()
             _, window, _ = split.find(min(find_step(), max(known - 1, 0)))
-            if self._next - window > _AHEAD:
+            wanted = read_json(Path(self.spec.wanted)) or {"window": 0}
+            if self._next - max(window, wanted["window"]) > _AHEAD:
                 stop.wait(_POLL_S)
                 continue
             self._advance(map_pieces)

@@ -93,14 +93,14 @@ def train(
     observer.stage("looking at the data")
     files = find_job_files(job, storage)
     with connect_ahead(job, verbose) as wait_connected:
-        small = files.total_bytes <= SMALL_BYTES
+        small = files.bytes_before(job.data.streaming) <= SMALL_BYTES
         observer.stage("preparing tokens")
 
         def map_pieces(function: Any, items: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
             if small:
                 return map(function, items)
             wait_connected()
-            return _counted(map_on_cluster(function, items), len(items), observer)
+            return _counted(map_on_cluster(function, items, verbose), len(items), observer)
 
         resolved = resolve(job, files, storage, map_pieces, verbose)
         wait_connected()

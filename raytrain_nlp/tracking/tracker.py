@@ -154,9 +154,9 @@ class Tracker:
         # a server that hangs must cost seconds, not the quarter of an hour of MLflow's defaults
         for name, value in {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}.items():
             os.environ.setdefault(name, value)
-        _quiet_mlflow()
         from mlflow import MlflowClient
 
+        _quiet_mlflow()
         client = MlflowClient(tracking_uri=self.uri)
         if self.run_id is None:
             self._state["run_id"] = self._find_or_create_run(client)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -553,3 +554,18 @@ def test_help_takes_less_than_a_second() -> None:
         seconds.append(time.monotonic() - started)
         assert all(verb in done.stdout for verb in ("check", "train"))
     assert min(seconds) < 1.0 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+@pytest.mark.parametrize(
+    ("sections", "line"),
+    [
+        ({"training": {}}, "data.streaming: needs training.max_steps: how many rows there are is not known before. Set training.max_steps."),
+        ({"training": {"max_steps": 5}, "data": {"max_train_rows": 9}}, "data.max_train_rows: excludes data.streaming."),
+        ({"training": {"max_steps": 5, "dataloader_drop_last": True}}, "training.dataloader_drop_last: excludes data.streaming"),
+    ],
+)
+def test_streaming_says_what_it_cannot_know(sections: dict, line: str) -> None:
+    job = {"task": {"type": "causal-lm"}, "model": {"name_or_path": "gpt2"}, **sections}
+    job["data"] = {"train": "a.txt", "streaming": True, **sections.get("data", {})}
+    with pytest.raises(InputError, match=re.escape(line)):
+        load_job(job)
