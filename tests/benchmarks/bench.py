@@ -135,7 +135,9 @@ def loss_logs(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 # The peer's side
 
 
-def run_peer(args: argparse.Namespace, folder: Path, train: Path, text_columns: list[str], zero_stage: int, **flags: Any) -> Finished:
+def run_peer(
+    args: argparse.Namespace, folder: Path, train: Path, text_columns: list[str] | None, zero_stage: int, script: Path = PEER, **flags: Any
+) -> Finished:
     """Plain Hugging Face `Trainer` under torchrun, same arguments as `build_job`; further flags as keywords.
 
     `average_tokens_across_devices`, on by default, would multiply the loss of a model that ignores `num_items_in_batch`, as
@@ -143,8 +145,9 @@ def run_peer(args: argparse.Namespace, folder: Path, train: Path, text_columns: 
     peer saves a collective a step.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    classifier = {"model": args.tokenizer.resolve(), "text_columns": text_columns, "max_length": 128} if script == PEER else {}
     values = {
-        "model": args.tokenizer.resolve(), "config": json.dumps(args.model_config), "train": train, "text_columns": text_columns, "max_length": 128,
+        **classifier, "config": json.dumps(args.model_config), "train": train,
         "output_dir": folder / "out", "seed": args.seed, "learning_rate": 5e-5, "per_device_train_batch_size": args.batch, "max_steps": args.steps,
         "logging_steps": cadence(args.steps)[0], "save_strategy": "no", "use_cpu": True,
         "average_tokens_across_devices": False, **flags,
@@ -155,7 +158,7 @@ def run_peer(args: argparse.Namespace, folder: Path, train: Path, text_columns: 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(args.workers), "--master-port", str(port), str(PEER)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(args.workers), "--master-port", str(port), str(script)]
     for key, value in values.items():
         command += [f"--{key}", *(str(part) for part in (value if isinstance(value, list) else [value]))]
     return Child(command).finish()

@@ -21,7 +21,7 @@ from raytrain_nlp.data.sources import find_files
 from raytrain_nlp.data.split import SplitSpec
 from raytrain_nlp.data.windows import WindowedSpec, WindowedSplit, split_windows
 from raytrain_nlp.driver.streaming import WindowPreparer
-from raytrain_nlp.errors import InputError
+from raytrain_nlp.errors import FeedError, InputError
 from raytrain_nlp.modeling.tokenizer import load_tokenizer, train_tokenizer
 from raytrain_nlp.tasks.base import CollateContext, Lengths
 
@@ -168,10 +168,10 @@ def test_too_many_bad_rows_stop_the_feed_and_the_driver(tmp_path: Path, tokenize
     lines = [line if number < 100 or number % 2 else "no json\n" for number, line in enumerate(json_lines())]
     made = preparer(tmp_path, write(tmp_path / "data", lines), tokenizer_dir, max_bad_rows=20)
     made.prepare_first(map)
-    with pytest.raises(InputError, match=r"^data\.train: \d+ of \d+ rows so far are bad, more than data\.max_bad_rows \(20\); one of them: .*a\.jsonl:\d+: not JSON"):
-        with made.running(lambda: 10**6, tmp_path / "quarantine.jsonl", lambda stop: nullcontext(map)):
-            with pytest.raises(Exception, match="rows so far are bad"):
-                WindowedSplit(made.spec).find(10**6)
+    line = r"^data\.train: \d+ of \d+ rows so far are bad, more than data\.max_bad_rows \(20\); one of them: .*a\.jsonl:\d+: not JSON"
+    running = made.running(lambda: 10**6, tmp_path / "quarantine.jsonl", lambda stop: nullcontext(map))
+    with pytest.raises(InputError, match=line), running, pytest.raises(FeedError, match="rows so far are bad"):
+        WindowedSplit(made.spec).find(10**6)
 
 
 def test_no_row_at_all_is_told(tmp_path: Path, tokenizer_dir: Path) -> None:
