@@ -53,6 +53,7 @@ class RunPaths:
         self.base_model = self.run / "base_model"
         self.logs = self.run / "logs"
         self.user_error = self.run / "user_error.json"
+        self.feed_error = self.run / "feed_error.json"
         self.lock = self.run / "driver.lock"
         self.ray = self.run / "ray"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from typing import Annotated, Any, NoReturn
@@ -45,7 +46,7 @@ def main() -> None:
     except InputError as error:
         for problem in error.problems:
             print(f"error: {_one_line(problem)}", file=sys.stderr)
-        sys.exit(2)
+        _exit_refused()
     except RunError as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(1)
@@ -57,6 +58,16 @@ def main() -> None:
         traceback.print_exc()
         print(f"error: unexpected {type(error).__name__}: {_one_line(error)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _exit_refused() -> NoReturn:
+    """Exit code 2, without waiting for a Ray that was started ahead and is not up yet."""
+    cluster = sys.modules.get("raytrain_nlp.driver.cluster")
+    if cluster is not None and cluster.is_abandoning():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(2)
+    sys.exit(2)
 
 
 def _exit_usage(error: Any) -> NoReturn:

@@ -20,6 +20,9 @@ class DataConfig(Section):
     """Same forms as `train`; without it nothing is evaluated."""
     max_length: int = Field(128, ge=2, le=1_000_000)
     """Tokens a row is truncated to, special tokens included."""
+    streaming: bool = False
+    """Prepare training data in windows while training goes on, for data too large to wait for: shuffled within windows of up
+    to 256 MB; needs training.max_steps, as a `datasets` stream does."""
     max_train_rows: int | None = Field(None, ge=1)
     """Use only the first so many good training rows."""
     max_validation_rows: int | None = Field(None, ge=1)

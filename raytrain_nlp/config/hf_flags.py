@@ -58,7 +58,7 @@ _FROM_SCRATCH: _Table = {
     "config_overrides": (str, ""),
     "dtype": (str, ""),
     "low_cpu_mem_usage": (bool, "# transformers 5 loads no other way."),
-    "streaming": (bool, "# Rows are tokenized once, by Ray Data, and streamed to the workers from there."),
+    "streaming": (bool, "data.streaming"),
     "validation_split_percentage": (int, ""),
 }
 _SEQ2SEQ: _Table = {

@@ -110,7 +110,7 @@ class TrainJob(Section):
             for name in self.tracking.report_to
             if importlib.util.find_spec(name) is None
         ]
-        problems += _check_batches(self, values) + _check_evaluation(self, values) + _check_precision(self, values)
+        problems += _check_streaming(self, values) + _check_batches(self, values) + _check_evaluation(self, values) + _check_precision(self, values)
         if self.data.global_batch_size and "per_device_train_batch_size" not in values:
             values["per_device_train_batch_size"] = -(-self.data.global_batch_size // self._micro_batches_of(values))
         values.setdefault("per_device_train_batch_size", 8)
@@ -154,6 +154,19 @@ class TrainJob(Section):
         if self.early_stopping:
             values.setdefault("load_best_model_at_end", True)
         return values
+
+
+def _check_streaming(job: TrainJob, values: dict[str, Any]) -> list[Problem]:
+    if not job.data.streaming:
+        return []
+    problems = []
+    if values.get("max_steps", -1) <= 0:
+        problems.append(Problem("data.streaming", "needs training.max_steps: how many rows there are is not known before", "Set training.max_steps."))
+    if job.data.max_train_rows:
+        problems.append(Problem("data.max_train_rows", "excludes data.streaming", "Remove it; training.max_steps says how much is read."))
+    if values.get("dataloader_drop_last"):
+        problems.append(Problem("training.dataloader_drop_last", "excludes data.streaming, which keeps every row", "Remove it."))
+    return problems
 
 
 def _check_batches(job: TrainJob, values: dict[str, Any]) -> list[Problem]:

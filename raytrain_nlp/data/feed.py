@@ -10,114 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from raytrain_nlp.data.packing import Blocks
-from raytrain_nlp.data.plan import Plan, PlanSpec, split_batch
-from raytrain_nlp.data.shards import TokenStore, open_store
-from raytrain_nlp.tasks import build_task
-from raytrain_nlp.tasks.base import IGNORED, CollateContext, Packing, Place
+from raytrain_nlp.data.split import MicroBatch, Split, SplitSpec
+from raytrain_nlp.data.windows import WindowedSpec, WindowedSplit
 
 _BLOCK_BYTES = 1 << 20
 _MAX_TASKS = 1_000
 """Remote functions a stream is made of at most; each yields its blocks one by one, so their number bounds nothing else."""
 
 
-@dataclass(frozen=True)
-class SplitSpec:
-    """One split as all ranks see it: which rows, in which batches, how they become tensors. Plain values only."""
-
-    tokens: str
-    """Folder of the token store."""
-    rows_file: str | None
-    """`.npy` of the store's rows that are used, in order; None = the first `plan.num_rows` rows."""
-    blocks: str | None
-    """Folder of the blocks the store's rows are packed into; what the plan calls rows are these then."""
-    packing: Packing | None
-    plan: PlanSpec
-    token_counts: tuple[int, ...] | None
-    task: Any
-    """The job's `task:` section."""
-    context: CollateContext
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """What one forward of one rank sees, and its place in the plan."""
-
-    step: int
-    """Global batch it belongs to, counted over all epochs."""
-    micro: int
-    rows: np.ndarray
-    """Row ids of the split; empty when this rank has no part in the batch (its tensors then repeat a row of it)."""
-    weight: int
-    """What the loss of this micro-batch is a mean over: rows, or predicted tokens."""
-    global_rows: int
-    global_tokens: int
-    """Tokens of the whole global batch, without padding."""
-    tokens: int
-    """Tokens of this micro-batch, without padding."""
-    padded_tokens: int
-    """With padding."""
-    tensors: dict[str, Any]
-
-
-class Split:
-    """A split opened for reading: the store, the plan, and `row id -> store row`."""
-
-    def __init__(self, spec: SplitSpec):
-        self.spec = spec
-        self.store: TokenStore = open_store(spec.tokens)
-        self._rows = np.load(spec.rows_file, mmap_mode="r") if spec.rows_file else None
-        self._blocks = Blocks(Path(spec.blocks), spec.packing) if spec.blocks else None
-        lengths = self._blocks.lengths if self._blocks else self.store.lengths if self._rows is None else self.store.lengths[self._rows]
-        self.plan = Plan(spec.plan, lengths, spec.token_counts)
-        self.task = build_task(spec.task)
-
-    def store_rows(self, rows: np.ndarray) -> np.ndarray:
-        return rows if self._rows is None else self._rows[rows]
-
-    def fetch(self, rows: np.ndarray) -> dict[str, list]:
-        """The columns of row ids."""
-        return self._blocks.fetch(self.store, rows) if self._blocks else self.store.fetch(self.store_rows(rows))
-
-    def locate(self, row: int) -> str:
-        """`file:line` of a row id; of a block, where its first row begins."""
-        first = self._blocks.segments(row)[0][0] if self._blocks else int(self.store_rows(np.array([row]))[0])
-        path, line = self.store.locate(first)
-        return f"{path}:{line}"
-
-    def micro_batches(self, step: int, world_size: int, rank: int, accumulation: int) -> list[MicroBatch]:
-        """This rank's micro-batches of one global batch, fetched and padded (NumPy tensors)."""
-        epoch, _, rows = self.plan.at(step)
-        tokens = int(self.plan.lengths[rows].sum())
-        made = []
-        for micro, parts in enumerate(split_batch(rows, world_size, accumulation)):
-            part = parts[rank]
-            shown = part if len(part) else rows[:1]
-            tensors = self.task.collate(self.fetch(shown), self.spec.context, Place(self.spec.plan.seed, epoch, shown))
-            weight = self._weigh(tensors) if len(part) and not self.task.rows_weigh else len(part)
-            own = int(self.plan.lengths[shown].sum())
-            made.append(MicroBatch(step, micro, part, weight, len(rows), tokens, own, tensors["input_ids"].size, tensors))
-        return made
-
-    def _weigh(self, tensors: dict[str, Any]) -> int:
-        """Tokens that are predicted. Where none are, one is, with weight 0: the mean over none would be no number."""
-        first = int(self.task.shifts_labels)
-        labels = tensors["labels"][:, first:]
-        weight = int((labels != IGNORED).sum())
-        if not weight:
-            labels[0, 0] = tensors["input_ids"][0, first]
-        return weight
-
-
 def stream(
-    spec: SplitSpec, *, start: int, stop: int, world_size: int, rank: int, accumulation: int = 1, cpus: float = 0.5
+    spec: SplitSpec | WindowedSpec, *, start: int, stop: int, world_size: int, rank: int, accumulation: int = 1, cpus: float = 0.5
 ) -> Iterator[MicroBatch]:
     """This rank's micro-batches of global batches [start, stop), with torch tensors, prepared ahead on the cluster."""
     import safetensors.torch
@@ -131,7 +38,7 @@ def stream(
             )
 
 
-def _execute(spec: SplitSpec, start: int, stop: int, steps: int, world_size: int, rank: int, accumulation: int, cpus: float) -> Iterator[pa.Table]:
+def _execute(spec: SplitSpec | WindowedSpec, start: int, stop: int, steps: int, world_size: int, rank: int, accumulation: int, cpus: float) -> Iterator[pa.Table]:
     import ray.data
 
     blocks = math.ceil((stop - start) / steps)
@@ -154,12 +61,12 @@ def _execute(spec: SplitSpec, start: int, stop: int, steps: int, world_size: int
 
 
 def _make_blocks(
-    batch: dict[str, np.ndarray], spec: SplitSpec, start: int, stop: int, steps: int, world_size: int, rank: int, accumulation: int
+    batch: dict[str, np.ndarray], spec: SplitSpec | WindowedSpec, start: int, stop: int, steps: int, world_size: int, rank: int, accumulation: int
 ) -> pa.Table:
     """The remote function: block numbers in, micro-batches out, one Arrow row each with its tensors as safetensors bytes."""
     import safetensors.numpy
 
-    split = _open_split(spec)
+    split = open_split(spec)
     made: list[dict[str, Any]] = []
     for block in batch["id"]:
         first = start + int(block) * steps
@@ -173,21 +80,18 @@ _SCHEMA = pa.schema(
     [("step", pa.int64()), ("micro", pa.int32()), ("rows", pa.list_(pa.int64())), ("weight", pa.int64()), ("global_rows", pa.int64()),
      ("global_tokens", pa.int64()), ("tokens", pa.int64()), ("padded_tokens", pa.int64()), ("tensors", pa.large_binary())]
 )  # fmt: skip
-_open: dict[str, Split] = {}
+_open: dict[str, Split | WindowedSplit] = {}
 
 
-def _open_split(spec: SplitSpec) -> Split:
-    """The split of this process, opened once: remote functions of one stream run one after another in one process."""
-    key = f"{spec.tokens}|{spec.rows_file}|{spec.blocks}|{spec.plan}|{spec.task}"
+def open_split(spec: SplitSpec | WindowedSpec) -> Split | WindowedSplit:
+    """The split of a process, opened once: remote functions of one stream run one after another in one process."""
+    key = repr(spec)
     if key not in _open:
         _open.clear()
-        _open[key] = Split(spec)
+        _open[key] = WindowedSplit(spec) if isinstance(spec, WindowedSpec) else Split(spec)
     return _open[key]
 
 
-def _steps_per_block(spec: SplitSpec, world_size: int) -> int:
+def _steps_per_block(spec: SplitSpec | WindowedSpec, world_size: int) -> int:
     """Global batches a block holds: enough that a block's fixed cost vanishes, few enough that the first comes soon."""
-    store = open_store(spec.tokens)
-    mean = spec.packing.block_size if spec.packing else store.manifest["tokens"] / max(store.num_rows, 1)
-    tokens = spec.plan.batch_tokens or mean * spec.plan.global_batch_size
-    return int(min(max(_BLOCK_BYTES / 4 / max(tokens * 6 / world_size, 1), 1), 64))
+    return int(min(max(_BLOCK_BYTES / 4 / max(open_split(spec).tokens_per_step * 6 / world_size, 1), 1), 64))

@@ -77,10 +77,15 @@ class Blocks:
         return made
 
 
+def blocks_folder(tokens: Path, packing: Packing, num_rows: int) -> Path:
+    """Where the blocks of the first `num_rows` rows of a token store are."""
+    return tokens / f"{packing.kind}-{packing.block_size}-{num_rows}"
+
+
 def build_blocks(store: TokenStore, packing: Packing, num_rows: int) -> tuple[Path, int]:
     """Make the files `Blocks` reads for the first `num_rows` rows, unless they are there; returns their folder and the tokens
     left out (the one token that may be left at the end of the stream, and empty rows' none)."""
-    folder = store.folder / f"{packing.kind}-{packing.block_size}-{num_rows}"
+    folder = blocks_folder(store.folder, packing, num_rows)
     if not folder.exists():
         staging = store.folder / f".{folder.name}-{os.getpid()}"
         staging.mkdir(exist_ok=True)

@@ -87,21 +87,33 @@ def prepare_tokens(files: list[SourceFile], spec: PrepareSpec, folder: Path, map
 
     `map_pieces(function, pieces)` yields the results in order. Raises `InputError` for no rows, or too many bad ones.
     """
+    pieces = [piece for file in files for piece in split_file(file)]
+    return prepare_pieces(pieces, spec, folder, map_pieces, lambda manifest, made: _check_rows(manifest, spec, where, made))
+
+
+def prepare_pieces(
+    pieces: list[Piece], spec: PrepareSpec, folder: Path, map_pieces: MapPieces, check: Callable[[dict[str, Any], Path], None], lines: dict[str, int] | None = None
+) -> Path:
+    """Make the tokens of pieces and commit them to `folder`, unless they are there.
+
+    Args:
+        check: raises `InputError` where the manifest, and what lies in the folder it is given, are not good enough.
+        lines: lines of each file that lie before its first piece.
+    """
     if find_tokens(folder):
-        _check_rows(read_json(folder / MANIFEST), spec, where, folder)
+        check(read_json(folder / MANIFEST), folder)
         return folder
     staging = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
     staging.mkdir(parents=True)
     try:
-        pieces = [asdict(piece) for file in files for piece in split_file(file)]
-        items = [{"index": i, "staging": str(staging), "piece": piece, "spec": _plain(spec)} for i, piece in enumerate(pieces)]
+        items = [{"index": i, "staging": str(staging), "piece": asdict(piece), "spec": _plain(spec)} for i, piece in enumerate(pieces)]
         summaries = []
         for result in map_pieces(prepare_piece, items):
             summaries.append(PieceSummary(**json.loads(result["summary"])))
             if summaries[-1].problems:
                 raise InputError([Problem(**problem) for problem in summaries[-1].problems])
-        manifest = _commit(staging, summaries)
-        _check_rows(manifest, spec, where, staging)
+        manifest = _commit(staging, summaries, lines or {})
+        check(manifest, staging)
         fsync_dir(staging)
         try:
             staging.rename(folder)
@@ -148,6 +160,7 @@ def _shard_columns(piece: Piece, task: Any, tokenizer: Any, spec: PrepareSpec, s
     columns: dict[str, list] = {}
     good: list[tuple[int, dict]] = []
     bad_path = staging / f"bad-{index:06d}.jsonl"
+    bad_path.unlink(missing_ok=True)  # of a process that died in this piece
 
     def encode() -> None:
         encoded = {"line": [line for line, _ in good], **task.encode([values for _, values in good], tokenizer, spec.lengths)}
@@ -203,9 +216,9 @@ def _escaped(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _commit(staging: Path, summaries: list[PieceSummary]) -> dict[str, Any]:
+def _commit(staging: Path, summaries: list[PieceSummary], lines: dict[str, int]) -> dict[str, Any]:
     """Join what the pieces wrote: lengths, quarantine with line numbers of whole files, manifest last."""
-    lines_before: Counter[str] = Counter()
+    lines_before = Counter(lines)
     shards: list[dict[str, Any]] = []
     labels: Counter[str] = Counter()
     bad_rows = left_out = 0
@@ -228,6 +241,7 @@ def _commit(staging: Path, summaries: list[PieceSummary]) -> dict[str, Any]:
     _join_lengths(staging, shards, rows)
     tokens = sum(shard["tokens"] for shard in shards)
     manifest = {"format": FORMAT, "rows": rows, "bad_rows": bad_rows, "left_out": left_out, "tokens": tokens, "labels": dict(labels), "shards": shards}
+    manifest["lines"] = {path: lines_before[path] for path in {summary.path for summary in summaries}}
     write_json(staging / MANIFEST, manifest)
     return manifest
 

@@ -57,11 +57,12 @@ def find_files(specs: list[str], where: str) -> list[SourceFile]:
     return files
 
 
-def split_file(file: SourceFile) -> Iterator[Piece]:
-    """The pieces of a file, in order."""
+def split_file(file: SourceFile, piece_bytes: int | None = None) -> Iterator[Piece]:
+    """The pieces of a file, in order, of about `piece_bytes` (default: PIECE_BYTES) where its format allows."""
+    piece_bytes = piece_bytes or PIECE_BYTES
     if file.format in ("jsonl", "text") and not file.path.lower().endswith(".gz"):
-        for start in range(0, file.size, PIECE_BYTES):
-            yield Piece(file.path, file.format, start, min(start + PIECE_BYTES, file.size))
+        for start in range(0, file.size, piece_bytes):
+            yield Piece(file.path, file.format, start, min(start + piece_bytes, file.size))
     elif file.format == "parquet":
         import pyarrow.parquet as parquet
 
@@ -72,7 +73,7 @@ def split_file(file: SourceFile) -> Iterator[Piece]:
             start, size = 0, 0
             for group in range(metadata.num_row_groups):
                 size += metadata.row_group(group).total_byte_size
-                if size >= PIECE_BYTES or group == metadata.num_row_groups - 1:
+                if size >= piece_bytes or group == metadata.num_row_groups - 1:
                     yield Piece(file.path, file.format, start, group + 1)
                     start, size = group + 1, 0
     else:

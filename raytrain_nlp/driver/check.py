@@ -11,8 +11,8 @@ import numpy as np
 
 from raytrain_nlp.config import TrainJob, load_job
 from raytrain_nlp.config.load import JobSource
-from raytrain_nlp.data.feed import Split
 from raytrain_nlp.data.plan import split_batch
+from raytrain_nlp.data.split import Split
 from raytrain_nlp.driver.cluster import check_workers, connect, map_on_cluster
 from raytrain_nlp.driver.observer import Observer
 from raytrain_nlp.driver.record import check_storage
@@ -39,19 +39,22 @@ class CheckReport:
     """Weights, gradients and Adam's two moments of one worker, without activations."""
     num_workers: int
     zero_stage: int
+    streamed: bool = False
+    """Are rows and tokens of training estimated from the beginning of the data?"""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def rows_for_people(self) -> dict[str, str]:
         """Name and text of each line of the table."""
+        about, epoch = ("about ", "streamed") if self.streamed else ("", f"{self.steps_per_epoch:,} an epoch")
         return {
             "job": self.name,
-            "rows": ", ".join(f"{split} {count:,}" for split, count in self.rows.items()),
+            "rows": ", ".join(f"{split} {about if split == 'train' else ''}{count:,}" for split, count in self.rows.items()),
             "rows in quarantine": ", ".join(f"{split} {count:,}" for split, count in self.bad_rows.items()),
             "labels": f"{len(self.labels)}: {', '.join(self.labels[:10])}{', ...' if len(self.labels) > 10 else ''}" if self.labels else "numbers",
-            "steps": f"{self.total_steps:,} ({self.steps_per_epoch:,} an epoch)",
-            "tokens an epoch": f"{self.tokens_per_epoch:,}, and {self.padding_share:.1%} padding in the batches",
+            "steps": f"{self.total_steps:,} ({epoch})",
+            "tokens an epoch": f"{about}{self.tokens_per_epoch:,}, and {self.padding_share:.1%} padding in the batches",
             "parameters": f"{self.parameters:,}",
             "model state a worker": f"{self.model_state_bytes / 1e6:,.0f} MB (ZeRO {self.zero_stage}, {self.num_workers} workers; without activations)",
         }
@@ -82,20 +85,26 @@ def check(job: JobSource, *, overrides: Iterable[str] = (), observer: Observer |
             resolved = resolve(job, files, storage, map_on_cluster)
     spec = resolved.spec
     parameters = _count_parameters(job, spec.labels, spec.tokenizer_dir)
-    split = Split(spec.train)
+    counts, scale = resolved.counts(), 1.0
+    if resolved.windows:
+        split, scale = resolved.windows.sample(sum(file.size for file in files.train))
+        counts["rows"]["train"] = round(counts["rows"]["train"] * scale)
+    else:
+        split = Split(spec.train)
     return CheckReport(
         name=job.name,
-        rows=resolved.rows,
-        bad_rows=resolved.bad_rows,
+        rows=counts["rows"],
+        bad_rows=counts["bad_rows"],
         labels=spec.labels,
         steps_per_epoch=spec.steps_per_epoch,
         total_steps=spec.total_steps,
-        tokens_per_epoch=int(split.plan.lengths[: spec.train.plan.num_rows].sum(dtype=np.int64)),
+        tokens_per_epoch=round(int(split.plan.lengths[: split.plan.spec.num_rows].sum(dtype=np.int64)) * scale),
         padding_share=_padding_share(split, job),
         parameters=parameters,
         model_state_bytes=_model_state_bytes(parameters, job),
         num_workers=job.workers.num_workers,
         zero_stage=job.deepspeed.zero_stage,
+        streamed=resolved.windows is not None,
     )
 
 

@@ -15,8 +15,12 @@ from raytrain_nlp.driver.forkserver import forked_processes
 from raytrain_nlp.errors import InputError, Problem, RunError
 
 _owns_ray = False
+_abandoned: threading.Thread | None = None
+"""Starts or ends a Ray that a refused job no longer needs."""
 _SERVICE_PROCESSES = 4
 """Processes beside workers and feed: Ray Train's synchronization, autoscaling and statistics actors, and one to spare."""
+_MOST_MAPPERS = 32
+MapItems = Callable[[Callable[[Any], Any], "list[Any]"], "Iterable[Any]"]
 _SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of a job mean the driver's directory
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -37,6 +41,7 @@ def is_local() -> bool:
     """Will the driver start a Ray of its own (no cluster address is set and none is connected)?"""
     import sys
 
+    _settle()
     ray = sys.modules.get("ray")
     return not os.environ.get("RAY_ADDRESS") and not (ray is not None and ray.is_initialized())
 
@@ -55,6 +60,7 @@ def connect(job: TrainJob, verbose: bool = False) -> Iterator[None]:
     """A connected Ray with room for the job; a Ray started here ends here."""
     import ray
 
+    _settle()
     if ray.is_initialized():
         _check_room(job)
         yield
@@ -94,7 +100,11 @@ def _end_log_monitor() -> None:
 
 @contextlib.contextmanager
 def connect_ahead(job: TrainJob, verbose: bool) -> Iterator[Callable[[], None]]:
-    """Ray started in a thread, with warm workers, while the driver prepares; yields a function that waits until it is there."""
+    """Ray started in a thread, with warm workers, while the driver prepares; yields a function that waits until it is there.
+
+    Who is refused a job does not wait until that Ray has started and ended again.
+    """
+    global _abandoned
     ready, done = threading.Event(), threading.Event()
     failure: list[BaseException] = []
 
@@ -120,9 +130,23 @@ def connect_ahead(job: TrainJob, verbose: bool) -> Iterator[Callable[[], None]]:
 
     try:
         yield wait
+    except InputError:
+        _abandoned = thread
+        raise
     finally:
         done.set()
-        thread.join()
+        if _abandoned is not thread:
+            thread.join()
+
+
+def is_abandoning() -> bool:
+    """Is there still a Ray that nobody needs? A process that ends now takes it along: Ray's own processes die with their parent."""
+    return _abandoned is not None and _abandoned.is_alive()
+
+
+def _settle() -> None:
+    if is_abandoning() and threading.current_thread() is not _abandoned:
+        _abandoned.join()
 
 
 @contextlib.contextmanager
@@ -182,6 +206,44 @@ def map_on_cluster(function: Callable[[dict[str, Any]], dict[str, Any]], items: 
     return dataset.iter_rows()
 
 
+@contextlib.contextmanager
+def map_beside_training(job: TrainJob, stop: threading.Event) -> Iterator[MapItems]:
+    """A `map` for work beside training: in order, on CPUs that workers and feeds leave, and behind both where they share cores.
+
+    It raises `RunError` once `stop` is set.
+    """
+    import ray
+    from ray.util import ActorPool
+
+    class Mapper:
+        def __init__(self) -> None:
+            os.nice(10)
+
+        def run(self, function: Callable[[Any], Any], item: Any) -> Any:
+            return function(item)
+
+    cpus = (os.cpu_count() or 1) if owns_ray() else ray.cluster_resources().get("CPU", 0)
+    count = int(max(1, min(cpus - job.workers.num_workers * (_worker_cpus(job) + job.data.feed_cpus_per_worker), _MOST_MAPPERS)))
+    actor = ray.remote(Mapper).options(num_cpus=job.data.feed_cpus_per_worker, max_restarts=-1, max_task_retries=2)
+    actors = [actor.remote() for _ in range(count)]
+    pool = ActorPool(actors)
+
+    def results(function: Callable[[Any], Any], items: list[Any]) -> Iterator[Any]:
+        for item in items:
+            pool.submit(lambda mapper, item: mapper.run.remote(function, item), item)
+        while pool.has_next():
+            if stop.is_set():
+                raise RunError("stopped")
+            with contextlib.suppress(TimeoutError):
+                yield pool.get_next(timeout=1)
+
+    try:
+        yield results
+    finally:
+        for mapper in actors:
+            ray.kill(mapper)
+
+
 def _import_feed() -> None:
     import time
 
@@ -204,6 +266,8 @@ def _check_room(job: TrainJob) -> None:
     problems = []
     for name, amount in per_worker.items():
         wanted = amount * job.workers.num_workers
+        if name == "CPU" and job.data.streaming:
+            wanted += job.data.feed_cpus_per_worker  # what prepares the next windows
         if wanted > have.get(name, 0) + 1e-9:
             extra = f" (with {job.data.feed_cpus_per_worker:g} CPU for each worker's feed)" if name == "CPU" else ""
             what = f"{job.workers.num_workers} workers need {wanted:g} {name}{extra}, the cluster has {have.get(name, 0):g}"

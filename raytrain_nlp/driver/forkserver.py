@@ -21,6 +21,7 @@ import json
 import os
 import runpy
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -162,4 +163,8 @@ def _become(request: dict[str, Any], streams: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    _listener = socket.socket(fileno=int(sys.argv[1]))
+    try:
+        serve(_listener)
+    finally:  # the driver may have died without
+        shutil.rmtree(os.path.dirname(_listener.getsockname()), ignore_errors=True)

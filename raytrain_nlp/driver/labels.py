@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from raytrain_nlp.config import TrainJob
-from raytrain_nlp.data.feed import Split
 from raytrain_nlp.data.shards import TokenStore
+from raytrain_nlp.data.split import Split
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.problems import sorted_labels

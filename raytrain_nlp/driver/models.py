@@ -16,7 +16,8 @@ from typing import Any
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.data.prepare import apply_preprocess
 from raytrain_nlp.data.readers import Row, read_rows
-from raytrain_nlp.data.sources import split_file
+from raytrain_nlp.data.sources import Piece, split_file
+from raytrain_nlp.data.windows import split_windows
 from raytrain_nlp.driver.inputs import Files
 from raytrain_nlp.errors import InputError, Problem, nearest
 from raytrain_nlp.modeling.tokenizer import cache_tokenizer, train_tokenizer
@@ -25,6 +26,8 @@ from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import Task
 from raytrain_nlp.user_code import UserObject
 
+_TOKENIZER_WINDOWS = 5
+"""31 MB."""
 _LEGACY_CONFIG_KEYS = ("rope_theta", "rope_scaling", "torch_dtype", "attn_implementation", "output_attentions", "pruned_heads")
 """Keys transformers still takes in a config though its class has other names for them."""
 
@@ -36,7 +39,7 @@ def find_tokenizer(job: TrainJob, files: Files, storage: Path, preprocess: UserO
     task, function = build_task(job.task), preprocess.load() if preprocess else None
 
     def texts() -> Iterator[str]:
-        for piece in itertools.chain.from_iterable(map(split_file, files.train)):
+        for piece in _tokenizer_pieces(job, files):
             for row in read_rows(piece):
                 if isinstance(row, Row):
                     values = apply_preprocess(function, row, piece.path) if function else row.values
@@ -47,6 +50,13 @@ def find_tokenizer(job: TrainJob, files: Files, storage: Path, preprocess: UserO
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     lengths = task.lengths(job.data.max_length, "train")
     return train_tokenizer(texts(), job.model.tokenizer_training, task.tokenizer_kind, key, cache, max(lengths.source or 0, lengths.target or 0) or None)
+
+
+def _tokenizer_pieces(job: TrainJob, files: Files) -> Iterator[Piece]:
+    """What `tokenizer: train` reads: all of the training split; of a streamed one its beginning."""
+    if job.data.streaming:
+        return itertools.chain.from_iterable(split_windows(files.train)[:_TOKENIZER_WINDOWS])
+    return itertools.chain.from_iterable(map(split_file, files.train))
 
 
 def check_model(job: TrainJob) -> None:

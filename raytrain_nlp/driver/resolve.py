@@ -17,17 +17,20 @@ from typing import Any
 import numpy as np
 
 from raytrain_nlp.config import TrainJob, public_values
-from raytrain_nlp.data.feed import Split, SplitSpec
 from raytrain_nlp.data.packing import Blocks, build_blocks
 from raytrain_nlp.data.plan import PlanSpec
 from raytrain_nlp.data.prepare import QUARANTINE, MapPieces, PrepareSpec, find_tokens, prepare_tokens
 from raytrain_nlp.data.shards import TokenStore
+from raytrain_nlp.data.sources import SourceFile
+from raytrain_nlp.data.split import Split, SplitSpec
+from raytrain_nlp.data.windows import WindowedSpec, split_windows
 from raytrain_nlp.driver.inputs import Files
 from raytrain_nlp.driver.labels import find_known_rows, find_labels, majority_accuracy
 from raytrain_nlp.driver.models import check_model, find_tokenizer
+from raytrain_nlp.driver.streaming import WindowPreparer
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.modeling.tokenizer import load_tokenizer
-from raytrain_nlp.paths import cache_dir
+from raytrain_nlp.paths import RunPaths, cache_dir
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import CollateContext
 from raytrain_nlp.user_code import UserObject
@@ -54,6 +57,18 @@ class Resolved:
     majority_accuracy: float | None
     """What always answering the most frequent label would score on the validation rows."""
     quarantine: list[tuple[str, Path | None, list[dict[str, Any]]]]
+    windows: WindowPreparer | None = None
+    """What prepares the training rows, where they are streamed; the counts above then leave them out."""
+
+    def counts(self) -> dict[str, Any]:
+        """Rows by what became of them; of streamed ones those of the windows prepared so far."""
+        streamed = self.windows.counts if self.windows else {}
+        return {
+            **{name: {**({"train": streamed[name]} if streamed else {}), **getattr(self, name)} for name in ("rows", "bad_rows", "left_out")},
+            "tokenized_rows": self.tokenized_rows + streamed.get("tokenized_rows", 0),
+            "dropped_rows": self.dropped_rows,
+            "majority_accuracy": self.majority_accuracy,
+        }
 
 
 def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, verbose: bool = False) -> Resolved:
@@ -65,28 +80,29 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
         raise InputError(Problem("model.tokenizer" if job.model.tokenizer else "model.name_or_path", f"the tokenizer {lacks}", "Choose another."))
     check_model(job)
     stores: dict[str, TokenStore] = {}
-    tokenized = 0
+    tokenized, windows = 0, None
     for split, split_files in (("train", files.train), ("validation", files.validation)):
-        if split_files:
-            prepare = PrepareSpec(
-                job.task, str(tokenizer_dir), tokenizer_dir.name, task.lengths(job.data.max_length, split), job.data.max_bad_rows, preprocess
-            )
+        prepare = PrepareSpec(job.task, str(tokenizer_dir), tokenizer_dir.name, task.lengths(job.data.max_length, split), job.data.max_bad_rows, preprocess)
+        if split == "train" and job.data.streaming:
+            windows = _window_preparer(job, files.train, prepare, storage, _collate_context(tokenizer, []))
+            windows.prepare_first(map)
+        elif split_files:
             folder = cache_dir(storage, "tokens") / prepare.key(split_files)
             fresh = find_tokens(folder) is None
             stores[split] = TokenStore(prepare_tokens(split_files, prepare, folder, map_pieces, f"data.{split}"))
             tokenized += stores[split].num_rows if fresh else 0
-    labels = find_labels(job, stores["train"])
+    labels = find_labels(job, stores["train"]) if windows is None else []
     context = _collate_context(tokenizer, labels)
-    train = _split(job, stores["train"], None, context, "train", job.data.max_train_rows)
+    train = _split(job, stores["train"], None, context, "train", job.data.max_train_rows) if windows is None else windows.spec
     validation, unseen = None, []
     if "validation" in stores:
         rows_file, unseen = find_known_rows(stores["validation"], labels, job.data.max_bad_rows)
         rows = min(stores["validation"].num_rows - len(unseen), job.data.max_validation_rows or stores["validation"].num_rows)
         validation = _split(job, stores["validation"], rows_file, context, "validation", rows)
-    plan = Split(train).plan
-    if not plan.steps_per_epoch:
+    steps, dropped = (job.arguments()["max_steps"], 0) if windows else _count_steps(train)
+    if not steps:
         raise InputError(
-            Problem("training.dataloader_drop_last", f"drops all {plan.spec.num_rows} rows: less than one global batch", "Lower the batch size or drop it.")
+            Problem("training.dataloader_drop_last", f"drops all {train.plan.num_rows} rows: less than one global batch", "Lower the batch size or drop it.")
         )
     spec = WorkerSpec(
         job=public_values(job),
@@ -96,31 +112,34 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
         labels=labels,
         train=train,
         validation=validation,
-        steps_per_epoch=plan.steps_per_epoch,
-        total_steps=_total_steps(job, plan.steps_per_epoch),
+        steps_per_epoch=steps,
+        total_steps=_total_steps(job, steps),
         eval_steps=Split(validation).plan.steps_per_epoch if validation else 0,
         data_fingerprint=_fingerprint(train, validation),
         versions={name: _version(name) for name in _PACKAGES},
         verbose=verbose,
         code_folder=os.getcwd(),
     )
+    parts = {"train": None if windows else train, "validation": validation}
     return Resolved(
         spec,
-        rows={split: part.plan.num_rows for split, part in (("train", train), ("validation", validation)) if part},
+        rows={split: part.plan.num_rows for split, part in parts.items() if part},
         left_out={split: found.manifest["left_out"] for split, found in stores.items()},
         bad_rows={split: found.manifest["bad_rows"] + (len(unseen) if split == "validation" else 0) for split, found in stores.items()},
         tokenized_rows=tokenized,
-        dropped_rows=plan.dropped_rows,
+        dropped_rows=dropped,
         majority_accuracy=majority_accuracy(Split(validation)) if validation and task.single_class else None,
         quarantine=[
             (split, found.folder / QUARANTINE if found.manifest["bad_rows"] else None, unseen if split == "validation" else [])
             for split, found in stores.items()
         ],
+        windows=windows,
     )
 
 
 def write_quarantine(resolved: Resolved, path: Path) -> None:
     """All rows left out of the run, one JSON object a line: split, source, line, reason, row."""
+    path.unlink(missing_ok=True)  # of the driver before this one
     if not any(resolved.bad_rows.values()):
         return
     with path.open("w", encoding="utf-8", errors="backslashreplace") as out:  # a lone surrogate then is a JSON escape
@@ -131,7 +150,27 @@ def write_quarantine(resolved: Resolved, path: Path) -> None:
             out.writelines(json.dumps({"split": split, **row}, ensure_ascii=False) + "\n" for row in unseen)
 
 
+def _window_preparer(job: TrainJob, files: list[SourceFile], prepare: PrepareSpec, storage: Path, context: CollateContext) -> WindowPreparer:
+    task = build_task(job.task)
+    if task.label_column:
+        what = f"is not for {job.task.type}: its classes must be known before training"
+        raise InputError(Problem("data.streaming", what, "Remove it: all rows are then prepared first."))
+    packing = task.packing(job.data.max_length)
+    plan = _train_plan(job, 0, packed=packing is not None)
+    split = SplitSpec("", None, None, packing, plan, None, job.task, context)
+    windows = split_windows(files)
+    folder = cache_dir(storage, "windows") / prepare.key(files)
+    spec = WindowedSpec(str(folder), len(windows), str(RunPaths(storage, job.name).feed_error), split)
+    return WindowPreparer(spec, windows, prepare, job.arguments()["max_steps"])
+
+
 # Plan
+
+
+def _count_steps(train: SplitSpec) -> tuple[int, int]:
+    """Steps of an epoch, and rows it drops."""
+    plan = Split(train).plan
+    return plan.steps_per_epoch, plan.dropped_rows
 
 
 def _collate_context(tokenizer: Any, labels: list[str]) -> CollateContext:
@@ -174,8 +213,12 @@ def _total_steps(job: TrainJob, steps_per_epoch: int) -> int:
     return int(np.ceil(arguments.get("num_train_epochs", 3.0) * steps_per_epoch))
 
 
-def _fingerprint(train: SplitSpec, validation: SplitSpec | None) -> str:
-    tokens = [Path(split.tokens).name if split else None for split in (train, validation)]
+def _fingerprint(train: SplitSpec | WindowedSpec, validation: SplitSpec | None) -> str:
+    if isinstance(train, WindowedSpec):
+        tokens, train = [Path(train.folder).name, train.count], train.split
+    else:
+        tokens = [Path(train.tokens).name]
+    tokens.append(Path(validation.tokens).name if validation else None)
     parts: Iterable[Any] = [tokens, Path(train.blocks or "").name, repr(train.plan), train.context.labels]
     return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()[:24]
 

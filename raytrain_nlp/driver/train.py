@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raytrain_nlp.config import TrainJob, dump_job, load_job, public_values
 from raytrain_nlp.config.load import JobSource
-from raytrain_nlp.driver.cluster import check_workers, connect_ahead, map_on_cluster, owns_ray
+from raytrain_nlp.driver.cluster import check_workers, connect_ahead, map_beside_training, map_on_cluster, owns_ray
 from raytrain_nlp.driver.observer import Observer, followed
 from raytrain_nlp.driver.record import RunRecord, check_data, check_name, check_storage, flatten, open_run
 from raytrain_nlp.errors import InputError, RunError
@@ -18,6 +20,9 @@ from raytrain_nlp.tracking.events import EventLog, read_events
 from raytrain_nlp.tracking.mirrors import Mirror
 from raytrain_nlp.tracking.tracker import Tracker
 from raytrain_nlp.worker.spec import WorkerSpec
+
+if TYPE_CHECKING:
+    from raytrain_nlp.driver.resolve import Resolved
 
 
 @dataclass(frozen=True)
@@ -106,12 +111,12 @@ def train(
             paths.job.write_text(job_text, encoding="utf-8")
             write_quarantine(resolved, paths.quarantine)
             record.update(status="running", job=resolved.spec.job, drivers=record.values["drivers"] + 1, data_fingerprint=resolved.spec.data_fingerprint)
-            counts = {name: getattr(resolved, name) for name in ("rows", "bad_rows", "left_out", "dropped_rows", "tokenized_rows", "majority_accuracy")}
-            return _run(job, resolved.spec, paths, record, counts, observer, job_text)
+            return _run(job, resolved, paths, record, observer, job_text)
 
 
-def _run(job: TrainJob, spec: WorkerSpec, paths: RunPaths, record: RunRecord, counts: dict[str, Any], observer: Observer, job_text: str) -> TrainResult:
+def _run(job: TrainJob, resolved: Resolved, paths: RunPaths, record: RunRecord, observer: Observer, job_text: str) -> TrainResult:
     """Track, follow and fit; whatever happens, the record and the tracker learn how it ended."""
+    spec, counts = resolved.spec, resolved.counts()
     params = {**flatten(public_values(job)), **flatten(job.arguments(), "training.")}
     EventLog(paths.events).write("log", step=0, metrics=flatten({f"data/{key}": value for key, value in counts.items()}))
     tracker = Tracker(paths, job.tracking, params, job_text, observer.warn).start()
@@ -119,7 +124,7 @@ def _run(job: TrainJob, spec: WorkerSpec, paths: RunPaths, record: RunRecord, co
     status = "FAILED"
     paths.user_error.unlink(missing_ok=True)
     try:
-        with followed(paths, observer):
+        with followed(paths, observer), _windows_beside(job, resolved, paths):
             outcome = _fit(job, spec, paths)
         if "error" in outcome:
             raise outcome["error"]
@@ -135,10 +140,19 @@ def _run(job: TrainJob, spec: WorkerSpec, paths: RunPaths, record: RunRecord, co
         record.update(mlflow_run_id=tracker.run_id)
     restarts = sum(event["kind"] in ("start", "resume") for event, _ in read_events(paths.events)) - 1
     result = TrainResult(
-        run_dir=str(paths.run), mlflow_run_id=tracker.run_id, model_dir=str(paths.model), labels=spec.labels, restarts=restarts, **outcome["result"], **counts
+        run_dir=str(paths.run), mlflow_run_id=tracker.run_id, model_dir=str(paths.model), labels=spec.labels, restarts=restarts,
+        **outcome["result"], **resolved.counts(),
     )
     record.update(result=result.to_dict())
     return result
+
+
+def _windows_beside(job: TrainJob, resolved: Resolved, paths: RunPaths) -> contextlib.AbstractContextManager[None]:
+    """Streamed rows are prepared while inside."""
+    if resolved.windows is None:
+        return contextlib.nullcontext()
+    progress = paths.run / "progress.json"
+    return resolved.windows.running(lambda: (read_json(progress) or {}).get("step", 0), paths.quarantine, functools.partial(map_beside_training, job))
 
 
 def _fit(job: TrainJob, spec: WorkerSpec, paths: RunPaths) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
-from raytrain_nlp.data.feed import MicroBatch, Split, SplitSpec, stream
+from raytrain_nlp.data.feed import open_split, stream
+from raytrain_nlp.data.split import MicroBatch, SplitSpec
+from raytrain_nlp.data.windows import WindowedSpec
 from raytrain_nlp.errors import FeedError
 
 EVAL_CACHE_BYTES = 256 << 20
@@ -61,10 +63,11 @@ class TrainLoader(DataLoader):
     The stream starts at once, in the background: data get ready while the model is being built.
     """
 
-    def __init__(self, spec: SplitSpec, steps_per_epoch: int, *, start: int, stop: int, world_size: int, rank: int, accumulation: int, cpus: float):
+    def __init__(self, spec: SplitSpec | WindowedSpec, steps_per_epoch: int, *, start: int, stop: int, world_size: int, rank: int, accumulation: int, cpus: float):
         batches = stream(spec, start=start, stop=stop, world_size=world_size, rank=rank, accumulation=accumulation, cpus=cpus)
+        num_rows = 0 if isinstance(spec, WindowedSpec) else spec.plan.num_rows
         self._ahead = _Ahead(_checked(batches, start, accumulation))
-        self.feed = _FeedDataset(iter(self._ahead), steps_per_epoch * accumulation, spec.plan.num_rows, start * accumulation)
+        self.feed = _FeedDataset(iter(self._ahead), steps_per_epoch * accumulation, num_rows, start * accumulation)
         # a generator of its own: the loader must not draw from the RNG that dropout uses
         super().__init__(self.feed, batch_sampler=BatchSampler(SequentialSampler(self.feed), 1, False), collate_fn=_single, generator=torch.Generator())
 
@@ -142,9 +145,9 @@ class _Ahead:
         return False
 
 
-def find_row(spec: SplitSpec) -> Callable[[int], str]:
+def find_row(spec: SplitSpec | WindowedSpec) -> Callable[[int], str]:
     """`row id -> file:line`, for messages."""
-    return Split(spec).locate
+    return lambda row: open_split(spec).locate(row)
 
 
 def _checked(batches: Iterator[MicroBatch], start: int, accumulation: int) -> Iterator[MicroBatch]:

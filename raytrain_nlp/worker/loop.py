@@ -30,6 +30,8 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     paths = RunPaths(spec.storage_path, spec.name)
     if told := read_json(paths.user_error):
         return {"error": RunError(f"the user's code failed: {told['error']}. Logs of all ranks: {paths.logs}.")}
+    if told := read_json(paths.feed_error):
+        return {"error": RunError(told["error"])}
     _set_threads()
     with rank_log(paths.logs, int(os.environ["RANK"])), tempfile.TemporaryDirectory(prefix="raytrain-nlp-") as scratch:
         try:

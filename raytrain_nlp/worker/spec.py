@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from raytrain_nlp.data.feed import SplitSpec
+from raytrain_nlp.data.split import SplitSpec
+from raytrain_nlp.data.windows import WindowedSpec
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class WorkerSpec:
     name: str
     tokenizer_dir: str
     labels: list[str]
-    train: SplitSpec
+    train: SplitSpec | WindowedSpec
     validation: SplitSpec | None
     steps_per_epoch: int
     total_steps: int

@@ -1,0 +1,115 @@
+"""A split as all ranks see it: which rows, in which batches, and how a rank's part of a batch becomes tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raytrain_nlp.data.packing import Blocks
+from raytrain_nlp.data.plan import Plan, PlanSpec, split_batch
+from raytrain_nlp.data.shards import TokenStore, open_store
+from raytrain_nlp.tasks import build_task
+from raytrain_nlp.tasks.base import IGNORED, CollateContext, Packing, Place
+
+
+@dataclass(frozen=True)
+class SplitSpec:
+    """One split as all ranks see it: which rows, in which batches, how they become tensors. Plain values only."""
+
+    tokens: str
+    """Folder of the token store."""
+    rows_file: str | None
+    """`.npy` of the store's rows that are used, in order; None = the first `plan.num_rows` rows."""
+    blocks: str | None
+    """Folder of the blocks the store's rows are packed into; what the plan calls rows are these then."""
+    packing: Packing | None
+    plan: PlanSpec
+    token_counts: tuple[int, ...] | None
+    task: Any
+    """The job's `task:` section."""
+    context: CollateContext
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward of one rank sees, and its place in the plan."""
+
+    step: int
+    """Global batch it belongs to, counted over all epochs."""
+    micro: int
+    rows: np.ndarray
+    """Row ids of the split; empty when this rank has no part in the batch (its tensors then repeat a row of it)."""
+    weight: int
+    """What the loss of this micro-batch is a mean over: rows, or predicted tokens."""
+    global_rows: int
+    global_tokens: int
+    """Tokens of the whole global batch, without padding."""
+    tokens: int
+    """Tokens of this micro-batch, without padding."""
+    padded_tokens: int
+    """With padding."""
+    tensors: dict[str, Any]
+
+
+class Split:
+    """A split opened for reading: the store, the plan, and `row id -> store row`."""
+
+    def __init__(self, spec: SplitSpec):
+        self.spec = spec
+        self.store: TokenStore = open_store(spec.tokens)
+        self._rows = np.load(spec.rows_file, mmap_mode="r") if spec.rows_file else None
+        self._blocks = Blocks(Path(spec.blocks), spec.packing) if spec.blocks else None
+        lengths = self._blocks.lengths if self._blocks else self.store.lengths if self._rows is None else self.store.lengths[self._rows]
+        self.plan = Plan(spec.plan, lengths, spec.token_counts)
+        self.task = build_task(spec.task)
+
+    def store_rows(self, rows: np.ndarray) -> np.ndarray:
+        return rows if self._rows is None else self._rows[rows]
+
+    def fetch(self, rows: np.ndarray) -> dict[str, list]:
+        """The columns of row ids."""
+        return self._blocks.fetch(self.store, rows) if self._blocks else self.store.fetch(self.store_rows(rows))
+
+    def locate(self, row: int) -> str:
+        """`file:line` of a row id; of a block, where its first row begins."""
+        first = self._blocks.segments(row)[0][0] if self._blocks else int(self.store_rows(np.array([row]))[0])
+        path, line = self.store.locate(first)
+        return f"{path}:{line}"
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens of a global batch, about."""
+        spec = self.spec
+        mean = spec.packing.block_size if spec.packing else self.store.manifest["tokens"] / max(self.store.num_rows, 1)
+        return spec.plan.batch_tokens or mean * spec.plan.global_batch_size
+
+    def micro_batches(self, step: int, world_size: int, rank: int, accumulation: int) -> list[MicroBatch]:
+        """This rank's micro-batches of one global batch, fetched and padded (NumPy tensors)."""
+        epoch, index, _ = self.plan.at(step)
+        return self.micro_batches_of(epoch, index, step, world_size, rank, accumulation)
+
+    def micro_batches_of(self, epoch: int, index: int, step: int, world_size: int, rank: int, accumulation: int, first_row: int = 0) -> list[MicroBatch]:
+        """Those of global batch `index` of `epoch`, which is step `step` of the run; row ids count from `first_row`."""
+        rows = self.plan.batch(epoch, index)
+        tokens = int(self.plan.lengths[rows].sum())
+        made = []
+        for micro, parts in enumerate(split_batch(rows, world_size, accumulation)):
+            part = parts[rank]
+            shown = part if len(part) else rows[:1]
+            tensors = self.task.collate(self.fetch(shown), self.spec.context, Place(self.spec.plan.seed, epoch, shown + first_row))
+            weight = self._weigh(tensors) if len(part) and not self.task.rows_weigh else len(part)
+            own = int(self.plan.lengths[shown].sum())
+            made.append(MicroBatch(step, micro, part + first_row, weight, len(rows), tokens, own, tensors["input_ids"].size, tensors))
+        return made
+
+    def _weigh(self, tensors: dict[str, Any]) -> int:
+        """Tokens that are predicted. Where none are, one is, with weight 0: the mean over none would be no number."""
+        first = int(self.task.shifts_labels)
+        labels = tensors["labels"][:, first:]
+        weight = int((labels != IGNORED).sum())
+        if not weight:
+            labels[0, 0] = tensors["input_ids"][0, first]
+        return weight
