@@ -17,13 +17,14 @@ from raytrain_nlp.tracking.events import read_events
 
 _POLL_S = 1.0
 _CLOSE_S = 30.0
+_STEP = "train/global_step"
 
 
 class Sink(Protocol):
     """One tracker that takes figures."""
 
     def write(self, metrics: dict[str, float], step: int, time_s: float) -> None:
-        """Take the new figures of one step; steps never go back."""
+        """Take the new figures of one step."""
 
     def flush(self) -> None:
         """Bring to disk what was written."""
@@ -54,18 +55,24 @@ class TensorBoardSink:
 
 
 class WandbSink:
-    """One run of Weights & Biases, taken up again by its id; WANDB_MODE=offline keeps it in RUN/wandb."""
+    """One run of Weights & Biases, taken up again by its id; WANDB_MODE=offline keeps it in RUN/wandb.
+
+    The axis is `train/global_step`, as of Hugging Face's callback: wandb's own steps begin at 0 again in a run that is
+    resumed offline. What the machine and the command line look like is not sent: they may hold secrets.
+    """
 
     def __init__(self, paths: RunPaths, params: dict[str, Any], state: dict[str, Any], experiment: str):
         import wandb
 
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", experiment), name=paths.run.name, id=state["run_uid"], resume="allow", dir=str(paths.run), config=params,
-            settings=wandb.Settings(silent=True, console="off"),
+            settings=wandb.Settings(silent=True, console="off", disable_code=True, disable_git=True, x_disable_meta=True),
         )  # fmt: skip
+        self._run.define_metric(_STEP)
+        self._run.define_metric("*", step_metric=_STEP)
 
     def write(self, metrics: dict[str, float], step: int, time_s: float) -> None:
-        self._run.log({_grouped(key): value for key, value in metrics.items()}, step=step)
+        self._run.log({**{_grouped(key): value for key, value in metrics.items()}, _STEP: step})
 
     def flush(self) -> None:
         pass
