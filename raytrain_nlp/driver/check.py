@@ -52,7 +52,7 @@ class CheckReport:
             "job": self.name,
             "rows": ", ".join(f"{split} {about if split == 'train' else ''}{count:,}" for split, count in self.rows.items()),
             "rows in quarantine": ", ".join(f"{split} {count:,}" for split, count in self.bad_rows.items()),
-            "labels": f"{len(self.labels)}: {', '.join(self.labels[:10])}{', ...' if len(self.labels) > 10 else ''}" if self.labels else "numbers",
+            **({"labels": f"{len(self.labels)}: {', '.join(self.labels[:10])}{', ...' if len(self.labels) > 10 else ''}"} if self.labels else {}),
             "steps": f"{self.total_steps:,} ({epoch})",
             "tokens an epoch": f"{about}{self.tokens_per_epoch:,}, and {self.padding_share:.1%} padding in the batches",
             "parameters": f"{self.parameters:,}",
