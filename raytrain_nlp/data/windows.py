@@ -36,12 +36,12 @@ class WindowedSpec:
     folder: str
     """Where windows are committed, by number."""
     count: int
-    failure: str
-    """JSON file that says why no further window will come, once it is there."""
-    wanted: str
-    """JSON file that says which window a rank waits for."""
     split: SplitSpec
     """That of a window, but for its folders, its number of rows and its seed."""
+    failure: str = ""
+    """JSON file of the run that says why no further window will come, once it is there."""
+    wanted: str = ""
+    """JSON file of the run that says which window a rank waits for."""
 
     @property
     def context(self) -> object:

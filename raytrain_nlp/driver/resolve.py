@@ -30,7 +30,7 @@ from raytrain_nlp.driver.models import check_model, find_tokenizer
 from raytrain_nlp.driver.streaming import WindowPreparer
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.modeling.tokenizer import load_tokenizer
-from raytrain_nlp.paths import RunPaths, cache_dir
+from raytrain_nlp.paths import cache_dir
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import CollateContext
 from raytrain_nlp.user_code import UserObject
@@ -160,9 +160,7 @@ def _window_preparer(job: TrainJob, files: list[SourceFile], prepare: PrepareSpe
     split = SplitSpec("", None, None, packing, plan, None, job.task, context)
     windows = split_windows(files)
     folder = cache_dir(storage, "windows") / prepare.key(files)
-    paths = RunPaths(storage, job.name)
-    spec = WindowedSpec(str(folder), len(windows), str(paths.feed_error), str(paths.feed_wants), split)
-    return WindowPreparer(spec, windows, prepare, job.arguments()["max_steps"])
+    return WindowPreparer(WindowedSpec(str(folder), len(windows), split), windows, prepare, job.arguments()["max_steps"])
 
 
 # Plan

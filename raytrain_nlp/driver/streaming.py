@@ -6,6 +6,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from raytrain_nlp.data.sources import Piece
 from raytrain_nlp.data.split import Split
 from raytrain_nlp.data.windows import FIRST_BYTES, WindowedSpec, WindowedSplit, find_window, window_folder
 from raytrain_nlp.errors import InputError, Problem, RunError
-from raytrain_nlp.paths import read_json, write_json
+from raytrain_nlp.paths import RunPaths, read_json, write_json
 
 _AHEAD = 2
 """Windows prepared before training needs them: as the next is up to twice as large, one might come late."""
@@ -39,6 +40,11 @@ class WindowPreparer:
         self.counts = {"rows": 0, "bad_rows": 0, "left_out": 0, "tokenized_rows": 0}
         """Of all windows so far; rows are blocks where the task packs."""
         self.error: InputError | RunError | None = None
+
+    def attach(self, paths: RunPaths) -> WindowedSpec:
+        """The spec for the workers of a run: preparer and readers leave each other word in its folder."""
+        self.spec = replace(self.spec, failure=str(paths.feed_error), wanted=str(paths.feed_wants))
+        return self.spec
 
     def prepare_first(self, map_pieces: MapPieces) -> None:
         """Prepare up to the first window with rows. Raises `InputError` where none has any, or too many are bad."""

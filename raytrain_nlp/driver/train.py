@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +117,8 @@ def train(
 def _run(job: TrainJob, resolved: Resolved, paths: RunPaths, record: RunRecord, observer: Observer, job_text: str) -> TrainResult:
     """Track, follow and fit; whatever happens, the record and the tracker learn how it ended."""
     spec, counts = resolved.spec, resolved.counts()
+    if resolved.windows:
+        spec = replace(spec, train=resolved.windows.attach(paths))
     params = {**flatten(public_values(job)), **flatten(job.arguments(), "training.")}
     EventLog(paths.events).write("log", step=0, metrics=flatten({f"data/{key}": value for key, value in counts.items()}))
     tracker = Tracker(paths, job.tracking, params, job_text, observer.warn).start()

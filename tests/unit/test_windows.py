@@ -61,7 +61,7 @@ def preparer(folder: Path, files: list[Any], tokenizer_dir: Path, packing: str =
 
     split = SplitSpec("", None, None, build_task(task).packing(16), PlanSpec(0, 5, "random", 8), None, task, context)
     cut = split_windows(files)
-    spec = WindowedSpec(str(folder / "windows"), len(cut), str(folder / "failed.json"), str(folder / "wanted.json"), split)
+    spec = WindowedSpec(str(folder / "windows"), len(cut), split, str(folder / "failed.json"), str(folder / "wanted.json"))
     prepare = PrepareSpec(task, str(tokenizer_dir), "key", Lengths(None if packing != "none" else 16), max_bad_rows)
     return WindowPreparer(spec, cut, prepare, steps)
 
