@@ -21,7 +21,8 @@ class Fit:
     def __init__(self, in_trial: bool = False) -> None:
         self._in_trial = in_trial
         self._controller: Any = None
-        self._aborted = threading.Event()
+        self._starting = threading.Lock()
+        self.aborted = threading.Event()
 
     def __call__(self, job: TrainJob, spec: WorkerSpec, paths: RunPaths) -> dict[str, Any]:
         import ray.train
@@ -48,13 +49,14 @@ class Fit:
         except ray.train.TrainingFailedError as error:
             raise RunError(f"{_reason(error)} Logs of all ranks: {paths.logs}. Continue with --resume.") from error
         except ray.exceptions.RayActorError as error:
-            if not self._aborted.is_set():
+            if not self.aborted.is_set():
                 raise
             raise RunError("stopped") from error
 
     def abort(self) -> None:
         """End the workers and give their resources back, now; `__call__` then raises."""
-        self._aborted.set()
+        with self._starting:  # a controller is started before this, or never
+            self.aborted.set()
         if self._controller is None:
             return
         import ray
@@ -81,9 +83,12 @@ class Fit:
 
         class TrialTorchTrainer(LeanTorchTrainer):
             def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-                fit._controller = _start_controller(arguments)
                 import ray
 
+                with fit._starting:
+                    if fit.aborted.is_set():
+                        raise RunError("stopped")
+                    fit._controller = _start_controller(arguments)
                 ray.get(fit._controller.run.remote())
                 return ray.get(fit._controller.get_result.remote())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -60,12 +61,13 @@ class Study:
         self._open[number] = optuna.trial.Trial(self._study, self._study.trials[number]._trial_id)
 
     def report(self, number: int, value: float, time: int) -> None:
-        """A figure on the way; of a time already told, nothing."""
-        import optuna
-
+        """A figure on the way."""
+        trial = self._open.get(number)
+        if trial is None or not math.isfinite(value):
+            return
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", (UserWarning, optuna.exceptions.ExperimentalWarning))
-            self._open[number].report(value, time)
+            warnings.simplefilter("ignore")  # of a time that was told already, the first figure counts
+            trial.report(value, time)
 
     def tell(self, record: TrialRecord) -> None:
         """How the trial ended. One that was stopped counts with its last figure, a failed one not at all."""

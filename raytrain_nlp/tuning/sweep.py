@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import yaml
 
 from raytrain_nlp.config import TrainJob, public_values
 from raytrain_nlp.config.sweep import Sweep, SweepSource, load_sweep
-from raytrain_nlp.driver.cluster import check_workers, connect_ahead, is_local
+from raytrain_nlp.driver.cluster import check_workers, connect_ahead, environment, is_local
 from raytrain_nlp.driver.observer import Observer
 from raytrain_nlp.driver.record import RunRecord, check_storage, open_run
 from raytrain_nlp.driver.train import prepare
@@ -34,6 +33,8 @@ _TUNE_SETTINGS = {
     "TUNE_WARN_THRESHOLD_S": "60",
     "TUNE_FORCE_TRIAL_CLEANUP_S": "60",
 }
+_LOCAL_RAY = {"RAY_worker_maximum_startup_concurrency": "16"}
+"""Processes are forked, not booted: many at once cost little. Ray would also warn of more than four times its default."""
 _SLOT = "node:__internal_head__"
 """A resource of which every cluster has one, and nothing else takes a share that counts: what limits trials at a time."""
 
@@ -83,7 +84,7 @@ def sweep(
     observer.stage("looking at the data")
     files = find_job_files(plan.job, storage)
     slots = plan_local(largest, plan.config.max_concurrent_trials) if local else 1
-    with connect_ahead(largest, verbose, slots) as wait_connected:
+    with environment(_LOCAL_RAY if local else {}), connect_ahead(largest, verbose, slots) as wait_connected:
         resolved = prepare(plan.job, files, storage, wait_connected, observer, verbose)
         wait_connected()
         concurrent = min(slots if local else plan_concurrency(plan.jobs, nodes_of_cluster(), plan.config.max_concurrent_trials), plan.num_trials)
@@ -262,7 +263,8 @@ def _check_name(plan: Sweep, paths: SweepPaths, resume: bool, overwrite: bool) -
             return [Problem("name", f"the folder exists and is no sweep of ours ({paths.run})", "Choose another name.")]
         return []
     if not resume:
-        return [Problem("name", f"the sweep '{name}' exists already ({record.get('status')})", "Add --resume to continue it, --overwrite to replace it, or choose another name.")]
+        what = f"the sweep '{name}' exists already ({record.get('status')})"
+        return [Problem("name", what, "Add --resume to continue it, --overwrite to replace it, or choose another name.")]
     before, after = record.get("sweep", {}), _settings(plan)
     return [
         Problem(key, "differs from the sweep's own", "Resume with what it began with, or start a new sweep.")
@@ -281,16 +283,13 @@ def _tune_environment() -> Iterator[None]:
     where anyone sees them who sees the dashboard. Processes have the environment of their node anyway."""
     from ray.tune.execution import class_cache
 
-    added = {name: value for name, value in _TUNE_SETTINGS.items() if name not in os.environ}
     copied = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
-    os.environ.update(added)
     class_cache.ENV_VARS_TO_PROPAGATE -= copied
     try:
-        yield
+        with environment(_TUNE_SETTINGS):
+            yield
     finally:
         class_cache.ENV_VARS_TO_PROPAGATE |= copied
-        for name in added:
-            os.environ.pop(name, None)
 
 
 @contextlib.contextmanager

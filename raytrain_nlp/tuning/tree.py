@@ -31,7 +31,7 @@ class Tree:
         self._sweep, self._paths, self._book, self._warn = sweep, paths, book, warn
         self._config = sweep.tracking
         self._events = EventLog(paths.events)
-        params = {key: value for key, value in flatten(sweep.config.model_dump(mode="json", exclude={"job", "tracking"}, by_alias=True, exclude_none=True)).items()}
+        params = flatten(sweep.config.model_dump(mode="json", exclude={"job", "tracking"}, by_alias=True, exclude_none=True))
         self._parent = Tracker(paths, self._config, params, text, warn)
         self._children: dict[int, Tracker] = {}
         self._ended = 0
@@ -127,8 +127,9 @@ class Tree:
         try:
             action(MlflowClient(tracking_uri=self._parent.uri))
         except Exception as error:  # noqa: BLE001 - a tracker never ends a sweep
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(self._parent.uri, redact(self._parent.uri))
-            self._warn(f"the tracker ({redact(self._parent.uri)}) fails: {reason[:200]}. Tags and artifacts of the sweep may be missing; its files are in {self._paths.run}.")
+            shown = redact(self._parent.uri)
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(self._parent.uri, shown)[:200]
+            self._warn(f"the tracker ({shown}) fails: {reason}. Tags and artifacts of the sweep may be missing; its files are in {self._paths.run}.")
 
 
 def _dump(values: dict[str, Any]) -> str:

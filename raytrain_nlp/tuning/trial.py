@@ -156,10 +156,10 @@ class Trial(Observer):
         deadline = time.monotonic() + _LOCK_S
         while True:
             try:
-                result = run_resolved(self._job, replace(resolved, spec=spec), self._paths, self, resume=began and not self._pointer, tracked=False, fit=self._fit)
-                return result.metrics
+                resume = began and not self._pointer
+                return run_resolved(self._job, replace(resolved, spec=spec), self._paths, self, resume=resume, tracked=False, fit=self._fit).metrics
             except InputError as error:  # the processes of a driver that was killed may take a moment to end
-                if "another driver is writing" not in str(error) or time.monotonic() > deadline:
+                if "another driver is writing" not in str(error) or time.monotonic() > deadline or self._fit.aborted.is_set():
                     raise
                 time.sleep(0.5)
 
