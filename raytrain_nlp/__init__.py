@@ -18,16 +18,18 @@ if TYPE_CHECKING:
     from raytrain_nlp.driver.check import CheckReport, check
     from raytrain_nlp.driver.train import TrainResult, train
     from raytrain_nlp.errors import CheckpointError, InputError, NonFiniteLossError, RaytrainNlpError, RunError
+    from raytrain_nlp.tuning.results import SweepResult
+    from raytrain_nlp.tuning.sweep import sweep
 
 _HOME = {
     "CheckReport": "driver.check", "check": "driver.check", "TrainJob": "config", "load_job": "config", "TrainResult": "driver.train", "train": "driver.train",
     "CheckpointError": "errors", "InputError": "errors", "NonFiniteLossError": "errors", "RaytrainNlpError": "errors", "RunError": "errors",
-    "from_hf": "config.from_hf",
+    "from_hf": "config.from_hf", "SweepResult": "tuning.results", "sweep": "tuning.sweep",
 }  # fmt: skip
 
 __all__ = [
-    "CheckReport", "CheckpointError", "InputError", "NonFiniteLossError", "RaytrainNlpError", "RunError", "TrainJob", "TrainResult",
-    "check", "from_hf", "load_job", "train",
+    "CheckReport", "CheckpointError", "InputError", "NonFiniteLossError", "RaytrainNlpError", "RunError", "SweepResult", "TrainJob", "TrainResult",
+    "check", "from_hf", "load_job", "sweep", "train",
 ]  # fmt: skip
 
 

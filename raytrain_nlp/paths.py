@@ -13,6 +13,11 @@
         checkpoints/checkpoint-STEP/  committed when manifest.json is in it
         model/                        a plain Hugging Face directory
         logs/rank-N.log  logs/driver.log
+      SWEEP/
+        sweep.json  sweep.yaml        status, settings; the sweep as it was given
+        study.jsonl                   Optuna's journal: what the searcher knows
+        trials/trial-NNNN/            a run each, with trial.json: values, figures, how it ended
+        trials.csv  best.yaml  plots/  model/
 """
 
 from __future__ import annotations
@@ -57,6 +62,28 @@ class RunPaths:
         self.feed_wants = self.run / "feed_wants.json"
         self.lock = self.run / "driver.lock"
         self.ray = self.run / "ray"
+
+
+class SweepPaths(RunPaths):
+    """The files of one sweep below `storage_path/name`; tracked like a run, its trials are runs below it."""
+
+    def __init__(self, storage_path: str | Path, name: str):
+        super().__init__(storage_path, name)
+        self.record = self.run / "sweep.json"
+        self.job = self.run / "sweep.yaml"
+        self.study = self.run / "study.jsonl"
+        self.trials = self.run / "trials"
+        self.table = self.run / "trials.csv"
+        self.best = self.run / "best.yaml"
+        self.plots = self.run / "plots"
+
+    def trial(self, number: int) -> RunPaths:
+        return RunPaths(self.trials, trial_name(number))
+
+
+def trial_name(number: int) -> str:
+    """Name of the run of a trial."""
+    return f"trial-{number:04d}"
 
 
 def cache_dir(storage_path: str | Path, kind: str) -> Path:

@@ -91,15 +91,16 @@ def print_result(result: TrainResult) -> None:
         **({"majority_accuracy": f"{result.majority_accuracy:.4f}"} if result.majority_accuracy is not None else {}),
         **{key: _figure(value) for key, value in sorted(result.metrics.items())},
     }
-    _print_table(rows)
+    print_rows(rows)
 
 
 def print_plan(report: Any) -> None:
     """The table of `check`."""
-    _print_table(report.rows_for_people())
+    print_rows(report.rows_for_people())
 
 
-def _print_table(rows: dict[str, str]) -> None:
+def print_rows(rows: dict[str, str]) -> None:
+    """Names and texts, a line each."""
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in rows.items():
         table.add_row(name, value)

@@ -23,13 +23,8 @@ def load_job(source: JobSource, overrides: Iterable[str] = ()) -> TrainJob:
     `overrides` are `dotted.key=value` with a YAML value. Raises `InputError` with every problem found. Relative paths
     in a job mean the current directory, as on any command line.
     """
-    if isinstance(source, TrainJob):
-        values: dict[str, Any] = source.model_dump(exclude_unset=True, by_alias=True)
-    elif isinstance(source, Mapping):
-        values = _copy(source)
-    else:
-        values = _read(Path(source))
-    problems = [problem for override in overrides if (problem := _apply_override(values, override))]
+    values = source.model_dump(exclude_unset=True, by_alias=True) if isinstance(source, TrainJob) else read_values(source)
+    problems = [problem for override in overrides if (problem := apply_override(values, override))]
     try:
         job = TrainJob.model_validate(values)
     except ValidationError as error:
@@ -56,6 +51,29 @@ def public_values(job: TrainJob) -> dict[str, Any]:
 def dump_job(job: TrainJob) -> str:
     """The job as YAML that `load_job` reads back to an equal job (but for passwords, which are left out)."""
     return yaml.safe_dump(public_values(job), sort_keys=False, allow_unicode=True)
+
+
+def read_values(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """The sections of a job file, or a copy of those given."""
+    return _copy(source) if isinstance(source, Mapping) else _read(Path(source))
+
+
+def apply_override(values: dict[str, Any], override: str) -> Problem | None:
+    """Set one dotted key; returns what is wrong with the override instead, if anything."""
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        return Problem(f"--set {override}", "is not of the form dotted.key=value", "Write e.g. --set training.learning_rate=1e-5.")
+    try:
+        value = yaml.load(text, _Loader)  # a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return Problem(f"--set {override}", "the value is not YAML", "Quote it.")
+    for part in parts[:-1]:
+        if not isinstance(values.get(part), dict):
+            values[part] = {}
+        values = values[part]
+    values[parts[-1]] = value
+    return None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -94,21 +112,3 @@ class _Loader(yaml.SafeLoader):
                     raise yaml.composer.ComposerError(None, None, f"the key '{key.value}' stands there twice", key.start_mark)
                 seen.add(key.value)
         return node
-
-
-def _apply_override(values: dict[str, Any], override: str) -> Problem | None:
-    """Set one dotted key; returns what is wrong with the override instead, if anything."""
-    key, separator, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not separator or not all(parts):
-        return Problem(f"--set {override}", "is not of the form dotted.key=value", "Write e.g. --set training.learning_rate=1e-5.")
-    try:
-        value = yaml.load(text, _Loader)  # a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return Problem(f"--set {override}", "the value is not YAML", "Quote it.")
-    for part in parts[:-1]:
-        if not isinstance(values.get(part), dict):
-            values[part] = {}
-        values = values[part]
-    values[parts[-1]] = value
-    return None

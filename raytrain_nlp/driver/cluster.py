@@ -56,8 +56,8 @@ def check_workers(job: TrainJob) -> list[Problem]:
 
 
 @contextlib.contextmanager
-def connect(job: TrainJob, verbose: bool = False) -> Iterator[None]:
-    """A connected Ray with room for the job; a Ray started here ends here."""
+def connect(job: TrainJob, verbose: bool = False, runs: int = 1) -> Iterator[None]:
+    """A connected Ray with room for the job, or for so many `runs` of it; a Ray started here ends here."""
     import ray
 
     _settle()
@@ -70,11 +70,11 @@ def connect(job: TrainJob, verbose: bool = False) -> Iterator[None]:
     quiet: dict[str, Any] = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
     settings = {**_SETTINGS, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(job.workers.start_timeout_s)}
     if local:  # idle processes beyond one for each feed end when the rush of the start is over
-        settings |= {**_LOCAL_SETTINGS, "RAY_num_workers_soft_limit": str(job.workers.num_workers)}
-    with _environment(settings), forked_processes() if local and not job.workers.use_gpu else contextlib.nullcontext():
+        settings |= {**_LOCAL_SETTINGS, "RAY_num_workers_soft_limit": str(job.workers.num_workers * runs)}
+    with environment(settings), forked_processes() if local and not job.workers.use_gpu else contextlib.nullcontext():
         with _one_line("Ray cannot be started" if local else f"the cluster at {os.environ.get('RAY_ADDRESS', 'auto')} does not answer"):
             if local:
-                cpus = math.ceil(job.workers.num_workers * (_worker_cpus(job) + job.data.feed_cpus_per_worker))
+                cpus = math.ceil(runs * job.workers.num_workers * (_worker_cpus(job) + job.data.feed_cpus_per_worker))
                 # a logical CPU is only a number; Ray boots one idle process for each, and this run needs these
                 num_cpus = max(cpus, os.cpu_count() or 1) + _SERVICE_PROCESSES
                 ray.init(num_cpus=num_cpus, include_dashboard=False, **quiet)
@@ -99,7 +99,7 @@ def _end_log_monitor() -> None:
 
 
 @contextlib.contextmanager
-def connect_ahead(job: TrainJob, verbose: bool) -> Iterator[Callable[[], None]]:
+def connect_ahead(job: TrainJob, verbose: bool, runs: int = 1) -> Iterator[Callable[[], None]]:
     """Ray started in a thread, with warm workers, while the driver prepares; yields a function that waits until it is there.
 
     Who is refused a job does not wait until that Ray has started and ended again.
@@ -110,7 +110,7 @@ def connect_ahead(job: TrainJob, verbose: bool) -> Iterator[Callable[[], None]]:
 
     def run() -> None:
         try:
-            with connect(job, verbose):
+            with connect(job, verbose, runs):
                 if not done.is_set():  # the driver has not refused the job meanwhile
                     boot_processes(job)
                 ready.set()
@@ -160,7 +160,7 @@ def _one_line(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _environment(settings: dict[str, str]) -> Iterator[None]:
+def environment(settings: dict[str, str]) -> Iterator[None]:
     """Environment variables for Ray and Ray Train while inside; those the user has set stay."""
     added = {name: value for name, value in settings.items() if name not in os.environ}
     os.environ.update(added)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raytrain_nlp.config import TrainJob, dump_job, load_job, public_values
 from raytrain_nlp.config.load import JobSource
-from raytrain_nlp.driver.cluster import check_workers, connect_ahead, map_beside_training, map_on_cluster, owns_ray
+from raytrain_nlp.driver.cluster import check_workers, connect_ahead, map_beside_training, map_on_cluster
+from raytrain_nlp.driver.fit import Fit
 from raytrain_nlp.driver.observer import Observer, followed
 from raytrain_nlp.driver.record import RunRecord, check_data, check_name, check_storage, flatten, open_run
 from raytrain_nlp.errors import InputError, RunError
@@ -19,9 +20,9 @@ from raytrain_nlp.paths import RunPaths, read_json
 from raytrain_nlp.tracking.events import EventLog, read_events
 from raytrain_nlp.tracking.mirrors import Mirror
 from raytrain_nlp.tracking.tracker import Tracker
-from raytrain_nlp.worker.spec import WorkerSpec
 
 if TYPE_CHECKING:
+    from raytrain_nlp.driver.inputs import Files
     from raytrain_nlp.driver.resolve import Resolved
 
 
@@ -88,46 +89,75 @@ def train(
     if resume and (done := _finished(paths, job, observer)):
         return done
     from raytrain_nlp.driver.inputs import find_job_files
-    from raytrain_nlp.driver.resolve import SMALL_BYTES, resolve, write_quarantine
 
     observer.stage("looking at the data")
     files = find_job_files(job, storage)
     with connect_ahead(job, verbose) as wait_connected:
-        small = files.bytes_before(job.data.streaming) <= SMALL_BYTES
-        observer.stage("preparing tokens")
-
-        def map_pieces(function: Any, items: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-            if small:
-                return map(function, items)
-            wait_connected()
-            return _counted(map_on_cluster(function, items, verbose), len(items), observer)
-
-        resolved = resolve(job, files, storage, map_pieces, verbose)
+        resolved = prepare(job, files, storage, wait_connected, observer, verbose)
         wait_connected()
-        with open_run(paths, overwrite) as record:
-            if resume:
-                check_data(record, resolved.spec.data_fingerprint)
-            job_text = dump_job(job)
-            paths.job.write_text(job_text, encoding="utf-8")
-            write_quarantine(resolved, paths.quarantine)
-            record.update(status="running", job=resolved.spec.job, drivers=record.values["drivers"] + 1, data_fingerprint=resolved.spec.data_fingerprint)
-            return _run(job, resolved, paths, record, observer, job_text)
+        return run_resolved(job, resolved, paths, observer, resume=resume, overwrite=overwrite)
 
 
-def _run(job: TrainJob, resolved: Resolved, paths: RunPaths, record: RunRecord, observer: Observer, job_text: str) -> TrainResult:
+def prepare(job: TrainJob, files: Files, storage: Path, wait_connected: Callable[[], None], observer: Observer, verbose: bool = False) -> Resolved:
+    """Tokens found or made, the run planned; `wait_connected` is called where that needs the cluster."""
+    from raytrain_nlp.driver.resolve import SMALL_BYTES, resolve
+
+    small = files.bytes_before(job.data.streaming) <= SMALL_BYTES
+    observer.stage("preparing tokens")
+
+    def map_pieces(function: Any, items: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+        if small:
+            return map(function, items)
+        wait_connected()
+        return _counted(map_on_cluster(function, items, verbose), len(items), observer)
+
+    return resolve(job, files, storage, map_pieces, verbose)
+
+
+def run_resolved(
+    job: TrainJob,
+    resolved: Resolved,
+    paths: RunPaths,
+    observer: Observer,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    tracked: bool = True,
+    fit: Fit | None = None,
+) -> TrainResult:
+    """The run itself, under the lock of its folder. A trial of a sweep is not `tracked` here: the sweep's driver follows it."""
+    from raytrain_nlp.driver.resolve import write_quarantine
+
+    with open_run(paths, overwrite) as record:
+        if resume:
+            check_data(record, resolved.spec.data_fingerprint)
+        job_text = dump_job(job)
+        paths.job.write_text(job_text, encoding="utf-8")
+        write_quarantine(resolved, paths.quarantine)
+        record.update(status="running", job=resolved.spec.job, drivers=record.values["drivers"] + 1, data_fingerprint=resolved.spec.data_fingerprint)
+        return _run(job, resolved, paths, record, observer, job_text, tracked, fit or Fit())
+
+
+def run_params(job: TrainJob) -> dict[str, Any]:
+    """What the tracker keeps as parameters of a run."""
+    return {**flatten(public_values(job)), **flatten(job.arguments(), "training.")}
+
+
+def _run(
+    job: TrainJob, resolved: Resolved, paths: RunPaths, record: RunRecord, observer: Observer, job_text: str, tracked: bool, fit: Fit
+) -> TrainResult:
     """Track, follow and fit; whatever happens, the record and the tracker learn how it ended."""
-    spec, counts = resolved.spec, resolved.counts()
+    spec, params = resolved.spec, run_params(job)
     if resolved.windows:
         spec = replace(spec, train=resolved.windows.attach(paths))
-    params = {**flatten(public_values(job)), **flatten(job.arguments(), "training.")}
-    EventLog(paths.events).write("log", step=0, metrics=flatten({f"data/{key}": value for key, value in counts.items()}))
-    tracker = Tracker(paths, job.tracking, params, job_text, observer.warn).start()
+    EventLog(paths.events).write("log", step=0, metrics=flatten({f"data/{key}": value for key, value in resolved.counts().items()}))
+    tracker = Tracker(paths, job.tracking, params, job_text, observer.warn).start() if tracked else None
     mirrors = [Mirror(name, paths, params, job.tracking.experiment_name or "raytrain_nlp", observer.warn).start() for name in job.tracking.report_to]
     status = "FAILED"
     paths.user_error.unlink(missing_ok=True)
     try:
         with followed(paths, observer), _windows_beside(job, resolved, paths):
-            outcome = _fit(job, spec, paths)
+            outcome = fit(job, spec, paths)
         if "error" in outcome:
             raise outcome["error"]
         status = "FINISHED"
@@ -136,14 +166,21 @@ def _run(job: TrainJob, resolved: Resolved, paths: RunPaths, record: RunRecord, 
         raise RunError(f"stopped. Continue with --resume; checkpoints are in {paths.checkpoints}.") from None
     finally:
         record.update(status=status.lower())
-        tracker.close(status)
+        if tracker:
+            tracker.close(status)
         for mirror in mirrors:
             mirror.close(status)
-        record.update(mlflow_run_id=tracker.run_id)
+        if tracker:
+            record.update(mlflow_run_id=tracker.run_id)
     restarts = sum(event["kind"] in ("start", "resume") for event, _ in read_events(paths.events)) - 1
     result = TrainResult(
-        run_dir=str(paths.run), mlflow_run_id=tracker.run_id, model_dir=str(paths.model), labels=spec.labels, restarts=restarts,
-        **outcome["result"], **resolved.counts(),
+        run_dir=str(paths.run),
+        mlflow_run_id=tracker.run_id if tracker else None,
+        model_dir=str(paths.model),
+        labels=spec.labels,
+        restarts=restarts,
+        **outcome["result"],
+        **resolved.counts(),
     )
     record.update(result=result.to_dict())
     return result
@@ -155,60 +192,6 @@ def _windows_beside(job: TrainJob, resolved: Resolved, paths: RunPaths) -> conte
         return contextlib.nullcontext()
     progress = paths.run / "progress.json"
     return resolved.windows.running(lambda: (read_json(progress) or {}).get("step", 0), paths.quarantine, functools.partial(map_beside_training, job))
-
-
-def _fit(job: TrainJob, spec: WorkerSpec, paths: RunPaths) -> dict[str, Any]:
-    """Ray Train's part: place the workers, run the loop, restart the group after failures."""
-    import ray.train
-    from ray.train.torch import TorchConfig
-
-    from raytrain_nlp.worker.loop import run_worker
-
-    trainer = _trainer_class()(
-        run_worker,
-        train_loop_config={"spec": spec},
-        torch_config=TorchConfig(backend="nccl" if job.workers.use_gpu else "gloo", timeout_s=job.arguments().get("ddp_timeout", 1800)),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=job.workers.num_workers, use_gpu=job.workers.use_gpu, resources_per_worker=dict(job.workers.resources_per_worker)
-        ),
-        run_config=ray.train.RunConfig(
-            # Ray's own snapshot is not ours: nothing is reported to it, and each driver has a folder of its own there
-            name=f"driver-{len(list(paths.ray.glob('*'))) if paths.ray.exists() else 0}",
-            storage_path=str(paths.ray),
-            failure_config=ray.train.FailureConfig(max_failures=job.workers.max_failures),
-        ),
-    )
-    try:
-        return trainer.fit().return_value
-    except ray.train.TrainingFailedError as error:
-        raise RunError(f"{_reason(error)} Logs of all ranks: {paths.logs}. Continue with --resume.") from error
-
-
-def _trainer_class() -> type:
-    """`TorchTrainer` without the actors this run has no use for.
-
-    Data do not come through Ray Train's `datasets=`, so no actor need manage them; and a Ray of our own dies with its
-    driver, so no actor need free its placement groups.
-    """
-    from ray.train.torch import TorchTrainer
-
-    unused = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if owns_ray() else set())
-
-    class LeanTorchTrainer(TorchTrainer):
-        def _create_default_callbacks(self) -> list[Any]:
-            return [callback for callback in super()._create_default_callbacks() if type(callback).__name__ not in unused]
-
-    return LeanTorchTrainer
-
-
-def _reason(error: BaseException) -> str:
-    """One line from what Ray Train raises: the last line of the first rank's own traceback."""
-    failures = getattr(error, "worker_failures", None) or {}
-    for rank, failure in sorted(failures.items()):
-        lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
-        if lines:
-            return f"rank {rank} failed: {lines[-1][:300].rstrip('.')}."
-    return f"{(str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip('.')}."
 
 
 def _finished(paths: RunPaths, job: TrainJob, observer: Observer) -> TrainResult | None:

@@ -70,14 +70,19 @@ class Tracker:
 
     def close(self, status: str) -> bool:
         """Ship what is left and end the MLflow run with `status` (FINISHED, FAILED or KILLED); False where that did not succeed in time."""
-        self._status = status
-        self._closing.set()
+        self.finish(status)
         self._thread.join(self._config.close_timeout_s)
         if self._thread.is_alive() or self._backlog():
             self._abandoned.set()  # from here on the files may be another tracker's, which sends what is left
             self._warn(f"the tracker ({redact(self.uri)}) does not answer; its figures are kept in {self._paths.events} and are sent by the next --resume.")
             return False
         return True
+
+    def finish(self, status: str) -> None:
+        """Begin to end; `close` waits for it."""
+        if not self._closing.is_set():
+            self._status = status
+            self._closing.set()
 
     def _backlog(self) -> bool:
         return self._status is not None or next(read_events(self._paths.events, self._state["offset"]), None) is not None

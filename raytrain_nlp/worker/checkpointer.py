@@ -36,6 +36,8 @@ class Checkpointer:
     """Keep trained parameters only: the rest is the base model's."""
     on_commit: Any
     """Called with (step, seconds) on the first rank after each commit."""
+    renew_hyperparameters: bool = False
+    """Keep the job's own learning rate, weight decay and the like when an optimizer is loaded."""
 
     def attach(self, trainer: Any) -> None:
         """Have the DeepSpeed engine, which accelerate is about to make, read and write without pickle."""
@@ -137,6 +139,8 @@ class Checkpointer:
         trainer.lr_scheduler.load_state_dict(state["scheduler"])
         if state["scaler"] is not None:
             trainer.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.renew_hyperparameters:
+            apply_hyperparameters(trainer)
 
     def load_rng(self, trainer: Any, folder: str) -> None:
         path = Path(folder) / f"rng-{trainer.args.process_index}.state"
@@ -153,6 +157,19 @@ class Checkpointer:
             trainer.deepspeed.load_checkpoint(folder, load_module_strict=not self.adapter_only)
         else:
             self.load_model(trainer, folder)
+
+
+def apply_hyperparameters(trainer: Any) -> None:
+    """Give a loaded optimizer the values the job asks for; its moments stay, and the schedule goes on from its step."""
+    optimizer = trainer.deepspeed.optimizer if trainer.is_deepspeed_enabled else trainer.optimizer
+    scheduler = getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler)
+    for index, (group, fresh) in enumerate(zip(optimizer.param_groups, trainer.fresh_groups)):
+        group.update({key: value for key, value in fresh.items() if key in group})
+        if hasattr(scheduler, "base_lrs"):
+            scheduler.base_lrs[index] = group["initial_lr"] = fresh["lr"]
+            if factors := getattr(scheduler, "lr_lambdas", None):
+                group["lr"] = fresh["lr"] * factors[index](scheduler.last_epoch)
+    scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
 
 
 def _rng_state() -> dict[str, Any]:

@@ -143,6 +143,7 @@ def _build_trainer(spec: WorkerSpec, job: TrainJob, paths: RunPaths, events: Eve
             versions=spec.versions,
             keep_best=arguments.load_best_model_at_end,
             adapter_only=job.lora is not None,
+            renew_hyperparameters=spec.renew_hyperparameters,
             on_commit=lambda step, seconds: events.write("checkpoint", step=step, seconds=round(seconds, 3)),
         ),
         locate_row=find_row(spec.train),

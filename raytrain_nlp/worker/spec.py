@@ -30,3 +30,5 @@ class WorkerSpec:
     verbose: bool
     code_folder: str
     """Where the user's modules are looked for besides what is installed."""
+    renew_hyperparameters: bool = False
+    """Learning rate, weight decay and the like are the job's own after a checkpoint is loaded, not the checkpoint's."""

@@ -57,6 +57,8 @@ class FeedMixin:
         self._micro_batch: Any = None
         self._pending: Any = None
         self._meter = Meter()
+        self.fresh_groups: list[dict[str, Any]] = []
+        """Hyper-parameters of the optimizer's groups, as the job asks for them."""
         dataset = train_loader.feed
         super().__init__(*args, train_dataset=dataset, eval_dataset=eval_loader.dataset if eval_loader else None, **kwargs)
         self._forward_kwargs = _accepted(self.accelerator.unwrap_model(self.model).forward, task.forward_kwargs())
@@ -251,6 +253,12 @@ class FeedMixin:
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             self._checkpointer.load_optimizer(self, checkpoint)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        optimizer = super().create_optimizer(*args, **kwargs)
+        groups = getattr(self.optimizer, "param_groups", [])
+        self.fresh_groups = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+        return optimizer
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """The scaler is loaded with the optimizer."""

@@ -14,6 +14,7 @@ import raytrain_nlp
 ROOT = Path(raytrain_nlp.__file__).parent
 LAYERS = [
     {"cli"},
+    {"tuning"},
     {"driver"},
     {"worker"},
     {"data"},

@@ -1,0 +1,117 @@
+"""Ray Train's part of a run: place the workers, run the loop, restart the group after failures."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Any
+
+from raytrain_nlp.config import TrainJob
+from raytrain_nlp.driver.cluster import owns_ray
+from raytrain_nlp.errors import RunError
+from raytrain_nlp.paths import RunPaths
+from raytrain_nlp.worker.spec import WorkerSpec
+
+_ABORT_S = 10.0
+
+
+class Fit:
+    """One `TorchTrainer.fit()`, which another thread may end."""
+
+    def __init__(self, in_trial: bool = False) -> None:
+        self._in_trial = in_trial
+        self._controller: Any = None
+        self._starting = threading.Lock()
+        self.aborted = threading.Event()
+
+    def __call__(self, job: TrainJob, spec: WorkerSpec, paths: RunPaths) -> dict[str, Any]:
+        import ray.train
+        from ray.train.torch import TorchConfig
+
+        from raytrain_nlp.worker.loop import run_worker
+
+        trainer = self._trainer_class()(
+            run_worker,
+            train_loop_config={"spec": spec},
+            torch_config=TorchConfig(backend="nccl" if job.workers.use_gpu else "gloo", timeout_s=job.arguments().get("ddp_timeout", 1800)),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=job.workers.num_workers, use_gpu=job.workers.use_gpu, resources_per_worker=dict(job.workers.resources_per_worker)
+            ),
+            run_config=ray.train.RunConfig(
+                # Ray's own snapshot is not ours: nothing is reported to it, and each driver has a folder of its own there
+                name=f"driver-{len(list(paths.ray.glob('*'))) if paths.ray.exists() else 0}",
+                storage_path=str(paths.ray),
+                failure_config=ray.train.FailureConfig(max_failures=job.workers.max_failures),
+            ),
+        )
+        try:
+            return trainer.fit().return_value
+        except ray.train.TrainingFailedError as error:
+            raise RunError(f"{_reason(error)} Logs of all ranks: {paths.logs}. Continue with --resume.") from error
+        except ray.exceptions.RayActorError as error:
+            if not self.aborted.is_set():
+                raise
+            raise RunError("stopped") from error
+
+    def abort(self) -> None:
+        """End the workers and give their resources back, now; `__call__` then raises."""
+        with self._starting:  # a controller is started before this, or never
+            self.aborted.set()
+        if self._controller is None:
+            return
+        import ray
+
+        # its own way out removes the placement group, which would outlive a controller that is only killed
+        with contextlib.suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            ray.get(self._controller.abort.remote(), timeout=_ABORT_S)
+        ray.kill(self._controller)
+
+    def _trainer_class(self) -> type:
+        """`TorchTrainer` without the actors this run has no use for, and with a controller that `abort` can reach.
+
+        Data do not come through Ray Train's `datasets=`, so no actor need manage them; and a Ray of our own dies with its
+        driver, so no actor need free its placement groups. Nor in a trial, which aborts its own.
+        """
+        from ray.train.torch import TorchTrainer
+
+        fit = self
+        unused = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if owns_ray() or self._in_trial else set())
+
+        class LeanTorchTrainer(TorchTrainer):
+            def _create_default_callbacks(self) -> list[Any]:
+                return [callback for callback in super()._create_default_callbacks() if type(callback).__name__ not in unused]
+
+        class TrialTorchTrainer(LeanTorchTrainer):
+            def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+                import ray
+
+                with fit._starting:
+                    if fit.aborted.is_set():
+                        raise RunError("stopped")
+                    fit._controller = _start_controller(arguments)
+                ray.get(fit._controller.run.remote())
+                return ray.get(fit._controller.get_result.remote())
+
+        return TrialTorchTrainer if self._in_trial else LeanTorchTrainer
+
+
+def _start_controller(arguments: dict[str, Any]) -> Any:
+    """The controller as `TorchTrainer` starts it, on this node."""
+    import ray
+    from ray.train.v2._internal.constants import get_env_vars_to_propagate
+    from ray.train.v2._internal.execution.controller import TrainController
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"num_cpus": 0, "scheduling_strategy": here, "runtime_env": {"env_vars": {**get_env_vars_to_propagate(), "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}}}
+    return ray.remote(**options)(TrainController).remote(**arguments)
+
+
+def _reason(error: BaseException) -> str:
+    """One line from what Ray Train raises: the last line of the first rank's own traceback."""
+    failures = getattr(error, "worker_failures", None) or {}
+    for rank, failure in sorted(failures.items()):
+        lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+        if lines:
+            return f"rank {rank} failed: {lines[-1][:300].rstrip('.')}."
+    return f"{(str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip('.')}."

@@ -1,0 +1,102 @@
+"""The book of a sweep: a record for each trial, kept in `trial.json` beside its run. What is in it survives the driver."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from raytrain_nlp.paths import SweepPaths, trial_name, write_json
+
+RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
+_FILE = "trial.json"
+
+
+@dataclass
+class TrialRecord:
+    """One trial, as the driver knows it."""
+
+    number: int
+    params: dict[str, Any]
+    status: str = RUNNING
+    """running, finished, stopped (by the scheduler), failed."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Each evaluation: training_iteration, step, epoch and its figures."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Figures of the model it exported."""
+    reason: str | None = None
+    """Why it failed."""
+    attempts: int = 0
+    """Times it was started."""
+    exploits: list[dict[str, Any]] = field(default_factory=list)
+    """pbt: copies of other trials' checkpoints: donor and step."""
+    started: float | None = None
+    ended: float | None = None
+    mlflow_run_id: str | None = None
+
+    @property
+    def name(self) -> str:
+        return trial_name(self.number)
+
+    @property
+    def ended_well(self) -> bool:
+        return self.status in (FINISHED, STOPPED)
+
+    def value(self, metric: str) -> float | None:
+        """The exported model's figure; of a trial that did not come so far, its last evaluation's."""
+        if self.status == FINISHED:
+            return self.metrics.get(metric)
+        return next((entry[metric] for entry in reversed(self.history) if metric in entry), None)
+
+
+class Book:
+    """All trials of a sweep, in order."""
+
+    def __init__(self, paths: SweepPaths):
+        self._paths = paths
+        self.trials: dict[int, TrialRecord] = {record.number: record for record in _read(paths)}
+
+    def begin(self, number: int, params: dict[str, Any]) -> TrialRecord:
+        """The trial starts, or goes on."""
+        record = self.trials.setdefault(number, TrialRecord(number, params))
+        record.params, record.status, record.ended = dict(params), RUNNING, None
+        record.attempts += 1
+        record.started = record.started or time.time()
+        self.save(record)
+        return record
+
+    def add(self, number: int, entry: dict[str, Any]) -> None:
+        """An evaluation."""
+        record = self.trials[number]
+        record.history.append(entry)
+        self.save(record)
+
+    def end(self, number: int, status: str, metrics: dict[str, float] | None = None, reason: str | None = None) -> None:
+        record = self.trials[number]
+        record.status, record.reason, record.ended = status, reason, time.time()
+        record.metrics = metrics or {}
+        self.save(record)
+
+    def save(self, record: TrialRecord) -> None:
+        write_json(self._paths.trial(record.number).run / _FILE, asdict(record))
+
+    def with_status(self, *statuses: str) -> list[TrialRecord]:
+        return [record for record in self.trials.values() if record.status in statuses]
+
+    def best(self, metric: str, mode: str) -> TrialRecord | None:
+        """The finished trial with the best model; of equal ones the first."""
+        scored = [(value, record) for record in self.with_status(FINISHED) if (value := record.value(metric)) is not None and math.isfinite(value)]
+        if not scored:
+            return None
+        sign = 1 if mode == "max" else -1
+        return max(scored, key=lambda pair: (sign * pair[0], -pair[1].number))[1]
+
+
+def _read(paths: SweepPaths) -> Iterator[TrialRecord]:
+    known = {entry.name for entry in fields(TrialRecord)}
+    for file in sorted(paths.trials.glob(f"trial-*/{_FILE}")):
+        values = json.loads(file.read_text(encoding="utf-8"))
+        yield TrialRecord(**{key: value for key, value in values.items() if key in known})

@@ -1,0 +1,89 @@
+"""Checkpoints that go from one trial to another: a pointer is passed on, never weights; files are linked, and verified."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from raytrain_nlp.checkpoint import store
+from raytrain_nlp.errors import CheckpointError
+from raytrain_nlp.paths import RunPaths, fsync_dir
+
+_KEPT = 3
+"""Checkpoints of a trial that others may still ask for; links, so they take no room while the trial keeps them itself."""
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """A checkpoint of a trial."""
+
+    trial: str
+    folder: str
+    """Where it is kept for others; empty where the trial had none yet."""
+    step: int
+    training_iteration: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def donate(paths: RunPaths, step: int, training_iteration: int) -> Pointer:
+    """Keep the newest checkpoint up to `step` for others, whatever the trial's own retention does."""
+    given = paths.run / "donated"
+    found = [checkpoint for checkpoint in store.list_checkpoints(paths.checkpoints) if checkpoint.manifest.step <= step]
+    if not found:
+        return Pointer(paths.run.name, "", 0, 0)
+    target = given / found[-1].path.name
+    if not target.exists():
+        given.mkdir(exist_ok=True)
+        _link(found[-1].path, target)
+        store.apply_retention(given, _KEPT, set())
+    return Pointer(paths.run.name, str(target), found[-1].manifest.step, training_iteration)
+
+
+def apply_pointer(pointer: Pointer, paths: RunPaths, note: Callable[[str], None]) -> None:
+    """Make the pointed-to checkpoint the newest of this trial. Raises `CheckpointError` where it is not intact."""
+    for checkpoint in store.list_checkpoints(paths.checkpoints):
+        if checkpoint.manifest.step > pointer.step:
+            store.retire(checkpoint.path)
+    if not pointer.folder or (pointer.trial == paths.run.name and (paths.checkpoints / Path(pointer.folder).name).exists()):
+        return
+    donor = _find(pointer, note)
+    if wrong := store.damage(donor):
+        raise CheckpointError(f"the checkpoint of {pointer.trial} at step {donor.manifest.step} cannot be inherited: {wrong}.")
+    paths.checkpoints.mkdir(parents=True, exist_ok=True)
+    target = paths.checkpoints / donor.path.name
+    if target.exists():
+        store.retire(target)
+    _link(donor.path, target)
+    note(f"goes on from step {donor.manifest.step} of {pointer.trial}.")
+
+
+def _find(pointer: Pointer, note: Callable[[str], None]) -> store.Checkpoint:
+    given = store.list_checkpoints(Path(pointer.folder).parent)
+    wanted = next((checkpoint for checkpoint in given if str(checkpoint.path) == pointer.folder), None)
+    if wanted is None and given:
+        note(f"step {pointer.step} of {pointer.trial} is not kept any more; its step {given[-1].manifest.step} is taken.")
+    if not given:
+        raise CheckpointError(f"{pointer.trial} keeps no checkpoint to inherit.")
+    return wanted or given[-1]
+
+
+def _link(source: Path, target: Path) -> None:
+    """A folder's files under another name: hard links, or copies where the file system has none. There when it is whole."""
+    staging = target.parent / f".linked-{target.name}-{uuid.uuid4().hex[:8]}"
+    shutil.copytree(source, staging, copy_function=_link_file)
+    staging.rename(target)
+    fsync_dir(target.parent)
+
+
+def _link_file(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

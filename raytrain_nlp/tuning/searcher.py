@@ -1,0 +1,125 @@
+"""The two joints to Ray Tune's controller: it asks for points, and tells what trials do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ray.tune import Callback, Stopper
+from ray.tune.search import Searcher
+
+from raytrain_nlp.config.search_space import Point
+from raytrain_nlp.tuning.book import FAILED, FINISHED, STOPPED, Book, TrialRecord
+from raytrain_nlp.tuning.study import Study
+from raytrain_nlp.tuning.trial import NUMBER
+
+_TUNES_OWN = ("trial_id", "config", "done", "pid", "date", "timestamp", "hostname", "node_ip", "should_checkpoint", "iterations_since_restore")
+
+
+class StudySearcher(Searcher):
+    """Points of the study, those of interrupted trials first. How trials end the study hears from the bookkeeper."""
+
+    def __init__(self, points: PointSource):
+        super().__init__()
+        self._points = points
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        point = self._points.next()
+        return Searcher.FINISHED if point is None else point
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        pass
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        return True
+
+    def save(self, checkpoint_path: str) -> None:
+        """The study is kept in its journal."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError
+
+
+class PointSource:
+    """What is to be tried: interrupted trials, then new ones, until the number of trials is reached."""
+
+    def __init__(self, study: Study, interrupted: list[TrialRecord], begun: int, total: int):
+        self._study, self._begun, self._total = study, begun, total
+        self._waiting = [(record.number, record.params) for record in interrupted]
+
+    def next(self) -> dict[str, Any] | None:
+        """Values by dotted key, and the trial's number."""
+        if self._waiting:
+            number, point = self._waiting.pop(0)
+        elif self._begun < self._total:
+            self._begun += 1
+            number, point = self._study.ask()
+        else:
+            return None
+        return {**point, NUMBER: number}
+
+    def all(self) -> list[dict[str, Any]]:
+        """All that are left, for schedulers that begin with a population."""
+        return list(iter(self.next, None))
+
+
+class Bookkeeper(Callback):
+    """Writes what happens to trials into the book and the study, and tells who watches."""
+
+    def __init__(self, book: Book, study: Study, metric: str, changed: Callable[[TrialRecord], None], began: Callable[[TrialRecord], None]):
+        self._book, self._study, self._metric = book, study, metric
+        self._changed, self._began = changed, began
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        number, point = _identity(trial)
+        before = self._book.trials.get(number)
+        if before is not None and before.params != point:
+            before.exploits.append({"after_step": before.history[-1]["step"] if before.history else 0, "params": point})
+        record = self._book.begin(number, point)
+        self._began(record)
+        self._changed(record)
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        number, _ = _identity(trial)
+        if result.get("done") and "status" in result:
+            return
+        entry = {key: value for key, value in result.items() if key not in _TUNES_OWN and not key.startswith("time") and isinstance(value, (int, float))}
+        self._book.add(number, entry)
+        if isinstance(result.get(self._metric), (int, float)):
+            self._study.report(number, result[self._metric], result["training_iteration"])
+        self._changed(self._book.trials[number])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        number, _ = _identity(trial)
+        last = trial.last_result or {}
+        status = last.get("status", STOPPED)
+        self._end(number, status, last.get("metrics") if status == FINISHED else None, last.get("reason") if status == FAILED else None)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        number, _ = _identity(trial)
+        error = trial.get_error()
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["its process ended"]
+        self._end(number, FAILED, None, f"{type(error).__name__}: {lines[0]}"[:1000])
+
+    def _end(self, number: int, status: str, metrics: dict[str, float] | None, reason: str | None) -> None:
+        self._book.end(number, status, metrics, reason)
+        self._study.tell(self._book.trials[number])
+        self._changed(self._book.trials[number])
+
+
+class TooManyFailures(Stopper):
+    """Ends the sweep when more trials have failed than may."""
+
+    def __init__(self, book: Book, most: int | None):
+        self._book, self._most = book, most
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._most is not None and len(self._book.with_status(FAILED)) > self._most
+
+
+def _identity(trial: Any) -> tuple[int, Point]:
+    point = dict(trial.config)
+    return point.pop(NUMBER), point

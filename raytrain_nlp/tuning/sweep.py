@@ -1,0 +1,306 @@
+"""`sweep`: from a space to the best model. Ray Tune runs the trials, Optuna chooses them, each trial is a run."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raytrain_nlp.config import TrainJob, public_values
+from raytrain_nlp.config.sweep import Sweep, SweepSource, load_sweep
+from raytrain_nlp.driver.cluster import check_workers, connect_ahead, environment, is_local
+from raytrain_nlp.driver.observer import Observer
+from raytrain_nlp.driver.record import RunRecord, check_storage, open_run
+from raytrain_nlp.driver.train import prepare
+from raytrain_nlp.errors import InputError, Problem, RunError
+from raytrain_nlp.paths import SweepPaths, read_json, redact
+from raytrain_nlp.tuning.book import FAILED, RUNNING, Book, TrialRecord
+from raytrain_nlp.tuning.planner import need_of, nodes_of_cluster, plan_concurrency, plan_local
+from raytrain_nlp.tuning.results import SweepResult, counts_of, table_of, write_best, write_table
+
+# What a resumed sweep may not change: its trials would no longer be of one kind.
+_FIXED = ("search_space", "metric", "mode", "scheduler", "searcher", "seed", "job")
+_TUNE_SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial ends with a reason, not with a figure
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # they are in the table
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # Tune's own state is not what a sweep is resumed from
+    "TUNE_WARN_THRESHOLD_S": "60",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "60",
+}
+_LOCAL_RAY = {"RAY_worker_maximum_startup_concurrency": "16"}
+"""Processes are forked, not booted: many at once cost little. Ray would also warn of more than four times its default."""
+_SLOT = "node:__internal_head__"
+"""A resource of which every cluster has one, and nothing else takes a share that counts: what limits trials at a time."""
+
+
+class SweepObserver(Observer):
+    """Hears of trials besides; shows nothing."""
+
+    def trial(self, record: TrialRecord, records: list[TrialRecord]) -> None:
+        """A trial began, was evaluated or ended; and all so far."""
+
+    def begin(self, sweep: Sweep, concurrent: int) -> None:
+        """The sweep starts with so many trials at a time."""
+
+
+def sweep(
+    job: SweepSource,
+    *,
+    overrides: Iterable[str] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+    verbose: bool = False,
+    observer: SweepObserver | None = None,
+) -> SweepResult:
+    """Run a sweep and return its result.
+
+    Args:
+        job: path of a sweep's job file, a dict of its sections, or a `SweepJob`.
+        overrides: `dotted.key=value`, as `--set`; `job.` reaches into the job.
+        resume: continue the sweep of this name; finished trials stay, interrupted ones go on from their newest good checkpoint.
+        overwrite: delete the sweep of this name first.
+
+    Raises:
+        InputError: the sweep, its job, data or model are wrong, or no trial could ever be placed; nothing has been started.
+        RunError: all trials failed, or more than `max_trial_failures`.
+    """
+    observer = observer or SweepObserver()
+    plan = load_sweep(job, overrides)
+    storage = Path(plan.job.storage_path).expanduser().resolve()
+    paths = SweepPaths(storage, plan.config.name)
+    largest = max(plan.jobs, key=lambda one: sorted(need_of(one).items()))
+    local = is_local()
+    problems = check_storage(plan.job) + check_workers(largest) + _check_name(plan, paths, resume, overwrite)
+    if problems:
+        raise InputError(problems)
+    from raytrain_nlp.driver.inputs import find_job_files
+
+    observer.stage("looking at the data")
+    files = find_job_files(plan.job, storage)
+    slots = plan_local(largest, plan.config.max_concurrent_trials) if local else 1
+    with environment(_LOCAL_RAY if local else {}), connect_ahead(largest, verbose, slots) as wait_connected:
+        resolved = prepare(plan.job, files, storage, wait_connected, observer, verbose)
+        wait_connected()
+        concurrent = min(slots if local else plan_concurrency(plan.jobs, nodes_of_cluster(), plan.config.max_concurrent_trials), plan.num_trials)
+        with open_run(paths, overwrite) as record:
+            text = _open(plan, paths, record)
+            return _run(plan, paths, record, resolved, concurrent, observer, text, verbose)
+
+
+def _open(plan: Sweep, paths: SweepPaths, record: RunRecord) -> str:
+    values = _settings(plan)
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    paths.job.write_text(text, encoding="utf-8")
+    paths.trials.mkdir(exist_ok=True)
+    record.update(kind="sweep", status="running", sweep=values, drivers=record.values["drivers"] + 1)
+    return text
+
+
+def _run(plan: Sweep, paths: SweepPaths, record: RunRecord, resolved: Any, concurrent: int, observer: SweepObserver, text: str, verbose: bool) -> SweepResult:
+    """Trials, then what they leave; the record and the tracker learn how it ended, whatever happens."""
+    from raytrain_nlp.tuning.study import Study
+    from raytrain_nlp.tuning.tree import Tree
+
+    config = plan.config
+    book = Book(paths)
+    study = Study(config, paths.study)
+    tree = Tree(plan, paths, book, text, observer.warn).start()
+    record.update(tokenized_rows=record.values.get("tokenized_rows", 0) + resolved.tokenized_rows)
+    observer.begin(plan, concurrent)
+    status, best, artifacts = "FAILED", None, []
+    try:
+        try:
+            _tune(plan, paths, book, study, tree, concurrent, _evaluations(plan.job, resolved), observer, verbose)
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise RunError(f"stopped. Continue with --resume; the trials are in {paths.trials}.") from None
+        best = book.best(config.metric, config.mode)
+        artifacts = _leave(plan, paths, book, study, best, observer)
+        status = _judge(plan, book, best)
+    finally:
+        record.update(status=status.lower())
+        run_id = tree.close(status, best, [path for path in artifacts if path.exists()])
+    version = tree.register(paths.model, config.register_model, best) if config.register_model else None
+    rows = table_of(plan, book)
+    write_table(rows, paths)  # now with the ids of the MLflow runs
+    result = SweepResult(
+        sweep_dir=str(paths.run), best_trial=best.number, best_params=best.params, best_metrics=best.metrics, best_job=str(paths.best),
+        model_dir=str(paths.model), trials=counts_of(book), mlflow_run_id=run_id, tokenized_rows=record.values["tokenized_rows"], model_version=version, table=rows,
+    )  # fmt: skip
+    record.update(result=result.to_dict(), mlflow_run_id=run_id)
+    return result
+
+
+def _tune(
+    plan: Sweep, paths: SweepPaths, book: Book, study: Any, tree: Any, concurrent: int, evaluations: int, observer: SweepObserver, verbose: bool
+) -> None:
+    """Ray Tune's part. Its own files go to a folder that is deleted: nothing is ever resumed from them."""
+    from ray import tune
+
+    from raytrain_nlp.tuning.schedulers import build_scheduler, replay
+    from raytrain_nlp.tuning.searcher import Bookkeeper, PointSource, StudySearcher, TooManyFailures
+    from raytrain_nlp.tuning.trial import TrialActor, TrialSettings
+
+    config = plan.config
+    interrupted = book.with_status(RUNNING)
+    for trial in interrupted:
+        study.reopen(trial.number)
+    points = PointSource(study, interrupted, len(book.trials), plan.num_trials)
+    scheduler = build_scheduler(config, evaluations)
+    replay(scheduler, book, config)
+    settings = TrialSettings(
+        _without_tracker(plan), config.search_space, str(paths.storage), str(paths.trials), config.metric, plan.pauses, config.scheduler.type == "pbt"
+    )
+
+    def changed(trial: TrialRecord) -> None:
+        if trial.status != RUNNING:
+            found = book.best(config.metric, config.mode)
+            tree.end(trial, found.value(config.metric) if found else None)
+        observer.trial(trial, list(book.trials.values()))
+
+    population: dict[str, Any] = {}
+    if config.scheduler.type == "pbt":  # it takes no searcher: the first values are drawn for all at once
+        first = points.all()
+        if not first:
+            return
+        population = {"search_alg": _population(first), "config": {key: tune.choice([None]) for key in first[0]}, "num_samples": len(first)}
+    elif not interrupted and len(book.trials) >= plan.num_trials:
+        return
+    else:
+        limit = {} if plan.pauses else {"max_concurrent_trials": concurrent}  # a paused trial would count, and the others wait for ever
+        population = {"search_alg": StudySearcher(points), "num_samples": -1, **limit}
+    with _tune_environment(), _quiet(verbose):
+        tune.run(
+            tune.with_parameters(TrialActor, settings=settings),
+            name="tune",
+            storage_path=str(paths.ray),
+            scheduler=scheduler,
+            resources_per_trial=tune.PlacementGroupFactory([{_SLOT: int(0.99 / concurrent * 10_000) / 10_000}]),
+            stop=TooManyFailures(book, config.max_trial_failures),
+            callbacks=[Bookkeeper(book, study, config.metric, changed, tree.follow)],
+            reuse_actors=True,
+            raise_on_failed_trial=False,
+            verbose=0,
+            **population,
+        )
+    shutil.rmtree(paths.ray, ignore_errors=True)
+
+
+def _population(points: list[dict[str, Any]]) -> Any:
+    from ray.tune.search import BasicVariantGenerator
+
+    return BasicVariantGenerator(points_to_evaluate=points)
+
+
+def _leave(plan: Sweep, paths: SweepPaths, book: Book, study: Any, best: TrialRecord | None, observer: SweepObserver) -> list[Path]:
+    """Table, best job, model and pictures."""
+    from raytrain_nlp.tuning.plots import write_plots
+
+    write_table(table_of(plan, book), paths)
+    artifacts = [paths.table]
+    if best:
+        write_best(plan, paths, best)
+        artifacts.append(paths.best)
+    try:
+        artifacts += write_plots(plan.config, book, study.study, paths.plots)
+    except Exception as error:  # noqa: BLE001 - a picture is not worth a sweep
+        observer.warn(f"a plot cannot be drawn ({type(error).__name__}: {error}).")
+    return artifacts
+
+
+def _judge(plan: Sweep, book: Book, best: TrialRecord | None) -> str:
+    failed, most = book.with_status(FAILED), plan.config.max_trial_failures
+    reasons = "; ".join(f"{trial.name}: {trial.reason}" for trial in failed[:3])
+    if most is not None and len(failed) > most:
+        raise RunError(f"{len(failed)} trials failed, more than max_trial_failures ({most}). {reasons}")
+    if best is None:
+        raise RunError(f"no trial finished ({len(failed)} of {len(book.trials)} failed). {reasons}")
+    return "FINISHED"
+
+
+def _evaluations(job: TrainJob, resolved: Any) -> int:
+    """Evaluations of a whole trial of the base job."""
+    arguments, spec = job.arguments(), resolved.spec
+    if arguments["eval_strategy"] == "epoch":
+        return -(-spec.total_steps // spec.steps_per_epoch)
+    every = arguments["eval_steps"]
+    return int(spec.total_steps // max(every if every >= 1 else every * spec.total_steps, 1))
+
+
+def _without_tracker(plan: Sweep) -> dict[str, Any]:
+    """The base job for trials, which track nothing themselves: an address may hold a password."""
+    values = {**plan.values, "storage_path": str(plan.job.storage_path)}
+    return {**values, "tracking": {"report_to": list(plan.job.tracking.report_to)}}
+
+
+def _settings(plan: Sweep) -> dict[str, Any]:
+    """The sweep as it may be kept and logged."""
+    values = plan.config.model_dump(mode="json", exclude_unset=True, by_alias=True)
+    values["job"] = public_values(plan.job)
+    if values.get("tracking", {}).get("tracking_uri"):
+        values["tracking"]["tracking_uri"] = redact(values["tracking"]["tracking_uri"])
+    return values
+
+
+def _check_name(plan: Sweep, paths: SweepPaths, resume: bool, overwrite: bool) -> list[Problem]:
+    """May the sweep start under this name? Also whether a resumed one is still the same."""
+    name = plan.config.name
+    if resume and overwrite:
+        return [Problem("--overwrite", "excludes --resume", "Give one of them.")]
+    if overwrite and paths.record.exists():
+        return []
+    record = read_json(paths.record)
+    if record is None:
+        if resume:
+            return [Problem("--resume", f"there is no sweep '{name}' in {plan.job.storage_path}", "Start it without --resume.")]
+        if paths.run.exists() and any(paths.run.iterdir()):
+            return [Problem("name", f"the folder exists and is no sweep of ours ({paths.run})", "Choose another name.")]
+        return []
+    if not resume:
+        what = f"the sweep '{name}' exists already ({record.get('status')})"
+        return [Problem("name", what, "Add --resume to continue it, --overwrite to replace it, or choose another name.")]
+    before, after = record.get("sweep", {}), _settings(plan)
+    return [
+        Problem(key, "differs from the sweep's own", "Resume with what it began with, or start a new sweep.")
+        for key in _FIXED
+        if _compared(before.get(key)) != _compared(after.get(key))
+    ]
+
+
+def _compared(value: Any) -> Any:
+    return {key: part for key, part in value.items() if key not in ("tracking", "storage_path", "name")} if isinstance(value, dict) else value
+
+
+@contextlib.contextmanager
+def _tune_environment() -> Iterator[None]:
+    """Tune's settings; and it must not copy the driver's keys of object storage into the actors' runtime environment,
+    where anyone sees them who sees the dashboard. Processes have the environment of their node anyway."""
+    from ray.tune.execution import class_cache
+
+    copied = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+    class_cache.ENV_VARS_TO_PROPAGATE -= copied
+    try:
+        with environment(_TUNE_SETTINGS):
+            yield
+    finally:
+        class_cache.ENV_VARS_TO_PROPAGATE |= copied
+
+
+@contextlib.contextmanager
+def _quiet(verbose: bool) -> Iterator[None]:
+    import logging
+
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    if not verbose:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,193 @@
+"""A trial: the actor Tune starts for it, in which the same driver code runs as in `train`.
+
+    Tune --step()--> TrialActor --events.jsonl--> each evaluation is a result
+                         `--thread--> run_resolved --> Ray Train's controller --> workers
+
+A class trainable, not a function: its `cleanup` ends the workers at once where the scheduler stops the trial, and its
+`reset_config` lets one process, with everything imported, be the driver of one trial after another.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Trainable
+
+from raytrain_nlp.config import load_job
+from raytrain_nlp.config.search_space import SearchSpace, apply_point
+from raytrain_nlp.driver.fit import Fit
+from raytrain_nlp.driver.observer import Observer
+from raytrain_nlp.driver.train import prepare, run_resolved
+from raytrain_nlp.errors import InputError, RaytrainNlpError
+from raytrain_nlp.paths import RunPaths, cache_dir, read_json, trial_name
+from raytrain_nlp.tracking.events import EventLog
+from raytrain_nlp.tuning.book import FAILED, FINISHED
+from raytrain_nlp.tuning.inherit import Pointer, apply_pointer, donate
+
+NUMBER = "trial_number"
+"""Beside the searched values in Tune's `config`."""
+_POINTER = "pointer.json"
+_END_S = 30.0
+_LOCK_S = 60.0
+
+
+@dataclass(frozen=True)
+class TrialSettings:
+    """What all trials of a sweep share; goes through the object store, never into Tune's files."""
+
+    values: dict[str, Any]
+    """The base job, without the tracker's address."""
+    space: SearchSpace
+    storage: str
+    """Where the cache is."""
+    trials: str
+    """The folder of the runs."""
+    metric: str
+    waits_for_checkpoints: bool
+    """A result is given when its checkpoint is committed, for schedulers that pass checkpoints on."""
+    changes: bool
+    """Values may change on the way: those of a loaded checkpoint do not count."""
+
+
+class TrialActor(Trainable):
+    """One slot of the sweep: one trial after the other."""
+
+    def setup(self, config: dict[str, Any], settings: TrialSettings | None = None) -> None:
+        self._settings = settings
+        self._trial = Trial(settings, config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._trial.stop()
+        self._trial = Trial(self._settings, new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        return self._trial.next_result()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        pointer = self._trial.pointer()
+        (Path(checkpoint_dir) / _POINTER).write_text(json.dumps(pointer.to_dict()), encoding="utf-8")
+
+    def load_checkpoint(self, checkpoint: str) -> None:
+        self._trial.inherit(Pointer(**json.loads((Path(checkpoint) / _POINTER).read_text(encoding="utf-8"))))
+
+    def cleanup(self) -> None:
+        self._trial.stop()
+
+
+class Trial(Observer):
+    """One trial in its actor; begins with the first question for a result."""
+
+    def __init__(self, settings: TrialSettings, config: dict[str, Any]):
+        point = {key: value for key, value in config.items() if key != NUMBER}
+        self._settings, self._number = settings, config[NUMBER]
+        values = apply_point(settings.values, settings.space, point)
+        self._job = load_job({**values, "name": trial_name(self._number), "storage_path": settings.trials})
+        self._paths = RunPaths(settings.trials, self._job.name)
+        self._fit = Fit(in_trial=True)
+        self._results: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._thread: threading.Thread | None = None
+        self._pointer: Pointer | None = None
+        self._held: dict[str, Any] | None = None
+        self._last: dict[str, Any] = {}
+        history = (read_json(self._paths.run / "trial.json") or {}).get("history", [])
+        self._iteration = history[-1]["training_iteration"] if history else 0
+
+    def inherit(self, pointer: Pointer) -> None:
+        """Begin from this checkpoint."""
+        self._pointer, self._iteration = pointer, pointer.training_iteration
+
+    def next_result(self) -> dict[str, Any]:
+        """Wait for the next evaluation, or the end; then `done` and how it ended."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=self._job.name, daemon=True)
+            self._thread.start()
+        result = self._results.get()
+        if not result.get("done"):
+            self._iteration += 1
+        self._last = {**result, "training_iteration": self._iteration}
+        return dict(self._last)
+
+    def pointer(self) -> Pointer:
+        """Where the trial stands: its newest checkpoint up to the last result, kept from being deleted."""
+        return donate(self._paths, self._last.get("step", 0), self._iteration)
+
+    def stop(self) -> None:
+        """End the workers, wait until the run's files are closed."""
+        self._fit.abort()
+        if self._thread:
+            self._thread.join(_END_S)
+
+    # In the trial's thread
+
+    def _run(self) -> None:
+        try:
+            metrics = self._train()
+            self._results.put({"done": True, "status": FINISHED, "metrics": metrics, **metrics, "step": self._last.get("step", 0)})
+        except RaytrainNlpError as error:
+            self._fail(" ".join(str(error).split()))
+        except BaseException as error:  # noqa: BLE001 - the sweep goes on without this trial
+            self._fail(f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}")
+
+    def _fail(self, reason: str) -> None:
+        self._results.put({"done": True, "status": FAILED, "reason": reason[:1000]})
+
+    def _train(self) -> dict[str, float]:
+        from raytrain_nlp.driver.inputs import find_job_files
+
+        storage = Path(self._settings.storage)
+        EventLog(self._ready_folder()).write("phase", phase="trial")
+        with _one_at_a_time(cache_dir(storage, "sweeps") / "prepare.lock"):  # trials that need other tokens make them once
+            files = find_job_files(self._job, storage)
+            resolved = prepare(self._job, files, storage, lambda: None, self)
+        spec = replace(resolved.spec, storage_path=self._settings.trials, renew_hyperparameters=self._settings.changes)
+        if self._pointer:
+            apply_pointer(self._pointer, self._paths, self.warn)
+        began = self._paths.record.exists()
+        deadline = time.monotonic() + _LOCK_S
+        while True:
+            try:
+                resume = began and not self._pointer
+                return run_resolved(self._job, replace(resolved, spec=spec), self._paths, self, resume=resume, tracked=False, fit=self._fit).metrics
+            except InputError as error:  # the processes of a driver that was killed may take a moment to end
+                if "another driver is writing" not in str(error) or time.monotonic() > deadline or self._fit.aborted.is_set():
+                    raise
+                time.sleep(0.5)
+
+    def _ready_folder(self) -> Path:
+        self._paths.run.mkdir(parents=True, exist_ok=True)
+        return self._paths.events
+
+    # As observer
+
+    def event(self, event: dict[str, Any]) -> None:
+        if event["kind"] == "log" and any(key.startswith("eval_") for key in event["metrics"]):
+            figures = {key: value for key, value in event["metrics"].items() if key.startswith("eval_")}
+            self._held = {**figures, "step": event["step"], "epoch": event["metrics"].get("epoch")}
+            if self._settings.metric not in figures:
+                self._fit.abort()
+                self._fail(f"no evaluation has a figure {self._settings.metric}; there are {', '.join(sorted(figures))}.")
+            elif not self._settings.waits_for_checkpoints:
+                self._results.put(self._held)
+        elif event["kind"] == "checkpoint" and self._settings.waits_for_checkpoints and self._held and self._held["step"] == event["step"]:
+            self._results.put(self._held)
+
+    def warn(self, text: str) -> None:
+        EventLog(self._paths.events).write("notice", text=text)
+
+
+@contextmanager
+def _one_at_a_time(lock: Path) -> Iterator[None]:
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
