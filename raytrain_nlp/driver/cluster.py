@@ -29,6 +29,8 @@ _SETTINGS = {
 _LOCAL_SETTINGS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # no spot notice can come
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # the end of a short run is seen at once
+    # a worker that registers later is turned away, and the driver then waits for the first ones without end
+    "RAY_worker_register_timeout_seconds": "600",
     "RAY_worker_niceness": "0",  # Ray would run the training itself below everything else on this machine
     # every process of Ray, idle or not, wakes up a hundred times a second: with a few CPUs that is felt in training
     "RAY_idle_worker_killing_time_threshold_ms": "30000",

@@ -3,7 +3,7 @@
 The product has no switches for tests. What a test wants to see or break is written to the JSON file that the environment
 variable RAYTRAIN_NLP_TEST_HOOKS names, read anew by each process:
 
-    {"record_rows": FOLDER}                                every micro-batch trained: rank, step, row ids
+    {"record_rows": FOLDER}                                every micro-batch trained: rank, step, row ids, what stands in each row
     {"kill": {"point": NAME, "rank": R, "step": N, "marker": FILE}}   SIGKILL this process there, once (marker)
     {"nan": {"rank": R, "step": N}}                        a loss that is not a number
 """
@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import sys
+import zlib
 
 
 def _wanted():
@@ -37,6 +38,17 @@ def _kill(point, step):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _digests(inputs):
+    """A checksum of each row's tokens and labels, without the padding that depends on its neighbours."""
+    found = []
+    for i, mask in enumerate(inputs.get("attention_mask", inputs["input_ids"] >= 0)):
+        labels = inputs["labels"][i].reshape(-1).tolist()
+        while labels and labels[-1] == -100:
+            labels.pop()
+        found.append(zlib.crc32(json.dumps([inputs["input_ids"][i][mask != 0].tolist(), labels]).encode()))
+    return found
+
+
 def _patch_trainer(module):
     mixin = module.FeedMixin
     training_step, finite = mixin.training_step, mixin._begin_finite
@@ -45,7 +57,7 @@ def _patch_trainer(module):
         batch, wanted = inputs.micro_batch, _wanted()
         if "record_rows" in wanted:
             with open(os.path.join(wanted["record_rows"], f"{os.getpid()}.jsonl"), "a", encoding="utf-8") as file:
-                entry = {"rank": int(os.environ["RANK"]), "step": batch.step, "micro": batch.micro, "rows": batch.rows.tolist()}
+                entry = {"rank": int(os.environ["RANK"]), "step": batch.step, "micro": batch.micro, "rows": batch.rows.tolist(), "content": _digests(inputs)}
                 file.write(json.dumps(entry) + "\n")
         loss = training_step(self, model, inputs, num_items_in_batch)
         _kill("mid_step", batch.step + 1)
