@@ -86,6 +86,11 @@ def trial_name(number: int) -> str:
     return f"trial-{number:04d}"
 
 
+def trial_number(name: str) -> int:
+    """The number in a trial's name."""
+    return int(name.rpartition("-")[2])
+
+
 def cache_dir(storage_path: str | Path, kind: str) -> Path:
     """The folder of prepared things of one kind (`tokens`, `tokenizers`), shared by all runs of a storage path."""
     return Path(storage_path) / ".cache" / kind

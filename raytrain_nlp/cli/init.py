@@ -44,7 +44,8 @@ def run(
         target = Path(path or f"{task}.yaml")
         texts = example_texts(examples[task], target / f"{task}.yaml" if target.is_dir() else target)
         _write(texts, force)
-        print(f"Written: {', '.join(map(str, texts))}. Next: raytrain-nlp check {next(iter(texts))}")
+        job, text = next(iter(texts.items()))
+        print(f"Written: {', '.join(map(str, texts))}. Next: raytrain-nlp {'sweep' if 'kind: sweep' in text else 'check'} {job}")
         result = {"files": [str(file) for file in texts]}
     if as_json:
         print(json.dumps(result))

@@ -55,11 +55,14 @@ class TerminalSweepObserver(TerminalObserver, SweepObserver):
 def print_sweep(result: SweepResult) -> None:
     """The table of the trials, and what the sweep left."""
     if result.table:
-        shown = [name for name in result.table[0] if name not in ("mlflow_run_id", "attempts", "evaluations") and any(row[name] is not None for row in result.table)]
-        table = Table(*shown, box=None, pad_edge=False)
+        left_out = ("mlflow_run_id", "attempts", "evaluations", "eval_runtime", "eval_samples", "eval_samples_per_second", "eval_steps_per_second")
+        shown = [name for name in result.table[0] if name not in left_out and any(row[name] is not None for row in result.table)]
+        table = Table(box=None, pad_edge=False)
+        for name in shown:
+            table.add_column(name.rpartition(".")[2], no_wrap=True)
         for row in result.table:
             table.add_row(*(Text(_value(row[name])) for name in shown))
-        Console(soft_wrap=True, highlight=False).print(table)
+        Console(soft_wrap=True, highlight=False, width=max(Console().width, 16 * len(shown))).print(table)
     print_rows(
         {
             "sweep": result.sweep_dir,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -48,13 +48,18 @@ def _follow(model: type[BaseModel], location: list[str]) -> tuple[list[str], lis
 
     In a union pydantic puts the tag of the member (the value of `type:`) into the location.
     """
-    written, candidates = [], [model]
+    written, candidates, in_mapping = [], [model], False
     for part in location:
+        if in_mapping:  # a name of the user's, not of a field
+            written.append(part)
+            in_mapping = False
+            continue
         if tagged := [found for found in candidates if part in _tags_of(found)]:
             candidates = tagged
             continue
         fields = [field for found in candidates for name, field in found.model_fields.items() if part in (name, field.alias)]
         candidates = [section for field in fields for section in _sections_in(field.annotation)]
+        in_mapping = bool(candidates) and all(get_origin(field.annotation) is dict for field in fields)
         written.append(part)
     return written, candidates
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from raytrain_nlp.config.base import Section
 
 Point = dict[str, Any]
 """Dotted key -> value of the keys that are searched and active."""
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 _FORMS = ("choice", "grid", "uniform", "loguniform", "quniform", "integer", "randint", "multiply")
 
 
@@ -37,6 +39,12 @@ class SearchKey(Section):
     """[other key, factor]: a tie, not searched: the other key's value times the factor."""
     when: dict[str, Any] = {}
     """Searched only where the other searched keys have one of these values; else the job's own value stays."""
+
+    @field_validator("choice", "grid")
+    @classmethod
+    def _numbers(cls, values: list[Any] | None) -> list[Any] | None:
+        """YAML reads `1e-5` as text."""
+        return values and [float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value for value in values]
 
     @model_validator(mode="after")
     def _one_form(self) -> SearchKey:

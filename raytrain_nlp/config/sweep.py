@@ -192,7 +192,8 @@ def _check_job(sweep: Sweep) -> list[Problem]:
         and (arguments["save_strategy"] != "steps" or arguments.get("save_steps", 500) == arguments["eval_steps"])
     ):
         return []
-    return [Problem("job.training.save_strategy", f"{kind} needs a checkpoint at each evaluation", "Make save_strategy and save_steps equal to eval_strategy and eval_steps.")]
+    todo = "Make save_strategy and save_steps equal to eval_strategy and eval_steps."
+    return [Problem("job.training.save_strategy", f"{kind} needs a checkpoint at each evaluation", todo)]
 
 
 def _check_optuna() -> list[Problem]:

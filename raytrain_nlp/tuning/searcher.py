@@ -9,6 +9,7 @@ from ray.tune import Callback, Stopper
 from ray.tune.search import Searcher
 
 from raytrain_nlp.config.search_space import Point
+from raytrain_nlp.paths import trial_name, trial_number
 from raytrain_nlp.tuning.book import FAILED, FINISHED, STOPPED, Book, TrialRecord
 from raytrain_nlp.tuning.study import Study
 from raytrain_nlp.tuning.trial import NUMBER
@@ -120,6 +121,10 @@ class TooManyFailures(Stopper):
         return self._most is not None and len(self._book.with_status(FAILED)) > self._most
 
 
+def name_trial(trial: Any) -> str:
+    """Tune's name of a new trial."""
+    return trial_name(trial.config[NUMBER])
+
+
 def _identity(trial: Any) -> tuple[int, Point]:
-    point = dict(trial.config)
-    return point.pop(NUMBER), point
+    return trial_number(str(trial)), {key: value for key, value in trial.config.items() if key != NUMBER}

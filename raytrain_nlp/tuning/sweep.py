@@ -25,6 +25,7 @@ from raytrain_nlp.tuning.results import SweepResult, counts_of, table_of, write_
 # What a resumed sweep may not change: its trials would no longer be of one kind.
 _FIXED = ("search_space", "metric", "mode", "scheduler", "searcher", "seed", "job")
 _TUNE_SETTINGS = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # the live table is ours
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial ends with a reason, not with a figure
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -144,7 +145,7 @@ def _tune(
     from ray import tune
 
     from raytrain_nlp.tuning.schedulers import build_scheduler, replay
-    from raytrain_nlp.tuning.searcher import Bookkeeper, PointSource, StudySearcher, TooManyFailures
+    from raytrain_nlp.tuning.searcher import Bookkeeper, PointSource, StudySearcher, TooManyFailures, name_trial
     from raytrain_nlp.tuning.trial import TrialActor, TrialSettings
 
     config = plan.config
@@ -183,6 +184,7 @@ def _tune(
             scheduler=scheduler,
             resources_per_trial=tune.PlacementGroupFactory([{_SLOT: int(0.99 / concurrent * 10_000) / 10_000}]),
             stop=TooManyFailures(book, config.max_trial_failures),
+            trial_name_creator=name_trial,
             callbacks=[Bookkeeper(book, study, config.metric, changed, tree.follow)],
             reuse_actors=True,
             raise_on_failed_trial=False,

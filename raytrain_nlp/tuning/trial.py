@@ -28,13 +28,13 @@ from raytrain_nlp.driver.fit import Fit
 from raytrain_nlp.driver.observer import Observer
 from raytrain_nlp.driver.train import prepare, run_resolved
 from raytrain_nlp.errors import InputError, RaytrainNlpError
-from raytrain_nlp.paths import RunPaths, cache_dir, read_json, trial_name
+from raytrain_nlp.paths import RunPaths, cache_dir, read_json
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.tuning.book import FAILED, FINISHED
 from raytrain_nlp.tuning.inherit import Pointer, apply_pointer, donate
 
 NUMBER = "trial_number"
-"""Beside the searched values in Tune's `config`."""
+"""Beside the searched values in Tune's `config`; pbt copies it with them, so that only the name, which is made of it once, says which trial it is."""
 _POINTER = "pointer.json"
 _END_S = 30.0
 _LOCK_S = 60.0
@@ -63,11 +63,11 @@ class TrialActor(Trainable):
 
     def setup(self, config: dict[str, Any], settings: TrialSettings | None = None) -> None:
         self._settings = settings
-        self._trial = Trial(settings, config)
+        self._trial = Trial(settings, self.trial_name, config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._trial.stop()
-        self._trial = Trial(self._settings, new_config)
+        self._trial = Trial(self._settings, self.trial_name, new_config)
         return True
 
     def step(self) -> dict[str, Any]:
@@ -87,11 +87,11 @@ class TrialActor(Trainable):
 class Trial(Observer):
     """One trial in its actor; begins with the first question for a result."""
 
-    def __init__(self, settings: TrialSettings, config: dict[str, Any]):
+    def __init__(self, settings: TrialSettings, name: str, config: dict[str, Any]):
         point = {key: value for key, value in config.items() if key != NUMBER}
-        self._settings, self._number = settings, config[NUMBER]
+        self._settings = settings
         values = apply_point(settings.values, settings.space, point)
-        self._job = load_job({**values, "name": trial_name(self._number), "storage_path": settings.trials})
+        self._job = load_job({**values, "name": name, "storage_path": settings.trials})
         self._paths = RunPaths(settings.trials, self._job.name)
         self._fit = Fit(in_trial=True)
         self._results: queue.Queue[dict[str, Any]] = queue.Queue()

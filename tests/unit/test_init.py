@@ -15,10 +15,12 @@ from typer.testing import CliRunner, Result
 
 from raytrain_nlp.cli.init import find_examples
 from raytrain_nlp.cli.main import app
-from raytrain_nlp.config import load_job
+from raytrain_nlp.config import TrainJob, load_job
+from raytrain_nlp.config.sweep import load_sweep
 from raytrain_nlp.config.tasks import TASK_TYPES
 from raytrain_nlp.data.builtin import BUILTINS
 
+SWEEPS = {"sweep"}
 EXAMPLES = sorted(find_examples())
 TECHNIQUES = {"lora", "neftune", "deepspeed-json", "custom-trainer"}
 NEED_THE_HUB = {"mrpc", "stsb"}
@@ -35,8 +37,13 @@ def init(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["init", *arguments])
 
 
+def load_example(name: str) -> TrainJob:
+    """The job of an example; of a sweep the one its trials are made of."""
+    return load_sweep(f"{name}.yaml").job if name in SWEEPS else load_job(f"{name}.yaml")
+
+
 def test_there_is_an_example_of_each_task_and_technique() -> None:
-    assert set(EXAMPLES) == {*TASK_TYPES, *TECHNIQUES, *NEED_THE_HUB}
+    assert set(EXAMPLES) == {*TASK_TYPES, *TECHNIQUES, *NEED_THE_HUB, *SWEEPS}
     for task in TASK_TYPES:
         assert load_job(find_examples()[task]).task.type == task
 
@@ -44,8 +51,8 @@ def test_there_is_an_example_of_each_task_and_technique() -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_each_name_writes_a_job_that_loads(name: str) -> None:
     assert init(name).exit_code == 0
-    job = load_job(f"{name}.yaml")
-    assert f"raytrain-nlp train {name}.yaml" in Path(f"{name}.yaml").read_text()
+    job = load_example(name)
+    assert f"raytrain-nlp {'sweep' if name in SWEEPS else 'train'} {name}.yaml" in Path(f"{name}.yaml").read_text()
     assert "jobs" not in Path(f"{name}.yaml").read_text()
     assert job.workers.num_workers == 2 and job.deepspeed.zero_stage == 3
     assert job.arguments()["eval_strategy"] == "epoch"
@@ -54,7 +61,7 @@ def test_each_name_writes_a_job_that_loads(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(EXAMPLES) - NEED_THE_HUB))
 def test_what_is_written_needs_no_download(name: str) -> None:
     init(name)
-    job = load_job(f"{name}.yaml")
+    job = load_example(name)
     assert job.model.name_or_path is None and job.model.tokenizer == "train"
     assert job.data.train == job.data.validation and job.data.train.removeprefix("builtin:") in BUILTINS
 

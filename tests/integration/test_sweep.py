@@ -1,0 +1,169 @@
+"""Sweeps on a real Ray: one MLflow tree, tokens made once, bad trials that do not end the others, PBT to the bit, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from support import events, run_cli, start_cli, tiny_job, wait_until, write_job, write_rows
+
+import raytrain_nlp
+from raytrain_nlp.checkpoint import store
+from raytrain_nlp.checkpoint.state import load_state
+from raytrain_nlp.paths import SweepPaths
+from raytrain_nlp.tuning.book import Book
+
+ROWS, VALID = 120, 40
+CANARY = "canary-of-a-secret-4711"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sweeps")
+    write_rows(folder / "train.jsonl", ROWS)
+    write_rows(folder / "validation.jsonl", VALID, seed=1)
+    return folder
+
+
+def sweep_of(folder: Path, name: str, space: dict[str, Any], job: dict[str, Any] | None = None, **sections: Any) -> dict[str, Any]:
+    lora = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+    base = tiny_job(folder, "base", data={"validation": str(folder / "validation.jsonl")}, **{"lora": lora, "deepspeed": {"zero_stage": 3}, **(job or {})})
+    return {"kind": "sweep", "name": name, "job": base, "search_space": space, "metric": "eval_accuracy", "mode": "max", **sections}
+
+
+def left_behind() -> list[str]:
+    """Placement groups and actors of trials that are still there."""
+    import ray
+    from ray._private.state import state
+
+    groups = [f"placement group {key}" for key, value in ray.util.placement_group_table().items() if value["state"] != "REMOVED"]
+    return groups + [entry["ActorClassName"] for entry in state.actor_table(None).values() if entry["State"] != "DEAD" and "Stats" not in entry["ActorClassName"]
+                     and "Coordinator" not in entry["ActorClassName"]]  # fmt: skip
+
+
+def test_a_sweep_with_a_failing_trial(shared_ray: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three good trials and one whose loss is not a number: the tree, the table, the best model, the tokens, the secrets."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", CANARY)
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+    space = {"training.learning_rate": {"grid": [3e-3, 1e-2, 1e30]}, "lora.r": {"choice": [2]}, "lora.lora_alpha": {"multiply": ["lora.r", 2]}}
+    result = raytrain_nlp.sweep(sweep_of(folder, "tree", space, searcher={"type": "grid"}, max_concurrent_trials=2))
+    paths = SweepPaths(folder / "runs", "tree")
+    assert result.tokenized_rows == ROWS + VALID and result.trials == {"finished": 2, "stopped": 0, "failed": 1}
+    table = result.dataframe()
+    assert list(table["status"]).count("failed") == 1 and "the loss is" in table[table["status"] == "failed"]["reason"].item()
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("raytrain_nlp").experiment_id])
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == result.mlflow_run_id]
+    assert len(runs) == 4 and len(children) == 3
+    assert {run.data.params["training.learning_rate"] for run in children} == {"0.003", "0.01", "1e+30"}
+    assert {run.data.params["lora.r"] for run in children} == {"2"} and {run.data.params["lora.lora_alpha"] for run in children} == {"4"}
+    best = [run for run in children if run.data.tags.get("raytrain_nlp.best") == "true"]
+    assert [run.info.run_id for run in best] == [Book(paths).trials[result.best_trial].mlflow_run_id]
+    for run in children:
+        shipped = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, "eval_accuracy")]
+        logged = [(event["step"], event["metrics"]["eval_accuracy"]) for event in events(paths.trials / run.info.run_name) if "eval_accuracy" in event.get("metrics", {})]
+        assert shipped == logged
+    artifacts = {item.path for item in client.list_artifacts(result.mlflow_run_id)} | {item.path for item in client.list_artifacts(result.mlflow_run_id, "plots")}
+    assert {"trials.csv", "best.yaml", "plots/metric-over-steps.png", "plots/parallel-coordinates.png"} <= artifacts
+
+    assert accuracy_of(Path(result.model_dir), folder) == pytest.approx(result.best_metrics["eval_accuracy"])
+    assert raytrain_nlp.load_job(result.best_job).lora["lora_alpha"] == 4
+    wait_until(lambda: not left_behind(), 20, f"all is given back: {left_behind()}")
+    found = [file for file in (folder / "runs").rglob("*") if file.is_file() and CANARY.encode() in file.read_bytes()]
+    assert not found
+
+
+def accuracy_of(model_dir: Path, folder: Path) -> float:
+    """The exported adapter on the validation rows, with PEFT and transformers alone."""
+    from peft import AutoPeftModelForSequenceClassification
+    from transformers import AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(model_dir), AutoPeftModelForSequenceClassification.from_pretrained(model_dir, num_labels=2).eval()
+    rows = [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
+    with torch.no_grad():
+        right = [int(model(**tokenizer(row["text"], truncation=True, max_length=48, return_tensors="pt")).logits.argmax()) == row["label"] for row in rows]
+    return sum(right) / len(right)
+
+
+def test_all_trials_fail(shared_ray: Any, folder: Path) -> None:
+    sweep = sweep_of(folder, "all-fail", {"training.learning_rate": {"choice": [1e30]}}, num_samples=1)
+    with pytest.raises(raytrain_nlp.RunError, match="no trial finished.*trial-0000: the loss is"):
+        raytrain_nlp.sweep(sweep)
+
+
+def test_a_trial_that_never_fits_is_refused(shared_ray: Any, folder: Path) -> None:
+    sweep = sweep_of(folder, "too-large", {"lora.r": {"choice": [2]}}, {"workers": {"num_workers": 9, "resources_per_worker": {"CPU": 1}}})
+    with pytest.raises(raytrain_nlp.InputError, match="job.workers: a trial of 9 workers needs 13.5 CPU"):
+        raytrain_nlp.sweep(sweep)
+    assert not (folder / "runs" / "too-large").exists()
+
+
+def test_asha_stops_bad_trials_and_keeps_the_best(shared_ray: Any, folder: Path) -> None:
+    space = {"training.learning_rate": {"grid": [3e-3, 1e-7, 1e-8]}}
+    job = {"training": {"num_train_epochs": 3}, "deepspeed": {"zero_stage": 0}}
+    scheduler = {"type": "asha", "reduction_factor": 2}
+    sweep = sweep_of(folder, "asha", space, job, searcher={"type": "grid"}, scheduler=scheduler, metric="eval_loss", mode="min", max_concurrent_trials=1)
+    result = raytrain_nlp.sweep(sweep)
+    assert result.trials["stopped"] >= 1 and result.best_params == {"training.learning_rate": 3e-3}
+    steps = ROWS // 16 + 1
+    assert sum(row["steps"] for row in result.table) < 3 * 3 * steps and max(row["steps"] for row in result.table) == 3 * steps
+    wait_until(lambda: not left_behind(), 20, f"all is given back: {left_behind()}")
+
+
+def test_pbt_inherits_to_the_bit(shared_ray: Any, folder: Path) -> None:
+    """The bad trial goes on from the good one's checkpoint; with the bad trial's own tiny rate its weights then stay the donor's."""
+    job = {"training": {"num_train_epochs": 3, "lr_scheduler_type": "constant"}}
+    scheduler = {"type": "pbt", "quantile_fraction": 0.5, "resample_probability": 0}
+    space = {"training.learning_rate": {"choice": [1e-2, 1e-9]}}
+    sweep = sweep_of(folder, "pbt", space, job, scheduler=scheduler, num_samples=2, max_concurrent_trials=2, metric="eval_loss", mode="min")
+    raytrain_nlp.sweep({**sweep, "seed": 42})
+    paths = SweepPaths(folder / "runs", "pbt")
+    inherited = [(trial, event["text"]) for trial in sorted(paths.trials.iterdir()) for event in events(trial) if event["kind"] == "notice"]
+    assert inherited, "no trial was exploited"
+    for trial, text in inherited:
+        step, donor = int(text.split("step ")[1].split()[0]), text.rstrip(".").split()[-1]
+        (given,) = [entry for entry in store.list_checkpoints(paths.trials / donor / "donated") if entry.manifest.step == step]
+        (taken,) = [entry for entry in store.list_checkpoints(trial / "checkpoints") if entry.manifest.step == step]
+        assert {entry.path: entry.sha256 for entry in taken.manifest.files} == {entry.path: entry.sha256 for entry in given.manifest.files}
+        assert store.damage(taken) is None
+        assert any(event["kind"] == "resume" and event["step"] == step for event in events(trial))
+        rate = Book(paths).trials[int(trial.name[-4:])].params["training.learning_rate"]
+        newest = store.list_checkpoints(trial / "checkpoints")[-1]
+        assert newest.manifest.step > step
+        assert load_state(newest.path / "scheduler.state")["scheduler"]["base_lrs"] == [rate] * len(load_state(newest.path / "scheduler.state")["scheduler"]["base_lrs"])
+
+
+def test_a_killed_driver_is_resumed(folder: Path, tmp_path: Path) -> None:
+    """SIGKILL in the second of three trials: the finished one stays, the running one goes on, one MLflow child each."""
+    space = {"training.learning_rate": {"grid": [3e-3, 1e-2, 1e-3]}}
+    job = {"training": {"num_train_epochs": 2, "eval_strategy": "epoch"}, "deepspeed": {"zero_stage": 0}}
+    values = sweep_of(folder, "killed", space, job, searcher={"type": "grid"}, max_concurrent_trials=1)
+    values["storage_path"] = str(tmp_path / "runs")
+    file, paths = write_job(values, tmp_path / "sweep.yaml"), SweepPaths(tmp_path / "runs", "killed")
+    driver = start_cli("sweep", file)
+    second = paths.trial(1)
+
+    def halfway() -> bool:
+        assert driver.poll() is None, driver.communicate()
+        return second.checkpoints.exists() and bool(store.list_checkpoints(second.checkpoints))
+
+    wait_until(halfway, 240, "the second trial's first checkpoint")
+    os.kill(driver.pid, 9)
+    driver.communicate()
+    before = (paths.trial(0).run / "events.jsonl").read_text()
+    resumed = run_cli("sweep", file, "--resume", "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    result = json.loads(resumed.stdout.splitlines()[-1])
+    assert result["trials"] == {"finished": 3, "stopped": 0, "failed": 0} and result["tokenized_rows"] == ROWS + VALID
+    assert (paths.trial(0).run / "events.jsonl").read_text() == before
+    assert [event["step"] for event in events(second.run) if event["kind"] == "resume"][0] >= ROWS // 16 + 1
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("raytrain_nlp").experiment_id])
+    assert sorted(run.info.run_name for run in runs) == ["killed", "trial-0000", "trial-0001", "trial-0002"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
