@@ -18,7 +18,7 @@ from raytrain_nlp.checkpoint.state import load_state
 from raytrain_nlp.paths import SweepPaths
 from raytrain_nlp.tuning.book import Book
 
-ROWS, VALID = 120, 40
+ROWS, VALID = 240, 40
 CANARY = "canary-of-a-secret-4711"
 
 
@@ -99,19 +99,19 @@ def test_all_trials_fail(shared_ray: Any, folder: Path) -> None:
 
 def test_a_trial_that_never_fits_is_refused(shared_ray: Any, folder: Path) -> None:
     sweep = sweep_of(folder, "too-large", {"lora.r": {"choice": [2]}}, {"workers": {"num_workers": 9, "resources_per_worker": {"CPU": 1}}})
-    with pytest.raises(raytrain_nlp.InputError, match="job.workers: a trial of 9 workers needs 13.5 CPU"):
+    with pytest.raises(raytrain_nlp.InputError, match="9 workers needs? 13.5 CPU"):
         raytrain_nlp.sweep(sweep)
     assert not (folder / "runs" / "too-large").exists()
 
 
 def test_asha_stops_bad_trials_and_keeps_the_best(shared_ray: Any, folder: Path) -> None:
-    space = {"training.learning_rate": {"grid": [3e-3, 1e-7, 1e-8]}}
+    space = {"training.learning_rate": {"grid": [1e-2, 1e-7, 1e-8]}}
     job = {"training": {"num_train_epochs": 3}, "deepspeed": {"zero_stage": 0}}
     scheduler = {"type": "asha", "reduction_factor": 2}
     sweep = sweep_of(folder, "asha", space, job, searcher={"type": "grid"}, scheduler=scheduler, metric="eval_loss", mode="min", max_concurrent_trials=1)
     result = raytrain_nlp.sweep(sweep)
-    assert result.trials["stopped"] >= 1 and result.best_params == {"training.learning_rate": 3e-3}
-    steps = ROWS // 16 + 1
+    assert result.trials["stopped"] >= 1 and result.best_params == {"training.learning_rate": 1e-2}
+    steps = ROWS // 16
     assert sum(row["steps"] for row in result.table) < 3 * 3 * steps and max(row["steps"] for row in result.table) == 3 * steps
     wait_until(lambda: not left_behind(), 20, f"all is given back: {left_behind()}")
 
@@ -162,7 +162,7 @@ def test_a_killed_driver_is_resumed(folder: Path, tmp_path: Path) -> None:
     result = json.loads(resumed.stdout.splitlines()[-1])
     assert result["trials"] == {"finished": 3, "stopped": 0, "failed": 0} and result["tokenized_rows"] == ROWS + VALID
     assert (paths.trial(0).run / "events.jsonl").read_text() == before
-    assert [event["step"] for event in events(second.run) if event["kind"] == "resume"][0] >= ROWS // 16 + 1
+    assert [event["step"] for event in events(second.run) if event["kind"] == "resume"][0] >= ROWS // 16
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("raytrain_nlp").experiment_id])
     assert sorted(run.info.run_name for run in runs) == ["killed", "trial-0000", "trial-0001", "trial-0002"]
