@@ -70,12 +70,12 @@ class Fit:
         """`TorchTrainer` without the actors this run has no use for, and with a controller that `abort` can reach.
 
         Data do not come through Ray Train's `datasets=`, so no actor need manage them; and a Ray of our own dies with its
-        driver, so no actor need free its placement groups. Nor in a trial, which aborts its own.
+        driver, so no actor need free its placement groups. A trial's process may die before its Ray does, and needs it.
         """
         from ray.train.torch import TorchTrainer
 
         fit = self
-        unused = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if owns_ray() or self._in_trial else set())
+        unused = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if owns_ray() else set())
 
         class LeanTorchTrainer(TorchTrainer):
             def _create_default_callbacks(self) -> list[Any]:
