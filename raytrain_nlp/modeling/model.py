@@ -44,8 +44,12 @@ def load_model(config: ModelConfig, task: Task, labels: list[str], tokenizer: An
 
 def build_model_config(config: ModelConfig, task: Task, labels: list[str], tokenizer: Any) -> Any:
     """The `transformers` config of a model from scratch: the job's fields, the tokenizer's vocabulary, the task's labels."""
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
-    special = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **task.special_tokens(tokenizer)}
+    first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
+    ids = {"cls_token_id": first, "sep_token_id": last, "bos_token_id": first, "eos_token_id": last}
+    defaults = CONFIG_MAPPING[config.config["model_type"]]().to_dict()  # ids of a vocabulary of their own
+    ids = {name: value for name, value in ids.items() if isinstance(defaults.get(name), int)}
+    special = {**ids, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **task.special_tokens(tokenizer)}
     values = {**special, **config.config, **task.model_kwargs(labels)}
     return AutoConfig.for_model(values.pop("model_type"), **values)

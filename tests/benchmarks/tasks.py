@@ -6,7 +6,8 @@
 DATA holds wikitext2, scitldr_a, multi30k_en_de, stsb and g2p_en_us as JSON Lines; TOKENIZERS the folders gpt2, bert-base-uncased
 and t5-small. A task whose model is not named is left out, and said. Both sides train the same model with the same
 hyper-parameters, steps, processes and threads (peer_tasks.py under torchrun), with `--batches identical` on the same global
-batches, with `--batches own` each on its own: ours grouped by length, the peer's at random, as the example scripts do. The
+batches, with `--batches own` each on its own: ours grouped by length, the peer's at random, as the example scripts do. On identical
+batches no model has dropout, so that the losses of both sides must agree (but masked-lm's: each side draws its own masks). The
 rate leaves out the first two fifths of the steps and is computed from the times of the logs, by one formula for both sides.
 """
 
@@ -58,10 +59,11 @@ STSB = {"type": "text-classification", "glue": "stsb"}
 CASES = {
     "wikitext2 causal-lm": Case(
         "causal-lm", {"type": "causal-lm"}, ["text"], "wikitext2/test.jsonl", "wikitext2/validation.jsonl", GPT2, ["loss", "perplexity"], 100, 8, 1e-3, 64, "gpt2",
+        validation_rows=1000,
     ),
     "wikitext2 masked-lm": Case(
         "masked-lm", {"type": "masked-lm"}, ["text"], "wikitext2/test.jsonl", "wikitext2/validation.jsonl", BERT, ["loss", "perplexity"], 100, 8, 1e-3, 64,
-        "bert-base-uncased",
+        "bert-base-uncased", validation_rows=1000,
     ),
     "SciTLDR summarization": Case(
         "summarization", {"type": "summarization", "text_column": "document", "summary_column": "summary", "max_target_length": 48}, ["document", "summary"],
@@ -144,7 +146,7 @@ def measure(args: argparse.Namespace, case: Case, name: str, folder: Path, side:
 
 def run_ours(args: argparse.Namespace, case: Case, folder: Path, seed: int, training: dict[str, Any]) -> tuple[Any, Path]:
     if isinstance(case.model, str):
-        model: dict[str, Any] = {"name_or_path": str(getattr(args, case.model).resolve())}
+        model: dict[str, Any] = {"name_or_path": str(pretrained(args, case, folder))}
     else:
         model = {"config": case.model, "tokenizer": str((args.tokenizers / case.tokenizer).resolve())}
     job = {
@@ -166,7 +168,7 @@ def run_peer(args: argparse.Namespace, case: Case, folder: Path, seed: int, trai
         "average_tokens_across_devices": False, **training,
     }  # fmt: skip
     if isinstance(case.model, str):
-        values["model"] = getattr(args, case.model).resolve()
+        values["model"] = pretrained(args, case, folder)
     else:
         values |= {"config": json.dumps(case.model), "tokenizer": (args.tokenizers / case.tokenizer).resolve()}
     if case.lora:
@@ -183,14 +185,28 @@ def run_peer(args: argparse.Namespace, case: Case, folder: Path, seed: int, trai
     return Child([*launch, *flags(values)]).finish(), folder / "model"
 
 
+def pretrained(args: argparse.Namespace, case: Case, folder: Path) -> Path:
+    """The folder of a pretrained model; on identical batches one of the same files with dropout set to 0."""
+    source = getattr(args, case.model).resolve()
+    if args.batches == "own":
+        return source
+    copy = folder / "start"
+    copy.mkdir()
+    for file in source.iterdir():
+        if file.is_file() and file.name != "config.json":
+            (copy / file.name).symlink_to(file)
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config = {key: 0.0 if "dropout" in key and isinstance(value, float) else value for key, value in config.items()}
+    (copy / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return copy
+
+
 def score(case: Case, model: Path, folder: Path) -> dict[str, float]:
     """Figures of a trained model, ours or the peer's, by the peer's code in a single process."""
     values = {
         **peer_values(case), "model": model, "validation": data(case, "validation", folder), "max_validation_rows": case.validation_rows, "score": 1,
         "output_dir": folder / "score", "per_device_eval_batch_size": 16, "use_cpu": True,
     }  # fmt: skip
-    if case.kind in ("causal-lm", "masked-lm"):
-        values.pop("max_validation_rows")  # they count lines
     metrics = Child([sys.executable, str(PEER), *flags(values)]).finish().output["metrics"]
     return {name: metrics[name] for name in case.metrics}
 
