@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,22 @@ def sweep_of(folder: Path, name: str, space: dict[str, Any], job: dict[str, Any]
     return {"kind": "sweep", "name": name, "job": base, "search_space": space, "metric": "eval_accuracy", "mode": "max", **sections}
 
 
-def left_behind() -> list[str]:
-    """Placement groups and actors of trials that are still there."""
+@pytest.fixture
+def left_behind(shared_ray: Any) -> Callable[[], list[str]]:
+    """Placement groups and actors that are there now and were not when the test began; Ray Data's own of the whole cluster aside."""
     import ray
     from ray._private.state import state
 
-    groups = [f"placement group {key}" for key, value in ray.util.placement_group_table().items() if value["state"] != "REMOVED"]
-    return groups + [entry["ActorClassName"] for entry in state.actor_table(None).values() if entry["State"] != "DEAD" and "Stats" not in entry["ActorClassName"]
-                     and "Coordinator" not in entry["ActorClassName"]]  # fmt: skip
+    def there() -> dict[str, str]:
+        groups = {key: f"placement group {key}" for key, value in ray.util.placement_group_table().items() if value["state"] != "REMOVED"}
+        actors = {key: f"{entry['ActorClassName']} {entry['State']}" for key, entry in state.actor_table(None).items() if entry["State"] != "DEAD"}
+        return {key: name for key, name in {**groups, **actors}.items() if "Stats" not in name and "Coordinator" not in name}
+
+    before = there()
+    return lambda: [name for key, name in there().items() if key not in before]
 
 
-def test_a_sweep_with_a_failing_trial(shared_ray: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_with_a_failing_trial(shared_ray: Any, folder: Path, left_behind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three good trials and one whose loss is not a number: the tree, the table, the best model, the tokens, the secrets."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", CANARY)
     monkeypatch.setenv("HF_TOKEN", CANARY)
@@ -104,7 +110,7 @@ def test_a_trial_that_never_fits_is_refused(shared_ray: Any, folder: Path) -> No
     assert not (folder / "runs" / "too-large").exists()
 
 
-def test_asha_stops_bad_trials_and_keeps_the_best(shared_ray: Any, folder: Path) -> None:
+def test_asha_stops_bad_trials_and_keeps_the_best(shared_ray: Any, folder: Path, left_behind: Any) -> None:
     space = {"training.learning_rate": {"grid": [1e-2, 1e-7, 1e-8]}}
     job = {"training": {"num_train_epochs": 3}, "deepspeed": {"zero_stage": 0}}
     scheduler = {"type": "asha", "reduction_factor": 2}
