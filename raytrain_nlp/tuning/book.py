@@ -57,6 +57,8 @@ class Book:
 
     def __init__(self, paths: SweepPaths):
         self._paths = paths
+        self.wrong_metric: str | None = None
+        """Why no trial can be compared by the sweep's metric, once one has found that out."""
         self.trials: dict[int, TrialRecord] = {record.number: record for record in _read(paths)}
 
     def begin(self, number: int, params: dict[str, Any]) -> TrialRecord:

@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
 from raytrain_nlp.config.schedulers import Asha, HyperBand, MedianStopping, Pbt
 from raytrain_nlp.config.search_space import SearchKey
 from raytrain_nlp.config.sweep import SweepJob
+from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.tuning.book import Book
 
+LAST = "last"
+"""In a result: it is the last one of its trial."""
 _NO_END = 10**6
 
 
-def build_scheduler(config: SweepJob, evaluations: int) -> Any:
-    """Ray Tune's scheduler. `evaluations` is how many a whole trial has."""
+def build_scheduler(config: SweepJob, length: Mapping[str, float]) -> Any:
+    """Ray Tune's scheduler.
+
+    Args:
+        length: how long a whole trial is, in each unit of `time_attr`.
+
+    Raises:
+        InputError: `max_t` would stop every trial before its end, and none would leave a model.
+    """
     from ray.tune import schedulers
 
     section = config.scheduler
     common = {**section.model_dump(exclude={"type", "max_t"}), "metric": config.metric, "mode": config.mode}
-    if isinstance(section, Asha):
-        return schedulers.ASHAScheduler(**common, max_t=section.max_t or _NO_END)
-    if isinstance(section, HyperBand):
-        return schedulers.HyperBandScheduler(**common, max_t=section.max_t or max(evaluations, 1))
+    if isinstance(section, (Asha, HyperBand)):
+        whole = length[section.time_attr]
+        if section.max_t and section.max_t < whole:
+            what = f"stops every trial at {section.time_attr} {section.max_t}, a whole one has {whole:g}, so that none would leave a model"
+            raise InputError(Problem("scheduler.max_t", what, "Raise it, leave it out, or shorten the job."))
+        kind = schedulers.ASHAScheduler if isinstance(section, Asha) else schedulers.HyperBandScheduler
+        return _to_the_end(kind)(**common, max_t=section.max_t or (_NO_END if isinstance(section, Asha) else max(math.ceil(whole), 1)))
     if isinstance(section, MedianStopping):
-        return schedulers.MedianStoppingRule(**common)
+        return _to_the_end(schedulers.MedianStoppingRule)(**common)
     if isinstance(section, Pbt):
         mutations = {key: _mutation(entry) for key, entry in config.search_space.items() if entry.searched}
         return schedulers.PopulationBasedTraining(**common, hyperparam_mutations=mutations, log_config=False)
@@ -42,6 +57,17 @@ def replay(scheduler: Any, book: Book, config: SweepJob) -> None:
             for entry in record.history:
                 scheduler.on_trial_result(None, trial, entry)
             scheduler.on_trial_complete(None, trial, record.history[-1])
+
+
+def _to_the_end(kind: type) -> Any:
+    """Such a scheduler, which is not asked about a trial's last evaluation: only the model is left to write, and the end it hears of anyway."""
+    from ray.tune.schedulers import TrialScheduler
+
+    class ToTheEnd(kind):
+        def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            return TrialScheduler.CONTINUE if result.get(LAST) else super().on_trial_result(controller, trial, result)
+
+    return ToTheEnd
 
 
 def _mutation(entry: SearchKey) -> Any:

@@ -11,10 +11,11 @@ from ray.tune.search import Searcher
 from raytrain_nlp.config.search_space import Point
 from raytrain_nlp.paths import trial_name, trial_number
 from raytrain_nlp.tuning.book import FAILED, FINISHED, STOPPED, Book, TrialRecord
+from raytrain_nlp.tuning.schedulers import LAST
 from raytrain_nlp.tuning.study import Study
 from raytrain_nlp.tuning.trial import NUMBER
 
-_TUNES_OWN = ("trial_id", "config", "done", "pid", "date", "timestamp", "hostname", "node_ip", "should_checkpoint", "iterations_since_restore")
+_TUNES_OWN = (LAST, "trial_id", "config", "done", "pid", "date", "timestamp", "hostname", "node_ip", "should_checkpoint", "iterations_since_restore")
 
 
 class StudySearcher(Searcher):
@@ -94,6 +95,8 @@ class Bookkeeper(Callback):
         number, _ = _identity(trial)
         last = trial.last_result or {}
         status = last.get("status", STOPPED)
+        if last.get("wrong_metric"):
+            self._book.wrong_metric = last["reason"]
         self._end(number, status, last.get("metrics") if status == FINISHED else None, last.get("reason") if status == FAILED else None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -108,8 +111,8 @@ class Bookkeeper(Callback):
         self._changed(self._book.trials[number])
 
 
-class TooManyFailures(Stopper):
-    """Ends the sweep when more trials have failed than may."""
+class NoUseToGoOn(Stopper):
+    """Ends the sweep when more trials have failed than may, or none can ever be compared."""
 
     def __init__(self, book: Book, most: int | None):
         self._book, self._most = book, most
@@ -118,7 +121,7 @@ class TooManyFailures(Stopper):
         return False
 
     def stop_all(self) -> bool:
-        return self._most is not None and len(self._book.with_status(FAILED)) > self._most
+        return self._book.wrong_metric is not None or self._most is not None and len(self._book.with_status(FAILED)) > self._most
 
 
 def name_trial(trial: Any) -> str:

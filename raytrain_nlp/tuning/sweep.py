@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -89,9 +90,12 @@ def sweep(
         resolved = prepare(plan.job, files, storage, wait_connected, observer, verbose)
         wait_connected()
         concurrent = min(slots if local else plan_concurrency(plan.jobs, nodes_of_cluster(), plan.config.max_concurrent_trials), plan.num_trials)
+        from raytrain_nlp.tuning.schedulers import build_scheduler
+
+        scheduler = build_scheduler(plan.config, _length(plan.job, resolved))
         with open_run(paths, overwrite) as record:
             text = _open(plan, paths, record)
-            return _run(plan, paths, record, resolved, concurrent, observer, text, verbose)
+            return _run(plan, paths, record, resolved, concurrent, scheduler, observer, text, verbose)
 
 
 def _open(plan: Sweep, paths: SweepPaths, record: RunRecord) -> str:
@@ -103,7 +107,9 @@ def _open(plan: Sweep, paths: SweepPaths, record: RunRecord) -> str:
     return text
 
 
-def _run(plan: Sweep, paths: SweepPaths, record: RunRecord, resolved: Any, concurrent: int, observer: SweepObserver, text: str, verbose: bool) -> SweepResult:
+def _run(
+    plan: Sweep, paths: SweepPaths, record: RunRecord, resolved: Any, concurrent: int, scheduler: Any, observer: SweepObserver, text: str, verbose: bool
+) -> SweepResult:
     """Trials, then what they leave; the record and the tracker learn how it ended, whatever happens."""
     from raytrain_nlp.tuning.study import Study
     from raytrain_nlp.tuning.tree import Tree
@@ -117,7 +123,7 @@ def _run(plan: Sweep, paths: SweepPaths, record: RunRecord, resolved: Any, concu
     status, best, artifacts = "FAILED", None, []
     try:
         try:
-            _tune(plan, paths, book, study, tree, concurrent, _evaluations(plan.job, resolved), observer, verbose)
+            _tune(plan, paths, book, study, tree, concurrent, scheduler, observer, verbose)
         except KeyboardInterrupt:
             status = "KILLED"
             raise RunError(f"stopped. Continue with --resume; the trials are in {paths.trials}.") from None
@@ -139,13 +145,13 @@ def _run(plan: Sweep, paths: SweepPaths, record: RunRecord, resolved: Any, concu
 
 
 def _tune(
-    plan: Sweep, paths: SweepPaths, book: Book, study: Any, tree: Any, concurrent: int, evaluations: int, observer: SweepObserver, verbose: bool
+    plan: Sweep, paths: SweepPaths, book: Book, study: Any, tree: Any, concurrent: int, scheduler: Any, observer: SweepObserver, verbose: bool
 ) -> None:
     """Ray Tune's part. Its own files go to a folder that is deleted: nothing is ever resumed from them."""
     from ray import tune
 
-    from raytrain_nlp.tuning.schedulers import build_scheduler, replay
-    from raytrain_nlp.tuning.searcher import Bookkeeper, PointSource, StudySearcher, TooManyFailures, name_trial
+    from raytrain_nlp.tuning.schedulers import replay
+    from raytrain_nlp.tuning.searcher import Bookkeeper, NoUseToGoOn, PointSource, StudySearcher, name_trial
     from raytrain_nlp.tuning.trial import TrialActor, TrialSettings
 
     config = plan.config
@@ -153,7 +159,6 @@ def _tune(
     for trial in interrupted:
         study.reopen(trial.number)
     points = PointSource(study, interrupted, len(book.trials), plan.num_trials)
-    scheduler = build_scheduler(config, evaluations)
     replay(scheduler, book, config)
     settings = TrialSettings(
         _without_tracker(plan), config.search_space, str(paths.storage), str(paths.trials), config.metric, plan.pauses, config.scheduler.type == "pbt"
@@ -183,7 +188,7 @@ def _tune(
             storage_path=str(paths.ray),
             scheduler=scheduler,
             resources_per_trial=tune.PlacementGroupFactory([{_SLOT: int(0.99 / concurrent * 10_000) / 10_000}]),
-            stop=TooManyFailures(book, config.max_trial_failures),
+            stop=NoUseToGoOn(book, config.max_trial_failures),
             trial_name_creator=name_trial,
             callbacks=[Bookkeeper(book, study, config.metric, changed, tree.follow)],
             reuse_actors=True,
@@ -217,6 +222,8 @@ def _leave(plan: Sweep, paths: SweepPaths, book: Book, study: Any, best: TrialRe
 
 
 def _judge(plan: Sweep, book: Book, best: TrialRecord | None) -> str:
+    if book.wrong_metric:
+        raise InputError(Problem("metric", f"{book.wrong_metric} ({plan.config.metric})", "Name one of them, and start the sweep again with --overwrite."))
     failed, most = book.with_status(FAILED), plan.config.max_trial_failures
     reasons = "; ".join(f"{trial.name}: {trial.reason}" for trial in failed[:3])
     if most is not None and len(failed) > most:
@@ -226,13 +233,16 @@ def _judge(plan: Sweep, book: Book, best: TrialRecord | None) -> str:
     return "FINISHED"
 
 
-def _evaluations(job: TrainJob, resolved: Any) -> int:
-    """Evaluations of a whole trial of the base job."""
+def _length(job: TrainJob, resolved: Any) -> dict[str, float]:
+    """How long a whole trial of the base job is: evaluations, steps, epochs."""
     arguments, spec = job.arguments(), resolved.spec
+    epochs = spec.total_steps / spec.steps_per_epoch
     if arguments["eval_strategy"] == "epoch":
-        return -(-spec.total_steps // spec.steps_per_epoch)
-    every = arguments["eval_steps"]
-    return int(spec.total_steps // max(every if every >= 1 else every * spec.total_steps, 1))
+        evaluations = math.ceil(epochs)
+    else:
+        every = arguments["eval_steps"]
+        evaluations = int(spec.total_steps // max(every if every >= 1 else every * spec.total_steps, 1))
+    return {"training_iteration": evaluations, "step": spec.total_steps, "epoch": epochs}
 
 
 def _without_tracker(plan: Sweep) -> dict[str, Any]:

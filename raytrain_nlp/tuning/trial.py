@@ -32,6 +32,7 @@ from raytrain_nlp.paths import RunPaths, cache_dir, read_json
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.tuning.book import FAILED, FINISHED
 from raytrain_nlp.tuning.inherit import Pointer, apply_pointer, donate
+from raytrain_nlp.tuning.schedulers import LAST
 
 NUMBER = "trial_number"
 """Beside the searched values in Tune's `config`; pbt copies it with them, so that only the name, which is made of it once, says which trial it is."""
@@ -99,6 +100,7 @@ class Trial(Observer):
         self._pointer: Pointer | None = None
         self._held: dict[str, Any] | None = None
         self._last: dict[str, Any] = {}
+        self._total_steps = 0
         history = (read_json(self._paths.run / "trial.json") or {}).get("history", [])
         self._iteration = history[-1]["training_iteration"] if history else 0
 
@@ -138,8 +140,8 @@ class Trial(Observer):
         except BaseException as error:  # noqa: BLE001 - the sweep goes on without this trial
             self._fail(f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}")
 
-    def _fail(self, reason: str) -> None:
-        self._results.put({"done": True, "status": FAILED, "reason": reason[:1000]})
+    def _fail(self, reason: str, **more: Any) -> None:
+        self._results.put({"done": True, "status": FAILED, "reason": reason[:1000], **more})
 
     def _train(self) -> dict[str, float]:
         from raytrain_nlp.driver.inputs import find_job_files
@@ -149,6 +151,7 @@ class Trial(Observer):
         with _one_at_a_time(cache_dir(storage, "sweeps") / "prepare.lock"):  # trials that need other tokens make them once
             files = find_job_files(self._job, storage)
             resolved = prepare(self._job, files, storage, lambda: None, self)
+        self._total_steps = resolved.spec.total_steps
         spec = replace(resolved.spec, storage_path=self._settings.trials, renew_hyperparameters=self._settings.changes)
         if self._pointer:
             apply_pointer(self._pointer, self._paths, self.warn)
@@ -172,10 +175,10 @@ class Trial(Observer):
     def event(self, event: dict[str, Any]) -> None:
         if event["kind"] == "log" and any(key.startswith("eval_") for key in event["metrics"]):
             figures = {key: value for key, value in event["metrics"].items() if key.startswith("eval_")}
-            self._held = {**figures, "step": event["step"], "epoch": event["metrics"].get("epoch")}
+            self._held = {**figures, "step": event["step"], "epoch": event["metrics"].get("epoch"), LAST: event["step"] >= self._total_steps}
             if self._settings.metric not in figures:
                 self._fit.abort()
-                self._fail(f"no evaluation has a figure {self._settings.metric}; there are {', '.join(sorted(figures))}.")
+                self._fail(f"is no figure of the evaluations, which have {', '.join(sorted(figures))}", wrong_metric=True)
             elif not self._settings.waits_for_checkpoints:
                 self._results.put(self._held)
         elif event["kind"] == "checkpoint" and self._settings.waits_for_checkpoints and self._held and self._held["step"] == event["step"]:

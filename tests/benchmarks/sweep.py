@@ -3,7 +3,9 @@
     RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/sweep.py --tokenizer TOKENIZERS/bert-base-uncased --json sweep.json
 
 `nested`: a `TorchTrainer` with the plain `Trainer` loop of peer.py in a function trainable of Ray Tune, as Ray's documentation shows.
-`row`: the same learning rates, one run of peer.py under torchrun after another. All sides train the same rows, ZeRO-3, two workers.
+`row`: the same learning rates, one run of peer.py under torchrun after another. These three train with ZeRO-3 on two workers.
+`search`: `Trainer.hyperparameter_search(backend="ray")`, which trains each trial in one process of two threads, without ZeRO.
+All sides see the same rows in batches of the same size.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import figures
 from process import Child
 
 COLUMNS = ["sentence1", "sentence2"]
-SIDES = ("ours", "nested", "row")
+SIDES = ("ours", "nested", "row", "search")
 
 
 def main() -> None:
@@ -33,7 +35,8 @@ def main() -> None:
         rows.write_text("".join(line + "\n" for line in bench.mrpc().read_text(encoding="utf-8").splitlines()[:400]), encoding="utf-8")
         for repetition in range(args.repeat):
             for side in args.sides if repetition % 2 == 0 else args.sides[::-1]:
-                run = {"ours": measure_ours, "nested": measure_nested, "row": measure_row}[side](args, folder / f"{side}-{repetition}", rows)
+                measure = {"ours": measure_ours, "nested": measure_stock, "row": measure_row, "search": measure_stock}[side]
+                run = measure(args, folder / f"{side}-{repetition}", rows)
                 runs.append({"side": side, "repetition": repetition, **run})
                 figures.say(f"repetition {repetition + 1}/{args.repeat}, {side}: {run['seconds']:.1f} s, to the first step {figures.shown(run['to_first_step'], 1)} s")
     report(args, runs)
@@ -62,13 +65,15 @@ def measure_ours(args: argparse.Namespace, folder: Path, rows: Path) -> dict[str
     return {"seconds": finished.seconds, "load_before": finished.load, "to_first_step": figures.median(starts), "starts": starts}
 
 
-def measure_nested(args: argparse.Namespace, folder: Path, rows: Path) -> dict[str, Any]:
+def measure_stock(args: argparse.Namespace, folder: Path, rows: Path) -> dict[str, Any]:
+    """A script of its own does all trials: nested.py or hp_search.py."""
+    script = "nested.py" if folder.name.startswith("nested") else "hp_search.py"
     folder.mkdir(parents=True)
     settings = {
         "tokenizer": str(args.tokenizer.resolve()), "config": args.model_config, "rows": str(rows), "columns": COLUMNS, "rates": rates(args), "steps": args.steps,
         "batch": args.batch, "workers": args.workers, "folder": str(folder.resolve()), "deepspeed": bench.PEER_ZERO3, "seed": args.seed,
     }  # fmt: skip
-    finished = Child([sys.executable, str(Path(__file__).with_name("nested.py")), json.dumps(settings)]).finish()
+    finished = Child([sys.executable, str(Path(__file__).with_name(script)), json.dumps(settings)]).finish()
     return {"seconds": finished.seconds, "load_before": finished.load, "to_first_step": figures.median(finished.output["starts"]), "starts": finished.output["starts"]}
 
 

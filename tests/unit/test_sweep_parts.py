@@ -16,6 +16,7 @@ from support import tiny_job
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.checkpoint.state import load_state, save_state
 from raytrain_nlp.config.sweep import Sweep, load_sweep
+from raytrain_nlp.driver.record import open_run
 from raytrain_nlp.errors import CheckpointError, InputError
 from raytrain_nlp.paths import RunPaths, SweepPaths
 from raytrain_nlp.tuning.book import FAILED, FINISHED, STOPPED, Book
@@ -23,8 +24,10 @@ from raytrain_nlp.tuning.inherit import apply_pointer, donate
 from raytrain_nlp.tuning.planner import plan_concurrency
 from raytrain_nlp.tuning.plots import importances, write_plots
 from raytrain_nlp.tuning.results import table_of, write_table
-from raytrain_nlp.tuning.schedulers import build_scheduler, replay
+from raytrain_nlp.tuning.schedulers import LAST, build_scheduler, replay
+from raytrain_nlp.tuning.searcher import NoUseToGoOn
 from raytrain_nlp.tuning.study import Study
+from raytrain_nlp.tuning.sweep import _check_name, _open
 
 SPACE = {
     "training.learning_rate": {"loguniform": [1e-5, 1e-1]},
@@ -33,6 +36,12 @@ SPACE = {
     "lora.target_modules": {"choice": [["query"], ["query", "value"]]},
     "lora.lora_dropout": {"uniform": [0.0, 0.5], "when": {"lora.r": [8, 16]}},
 }
+
+
+class Played(SimpleNamespace):
+    """A trial as a scheduler sees it."""
+
+    __hash__ = object.__hash__
 
 
 def sweep_of(tmp_path: Path, space: dict[str, Any] = SPACE, job: dict[str, Any] | None = None, **sections: Any) -> Sweep:
@@ -174,12 +183,61 @@ def test_a_resumed_asha_still_knows_the_good_trials(tmp_path: Path, paths: Sweep
         book.end(number, FINISHED, {"eval_accuracy": value})
     verdicts = []
     for known in (Book(paths), Book(SweepPaths(tmp_path, "empty"))):
-        scheduler = build_scheduler(config, evaluations=3)
+        scheduler = build_scheduler(config, {"training_iteration": 3})
         replay(scheduler, known, config)
         trial = SimpleNamespace(trial_id="new", status="RUNNING")
         scheduler.on_trial_add(None, trial)
         verdicts.append(scheduler.on_trial_result(None, trial, {"training_iteration": 1, "eval_accuracy": 0.1}))
     assert verdicts == ["STOP", "CONTINUE"]
+
+
+@pytest.mark.parametrize("kind", ["asha", "hyperband"])
+def test_a_trial_is_not_stopped_when_only_its_model_is_left_to_write(tmp_path: Path, kind: str) -> None:
+    """Ray's own schedulers stop a trial that reaches `max_t`; one that is stopped leaves no model."""
+    config = sweep_of(tmp_path, scheduler={"type": kind, "max_t": 3}).config
+    verdicts = []
+    for last in (True, False):
+        scheduler, trial = build_scheduler(config, {"training_iteration": 3}), Played(trial_id="new", status="RUNNING", is_finished=lambda: False)
+        controller = SimpleNamespace(get_live_trials=lambda trial=trial: [trial], stop_trial=lambda trial, **_: None, pause_trial=lambda *_, **__: None)
+        scheduler.on_trial_add(controller, trial)
+        for time in (1, 2, 3):
+            verdict = scheduler.on_trial_result(controller, trial, {"training_iteration": time, "eval_accuracy": 0.5, LAST: last and time == 3})
+        verdicts.append(verdict)
+    assert verdicts == ["CONTINUE", "STOP"]
+
+
+@pytest.mark.parametrize("unit", ["training_iteration", "step", "epoch"])
+def test_a_time_before_the_end_of_every_trial_is_refused(tmp_path: Path, unit: str) -> None:
+    config = sweep_of(tmp_path, scheduler={"type": "asha", "max_t": 2, "time_attr": unit}).config
+    length = {"training_iteration": 2, "step": 2, "epoch": 2, unit: 3}
+    with pytest.raises(InputError, match=f"scheduler.max_t: stops every trial at {unit} 2, a whole one has 3"):
+        build_scheduler(config, length)
+
+
+def test_many_failures_or_a_wrong_metric_end_the_sweep(paths: SweepPaths) -> None:
+    book = Book(paths)
+    few, any_number = NoUseToGoOn(book, 1), NoUseToGoOn(book, None)
+    for number in range(2):
+        assert not few.stop_all()
+        book.begin(number, {})
+        book.end(number, FAILED, reason="out of memory")
+    assert few.stop_all() and not any_number.stop_all()
+    book.wrong_metric = "is no figure of the evaluations"
+    assert any_number.stop_all()
+
+
+def test_a_name_that_is_taken_is_refused_and_a_resumed_sweep_is_the_same(tmp_path: Path) -> None:
+    plan = sweep_of(tmp_path)
+    paths = SweepPaths(tmp_path / "runs", "sweep")
+    assert not _check_name(plan, paths, False, False)
+    assert "there is no sweep 'sweep'" in str(_check_name(plan, paths, True, False)[0])
+    with open_run(paths, False) as record:
+        _open(plan, paths, record)
+    assert "exists already (running). Add --resume" in str(_check_name(plan, paths, False, False)[0])
+    assert not _check_name(plan, paths, False, True) and not _check_name(plan, paths, True, False)
+    assert "excludes --resume" in str(_check_name(plan, paths, True, True)[0])
+    other = sweep_of(tmp_path, scheduler={"type": "asha"}, job={"training": {"learning_rate": 0.5}})
+    assert [problem.where for problem in _check_name(other, paths, True, False)] == ["scheduler", "job"]
 
 
 def test_the_table_and_the_pictures(tmp_path: Path, paths: SweepPaths) -> None:
