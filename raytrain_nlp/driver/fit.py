@@ -9,7 +9,7 @@ from typing import Any
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.driver.cluster import owns_ray
 from raytrain_nlp.errors import RunError
-from raytrain_nlp.paths import RunPaths
+from raytrain_nlp.paths import RunPaths, read_json
 from raytrain_nlp.worker.spec import WorkerSpec
 
 _ABORT_S = 10.0
@@ -47,7 +47,9 @@ class Fit:
         try:
             return trainer.fit().return_value
         except ray.train.TrainingFailedError as error:
-            raise RunError(f"{_reason(error)} Logs of all ranks: {paths.logs}. Continue with --resume.") from error
+            told = read_json(paths.user_error)  # by the rank that failed; where no restart was left, no worker has returned it
+            reason = f"the user's code failed: {told['error']}." if told else _reason(error)
+            raise RunError(f"{reason} Logs of all ranks: {paths.logs}. Continue with --resume.") from error
         except ray.exceptions.RayActorError as error:
             if not self.aborted.is_set():
                 raise
@@ -112,6 +114,8 @@ def _reason(error: BaseException) -> str:
     failures = getattr(error, "worker_failures", None) or {}
     for rank, failure in sorted(failures.items()):
         lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+        if "running low on memory" in str(failure):
+            return f"rank {rank} was killed: its node ran out of memory. Lower per_device_train_batch_size, or ask for more CPUs a worker."
         if lines:
             return f"rank {rank} failed: {lines[-1][:300].rstrip('.')}."
     return f"{(str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip('.')}."
