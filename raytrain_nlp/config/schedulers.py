@@ -34,7 +34,7 @@ class Asha(Section):
 
 
 class HyperBand(Section):
-    """`ray.tune.schedulers.HyperBandScheduler`: trials wait for each other at each rung."""
+    """`ray.tune.schedulers.HyperBandScheduler`: trials wait for each other at each rung. All are drawn at the start: the searcher does not learn."""
 
     type: Literal["hyperband"]
     time_attr: TimeAttr = "training_iteration"

@@ -58,7 +58,7 @@ def table_of(sweep: Sweep, book: Book) -> list[dict[str, Any]]:
     space, metric = sweep.config.search_space, sweep.config.metric
     figures = sorted({key for record in book.trials.values() for key in record.metrics if key.startswith("eval_")} | {metric})
     rows = []
-    for record in book.trials.values():
+    for _, record in sorted(book.trials.items()):
         ties = {key: tie(sweep.values, record.params, entry.multiply) for key, entry in space.items() if entry.multiply}
         last = record.history[-1] if record.history else {}
         rows.append(

@@ -181,7 +181,9 @@ def _tune(
     else:
         limit = {} if plan.pauses else {"max_concurrent_trials": concurrent}  # a paused trial would count, and the others wait for ever
         population = {"search_alg": StudySearcher(points), "num_samples": -1, **limit}
-    with _tune_environment(), _quiet(verbose):
+    # a bracket of hyperband is filled by trials that wait, while Tune would ask for one at a time
+    waiting = {"TUNE_MAX_PENDING_TRIALS_PG": str(plan.num_trials)} if config.scheduler.type == "hyperband" else {}
+    with _tune_environment(waiting), _quiet(verbose):
         tune.run(
             tune.with_parameters(TrialActor, settings=settings),
             name="tune",
@@ -290,15 +292,15 @@ def _compared(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _tune_environment() -> Iterator[None]:
-    """Tune's settings; and it must not copy the driver's keys of object storage into the actors' runtime environment,
+def _tune_environment(more: dict[str, str]) -> Iterator[None]:
+    """Tune's settings, and `more`; and it must not copy the driver's keys of object storage into the actors' runtime environment,
     where anyone sees them who sees the dashboard. Processes have the environment of their node anyway."""
     from ray.tune.execution import class_cache
 
     copied = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
     class_cache.ENV_VARS_TO_PROPAGATE -= copied
     try:
-        with environment(_TUNE_SETTINGS):
+        with environment({**_TUNE_SETTINGS, **more}):
             yield
     finally:
         class_cache.ENV_VARS_TO_PROPAGATE |= copied

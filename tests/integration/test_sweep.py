@@ -122,6 +122,27 @@ def test_asha_stops_bad_trials_and_keeps_the_best(shared_ray: Any, folder: Path,
     wait_until(lambda: not left_behind(), 20, f"all is given back: {left_behind()}")
 
 
+def test_hyperband_pauses_trials_and_lets_the_best_finish(shared_ray: Any, folder: Path, left_behind: Any) -> None:
+    """Two trials of the first bracket run to their ends; of the second bracket's, paused after one evaluation, the better one goes on."""
+    space = {"training.learning_rate": {"grid": [1e-7, 1e-8, 1e-9, 1e-2]}}
+    job, scheduler = {"training": {"num_train_epochs": 2}, "deepspeed": {"zero_stage": 0}}, {"type": "hyperband", "reduction_factor": 2}
+    sweep = sweep_of(folder, "hyperband", space, job, searcher={"type": "grid"}, scheduler=scheduler, metric="eval_loss", mode="min")
+    result = raytrain_nlp.sweep({**sweep, "max_concurrent_trials": 1})
+    assert result.best_params == {"training.learning_rate": 1e-2} and result.trials == {"finished": 3, "stopped": 1, "failed": 0}
+    assert [row["steps"] for row in result.table] == [30, 30, 15, 30]
+    for trial in (SweepPaths(folder / "runs", "hyperband").trials).iterdir():
+        found = [event["step"] for event in events(trial) if event["kind"] == "log" and "loss" in event["metrics"]]
+        assert found == list(range(1, len(found) + 1)), "a paused trial repeats or leaves out steps"
+    wait_until(lambda: not left_behind(), 20, f"all is given back: {left_behind()}")
+
+
+def test_a_metric_that_no_evaluation_has_ends_the_sweep_at_once(shared_ray: Any, folder: Path) -> None:
+    sweep = sweep_of(folder, "no-metric", {"training.learning_rate": {"grid": [1e-2, 1e-3]}}, {"deepspeed": {"zero_stage": 0}}, searcher={"type": "grid"})
+    with pytest.raises(raytrain_nlp.InputError, match=r"metric: is no figure of the evaluations, which have eval_accuracy, .*eval_loss.* \(eval_bleu\)"):
+        raytrain_nlp.sweep({**sweep, "metric": "eval_bleu", "max_concurrent_trials": 1})
+    assert len(Book(SweepPaths(folder / "runs", "no-metric")).trials) == 1
+
+
 def test_pbt_inherits_to_the_bit(shared_ray: Any, folder: Path) -> None:
     """The bad trial goes on from the good one's checkpoint; with the bad trial's own tiny rate its weights then stay the donor's."""
     job = {"training": {"num_train_epochs": 3, "lr_scheduler_type": "constant"}}
