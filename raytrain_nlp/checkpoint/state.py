@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import enum
 import json
+import math
 import os
 from collections import OrderedDict
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,45 @@ def load_state(path: str | Path) -> Any:
                 raise CheckpointError(f"{path}: holds no state tree. It was not written by this package.")
             loaded = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             return _decode(json.loads(tree), loaded)
+    except CheckpointError:
+        raise
+    except Exception as error:  # safetensors and json raise their own kinds for a damaged file
+        raise CheckpointError(f"{path}: cannot be read ({error}).") from None
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that is still in its file."""
+
+    file: Any
+    name: str
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.file.get_slice(self.name).get_shape())
+
+    def load(self) -> torch.Tensor:
+        return self.file.get_tensor(self.name)
+
+    def part(self, start: int, stop: int) -> torch.Tensor:
+        """A range of a tensor of one dimension."""
+        return self.file.get_slice(self.name)[start:stop]
+
+
+def open_state(path: str | Path, *keys: str) -> Any:
+    """A state tree, or what is at `keys` in it, whose tensors stay in the file until they are asked for.
+
+    Raises `CheckpointError` as `load_state` does.
+    """
+    try:
+        file = safe_open(str(path), framework="pt", device="cpu")
+        tree = (file.metadata() or {}).get(_KEY)
+        if tree is None:
+            raise CheckpointError(f"{path}: holds no state tree. It was not written by this package.")
+        tree = json.loads(tree)
+        for key in keys:
+            tree = next((item for name, item in next(iter(tree.values())) if name == key), None)
+        return _decode(tree, {name: StoredTensor(file, name) for name in file.keys()})  # noqa: SIM118 - not a dict
     except CheckpointError:
         raise
     except Exception as error:  # safetensors and json raise their own kinds for a damaged file

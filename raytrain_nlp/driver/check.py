@@ -121,21 +121,11 @@ def _padding_share(split: Split, job: TrainJob) -> float:
 
 def _count_parameters(job: TrainJob, labels: list[str], tokenizer_dir: str) -> int:
     """Parameters of the model, built without memory for its weights."""
-    import torch
-    import transformers
-
-    from raytrain_nlp.modeling.model import build_model_config
+    from raytrain_nlp.modeling.model import build_empty_model
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
     from raytrain_nlp.tasks import build_task
 
-    task = build_task(job.task)
-    if job.model.config:
-        config = build_model_config(job.model, task, labels, load_tokenizer(tokenizer_dir))
-    else:
-        kwargs = {"revision": job.model.revision, "trust_remote_code": job.model.trust_remote_code}
-        config = transformers.AutoConfig.from_pretrained(job.model.name_or_path, **kwargs, **task.model_kwargs(labels))
-    with torch.device("meta"):
-        model = getattr(transformers, task.auto_model).from_config(config, trust_remote_code=job.model.trust_remote_code)
+    model = build_empty_model(job.model, build_task(job.task), labels, load_tokenizer(tokenizer_dir))
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -134,7 +134,11 @@ def run_resolved(
         job_text = dump_job(job)
         paths.job.write_text(job_text, encoding="utf-8")
         write_quarantine(resolved, paths.quarantine)
-        record.update(status="running", job=resolved.spec.job, drivers=record.values["drivers"] + 1, data_fingerprint=resolved.spec.data_fingerprint)
+        spec = resolved.spec
+        record.update(
+            status="running", job=spec.job, drivers=record.values["drivers"] + 1, data_fingerprint=spec.data_fingerprint, labels=spec.labels,
+            tokenizer=spec.tokenizer_dir, versions=spec.versions,
+        )  # fmt: skip
         return _run(job, resolved, paths, record, observer, job_text, tracked, fit or Fit())
 
 

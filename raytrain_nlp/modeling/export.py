@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import uuid
 from collections.abc import Callable
@@ -25,17 +26,25 @@ def export_model(trainer: Any, folder: Path, merge: Callable[[Path], Any] | None
     """
     state = gather_weights(trainer)
     if trainer.is_world_process_zero():
-        staging = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:8]}"
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(staging, state_dict=state)
-        if merge is not None:
-            model = merge(staging)
-            shutil.rmtree(staging)
-            model.save_pretrained(staging)
-        trainer.processing_class.save_pretrained(staging)
-        if folder.exists():
-            shutil.rmtree(folder)
-        staging.rename(folder)
-        fsync_dir(folder.parent)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        if getattr(model.config, "use_cache", None) is False:
+            model.config.use_cache = True  # `Trainer` turns it off for training; whoever generates with the model wants it
+        write_model(model, state, trainer.processing_class, folder, merge)
+
+
+def write_model(model: Any, state: dict[str, Any], tokenizer: Any, folder: Path, merge: Callable[[Path], Any] | None = None) -> None:
+    """Write `state` as the weights of `model`, which need not hold any, to `folder`, replacing it as a whole."""
+    staging = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:8]}"
+    model.save_pretrained(staging, state_dict=state)
+    if merge is not None:
+        merged = merge(staging)
+        shutil.rmtree(staging)
+        merged.save_pretrained(staging)
+    tokenizer.save_pretrained(staging)
+    if folder.exists():
+        shutil.rmtree(folder)
+    staging.rename(folder)
+    fsync_dir(folder.parent)
 
 
 def save_base_model(model: Any, folder: Path, is_first: bool) -> None:
@@ -55,3 +64,24 @@ def save_base_model(model: Any, folder: Path, is_first: bool) -> None:
         staging.rename(folder)
         fsync_dir(folder.parent)
     model.name_or_path = str(folder)  # what PEFT writes into the adapter's config
+
+
+def cast_folder(folder: Path, dtype: Any) -> None:
+    """Change the type of the floating weights of a folder, a file at a time."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    for file in folder.glob("*.safetensors"):
+        with safe_open(str(file), framework="pt") as handle:
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a dict
+            metadata = handle.metadata()
+        cast = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+        temporary = file.with_name(f".{file.name}")
+        save_file(cast, str(temporary), metadata=metadata)
+        temporary.replace(file)
+    config = folder / "config.json"
+    if config.exists():
+        values = json.loads(config.read_text(encoding="utf-8"))
+        values["dtype"] = str(dtype).removeprefix("torch.")
+        values.pop("torch_dtype", None)
+        config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

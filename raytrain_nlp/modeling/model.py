@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from raytrain_nlp.config.model import ModelConfig
@@ -36,6 +37,29 @@ def load_model(config: ModelConfig, task: Task, labels: list[str], tokenizer: An
         raise InputError(Problem("model", f"cannot be loaded for this task ({name}: {reason})", "Check name, config and task.")) from error
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    task.apply_to_model(model, tokenizer)
+    return model
+
+
+def build_empty_model(config: ModelConfig, task: Task, labels: list[str], tokenizer: Any) -> Any:
+    """The same model without memory for its weights (on torch's meta device): its structure, its config and what saves it."""
+    import torch
+    import transformers
+
+    kwargs = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    if config.config:
+        model_config = build_model_config(config, task, labels, tokenizer)
+    else:
+        model_config = transformers.AutoConfig.from_pretrained(config.name_or_path, **kwargs, **task.model_kwargs(labels))
+    with torch.device("meta"):
+        model = getattr(transformers, task.auto_model).from_config(model_config, trust_remote_code=config.trust_remote_code)
+        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if config.name_or_path and model.can_generate():
+        with contextlib.suppress(OSError):  # most models have none
+            model.generation_config = transformers.GenerationConfig.from_pretrained(config.name_or_path, **kwargs)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     task.apply_to_model(model, tokenizer)

@@ -1,0 +1,101 @@
+"""A run that is over, or was interrupted: its job, its labels, its tokenizer, and which of its weights are asked for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raytrain_nlp.checkpoint import store
+from raytrain_nlp.config import TrainJob, load_job
+from raytrain_nlp.errors import CheckpointError, InputError, Problem, nearest
+from raytrain_nlp.paths import RunPaths, SweepPaths, read_json
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `run.json` says."""
+
+    paths: RunPaths
+    job: TrainJob
+    labels: list[str]
+    tokenizer: Path
+    record: dict[str, Any]
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What `train` returned; empty where the run has not ended well."""
+        return self.record.get("result") or {}
+
+    @property
+    def base(self) -> str:
+        """The model below an adapter."""
+        return self.job.model.name_or_path or str(self.paths.base_model)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Which weights of a run: the exported model's, or a checkpoint's."""
+
+    name: str
+    folder: Path
+    checkpoint: store.Checkpoint | None = None
+
+
+def find_run(folder: str | Path) -> Run:
+    """The run of a folder; of a sweep's folder its best trial. Raises `InputError` where there is none."""
+    path = Path(folder).expanduser()
+    sweep = SweepPaths(path.parent, path.name)
+    if record := read_json(sweep.record):
+        best = (record.get("result") or {}).get("best_trial")
+        if best is None:
+            raise InputError(Problem("RUN", f"the sweep has no best trial yet ({path})", "Wait for its end, or name a run below its trials/."))
+        path = sweep.trial(best).run
+    paths = RunPaths(path.parent, path.name)
+    record = read_json(paths.record)
+    if not isinstance(record, dict) or "job" not in record:
+        raise InputError(Problem("RUN", f"is no folder of a run ({path})", _similar(path) or "Name storage_path/name of a run, e.g. runs/quickstart."))
+    job = load_job({**record["job"], "storage_path": str(paths.storage), "name": path.name})
+    tokenizer = next((found for found in (paths.model, Path(record.get("tokenizer", ""))) if (found / "tokenizer_config.json").exists()), None)
+    if tokenizer is None:
+        raise InputError(Problem("RUN", f"has no tokenizer yet ({path})", "Start it again with --resume."))
+    return Run(paths, job, record.get("labels") or (record.get("result") or {}).get("labels") or [], tokenizer, record)
+
+
+def find_weights(run: Run, which: str | int | None) -> Weights:
+    """The weights that are asked for, verified.
+
+    Args:
+        which: None: those of `model/`, or of the newest good checkpoint where the run has not ended; `last`, `best`, or a step.
+    """
+    if which is None and (run.paths.model / "config.json").exists() or which is None and (run.paths.model / "adapter_config.json").exists():
+        return Weights("model", run.paths.model)
+    checkpoints = {found.manifest.step: found for found in store.list_checkpoints(run.paths.checkpoints)}
+    if not checkpoints:
+        raise InputError(Problem("RUN", f"has neither a model nor a checkpoint ({run.paths.run})", "Continue it with train --resume."))
+    if which in (None, "last"):
+        try:
+            found = store.find_checkpoint(run.paths.checkpoints)
+        except CheckpointError as error:
+            raise InputError(Problem("RUN", str(error))) from None
+        return Weights(found.path.name, found.path, found)
+    step = _best_step(max(checkpoints.items())[1]) if which == "best" else int(which) if str(which).isdigit() else None
+    if step not in checkpoints:
+        asked = f"step {step}" if step is not None else "a best step" if which == "best" else repr(which)
+        raise InputError(Problem("--checkpoint", f"there is no checkpoint of {asked}", f"Give last, best or a step: {', '.join(map(str, checkpoints))}."))
+    if wrong := store.damage(checkpoints[step]):
+        raise InputError(Problem("--checkpoint", f"the checkpoint of step {step} is damaged ({wrong})", "Choose another."))
+    return Weights(checkpoints[step].path.name, checkpoints[step].path, checkpoints[step])
+
+
+def _best_step(newest: store.Checkpoint) -> int | None:
+    try:
+        return json.loads((newest.path / "trainer_state.json").read_text(encoding="utf-8")).get("best_global_step")
+    except (OSError, ValueError):
+        return None
+
+
+def _similar(path: Path) -> str:
+    siblings = [entry.name for entry in path.parent.iterdir() if (entry / "run.json").exists() or (entry / "sweep.json").exists()] if path.parent.is_dir() else []
+    return nearest(path.name, siblings)

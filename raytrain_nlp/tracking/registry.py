@@ -1,0 +1,70 @@
+"""A model in MLflow's registry, as the `transformers` flavour that `mlflow.pyfunc.load_model` serves."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from raytrain_nlp.config.cluster import TrackingConfig
+from raytrain_nlp.errors import InputError, Problem, RunError
+from raytrain_nlp.paths import RunPaths, redact
+from raytrain_nlp.tracking.tracker import default_uri
+
+PIPELINES = {"text-classification": "text-classification", "causal-lm": "text-generation", "masked-lm": "fill-mask"}
+"""Task -> pipeline of transformers. Release 5 has none for summarization and translation, and MLflow's flavour is a pipeline."""
+
+
+def check_registrable(task: str, folder: Path) -> None:
+    """Raises `InputError` for what the flavour does not take."""
+    if task not in PIPELINES:
+        raise InputError(Problem("--register", f"is not possible for {task}: transformers 5 has no pipeline for it", "Export it, and log the folder yourself."))
+    if (folder / "adapter_config.json").exists():
+        raise InputError(Problem("--register", "takes a whole model, and this is an adapter", "Add --merge-lora."))
+
+
+def register_model(config: TrackingConfig, paths: RunPaths, run_id: str | None, folder: Path, task: str, name: str) -> str:
+    """Log the model of a folder to its run, and register it under `name`. Returns the version. Raises `RunError` where MLflow fails."""
+    from mlflow import MlflowClient
+
+    uri = config.tracking_uri or default_uri(paths.storage)
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        run_id = run_id or client.create_run("0", run_name=paths.run.name).info.run_id
+        with tempfile.TemporaryDirectory(prefix="raytrain-nlp-") as scratch, _quiet():
+            save_flavour(folder, Path(scratch) / "model", task)
+            client.log_artifacts(run_id, f"{scratch}/model", "model")
+        with contextlib.suppress(Exception):  # it is there already
+            client.create_registered_model(name)
+        source = f"{client.get_run(run_id).info.artifact_uri}/model"
+        return str(client.create_model_version(name, source, run_id=run_id).version)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300].replace(uri, redact(uri))
+        raise RunError(f"the model cannot be registered at {redact(uri)}: {reason}.") from error
+
+
+def save_flavour(folder: Path, target: Path, task: str) -> None:
+    """MLflow's folder of the model: weights as safetensors, loaded through `transformers.pipeline`."""
+    import mlflow.transformers
+    import transformers
+    from huggingface_hub import ModelCard
+
+    card: Any = ModelCard.load(folder / "README.md") if (folder / "README.md").exists() else None
+    pipeline = transformers.pipeline(PIPELINES[task], model=str(folder))
+    packages = [f"{package.__name__}=={package.__version__.partition('+')[0]}" for package in (transformers, __import__("torch"))]
+    mlflow.transformers.save_model(pipeline, str(target), model_card=card, pip_requirements=packages)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without MLflow's warnings of a model card and a licence it would look for on the hub."""
+    logger = logging.getLogger("mlflow")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
