@@ -14,6 +14,9 @@ from rich.text import Text
 from raytrain_nlp.driver.observer import Observer
 from raytrain_nlp.driver.train import TrainResult
 
+_MOST_CLASSES = 12
+"""Of a confusion matrix in the terminal."""
+
 
 class TerminalObserver(Observer):
     """One line: stage, then step, epoch, loss, tokens/s, time left. Without a terminal a line every few seconds."""
@@ -60,7 +63,8 @@ class TerminalObserver(Observer):
         if self._first is None or step < self._first[0]:
             self._first = (step, now)
         done, seconds = step - self._first[0], now - self._first[1]
-        parts = [f"step {step}/{total}", f"epoch {progress['epoch']:.2f}"]
+        parts = [f"step {step}/{total}"]
+        parts += [f"epoch {progress['epoch']:.2f}"] if "epoch" in progress else []
         parts += [f"loss {progress['loss']:.4f}"] if "loss" in progress else []
         parts += [f"{progress['tokens_per_second']:,.0f} tokens/s"] if "tokens_per_second" in progress else []
         parts += [f"{_duration((total - step) * seconds / done)} left"] if done > 0 and step < total else []
@@ -115,3 +119,29 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def print_evaluation(result: Any) -> None:
+    """Figures, then a line for each class, then the confusion matrix where it fits."""
+    print_rows(
+        {
+            "run": result.run_dir,
+            "weights": result.weights,
+            "rows": str(result.rows),
+            "rows in quarantine": str(result.bad_rows),
+            **({"scores": result.scores} if result.scores else {}),
+            **{key: _figure(value) for key, value in sorted(result.metrics.items())},
+        }
+    )
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    if classes := result.report.get("classes"):
+        table = Table("", "precision", "recall", "f1-score", "support", box=None, pad_edge=False)
+        for name, figures in classes.items():
+            if isinstance(figures, dict):
+                table.add_row(name, *(f"{figures[key]:.4f}" for key in ("precision", "recall", "f1-score")), f"{figures['support']:.0f}")
+        console.print(table)
+    if (matrix := result.report.get("confusion_matrix")) and len(matrix) <= _MOST_CLASSES:
+        table = Table("true \\ predicted", *result.labels, box=None, pad_edge=False)
+        for label, row in zip(result.labels, matrix, strict=True):
+            table.add_row(label, *map(str, row))
+        console.print(table)

@@ -4,34 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.driver.cluster import owns_ray
 from raytrain_nlp.errors import RunError
 from raytrain_nlp.paths import RunPaths, read_json
-from raytrain_nlp.worker.spec import WorkerSpec
 
 _ABORT_S = 10.0
 
 
 class Fit:
-    """One `TorchTrainer.fit()`, which another thread may end."""
+    """One `TorchTrainer.fit()`, which another thread may end.
 
-    def __init__(self, in_trial: bool = False) -> None:
-        self._in_trial = in_trial
+    Args:
+        in_trial: it runs in an actor of a sweep, which may die before its Ray does.
+        loop: what each worker runs; default: `worker.loop.run_worker`.
+        todo: what the user may do after a failure.
+    """
+
+    def __init__(self, in_trial: bool = False, loop: Callable[[dict[str, Any]], dict[str, Any]] | None = None, todo: str = " Continue with --resume.") -> None:
+        self._in_trial, self._loop, self._todo = in_trial, loop, todo
         self._controller: Any = None
         self._starting = threading.Lock()
         self.aborted = threading.Event()
 
-    def __call__(self, job: TrainJob, spec: WorkerSpec, paths: RunPaths) -> dict[str, Any]:
+    def __call__(self, job: TrainJob, spec: Any, paths: RunPaths) -> dict[str, Any]:
         import ray.train
         from ray.train.torch import TorchConfig
 
         from raytrain_nlp.worker.loop import run_worker
 
         trainer = self._trainer_class()(
-            run_worker,
+            self._loop or run_worker,
             train_loop_config={"spec": spec},
             torch_config=TorchConfig(backend="nccl" if job.workers.use_gpu else "gloo", timeout_s=job.arguments().get("ddp_timeout", 1800)),
             scaling_config=ray.train.ScalingConfig(
@@ -49,7 +55,7 @@ class Fit:
         except ray.train.TrainingFailedError as error:
             told = read_json(paths.user_error)  # by the rank that failed; where no restart was left, no worker has returned it
             reason = f"the user's code failed: {told['error']}." if told else _reason(error)
-            raise RunError(f"{reason} Logs of all ranks: {paths.logs}. Continue with --resume.") from error
+            raise RunError(f"{reason} Logs of all ranks: {paths.logs}.{self._todo}") from error
         except ray.exceptions.RayActorError as error:
             if not self.aborted.is_set():
                 raise

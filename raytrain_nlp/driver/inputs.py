@@ -35,12 +35,8 @@ def find_job_files(job: TrainJob, storage: Path) -> Files:
     problems: list[Problem] = []
     found: dict[str, list[SourceFile]] = {}
     for split in ("train", "validation"):
-        where = f"data.{split}"
         try:
-            specs = [_builtin(spec, split, storage, where) for spec in sources_of(getattr(job.data, split))]
-            found[split] = find_files(specs, where)
-            if not job.trainer.preprocess:  # it may make the columns
-                problems += _check_columns(found[split], build_task(job.task).required_columns(), where)
+            found[split] = find_split_files(job, split, storage)
         except InputError as error:
             problems += error.problems
     if job.model.name_or_path:
@@ -50,6 +46,16 @@ def find_job_files(job: TrainJob, storage: Path) -> Files:
     if problems:
         raise InputError(problems)
     return Files(found["train"], found["validation"])
+
+
+def find_split_files(job: TrainJob, split: str, storage: Path) -> list[SourceFile]:
+    """The files of one split, with the columns the task needs. Raises `InputError`."""
+    where = f"data.{split}"
+    specs = [_builtin(spec, split, storage, where) for spec in sources_of(getattr(job.data, split))]
+    files = find_files(specs, where)
+    if not job.trainer.preprocess and (problems := _check_columns(files, build_task(job.task).required_columns(), where)):  # it may make the columns
+        raise InputError(problems)
+    return files
 
 
 def _builtin(spec: str, split: str, storage: Path, where: str) -> str:

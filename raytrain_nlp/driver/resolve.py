@@ -84,7 +84,7 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
     for split, split_files in (("train", files.train), ("validation", files.validation)):
         prepare = PrepareSpec(job.task, str(tokenizer_dir), tokenizer_dir.name, task.lengths(job.data.max_length, split), job.data.max_bad_rows, preprocess)
         if split == "train" and job.data.streaming:
-            windows = _window_preparer(job, files.train, prepare, storage, _collate_context(tokenizer, []))
+            windows = _window_preparer(job, files.train, prepare, storage, build_context(tokenizer, []))
             windows.prepare_first(map)
         elif split_files:
             folder = cache_dir(storage, "tokens") / prepare.key(split_files)
@@ -92,13 +92,13 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
             stores[split] = TokenStore(prepare_tokens(split_files, prepare, folder, map_pieces, f"data.{split}"))
             tokenized += stores[split].num_rows if fresh else 0
     labels = find_labels(job, stores["train"]) if windows is None else []
-    context = _collate_context(tokenizer, labels)
-    train = _split(job, stores["train"], None, context, "train", job.data.max_train_rows) if windows is None else windows.spec
+    context = build_context(tokenizer, labels)
+    train = build_split(job, stores["train"], None, context, "train", job.data.max_train_rows) if windows is None else windows.spec
     validation, unseen = None, []
     if "validation" in stores:
         rows_file, unseen = find_known_rows(stores["validation"], labels, job.data.max_bad_rows)
         rows = min(stores["validation"].num_rows - len(unseen), job.data.max_validation_rows or stores["validation"].num_rows)
-        validation = _split(job, stores["validation"], rows_file, context, "validation", rows)
+        validation = build_split(job, stores["validation"], rows_file, context, "validation", rows)
     steps, dropped = (job.arguments()["max_steps"], 0) if windows else _count_steps(train)
     if not steps:
         raise InputError(
@@ -172,12 +172,13 @@ def _count_steps(train: SplitSpec) -> tuple[int, int]:
     return plan.steps_per_epoch, plan.dropped_rows
 
 
-def _collate_context(tokenizer: Any, labels: list[str]) -> CollateContext:
+def build_context(tokenizer: Any, labels: list[str]) -> CollateContext:
+    """What collating needs of tokenizer and labels."""
     pad_ids = (tokenizer.pad_token_id, tokenizer.pad_token_type_id)
     return CollateContext(*pad_ids, tokenizer.padding_side, list(tokenizer.model_input_names), labels, tokenizer.mask_token_id, len(tokenizer))
 
 
-def _split(job: TrainJob, store: TokenStore, rows_file: str | None, context: CollateContext, split: str, most_rows: int | None) -> SplitSpec:
+def build_split(job: TrainJob, store: TokenStore, rows_file: str | None, context: CollateContext, split: str, most_rows: int | None) -> SplitSpec:
     """One split: its rows, packed into blocks where the task packs, in batches."""
     rows = min(store.num_rows, most_rows or store.num_rows)
     packing, blocks = build_task(job.task).packing(job.data.max_length), None

@@ -10,7 +10,7 @@ from typing import Any
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.config import TrainJob, load_job
 from raytrain_nlp.errors import CheckpointError, InputError, Problem, nearest
-from raytrain_nlp.paths import RunPaths, SweepPaths, read_json
+from raytrain_nlp.paths import RunPaths, SweepPaths, cache_dir, read_json
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,12 @@ class Run:
     def result(self) -> dict[str, Any]:
         """What `train` returned; empty where the run has not ended well."""
         return self.record.get("result") or {}
+
+    def token_dir(self, storage: Path) -> Path:
+        """The tokenizer's folder in the cache, whose name is part of the key of tokens; as it was while training, where it is still there."""
+        from raytrain_nlp.modeling.tokenizer import cache_folder
+
+        return cache_folder(self.tokenizer, cache_dir(storage, "tokenizers"))
 
     @property
     def base(self) -> str:
@@ -57,7 +63,7 @@ def find_run(folder: str | Path) -> Run:
     if not isinstance(record, dict) or "job" not in record:
         raise InputError(Problem("RUN", f"is no folder of a run ({path})", _similar(path) or "Name storage_path/name of a run, e.g. runs/quickstart."))
     job = load_job({**record["job"], "storage_path": str(paths.storage), "name": path.name})
-    tokenizer = next((found for found in (paths.model, Path(record.get("tokenizer", ""))) if (found / "tokenizer_config.json").exists()), None)
+    tokenizer = next((found for found in (Path(record.get("tokenizer", "")), paths.model) if (found / "tokenizer_config.json").exists()), None)
     if tokenizer is None:
         raise InputError(Problem("RUN", f"has no tokenizer yet ({path})", "Start it again with --resume."))
     return Run(paths, job, record.get("labels") or (record.get("result") or {}).get("labels") or [], tokenizer, record)

@@ -42,6 +42,11 @@ def cache_tokenizer(config: ModelConfig, cache: Path) -> Path:
     return _keep(tokenizer, cache)
 
 
+def cache_folder(folder: Path, cache: Path) -> Path:
+    """The tokenizer of a folder in `cache`; that folder itself where it is there already."""
+    return folder if folder.parent == cache else _keep(load_tokenizer(str(folder)), cache)
+
+
 _KINDS: dict[str, dict[str, Any]] = {
     "encoder": {  # as BERT
         "names": {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"},

@@ -132,6 +132,12 @@ class Task(Protocol):
     def build_metrics(self, labels: list[str], tokenizer: Any) -> Callable[[Any], Metrics]:
         """A `compute_metrics` in Hugging Face's sense; names without the `eval_` prefix. `losses` holds the mean loss."""
 
+    def build_report(self, predictions: Any, truth: Any, labels: list[str]) -> dict[str, Any]:
+        """Figures of each class and the confusion matrix, where there are classes; what `compute_metrics` gets."""
+
+    def score_rows(self, predictions: Any, truth: Any, labels: list[str], tokenizer: Any) -> Iterator[dict[str, Any]]:
+        """What evaluation found for each row, in order: plain values."""
+
 
 class TaskDefaults:
     """The answers of a task without classes, packing and generation."""
@@ -170,6 +176,14 @@ class TaskDefaults:
 
     def reduce_logits(self, logits: Any, labels: Any) -> Any:
         return logits
+
+    def build_report(self, predictions: Any, truth: Any, labels: list[str]) -> dict[str, Any]:
+        return {}
+
+    def score_rows(self, predictions: Any, truth: Any, labels: list[str], tokenizer: Any) -> Iterator[dict[str, Any]]:
+        """Of language models, which keep two counts of each row."""
+        predictions = predictions[0] if isinstance(predictions, tuple) else predictions  # beside them, what the user's own figures read
+        yield from ({"tokens": int(counted), "accuracy": float(right / max(counted, 1))} for right, counted in predictions)
 
 
 def check_text(values: dict[str, Any], column: str) -> str | None:

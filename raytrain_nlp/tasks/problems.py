@@ -6,7 +6,7 @@ Each kind knows which values it takes, how a value is stored with the tokens, an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,23 @@ class SingleLabel:
         return {"accuracy": accuracy_score(truth, best), "f1": f1_score(truth, best, zero_division=0), "mcc": matthews_corrcoef(truth, best)}
 
 
+    def report(self, logits: np.ndarray, truth: np.ndarray, labels: list[str]) -> dict[str, Any]:
+        """Precision, recall, F1 and rows of each class; the confusion matrix, a row for each true class."""
+        from sklearn.metrics import confusion_matrix
+
+        best, ids = np.argmax(logits, axis=-1), list(range(len(labels)))
+        return {**_of_classes(truth, best, labels), "confusion_matrix": confusion_matrix(truth, best, labels=ids).tolist()}
+
+    def rows(self, logits: np.ndarray, labels: list[str]) -> Iterator[dict[str, Any]]:
+        """The likeliest class of each row, and the probability of each class."""
+        for row in _softmax(logits):
+            yield {"prediction": labels[int(row.argmax())], "probabilities": {name: float(value) for name, value in zip(labels, row, strict=True)}}
+
+    def truth(self, value: Any, labels: list[str]) -> Any:
+        """A row of `tensor` as the user wrote it."""
+        return labels[int(value)]
+
+
 class MultiLabel(SingleLabel):
     """Any number of classes, none included: a list of integers or texts."""
 
@@ -103,6 +120,19 @@ class MultiLabel(SingleLabel):
         chosen, truth = (logits >= 0).astype(int), truth.astype(int)
         figures = {f"f1_{average}": f1_score(truth, chosen, average=average, zero_division=0) for average in ("micro", "macro")}
         return {**figures, "accuracy": accuracy_score(truth, chosen)}
+
+
+    def report(self, logits: np.ndarray, truth: np.ndarray, labels: list[str]) -> dict[str, Any]:
+        return _of_classes(truth.astype(int), (logits >= 0).astype(int), labels)
+
+    def rows(self, logits: np.ndarray, labels: list[str]) -> Iterator[dict[str, Any]]:
+        """The classes of each row, and the probability of each."""
+        for row in 1 / (1 + np.exp(-logits.astype(np.float64))):
+            chosen = [name for name, value in zip(labels, row, strict=True) if value >= 0.5]
+            yield {"prediction": chosen, "probabilities": {name: float(value) for name, value in zip(labels, row, strict=True)}}
+
+    def truth(self, value: Any, labels: list[str]) -> Any:
+        return [name for name, chosen in zip(labels, value, strict=True) if chosen]
 
 
 class Regression:
@@ -140,6 +170,30 @@ class Regression:
         defined = len(truth) > 1 and np.ptp(guess) > 0 and np.ptp(truth) > 0
         figures = {"pearson": pearsonr(guess, truth).statistic, "spearmanr": spearmanr(guess, truth).statistic} if defined else {"pearson": 0.0, "spearmanr": 0.0}
         return {**figures, "mse": np.mean((guess - truth) ** 2)}
+
+
+    def report(self, logits: np.ndarray, truth: np.ndarray, labels: list[str]) -> dict[str, Any]:
+        return {}
+
+    def rows(self, logits: np.ndarray, labels: list[str]) -> Iterator[dict[str, Any]]:
+        """The number of each row."""
+        yield from ({"prediction": float(value)} for value in logits.reshape(-1))
+
+    def truth(self, value: Any, labels: list[str]) -> Any:
+        return float(np.asarray(value).reshape(-1)[0])
+
+
+def _of_classes(truth: np.ndarray, chosen: np.ndarray, labels: list[str]) -> dict[str, Any]:
+    from sklearn.metrics import classification_report
+
+    ids = list(range(len(labels)))
+    return {"classes": classification_report(truth, chosen, labels=ids, target_names=labels, output_dict=True, zero_division=0)}
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    """Float64 [rows, classes], each row with sum 1."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
 def glue_metrics(glue: str, metrics: Metrics) -> Metrics:

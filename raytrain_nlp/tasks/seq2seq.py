@@ -100,6 +100,11 @@ class Seq2SeqTask(TaskDefaults):
         return compute_metrics
 
 
+    def score_rows(self, predictions: Any, truth: Any, labels: list[str], tokenizer: Any) -> Iterator[dict[str, Any]]:
+        for guess, reference in zip(decode(predictions, tokenizer), decode(truth, tokenizer), strict=True):
+            yield {"prediction": guess, "reference": reference}
+
+
 class SummarizationTask(Seq2SeqTask):
     """Texts to summaries."""
 

@@ -75,9 +75,20 @@ class TextClassificationTask(TaskDefaults):
 
     def build_metrics(self, labels: list[str], tokenizer: Any) -> Callable[[Any], Metrics]:
         def compute_metrics(prediction: Any) -> Metrics:
-            logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-            metrics = self.problem.metrics(logits, prediction.label_ids, labels)
+            metrics = self.problem.metrics(_logits(prediction.predictions), prediction.label_ids, labels)
             metrics = glue_metrics(self.config.glue, metrics) if self.config.glue else metrics
             return {name: float(value) for name, value in metrics.items()}
 
         return compute_metrics
+
+    def build_report(self, predictions: Any, truth: Any, labels: list[str]) -> dict[str, Any]:
+        return self.problem.report(_logits(predictions), truth, labels)
+
+    def score_rows(self, predictions: Any, truth: Any, labels: list[str], tokenizer: Any) -> Iterator[dict[str, Any]]:
+        for value, row in zip(truth, self.problem.rows(_logits(predictions), labels), strict=True):
+            yield {"label": self.problem.truth(value, labels), **row}
+
+
+def _logits(predictions: Any) -> np.ndarray:
+    """Of what a model gives, which may be a tuple."""
+    return predictions[0] if isinstance(predictions, tuple) else predictions

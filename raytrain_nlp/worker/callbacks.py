@@ -44,12 +44,7 @@ class EventCallback(TrainerCallback):
         if now - self._shown >= _PROGRESS_S or state.global_step == self._total_steps:
             self._shown = now
             shown = {key: self._last[key] for key in ("loss", "tokens_per_second") if key in self._last}
-            self._write({"step": state.global_step, "total": self._total_steps, "epoch": state.epoch, **shown})
-
-    def _write(self, progress: dict[str, Any]) -> None:
-        temporary = self._progress.with_suffix(".new")
-        temporary.write_text(json.dumps(progress))
-        os.replace(temporary, self._progress)
+            _write_progress(self._progress, {"step": state.global_step, "total": self._total_steps, "epoch": state.epoch, **shown})
 
     def _system(self) -> dict[str, float]:
         """MLflow's names for system metrics; megabytes and percent, of this node and this process."""
@@ -63,3 +58,24 @@ class EventCallback(TrainerCallback):
         if torch.cuda.is_available():
             figures["system/gpu_memory_peak_megabytes"] = torch.cuda.max_memory_allocated() / 1e6
         return figures
+
+
+class EvalProgress(TrainerCallback):
+    """On the first rank: which batch of an evaluation is scored, to `progress.json`."""
+
+    def __init__(self, progress: Path, total_steps: int):
+        self._progress, self._total_steps = progress, total_steps
+        self._step, self._shown = 0, 0.0
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._step += 1
+        now = time.monotonic()
+        if now - self._shown >= _PROGRESS_S or self._step == self._total_steps:
+            self._shown = now
+            _write_progress(self._progress, {"step": self._step, "total": self._total_steps})
+
+
+def _write_progress(path: Path, progress: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(progress))
+    os.replace(temporary, path)

@@ -26,7 +26,11 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     Returns `{"result": ...}`, or `{"error": ...}` for errors that all ranks see alike and that no restart can mend. An error in
     the user's code is raised, as other ranks may be waiting for this one; the workers that Ray starts again then return it.
     """
-    spec: WorkerSpec = config["spec"]
+    return run_guarded(config["spec"], _run)
+
+
+def run_guarded(spec: Any, body: Callable[[Any, RunPaths, str], dict[str, Any]]) -> dict[str, Any]:
+    """`body(spec, paths, scratch)` with this rank's log, and its errors as `run_worker` returns them."""
     paths = RunPaths(spec.storage_path, spec.name)
     if told := read_json(paths.user_error):
         return {"error": RunError(f"the user's code failed: {told['error']}. Logs of all ranks: {paths.logs}.")}
@@ -35,7 +39,7 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     _set_threads()
     with rank_log(paths.logs, int(os.environ["RANK"])), tempfile.TemporaryDirectory(prefix="raytrain-nlp-") as scratch:
         try:
-            return {"result": _run(spec, paths, scratch)}
+            return {"result": body(spec, paths, scratch)}
         except (NonFiniteLossError, InputError) as error:
             traceback.print_exc()
             return {"error": error}

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from accelerate.utils import DistributedDataParallelKwargs
 from transformers import Trainer
+from transformers.integrations.deepspeed import deepspeed_init
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, denumpify_detensorize
 
 from raytrain_nlp.errors import NonFiniteLossError
@@ -38,9 +39,9 @@ class FeedMixin:
         self,
         *args: Any,
         task: Task,
-        train_loader: TrainLoader,
+        train_loader: TrainLoader | None,
         eval_loader: EvalLoader | None,
-        checkpointer: Checkpointer,
+        checkpointer: Checkpointer | None,
         locate_row: Any,
         keep_labels: bool,
         gather_for_generation: bool = False,
@@ -50,6 +51,7 @@ class FeedMixin:
         self._checkpointer, self._locate_row = checkpointer, locate_row
         self._keep_labels, self._gather_for_generation = keep_labels, gather_for_generation
         self._global_weight: float | None = None
+        self._prepared = False
         self.scored_step: int | None = None
         """Step of the newest evaluation."""
         self.scored: tuple[Any, Any] | None = None
@@ -59,7 +61,7 @@ class FeedMixin:
         self._meter = Meter()
         self.fresh_groups: list[dict[str, Any]] = []
         """Hyper-parameters of the optimizer's groups, as the job asks for them."""
-        dataset = train_loader.feed
+        dataset = train_loader.feed if train_loader else None
         super().__init__(*args, train_dataset=dataset, eval_dataset=eval_loader.dataset if eval_loader else None, **kwargs)
         self._forward_kwargs = _accepted(self.accelerator.unwrap_model(self.model).forward, task.forward_kwargs())
         # methods the user overrides may have the signatures of older versions
@@ -184,6 +186,8 @@ class FeedMixin:
     ) -> EvalLoopOutput:
         loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
         gathers = self._gather_for_generation and getattr(self.args, "predict_with_generate", False) and not loss_only
+        if not self._prepared:
+            self._prepare_for_evaluation()
         with gathered_weights(self) if gathers else contextlib.nullcontext() as whole:
             model = whole or self._wrap_model(self.model, training=False)
             if whole is not None:
@@ -196,6 +200,15 @@ class FeedMixin:
         self.model.train()
         self.scored_step = self.state.global_step
         return output or EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_rows)
+
+    def _prepare_for_evaluation(self) -> None:
+        """Evaluation without training: sharded, or in mixed precision, as `Trainer.evaluation_loop` prepares it."""
+        self._prepared = True
+        if self.is_deepspeed_enabled:
+            deepspeed_init(self, num_training_steps=0, inference=True)
+            self.model_wrapped = self.deepspeed = self.accelerator.prepare(self.model)
+        else:
+            self.model_wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=True)
 
     def _predict(self, model: Any, inputs: FeedBatch, loss_only: bool, ignore_keys: list[str] | None) -> _Part | None:
         """One micro-batch; None where this rank only kept the others company."""
@@ -236,6 +249,7 @@ class FeedMixin:
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         self._checkpointer.attach(self)
+        self._prepared = True
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self.is_deepspeed_enabled:  # accelerate's backward of DeepSpeed ends with the update
             update = self.deepspeed.step

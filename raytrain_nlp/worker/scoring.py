@@ -1,0 +1,113 @@
+"""Evaluation alone: the weights of a folder on the rows of one split, scored by the trainer that scores them while training."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raytrain_nlp.config import TrainJob, load_job
+from raytrain_nlp.data.split import Split, SplitSpec
+from raytrain_nlp.paths import RunPaths
+from raytrain_nlp.tracking.events import EventLog
+from raytrain_nlp.worker.loop import run_guarded
+
+SCORES = "scores.jsonl"
+
+
+@dataclass(frozen=True)
+class ScoringSpec:
+    """One evaluation, as its workers see it. Plain values only."""
+
+    job: dict[str, Any]
+    """The run's job; its model is the base of `weights` where these are an adapter's."""
+    storage_path: str
+    name: str
+    weights: str
+    """Folder of a model or an adapter."""
+    tokenizer_dir: str
+    labels: list[str]
+    validation: SplitSpec
+    eval_steps: int
+    code_folder: str
+    keep_rows: bool
+    """Write what was found for each row."""
+
+
+def run_scoring(config: dict[str, Any]) -> dict[str, Any]:
+    """Ray Train's `train_loop_per_worker`; returns as `worker.loop.run_worker` does."""
+    return run_guarded(config["spec"], _score)
+
+
+def _score(spec: ScoringSpec, paths: RunPaths, scratch: str) -> dict[str, Any]:
+    rank = int(os.environ["RANK"])
+    EventLog(paths.events if rank == 0 else None).write("start", step=0, world_size=int(os.environ["WORLD_SIZE"]), pids=[os.getpid()])
+    trainer, task = _build_trainer(spec, load_job(spec.job), paths, scratch)
+    metrics = {key: value for key, value in trainer.evaluate().items() if key.startswith("eval_")}
+    if trainer.scored is None:  # not the first rank
+        return {"metrics": metrics}
+    predictions, truth = trainer.scored
+    if spec.keep_rows:
+        _write_rows(paths.run / SCORES, Split(spec.validation), task.score_rows(predictions, truth, spec.labels, trainer.processing_class))
+    return {"metrics": metrics, "report": task.build_report(predictions, truth, spec.labels)}
+
+
+def _build_trainer(spec: ScoringSpec, job: TrainJob, paths: RunPaths, scratch: str) -> tuple[Any, Any]:
+    from transformers import PrinterCallback, set_seed
+
+    from raytrain_nlp.modeling.tokenizer import load_tokenizer
+    from raytrain_nlp.tasks import build_task
+    from raytrain_nlp.worker.arguments import apply_deepspeed_environment, build_arguments
+    from raytrain_nlp.worker.callbacks import EvalProgress
+    from raytrain_nlp.worker.extensions import find_trainer_class, find_user_metrics
+    from raytrain_nlp.worker.loader import EvalLoader
+    from raytrain_nlp.worker.metrics import build_metrics
+    from raytrain_nlp.worker.trainer import build_trainer_class
+
+    if job.deepspeed.enabled:
+        apply_deepspeed_environment(job.workers.use_gpu)
+    task = build_task(job.task)
+    arguments, tokenizer = build_arguments(job, scratch, task.generates), load_tokenizer(spec.tokenizer_dir)
+    set_seed(arguments.seed)
+    compute_metrics, preprocess_logits, keep_labels = build_metrics(task, spec.labels, tokenizer, find_user_metrics(job, spec.code_folder))
+    loader = EvalLoader(
+        spec.validation, steps=spec.eval_steps, world_size=arguments.world_size, rank=arguments.process_index, cpus=job.data.feed_cpus_per_worker
+    )
+    trainer = build_trainer_class(find_trainer_class(job, task, spec.code_folder))(
+        model=_load_weights(spec, job, task, tokenizer),
+        args=arguments,
+        processing_class=tokenizer,
+        compute_metrics=compute_metrics,
+        preprocess_logits_for_metrics=preprocess_logits,
+        callbacks=[EvalProgress(paths.run / "progress.json", spec.eval_steps)] if arguments.process_index == 0 else [],
+        task=task,
+        train_loader=None,
+        eval_loader=loader,
+        checkpointer=None,
+        locate_row=None,
+        keep_labels=keep_labels,
+        gather_for_generation=getattr(job.task, "gather_for_generation", False),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer, task
+
+
+def _load_weights(spec: ScoringSpec, job: TrainJob, task: Any, tokenizer: Any) -> Any:
+    from raytrain_nlp.modeling.model import load_model
+
+    if not (Path(spec.weights) / "adapter_config.json").exists():
+        whole = job.model.model_copy(update={"name_or_path": spec.weights, "config": None, "revision": None})
+        return load_model(whole, task, spec.labels, tokenizer)
+    import peft
+
+    return peft.PeftModel.from_pretrained(load_model(job.model, task, spec.labels, tokenizer), spec.weights)
+
+
+def _write_rows(path: Path, split: Split, rows: Any) -> None:
+    """A line for each row, in their order: number, place in its file, and what was found."""
+    with path.open("w", encoding="utf-8") as file:
+        for number, row in enumerate(rows):
+            source, _, line = split.locate(number).rpartition(":")
+            file.write(json.dumps({"row": number, "source": source, "line": int(line), **row}, ensure_ascii=False) + "\n")
