@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from raytrain_nlp.driver.check import CheckReport, check
     from raytrain_nlp.driver.evaluate import EvaluateResult, evaluate
     from raytrain_nlp.driver.export import ExportResult, export
+    from raytrain_nlp.driver.predict import PredictResult, predict
     from raytrain_nlp.driver.train import TrainResult, train
     from raytrain_nlp.errors import CheckpointError, InputError, NonFiniteLossError, RaytrainNlpError, RunError
     from raytrain_nlp.tuning.results import SweepResult
@@ -27,12 +28,12 @@ _HOME = {
     "CheckReport": "driver.check", "check": "driver.check", "TrainJob": "config", "load_job": "config", "TrainResult": "driver.train", "train": "driver.train",
     "CheckpointError": "errors", "InputError": "errors", "NonFiniteLossError": "errors", "RaytrainNlpError": "errors", "RunError": "errors",
     "EvaluateResult": "driver.evaluate", "evaluate": "driver.evaluate", "ExportResult": "driver.export", "export": "driver.export",
-    "from_hf": "config.from_hf", "SweepResult": "tuning.results", "sweep": "tuning.sweep",
+    "PredictResult": "driver.predict", "predict": "driver.predict", "from_hf": "config.from_hf", "SweepResult": "tuning.results", "sweep": "tuning.sweep",
 }  # fmt: skip
 
 __all__ = [
-    "CheckReport", "CheckpointError", "EvaluateResult", "ExportResult", "InputError", "NonFiniteLossError", "RaytrainNlpError", "RunError", "SweepResult",
-    "TrainJob", "TrainResult", "check", "evaluate", "export", "from_hf", "load_job", "sweep", "train",
+    "CheckReport", "CheckpointError", "EvaluateResult", "ExportResult", "InputError", "NonFiniteLossError", "PredictResult", "RaytrainNlpError", "RunError",
+    "SweepResult", "TrainJob", "TrainResult", "check", "evaluate", "export", "from_hf", "load_job", "predict", "sweep", "train",
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from raytrain_nlp.cli import check, evaluate, export, from_hf, init, sweep, train
+from raytrain_nlp.cli import check, evaluate, export, from_hf, init, predict, sweep, train
 from raytrain_nlp.errors import InputError, RunError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command("check", help=check.HELP)(check.run)
 app.command("train", help=train.HELP)(train.run)
 app.command("sweep", help=sweep.HELP)(sweep.run)
 app.command("evaluate", help=evaluate.HELP)(evaluate.run)
+app.command("predict", help=predict.HELP)(predict.run)
 app.command("export", help=export.HELP)(export.run)
 app.command("init", help=init.HELP)(init.run)
 app.command("from-hf", help=from_hf.HELP, context_settings=from_hf.SETTINGS)(from_hf.run)

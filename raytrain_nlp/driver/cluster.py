@@ -200,14 +200,21 @@ def map_on_cluster(function: Callable[[dict[str, Any]], dict[str, Any]], items: 
     """`function` over `items` with Ray Data: in order, results streamed, a bounded number in flight."""
     import ray.data
 
+    set_data_context(verbose)
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(function, num_cpus=1)
+    return dataset.iter_rows()
+
+
+def set_data_context(verbose: bool) -> None:
+    """Ray Data in this process: results in the order of their inputs, nothing of its own on the terminal."""
+    import ray.data
+
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = -1
     if not verbose:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(function, num_cpus=1)
-    return dataset.iter_rows()
 
 
 @contextlib.contextmanager

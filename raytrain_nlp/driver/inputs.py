@@ -53,7 +53,7 @@ def find_split_files(job: TrainJob, split: str, storage: Path) -> list[SourceFil
     where = f"data.{split}"
     specs = [_builtin(spec, split, storage, where) for spec in sources_of(getattr(job.data, split))]
     files = find_files(specs, where)
-    if not job.trainer.preprocess and (problems := _check_columns(files, build_task(job.task).required_columns(), where)):  # it may make the columns
+    if not job.trainer.preprocess and (problems := check_columns(files, build_task(job.task).required_columns(), where)):  # it may make the columns
         raise InputError(problems)
     return files
 
@@ -62,7 +62,7 @@ def _builtin(spec: str, split: str, storage: Path, where: str) -> str:
     return str(build_builtin(spec, cache_dir(storage, "sources"), where)[split]) if spec.startswith(PREFIX) else spec
 
 
-def _check_columns(files: list[SourceFile], required: list[str], where: str) -> list[Problem]:
+def check_columns(files: list[SourceFile], required: list[str], where: str) -> list[Problem]:
     """Columns that none of the first rows has. A column missing in some rows only is a matter for the quarantine."""
     problems = []
     for file in files[:64]:

@@ -138,6 +138,23 @@ class Task(Protocol):
     def score_rows(self, predictions: Any, truth: Any, labels: list[str], tokenizer: Any) -> Iterator[dict[str, Any]]:
         """What evaluation found for each row, in order: plain values."""
 
+    # Rows that are predicted and have no label
+
+    def input_columns(self) -> list[str]:
+        """Columns a row must have."""
+
+    def check_input(self, values: dict[str, Any]) -> str | None:
+        """Why no prediction is possible for a row, or None."""
+
+    def encode_inputs(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Columns:
+        """Good rows to token columns, `input_ids` among them."""
+
+    def collate_inputs(self, columns: Columns, context: CollateContext) -> dict[str, np.ndarray]:
+        """The padded inputs of the model; shapes [rows, longest row]."""
+
+    def predict(self, model: Any, inputs: dict[str, Any], labels: list[str], tokenizer: Any, generation: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """What the model says of each row, in order: plain values, under the same names for all rows."""
+
 
 class TaskDefaults:
     """The answers of a task without classes, packing and generation."""
@@ -184,6 +201,20 @@ class TaskDefaults:
         """Of language models, which keep two counts of each row."""
         predictions = predictions[0] if isinstance(predictions, tuple) else predictions  # beside them, what the user's own figures read
         yield from ({"tokens": int(counted), "accuracy": float(right / max(counted, 1))} for right, counted in predictions)
+
+
+    def input_columns(self) -> list[str]:
+        return self.required_columns()
+
+    def check_input(self, values: dict[str, Any]) -> str | None:
+        return next((reason for column in self.input_columns() if (reason := check_text(values, column))), None)
+
+    def collate_inputs(self, columns: Columns, context: CollateContext) -> dict[str, np.ndarray]:
+        rows, side = columns["input_ids"], context.padding_side
+        batch = {"input_ids": pad(rows, context.pad_token_id, side), "attention_mask": attention_mask(rows, side)}
+        if "token_type_ids" in columns and "token_type_ids" in context.model_inputs:
+            batch["token_type_ids"] = pad(columns["token_type_ids"], context.pad_token_type_id, side).astype(np.int8)
+        return batch
 
 
 def check_text(values: dict[str, Any], column: str) -> str | None:

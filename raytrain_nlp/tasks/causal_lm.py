@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,33 @@ class CausalLmTask(TaskDefaults):
 
     def build_metrics(self, labels: list[str], tokenizer: Any) -> Callable[[Any], Metrics]:
         return token_metrics
+
+    # Prediction: what follows a text, a prompt or a chat
+
+    def input_columns(self) -> list[str]:
+        return self.columns[:1]
+
+    def check_input(self, values: dict[str, Any]) -> str | None:
+        if self.kind == "messages":
+            return chat.check_messages(values, self.columns[0], answered=False)
+        return check_text(values, self.columns[0])
+
+    def encode_inputs(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Columns:
+        """The last tokens, where there are too many: the answer follows them."""
+        if self.kind == "messages":
+            ids = [chat.encode_question(row[self.columns[0]], tokenizer) for row in rows]
+        else:
+            ids = tokenizer([unicode_text(row[self.columns[0]]) for row in rows], return_attention_mask=False)["input_ids"]
+            eos = tokenizer.eos_token_id
+            ids = [row[:-1] if row and eos is not None and row[-1] == eos else row for row in ids]
+        return {"input_ids": [row[-lengths.source :] if lengths.source else row for row in ids]}
+
+    def collate_inputs(self, columns: Columns, context: CollateContext) -> dict[str, np.ndarray]:
+        return super().collate_inputs(columns, replace(context, padding_side="left"))  # generation goes on at the right
+
+    def predict(self, model: Any, inputs: dict[str, Any], labels: list[str], tokenizer: Any, generation: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        generated = model.generate(**inputs, **{"pad_token_id": tokenizer.pad_token_id, **generation})[:, inputs["input_ids"].shape[1] :]
+        yield from ({"prediction": text} for text in tokenizer.batch_decode(generated, skip_special_tokens=True))
 
 
 def token_metrics(prediction: Any) -> Metrics:

@@ -8,8 +8,8 @@ from typing import Any
 from raytrain_nlp.tasks.base import unicode_text
 
 
-def check_messages(values: dict[str, Any], column: str) -> str | None:
-    """Why a field is no chat, or None."""
+def check_messages(values: dict[str, Any], column: str, answered: bool = True) -> str | None:
+    """Why a field is no chat, or no `answered` one, or None."""
     if column not in values:
         return f"field '{column}' is missing"
     messages = values[column]
@@ -18,9 +18,18 @@ def check_messages(values: dict[str, Any], column: str) -> str | None:
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
             return f"field '{column}' holds a message without role and content"
-    if not any(message["role"] == "assistant" for message in messages):
+    if answered and not any(message["role"] == "assistant" for message in messages):
         return f"field '{column}' has no message of the assistant"
+    if not answered and all(message["role"] == "assistant" for message in messages):
+        return f"field '{column}' has no message to answer"
     return None
+
+
+def encode_question(messages: list[dict[str, Any]], tokenizer: Any) -> list[int]:
+    """Tokens of a chat up to where the assistant answers; an answer that is there already is left out."""
+    while messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    return _tokens(tokenizer, [{**message, "content": unicode_text(message["content"])} for message in messages], add_generation_prompt=True)
 
 
 def encode_messages(messages: list[dict[str, Any]], tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -91,3 +91,17 @@ class MaskedLmTask(TaskDefaults):
 
     def build_metrics(self, labels: list[str], tokenizer: Any) -> Callable[[Any], Metrics]:
         return token_metrics
+
+    # Prediction: the tokens behind the masks
+
+    def encode_inputs(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Columns:
+        texts = [unicode_text(row[self.config.text_column]) for row in rows]
+        return {"input_ids": tokenizer(texts, truncation=True, max_length=lengths.source, return_attention_mask=False)["input_ids"]}
+
+    def predict(self, model: Any, inputs: dict[str, Any], labels: list[str], tokenizer: Any, generation: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The text with its masks filled, the likeliest token of each mask and its probability."""
+        probabilities, best = model(**inputs).logits.float().softmax(-1).max(-1)
+        masks = inputs["input_ids"] == tokenizer.mask_token_id
+        for ids, mask, guess, score in zip(inputs["input_ids"], masks, best, probabilities, strict=True):
+            filled = tokenizer.decode(ids.where(~mask, guess), skip_special_tokens=True)
+            yield {"prediction": filled, "tokens": [tokenizer.decode(token).strip() for token in guess[mask]], "scores": score[mask].tolist()}

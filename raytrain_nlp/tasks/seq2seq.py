@@ -53,13 +53,9 @@ class Seq2SeqTask(TaskDefaults):
         return Lengths(config.max_source_length or max_length, config.max_target_length if split == "train" else evaluated)
 
     def encode(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Columns:
-        source, target = self.source_and_target()
-        pairs = [self.pair(row) for row in rows]
-        self.apply_languages(tokenizer)
-        sources = [self.config.source_prefix + unicode_text(pair[source]) for pair in pairs]
-        encoded = tokenizer(sources, truncation=True, max_length=lengths.source, return_attention_mask=False)
-        targets = tokenizer(text_target=[unicode_text(pair[target]) for pair in pairs], truncation=True, max_length=lengths.target, return_attention_mask=False)
-        return {"input_ids": encoded["input_ids"], "labels": targets["input_ids"]}
+        columns, target = self.encode_inputs(rows, tokenizer, lengths), self.source_and_target()[1]
+        texts = [unicode_text(self.pair(row)[target]) for row in rows]
+        return {**columns, "labels": tokenizer(text_target=texts, truncation=True, max_length=lengths.target, return_attention_mask=False)["input_ids"]}
 
     def apply_languages(self, tokenizer: Any) -> None:
         """Tell a multilingual tokenizer what it reads and writes."""
@@ -99,10 +95,27 @@ class Seq2SeqTask(TaskDefaults):
 
         return compute_metrics
 
-
     def score_rows(self, predictions: Any, truth: Any, labels: list[str], tokenizer: Any) -> Iterator[dict[str, Any]]:
         for guess, reference in zip(decode(predictions, tokenizer), decode(truth, tokenizer), strict=True):
             yield {"prediction": guess, "reference": reference}
+
+
+    # Prediction
+
+    def input_columns(self) -> list[str]:
+        return self.required_columns()[:1]
+
+    def check_input(self, values: dict[str, Any]) -> str | None:
+        return check_text(self.pair(values), self.source_and_target()[0])
+
+    def encode_inputs(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Columns:
+        source = self.source_and_target()[0]
+        self.apply_languages(tokenizer)
+        sources = [self.config.source_prefix + unicode_text(self.pair(row)[source]) for row in rows]
+        return {"input_ids": tokenizer(sources, truncation=True, max_length=lengths.source, return_attention_mask=False)["input_ids"]}
+
+    def predict(self, model: Any, inputs: dict[str, Any], labels: list[str], tokenizer: Any, generation: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        yield from ({"prediction": text} for text in decode(model.generate(**inputs, **generation).cpu().numpy(), tokenizer))
 
 
 class SummarizationTask(Seq2SeqTask):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from raytrain_nlp.config.classification import TextClassification
-from raytrain_nlp.tasks.base import CollateContext, Columns, Lengths, Metrics, Place, TaskDefaults, attention_mask, check_text, pad, unicode_text
+from raytrain_nlp.tasks.base import CollateContext, Columns, Lengths, Metrics, Place, TaskDefaults, check_text, unicode_text
 from raytrain_nlp.tasks.problems import MultiLabel, Regression, SingleLabel, glue_metrics
 
 _PROBLEMS = {
@@ -49,23 +49,11 @@ class TextClassificationTask(TaskDefaults):
         yield from (unicode_text(values[column]) for column in self.config.text_columns)
 
     def encode(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Columns:
-        texts = [[unicode_text(row[column]) for row in rows] for column in self.config.text_columns]
-        encoded = tokenizer(*texts, truncation=True, max_length=lengths.source, return_attention_mask=False)
-        columns: Columns = {key: list(encoded[key]) for key in encoded if key in ("input_ids", "token_type_ids")}
-        columns["label"] = [self.problem.stored(row[self.config.label_column]) for row in rows]
-        return columns
+        labels = [self.problem.stored(row[self.config.label_column]) for row in rows]
+        return {**self.encode_inputs(rows, tokenizer, lengths), "label": labels}
 
     def collate(self, columns: Columns, context: CollateContext, place: Place) -> dict[str, np.ndarray]:
-        rows = columns["input_ids"]
-        label_ids = context.label_ids
-        batch = {
-            "input_ids": pad(rows, context.pad_token_id, context.padding_side),
-            "attention_mask": attention_mask(rows, context.padding_side),
-            "labels": self.problem.tensor(columns["label"], label_ids),
-        }
-        if "token_type_ids" in columns and "token_type_ids" in context.model_inputs:
-            batch["token_type_ids"] = pad(columns["token_type_ids"], context.pad_token_type_id, context.padding_side).astype(np.int8)
-        return batch
+        return {**self.collate_inputs(columns, context), "labels": self.problem.tensor(columns["label"], context.label_ids)}
 
     def classes(self, columns: Columns) -> Iterable[str]:
         return self.problem.classes(columns["label"])
@@ -87,6 +75,19 @@ class TextClassificationTask(TaskDefaults):
     def score_rows(self, predictions: Any, truth: Any, labels: list[str], tokenizer: Any) -> Iterator[dict[str, Any]]:
         for value, row in zip(truth, self.problem.rows(_logits(predictions), labels), strict=True):
             yield {"label": self.problem.truth(value, labels), **row}
+
+    # Prediction
+
+    def input_columns(self) -> list[str]:
+        return list(self.config.text_columns)
+
+    def encode_inputs(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Columns:
+        texts = [[unicode_text(row[column]) for row in rows] for column in self.config.text_columns]
+        encoded = tokenizer(*texts, truncation=True, max_length=lengths.source, return_attention_mask=False)
+        return {key: list(encoded[key]) for key in encoded if key in ("input_ids", "token_type_ids")}
+
+    def predict(self, model: Any, inputs: dict[str, Any], labels: list[str], tokenizer: Any, generation: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        yield from self.problem.rows(model(**inputs).logits.float().cpu().numpy(), labels)
 
 
 def _logits(predictions: Any) -> np.ndarray:

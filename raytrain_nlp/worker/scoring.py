@@ -57,6 +57,7 @@ def _score(spec: ScoringSpec, paths: RunPaths, scratch: str) -> dict[str, Any]:
 def _build_trainer(spec: ScoringSpec, job: TrainJob, paths: RunPaths, scratch: str) -> tuple[Any, Any]:
     from transformers import PrinterCallback, set_seed
 
+    from raytrain_nlp.modeling.load import load_trained
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
     from raytrain_nlp.tasks import build_task
     from raytrain_nlp.worker.arguments import apply_deepspeed_environment, build_arguments
@@ -76,7 +77,7 @@ def _build_trainer(spec: ScoringSpec, job: TrainJob, paths: RunPaths, scratch: s
         spec.validation, steps=spec.eval_steps, world_size=arguments.world_size, rank=arguments.process_index, cpus=job.data.feed_cpus_per_worker
     )
     trainer = build_trainer_class(find_trainer_class(job, task, spec.code_folder))(
-        model=_load_weights(spec, job, task, tokenizer),
+        model=load_trained(Path(spec.weights), job.model, task, spec.labels, tokenizer),
         args=arguments,
         processing_class=tokenizer,
         compute_metrics=compute_metrics,
@@ -92,17 +93,6 @@ def _build_trainer(spec: ScoringSpec, job: TrainJob, paths: RunPaths, scratch: s
     )
     trainer.remove_callback(PrinterCallback)
     return trainer, task
-
-
-def _load_weights(spec: ScoringSpec, job: TrainJob, task: Any, tokenizer: Any) -> Any:
-    from raytrain_nlp.modeling.model import load_model
-
-    if not (Path(spec.weights) / "adapter_config.json").exists():
-        whole = job.model.model_copy(update={"name_or_path": spec.weights, "config": None, "revision": None})
-        return load_model(whole, task, spec.labels, tokenizer)
-    import peft
-
-    return peft.PeftModel.from_pretrained(load_model(job.model, task, spec.labels, tokenizer), spec.weights)
 
 
 def _write_rows(path: Path, split: Split, rows: Any) -> None:

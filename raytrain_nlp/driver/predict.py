@@ -1,0 +1,242 @@
+"""`predict`: a run's model over files of rows with Ray Data; each row once, in the order of the input, also after a kill."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from raytrain_nlp.config import TrainJob, load_job, public_values
+from raytrain_nlp.driver.cluster import check_workers, connect_ahead
+from raytrain_nlp.driver.observer import Observer
+from raytrain_nlp.driver.runs import Run, Weights, find_run, find_weights
+from raytrain_nlp.errors import InputError, Problem, RunError
+
+CHUNK_ROWS = 512
+"""Rows of a part: what a kill may cost, and among how many rows those of like length are found."""
+_FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".csv": "csv"}
+_PIECE_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """What was written."""
+
+    output: str
+    rows: int
+    errors: int
+    """Rows without a prediction; the column `error` says why."""
+    bad_rows: int
+    """Rows that could not be parsed; they are in `quarantine`."""
+    found_rows: int
+    """Of `rows`, those an interrupted prediction had made before."""
+    seconds: float
+    quarantine: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def predict(
+    run: str | Path,
+    input: str | list[str],
+    output: str | Path,
+    *,
+    checkpoint: str | int | None = None,
+    generation: dict[str, Any] | None = None,
+    batch_size: int | None = None,
+    prefix: str = "",
+    overwrite: bool = False,
+    overrides: Iterable[str] = (),
+    verbose: bool = False,
+    observer: Observer | None = None,
+) -> PredictResult:
+    """Add a run's predictions to the rows of files. Run again after a kill, it makes what is missing.
+
+    Args:
+        run: folder of a run, or of a sweep (its best trial).
+        input: file, glob, folder, `s3://`, `hf://`, or a list of them.
+        output: a file: .parquet, .jsonl or .csv.
+        checkpoint: None: the run's `model/`, or its newest good checkpoint; else `best`, `last` or a step.
+        generation: arguments of `generate` for tasks that write text, e.g. max_new_tokens.
+        batch_size: rows of a forward; default: the job's per_device_eval_batch_size.
+        prefix: before the names of the added columns.
+        overwrite: replace `output`, and what an interrupted prediction left.
+        overrides: `dotted.key=value` of the job, e.g. `workers.num_workers=4`.
+
+    Raises:
+        InputError: run, input or output are wrong; nothing has been written.
+        RunError: the prediction failed; what is done is kept.
+    """
+    observer = observer or Observer()
+    started = time.monotonic()
+    found, target = find_run(run), str(output)
+    job = _job_of(found, overrides)
+    kind = next((kind for suffix, kind in _FORMATS.items() if target.lower().endswith(suffix)), None)
+    problems = check_workers(job)
+    if kind is None:
+        problems.append(Problem("--output", f"has no known suffix ({target})", f"Name a file that ends with {', '.join(_FORMATS)}."))
+    if problems:
+        raise InputError(problems)
+    weights = find_weights(found, checkpoint)
+    observer.stage("looking at the data")
+    files = _find_files(input, job)
+    options = {**_generation(job), **(generation or {})}
+    parts = f"{target}.parts"
+    what = _what(found, weights, files, options, prefix)
+    done = _begin(target, parts, what, overwrite)
+    with tempfile.TemporaryDirectory(prefix="weights-", dir=found.paths.run) as scratch, connect_ahead(job, verbose) as wait_connected:
+        observer.stage("reading the model")
+        spec = _spec(found, job, weights, parts, Path(scratch), options, batch_size, prefix, observer)
+        wait_connected()
+        _make(spec, job, files, done, verbose, observer)
+    return _finish(target, parts, kind, set(done), prefix, started, observer)
+
+
+def _job_of(run: Run, overrides: Iterable[str]) -> TrainJob:
+    job = load_job({**public_values(run.job), "deepspeed": {"zero_stage": 0}}, overrides)
+    if job.lora is not None and job.model.config is not None:  # the base that the run built from its config
+        job = job.model_copy(update={"model": job.model.model_copy(update={"name_or_path": run.base, "config": None})})
+    return job
+
+
+def _find_files(specs: str | list[str], job: TrainJob) -> list[Any]:
+    from raytrain_nlp.config.data import sources_of
+    from raytrain_nlp.data.sources import find_files
+    from raytrain_nlp.driver.inputs import check_columns
+    from raytrain_nlp.tasks import build_task
+
+    files = find_files(sources_of(specs), "--input")
+    if not job.trainer.preprocess and (problems := check_columns(files, build_task(job.task).input_columns(), "--input")):
+        raise InputError(problems)
+    return files
+
+
+def _generation(job: TrainJob) -> dict[str, Any]:
+    """What evaluation generated with; a causal model writes 128 tokens at most."""
+    from raytrain_nlp.tasks import build_task
+
+    arguments = job.arguments()
+    if build_task(job.task).generates:
+        options = {"max_length": arguments.get("generation_max_length"), "num_beams": arguments.get("generation_num_beams")}
+        return {key: value for key, value in options.items() if value is not None}
+    return {"max_new_tokens": 128, "do_sample": False} if job.task.type == "causal-lm" else {}
+
+
+def _what(run: Run, weights: Weights, files: list[Any], options: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """What parts depend on: those of another model or input are not mixed with ours."""
+    from raytrain_nlp.data.sources import fingerprint_files
+
+    newest = max((file.stat().st_mtime_ns for file in weights.folder.rglob("*") if file.is_file()), default=0)
+    return {
+        "run": str(run.paths.run.resolve()), "weights": weights.name, "written": newest, "input": fingerprint_files(files), "generation": options,
+        "prefix": prefix, "chunk_rows": CHUNK_ROWS,
+    }  # fmt: skip
+
+
+def _begin(target: str, parts: str, what: dict[str, Any], overwrite: bool) -> list[str]:
+    """The parts that are there already, of the same model and input. Raises `InputError` for those of another."""
+    import fsspec
+
+    from raytrain_nlp.data.outputs import list_parts, open_output, remove_tree
+
+    note = f"{parts}/predict.json"
+    try:
+        filesystem, inner = fsspec.core.url_to_fs(note)
+        if overwrite:
+            remove_tree(parts)
+        elif filesystem.exists(fsspec.core.url_to_fs(target)[1]):
+            raise InputError(Problem("--output", f"is there already ({target})", "Name another file, or add --overwrite."))
+        if filesystem.exists(inner):
+            with filesystem.open(inner, "rb") as file:
+                if json.loads(file.read()) != json.loads(json.dumps(what)):
+                    raise InputError(Problem("--output", f"{parts} is of another model or input", "Name another file, or add --overwrite."))
+            return [path.rsplit("/", 1)[-1] for path in list_parts(parts)]
+        with open_output(note) as file:
+            file.write(json.dumps(what).encode())
+    except InputError:
+        raise
+    except Exception as error:  # storage backends raise whatever they like
+        raise InputError(Problem("--output", f"cannot be written ({target}: {type(error).__name__}: {error})", "Check path, address and permissions.")) from None
+    return []
+
+
+def _spec(
+    run: Run, job: TrainJob, weights: Weights, parts: str, scratch: Path, options: dict[str, Any], batch_size: int | None, prefix: str, observer: Observer
+) -> Any:
+    from raytrain_nlp.driver.export import write_weights
+    from raytrain_nlp.driver.resolve import build_context
+    from raytrain_nlp.modeling.tokenizer import load_tokenizer
+    from raytrain_nlp.user_code import UserObject
+    from raytrain_nlp.worker.predictor import PredictSpec
+
+    folder = weights.folder
+    if weights.checkpoint:
+        folder = scratch / "model"
+        write_weights(run, weights, folder, None, False, observer.stage)
+    preprocess = UserObject(job.trainer.preprocess, "trainer.preprocess", os.getcwd()) if job.trainer.preprocess else None
+    return PredictSpec(
+        job=public_values(job), weights=str(folder), tokenizer_dir=str(run.tokenizer), labels=run.labels,
+        context=build_context(load_tokenizer(str(run.tokenizer)), run.labels), parts=parts if "://" in parts else os.path.abspath(os.path.expanduser(parts)),
+        chunk_rows=CHUNK_ROWS, batch_rows=batch_size or job.arguments().get("per_device_eval_batch_size", 8), generation=options, prefix=prefix,
+        preprocess=preprocess, code_folder=os.getcwd(),
+    )  # fmt: skip
+
+
+def _make(spec: Any, job: TrainJob, files: list[Any], done: list[str], verbose: bool, observer: Observer) -> None:
+    """Make the parts that are missing."""
+    import ray.data
+    from ray.exceptions import RayError
+
+    from raytrain_nlp.data.sources import split_file
+    from raytrain_nlp.driver.cluster import set_data_context
+    from raytrain_nlp.worker.predictor import Predictor, read_chunks
+
+    pieces = [asdict(piece) for file in files for piece in split_file(file, _PIECE_BYTES)]
+    items = [{"number": number, "piece": piece, "done": done} for number, piece in enumerate(pieces)]
+    set_data_context(verbose)
+    workers = job.workers
+    resources = dict(workers.resources_per_worker)
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(functools.partial(read_chunks, spec=spec), num_cpus=job.data.feed_cpus_per_worker)
+    dataset = dataset.map_batches(
+        Predictor, fn_constructor_args=(spec,), batch_size=1, concurrency=workers.num_workers, num_cpus=resources.get("CPU", 1),
+        num_gpus=resources.get("GPU", 1) if workers.use_gpu else None,
+    )  # fmt: skip
+    rows, started = 0, None
+    observer.stage("starting the predictors")
+    try:
+        for result in dataset.iter_rows():
+            started = started or time.monotonic()
+            rows += result["rows"]
+            seconds = time.monotonic() - started
+            observer.stage(f"{rows:,} rows" + (f"  {rows / seconds:,.0f} rows/s" if seconds > 1 else ""))
+    except RayError as error:
+        reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
+        raise RunError(f"a predictor failed: {reason[:300].rstrip('.')}. What is done is kept; run it again to continue.") from error
+
+
+def _finish(target: str, parts: str, kind: str, done: set[str], prefix: str, started: float, observer: Observer) -> PredictResult:
+    """Put the parts together, and rows that could not be parsed beside them."""
+    from raytrain_nlp.data.outputs import BAD, list_parts, open_output, read_part, remove_tree, write_parts
+    from raytrain_nlp.worker.predictor import ERROR
+
+    observer.stage("putting the parts together")
+    made, bad, errors, found = list_parts(parts), [], 0, 0
+    for path in made:
+        table = read_part(path)
+        bad += json.loads((table.schema.metadata or {}).get(BAD, b"[]"))
+        errors += len(table) - table[f"{prefix}{ERROR}"].null_count if f"{prefix}{ERROR}" in table.column_names else 0
+        found += len(table) if path.rsplit("/", 1)[-1] in done else 0
+    quarantine = f"{target}.quarantine.jsonl" if bad else None
+    if quarantine:
+        with open_output(quarantine) as file:
+            file.writelines((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace") for row in bad)
+    rows = write_parts(made, target, kind)
+    remove_tree(parts)
+    return PredictResult(target, rows, errors, len(bad), found, time.monotonic() - started, quarantine)
