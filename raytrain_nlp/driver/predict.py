@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class PredictResult:
     found_rows: int
     """Of `rows`, those an interrupted prediction had made before."""
     seconds: float
+    rows_per_second: float | None = None
+    """From the first part that was made to the last: without the start."""
     quarantine: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,8 +97,9 @@ def predict(
         observer.stage("reading the model")
         spec = _spec(found, job, weights, parts, Path(scratch), options, batch_size, prefix, observer)
         wait_connected()
-        _make(spec, job, files, done, verbose, observer)
-    return _finish(target, parts, kind, set(done), prefix, started, observer)
+        rate = _make(spec, job, files, done, verbose, observer)
+    result = _finish(target, parts, kind, set(done), prefix, observer)
+    return replace(result, seconds=time.monotonic() - started, rows_per_second=rate)
 
 
 def _job_of(run: Run, overrides: Iterable[str]) -> TrainJob:
@@ -189,8 +192,8 @@ def _spec(
     )  # fmt: skip
 
 
-def _make(spec: Any, job: TrainJob, files: list[Any], done: list[str], verbose: bool, observer: Observer) -> None:
-    """Make the parts that are missing."""
+def _make(spec: Any, job: TrainJob, files: list[Any], done: list[str], verbose: bool, observer: Observer) -> float | None:
+    """Make the parts that are missing; rows a second after the first of them."""
     import ray.data
     from ray.exceptions import RayError
 
@@ -208,20 +211,23 @@ def _make(spec: Any, job: TrainJob, files: list[Any], done: list[str], verbose: 
         Predictor, fn_constructor_args=(spec,), batch_size=1, concurrency=workers.num_workers, num_cpus=resources.get("CPU", 1),
         num_gpus=resources.get("GPU", 1) if workers.use_gpu else None,
     )  # fmt: skip
-    rows, started = 0, None
+    rows, first, rate = 0, None, None
     observer.stage("starting the predictors")
     try:
         for result in dataset.iter_rows():
-            started = started or time.monotonic()
             rows += result["rows"]
-            seconds = time.monotonic() - started
-            observer.stage(f"{rows:,} rows" + (f"  {rows / seconds:,.0f} rows/s" if seconds > 1 else ""))
+            if first is None:
+                first = (rows, time.monotonic())
+            elif (seconds := time.monotonic() - first[1]) > 0:
+                rate = (rows - first[0]) / seconds
+            observer.stage(f"{rows:,} rows" + (f"  {rate:,.0f} rows/s" if rate else ""))
     except RayError as error:
         reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
         raise RunError(f"a predictor failed: {reason[:300].rstrip('.')}. What is done is kept; run it again to continue.") from error
+    return rate
 
 
-def _finish(target: str, parts: str, kind: str, done: set[str], prefix: str, started: float, observer: Observer) -> PredictResult:
+def _finish(target: str, parts: str, kind: str, done: set[str], prefix: str, observer: Observer) -> PredictResult:
     """Put the parts together, and rows that could not be parsed beside them."""
     from raytrain_nlp.data.outputs import BAD, list_parts, open_output, read_part, remove_tree, write_parts
     from raytrain_nlp.worker.predictor import ERROR
@@ -239,4 +245,4 @@ def _finish(target: str, parts: str, kind: str, done: set[str], prefix: str, sta
             file.writelines((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace") for row in bad)
     rows = write_parts(made, target, kind)
     remove_tree(parts)
-    return PredictResult(target, rows, errors, len(bad), found, time.monotonic() - started, quarantine)
+    return PredictResult(target, rows, errors, len(bad), found, 0.0, quarantine=quarantine)
