@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from raytrain_nlp.driver.evaluate import EvaluateResult, evaluate
     from raytrain_nlp.driver.export import ExportResult, export
     from raytrain_nlp.driver.predict import PredictResult, predict
+    from raytrain_nlp.driver.report import ReportResult, report
     from raytrain_nlp.driver.train import TrainResult, train
     from raytrain_nlp.errors import CheckpointError, InputError, NonFiniteLossError, RaytrainNlpError, RunError
     from raytrain_nlp.tuning.results import SweepResult
@@ -28,12 +29,14 @@ _HOME = {
     "CheckReport": "driver.check", "check": "driver.check", "TrainJob": "config", "load_job": "config", "TrainResult": "driver.train", "train": "driver.train",
     "CheckpointError": "errors", "InputError": "errors", "NonFiniteLossError": "errors", "RaytrainNlpError": "errors", "RunError": "errors",
     "EvaluateResult": "driver.evaluate", "evaluate": "driver.evaluate", "ExportResult": "driver.export", "export": "driver.export",
-    "PredictResult": "driver.predict", "predict": "driver.predict", "from_hf": "config.from_hf", "SweepResult": "tuning.results", "sweep": "tuning.sweep",
+    "PredictResult": "driver.predict", "predict": "driver.predict", "ReportResult": "driver.report", "report": "driver.report",
+    "from_hf": "config.from_hf", "SweepResult": "tuning.results", "sweep": "tuning.sweep",
 }  # fmt: skip
 
 __all__ = [
-    "CheckReport", "CheckpointError", "EvaluateResult", "ExportResult", "InputError", "NonFiniteLossError", "PredictResult", "RaytrainNlpError", "RunError",
-    "SweepResult", "TrainJob", "TrainResult", "check", "evaluate", "export", "from_hf", "load_job", "predict", "sweep", "train",
+    "CheckReport", "CheckpointError", "EvaluateResult", "ExportResult", "InputError", "NonFiniteLossError", "PredictResult", "RaytrainNlpError",
+    "ReportResult", "RunError", "SweepResult", "TrainJob", "TrainResult",
+    "check", "evaluate", "export", "from_hf", "load_job", "predict", "report", "sweep", "train",
 ]  # fmt: skip
 
 

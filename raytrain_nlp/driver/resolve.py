@@ -38,6 +38,7 @@ from raytrain_nlp.worker.spec import WorkerSpec
 
 SMALL_BYTES = 32 << 20
 """Data up to this size are prepared in the driver: starting the cluster's workers for them would take longer."""
+_SAMPLED_ROWS = 200_000
 _PACKAGES = ("raytrain-nlp", "torch", "transformers", "deepspeed", "ray", "numpy", "tokenizers")
 
 
@@ -69,6 +70,17 @@ class Resolved:
             "dropped_rows": self.dropped_rows,
             "majority_accuracy": self.majority_accuracy,
         }
+
+
+    def lengths(self) -> dict[str, dict[str, float]]:
+        """Tokens of a row (of a block, where the task packs) in each split, of a sample of a large one."""
+        found = {}
+        for split, spec in (("train", self.spec.train), ("validation", self.spec.validation)):
+            if isinstance(spec, SplitSpec):
+                lengths = Split(spec).plan.lengths[: spec.plan.num_rows]
+                sample = lengths[:: max(len(lengths) // _SAMPLED_ROWS, 1)]
+                found[split] = {"mean": float(sample.mean()), **{f"p{share}": float(np.percentile(sample, share)) for share in (5, 50, 95, 100)}}
+        return found
 
 
 def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, verbose: bool = False) -> Resolved:

@@ -137,7 +137,7 @@ def run_resolved(
         spec = resolved.spec
         record.update(
             status="running", job=spec.job, drivers=record.values["drivers"] + 1, data_fingerprint=spec.data_fingerprint, labels=spec.labels,
-            tokenizer=spec.tokenizer_dir, versions=spec.versions,
+            tokenizer=spec.tokenizer_dir, versions=spec.versions, lengths=resolved.lengths(),
         )  # fmt: skip
         return _run(job, resolved, paths, record, observer, job_text, tracked, fit or Fit())
 

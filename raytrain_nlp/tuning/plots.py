@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.config.sweep import SweepJob
+from raytrain_nlp.driver.pictures import draw
 from raytrain_nlp.tuning.book import FAILED, Book, TrialRecord
 
 _FEW = 3
@@ -17,27 +18,21 @@ _FEW = 3
 
 def write_plots(config: SweepJob, book: Book, study: Any, folder: Path) -> list[Path]:
     """All pictures that these trials allow."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     folder.mkdir(exist_ok=True)
     trials = [record for record in book.trials.values() if record.status != FAILED and _finite(record.value(config.metric))]
     keys = [key for key, entry in config.search_space.items() if entry.searched]
     drawn = []
 
-    def draw(name: str, paint: Callable[[Any], None], width: float = 8) -> None:
-        figure = Figure(figsize=(width, 5), layout="constrained")
-        FigureCanvasAgg(figure)  # no display, and nothing kept by pyplot
-        paint(figure)
-        figure.savefig(folder / f"{name}.png", dpi=120)
+    def keep(name: str, paint: Callable[[Any], None], width: float = 8) -> None:
         drawn.append(folder / f"{name}.png")
+        drawn[-1].write_bytes(draw(paint, width))
 
-    draw("metric-over-steps", lambda figure: _over_steps(figure, config, list(book.trials.values())))
+    keep("metric-over-steps", lambda figure: _over_steps(figure, config, list(book.trials.values())))
     if trials:
-        draw("metric-against-keys", lambda figure: _against_keys(figure, config, trials, keys), width=4 * len(keys))
-        draw("parallel-coordinates", lambda figure: _parallel(figure, config, trials, keys), width=2 + 2 * len(keys))
+        keep("metric-against-keys", lambda figure: _against_keys(figure, config, trials, keys), width=4 * len(keys))
+        keep("parallel-coordinates", lambda figure: _parallel(figure, config, trials, keys), width=2 + 2 * len(keys))
     if weights := importances(study, keys):
-        draw("importance", lambda figure: _importance(figure, config, weights))
+        keep("importance", lambda figure: _importance(figure, config, weights))
     return drawn
 
 
