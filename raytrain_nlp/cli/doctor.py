@@ -1,0 +1,27 @@
+"""`raytrain-nlp doctor`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+HELP = "Look at this machine: versions, accelerator, Ray, tracker, storage. A line each: ok or problem, and what to do."
+
+
+def run(
+    storage_path: Annotated[str, typer.Option("--storage-path", metavar="FOLDER", help="Where runs would live.")] = "runs",
+    tracking_uri: Annotated[str | None, typer.Option("--tracking-uri", metavar="URI", help="An MLflow server to ask.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")] = False,
+) -> None:
+    """Examine this machine; exit code 1 where something is wrong."""
+    from raytrain_nlp.driver.doctor import doctor
+
+    findings = []
+    for finding in doctor(storage_path, tracking_uri):
+        findings.append(finding)
+        print(f"{'ok     ' if finding.ok else 'problem'}  {finding.name:<14} {finding.what}{'' if finding.ok else f'. {finding.todo}'}", flush=True)
+    if as_json:
+        print(json.dumps({"ok": all(finding.ok for finding in findings), "findings": [finding.to_dict() for finding in findings]}))
+    raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)

@@ -1,0 +1,70 @@
+"""What is wrong with a machine is found, one line each; what is well says so."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from raytrain_nlp.driver import doctor
+
+
+@pytest.fixture
+def health() -> Iterator[str]:
+    """A server whose /health says OK, as MLflow's does."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # noqa: N802 - the base class's name
+            self.send_response(200 if self.path == "/health" else 404)
+            self.end_headers()
+            self.wfile.write(b"OK" if self.path == "/health" else b"")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_this_machine_can_run_the_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    found = {finding.name: finding for finding in doctor.doctor(str(tmp_path / "runs"))}
+    assert list(found) == ["python", "packages", "accelerator", "compiler", "memory", "shared memory", "open files", "ray", "storage", "tracker"]
+    assert all(found[name].ok for name in ("python", "packages", "accelerator", "ray", "storage", "tracker")), found
+    assert not list(tmp_path.iterdir()), "the probe is still there"
+
+
+def test_a_tracker_that_answers_and_one_that_does_not(health: str, tmp_path: Path) -> None:
+    assert doctor._tracker(health, tmp_path).ok
+    wrong = doctor._tracker("http://user:secret@127.0.0.1:9", tmp_path)
+    assert not wrong.ok and "does not answer" in wrong.what and "secret" not in wrong.what
+
+
+def test_a_missing_package_and_a_wrong_version_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "requires", lambda name: ["torch>=99", "no-such-package", "optuna; extra == 'sweep'"])
+    finding = doctor._packages()
+    assert not finding.ok and "no-such-package is missing" in finding.what and "(needs >=99)" in finding.what and "optuna" not in finding.what
+
+
+def test_a_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    monkeypatch.setattr(doctor, "_TIMEOUT_S", 3)
+    finding = doctor._ray()
+    assert not finding.ok and "127.0.0.1:9 cannot be reached" in finding.what and "RAY_ADDRESS" in finding.todo
+
+
+def test_a_storage_path_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    finding = doctor._storage(tmp_path)
+    assert not finding.ok and "cannot be written: Permission denied" in finding.what
