@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from raytrain_nlp.cli import check, doctor, evaluate, export, from_hf, init, predict, report, sweep, train
+from raytrain_nlp.cli import check, doctor, evaluate, export, from_hf, init, predict, report, submit, sweep, train
 from raytrain_nlp.errors import InputError, RunError
 
 app = typer.Typer(
@@ -27,6 +27,10 @@ app.command("evaluate", help=evaluate.HELP)(evaluate.run)
 app.command("predict", help=predict.HELP)(predict.run)
 app.command("export", help=export.HELP)(export.run)
 app.command("report", help=report.HELP)(report.run)
+app.command("submit", help=submit.HELP)(submit.run)
+app.command("status", help=submit.STATUS_HELP)(submit.status)
+app.command("logs", help=submit.LOGS_HELP)(submit.logs)
+app.command("stop", help=submit.STOP_HELP)(submit.stop)
 app.command("init", help=init.HELP)(init.run)
 app.command("doctor", help=doctor.HELP)(doctor.run)
 app.command("from-hf", help=from_hf.HELP, context_settings=from_hf.SETTINGS)(from_hf.run)

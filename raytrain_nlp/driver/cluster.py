@@ -73,7 +73,8 @@ def connect(job: TrainJob, verbose: bool = False, runs: int = 1) -> Iterator[Non
     settings = {**_SETTINGS, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(job.workers.start_timeout_s)}
     if local:  # idle processes beyond one for each feed end when the rush of the start is over
         settings |= {**_LOCAL_SETTINGS, "RAY_num_workers_soft_limit": str(job.workers.num_workers * runs)}
-    with environment(settings), forked_processes() if local and not job.workers.use_gpu else contextlib.nullcontext():
+    loaded = ["peft"] if job.lora is not None else []
+    with environment(settings), forked_processes(*loaded) if local and not job.workers.use_gpu else contextlib.nullcontext():
         with _one_line("Ray cannot be started" if local else f"the cluster at {os.environ.get('RAY_ADDRESS', 'auto')} does not answer"):
             if local:
                 cpus = math.ceil(runs * job.workers.num_workers * (_worker_cpus(job) + job.data.feed_cpus_per_worker))

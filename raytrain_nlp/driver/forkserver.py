@@ -41,8 +41,8 @@ _PRELOAD = (
 
 
 @contextlib.contextmanager
-def forked_processes() -> Iterator[None]:
-    """While inside, a Ray that is started here forks its processes."""
+def forked_processes(*modules: str) -> Iterator[None]:
+    """While inside, a Ray that is started here forks its processes, which have `modules` loaded besides."""
     with tempfile.TemporaryDirectory(prefix="raytrain-nlp-fork-") as folder:
         address = os.path.join(folder, "socket")
         executable = Path(folder) / "python"
@@ -53,7 +53,7 @@ def forked_processes() -> Iterator[None]:
             listener.bind(address)
             listener.listen(64)
             server = subprocess.Popen(
-                [sys.executable, "-m", "raytrain_nlp.driver.forkserver", str(listener.fileno())],
+                [sys.executable, "-m", "raytrain_nlp.driver.forkserver", str(listener.fileno()), *modules],
                 stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[listener.fileno()], env={**os.environ, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
         try:  # while it loads, this process imports Ray
@@ -83,13 +83,13 @@ def _ray_uses(executable: str) -> Iterator[None]:
         services.sys = sys
 
 
-def serve(listener: socket.socket) -> None:
+def serve(listener: socket.socket, modules: list[str]) -> None:
     """Load, then fork a process for each that asks, until the driver is gone (its end of standard input closes)."""
     import selectors
 
     from raytrain_nlp.worker.arguments import import_deepspeed
 
-    for name in _PRELOAD:
+    for name in (*_PRELOAD, *modules):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     import_deepspeed()
@@ -165,6 +165,6 @@ def _become(request: dict[str, Any], streams: list[int]) -> None:
 if __name__ == "__main__":
     _listener = socket.socket(fileno=int(sys.argv[1]))
     try:
-        serve(_listener)
+        serve(_listener, sys.argv[2:])
     finally:  # the driver may have died without
         shutil.rmtree(os.path.dirname(_listener.getsockname()), ignore_errors=True)

@@ -206,8 +206,8 @@ def _make(spec: Any, job: TrainJob, files: list[Any], done: list[str], verbose: 
     set_data_context(verbose)
     workers = job.workers
     resources = dict(workers.resources_per_worker)
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(functools.partial(read_chunks, spec=spec), num_cpus=job.data.feed_cpus_per_worker)
-    dataset = dataset.map_batches(
+    chunks = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(functools.partial(read_chunks, spec=spec), num_cpus=job.data.feed_cpus_per_worker)
+    dataset = chunks.repartition(target_num_rows_per_block=1).map_batches(  # else one predictor would get all chunks of a piece
         Predictor, fn_constructor_args=(spec,), batch_size=1, concurrency=workers.num_workers, num_cpus=resources.get("CPU", 1),
         num_gpus=resources.get("GPU", 1) if workers.use_gpu else None,
     )  # fmt: skip

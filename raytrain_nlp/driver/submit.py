@@ -1,0 +1,254 @@
+"""`submit`: a job file to a running cluster by Ray's job API; its log followed here, its exit code ours."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import shlex
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from raytrain_nlp.config.load import read_values
+from raytrain_nlp.errors import InputError, Problem, RunError
+
+_TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+_LARGEST = 5
+_POLL_S = 1.0
+_RETRY_S = 60.0
+_DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+
+
+@dataclass(frozen=True)
+class SubmitResult:
+    """A submitted job."""
+
+    submission_id: str
+    status: str
+    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
+    exit_code: int | None
+    """Of the job's process, once it has ended."""
+    message: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def submit(
+    job: str,
+    *,
+    address: str | None = None,
+    arguments: Iterable[str] = (),
+    working_dir: str | Path = ".",
+    env: Iterable[str] = (),
+    ship: bool = True,
+    wait: bool = True,
+    submission_id: str | None = None,
+    force: bool = False,
+    echo: Callable[[str], None] = print,
+) -> SubmitResult:
+    """Run `raytrain-nlp train` (or `sweep`) on a cluster, with the files of a folder and, unless it is installed there, this package.
+
+    Args:
+        job: a job file below `working_dir`.
+        address: of the cluster's dashboard; default: RAY_API_SERVER_ADDRESS, or this machine.
+        arguments: further arguments of the verb, e.g. --resume.
+        working_dir: copied to the cluster, without what .gitignore names.
+        env: names of environment variables that are passed on; no others are.
+        ship: send this package along; the libraries it needs must be installed there.
+        wait: follow its log, and return when it has ended.
+        submission_id: the job's name on the cluster; default: one of Ray's.
+        force: also to a server on the network that asks for no token.
+        echo: is given each line of the log.
+
+    Raises:
+        InputError: the job file, the address or an environment variable is wrong, or the folder is too large.
+        RunError: the cluster does not answer, or the job failed.
+    """
+    folder = Path(working_dir).resolve()
+    values, variables, url = _check_job(job, folder), _check_env(env), find_address(address)
+    kind, arguments = "sweep" if values.get("kind") == "sweep" else "train", [*arguments]
+    arguments += _storage(values, arguments, url)
+    client = open_client(address, force)
+    check_size(folder)
+    runtime_env: dict[str, Any] = {"working_dir": str(folder), "env_vars": variables}
+    if ship:
+        import raytrain_nlp
+
+        runtime_env["py_modules"] = [str(Path(raytrain_nlp.__file__).parent)]
+    relative = str(Path(job).resolve().relative_to(folder))
+    entrypoint = shlex.join(["python", "-m", "raytrain_nlp.cli.main", kind, relative, *arguments])
+    with _told("the job cannot be submitted"):
+        found = client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env, submission_id=submission_id)
+    echo(f"submitted as {found}")
+    if not wait:
+        return status_of(found, client)
+    try:
+        follow(found, client, echo)
+    except KeyboardInterrupt:
+        raise RunError(f"no longer followed; the job goes on. raytrain-nlp logs {found} follows it again, raytrain-nlp stop {found} ends it.") from None
+    return judged(status_of(found, client))
+
+
+def open_client(address: str | None, force: bool = False) -> Any:
+    """Ray's client. With a token it authenticates by itself; without one only a server of this machine is trusted, unless forced."""
+    url = find_address(address)
+    if has_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's client otherwise sends none, and is refused
+    elif not force and not _is_loopback(url):
+        todo = "Set RAY_AUTH_TOKEN to the cluster's token (ray get-auth-token there), or add --force."
+        raise InputError(Problem("--address", f"is on the network, and there is no token: whoever reaches it could run code on it ({url})", todo))
+    from ray.job_submission import JobSubmissionClient
+
+    with _told(f"the cluster at {url} does not answer"):
+        return JobSubmissionClient(url)
+
+
+def find_address(address: str | None) -> str:
+    """Of the cluster's dashboard."""
+    return address or os.environ.get("RAY_API_SERVER_ADDRESS") or _DEFAULT_ADDRESS
+
+
+def has_token() -> bool:
+    """Where Ray looks for its token."""
+    return any(os.environ.get(name) for name in _TOKENS) or (Path.home() / ".ray" / "auth_token").exists()
+
+
+def status_of(submission_id: str, client: Any) -> SubmitResult:
+    """How a job stands. Raises `RunError` where there is none of this name."""
+    with _told(f"there is no word of the job '{submission_id}'"):
+        info = client.get_job_info(submission_id)
+    return SubmitResult(submission_id, str(getattr(info.status, "value", info.status)), getattr(info, "driver_exit_code", None), info.message or "")
+
+
+def stop_job(submission_id: str, client: Any) -> SubmitResult:
+    """End a job, and wait until it has ended."""
+    with _told(f"the job '{submission_id}' cannot be stopped"):
+        client.stop_job(submission_id)
+    while (result := status_of(submission_id, client)).status in ("PENDING", "RUNNING"):
+        time.sleep(_POLL_S)
+    return result
+
+
+def judged(result: SubmitResult) -> SubmitResult:
+    """The result of a job that ended well; `InputError` or `RunError` of another."""
+    if result.status == "SUCCEEDED":
+        return result
+    message = " ".join(result.message.split())[-300:]
+    if result.exit_code == 2:  # its own line of the log says what is wrong
+        raise InputError(Problem(result.submission_id, "was refused on the cluster", "See the lines above."))
+    raise RunError(f"the job {result.submission_id} ended as {result.status}{f' with exit code {result.exit_code}' if result.exit_code else ''}: {message}")
+
+
+def follow(submission_id: str, client: Any, echo: Callable[[str], None]) -> None:
+    """Give each line of the job's log to `echo`, until the job has ended; a connection that breaks is taken up again."""
+    shown, deadline = 0, time.monotonic() + _RETRY_S
+
+    def show(lines: list[str], before: int) -> None:
+        """Lines of the log, of which `before` went before; those that were shown already are not shown again."""
+        nonlocal shown
+        for number, line in enumerate(lines, before + 1):
+            if number > shown:
+                echo(line)
+                shown = number
+
+    while True:
+        with contextlib.suppress(Exception):  # the connection; whether the job lives is asked below
+            asyncio.run(_tail(submission_id, client, show))
+        try:
+            if status_of(submission_id, client).status in ("SUCCEEDED", "FAILED", "STOPPED"):
+                break
+            deadline = time.monotonic() + _RETRY_S
+        except RunError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_POLL_S)
+    show(client.get_job_logs(submission_id).splitlines(), 0)
+
+
+async def _tail(submission_id: str, client: Any, show: Callable[[list[str], int], None]) -> None:
+    number, rest = 0, ""
+    async for text in client.tail_job_logs(submission_id):
+        *lines, rest = (rest + text).split("\n")
+        show(lines, number)
+        number += len(lines)
+
+
+def check_size(folder: Path) -> None:
+    """Refuse a folder that Ray would not take, naming what is large in it. Raises `InputError`."""
+    from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE
+
+    sizes: dict[str, int] = {}
+    for path in packed_files(folder):
+        part = path.relative_to(folder).parts[0]
+        sizes[part] = sizes.get(part, 0) + path.stat().st_size
+    total = sum(sizes.values())
+    if total < GCS_STORAGE_MAX_SIZE:
+        return
+    largest = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in sorted(sizes.items(), key=lambda item: -item[1])[:_LARGEST])
+    what = f"{folder} has {total / 1e6:,.0f} MB, and Ray takes {GCS_STORAGE_MAX_SIZE / 1e6:,.0f}; the largest: {largest}"
+    raise InputError(Problem("--working-dir", what, "Name them in .gitignore or .rayignore, and read data from shared storage."))
+
+
+def packed_files(folder: Path) -> Iterator[Path]:
+    """The files Ray packs: all but those its reading of .gitignore and .rayignore leaves out."""
+    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+
+    found: list[Path] = []
+    _dir_travel(folder, [_get_excludes(folder, [])], lambda path: found.append(path) if path.is_file() else None, include_gitignore=True)
+    yield from found
+
+
+def _check_job(job: str, folder: Path) -> dict[str, Any]:
+    """What the job file says."""
+    values = read_values(job)
+    if not Path(job).resolve().is_relative_to(folder):
+        raise InputError(Problem("JOB", f"is not below the working folder ({job})", "Start from a folder above it, or name one with --working-dir."))
+    return values
+
+
+def _storage(values: dict[str, Any], arguments: list[str], url: str) -> list[str]:
+    """The job's working folder is a copy that ends with it: runs may not live there. On this machine they go where `train` puts them."""
+    given = [part.partition("=")[2] for part in arguments if part.startswith("storage_path=")]
+    inner = values.get("job") if isinstance(values.get("job"), dict) else {}
+    path = (given or [values.get("storage_path") or inner.get("storage_path") or "runs"])[-1]
+    if "://" in str(path) or os.path.isabs(os.path.expanduser(str(path))):
+        return []
+    if not _is_loopback(url):
+        todo = "Name a folder that all nodes share, e.g. --set storage_path=/mnt/shared/runs."
+        raise InputError(Problem("storage_path", f"is relative ({path}), and the job's folder on the cluster ends with the job", todo))
+    return ["--set", f"storage_path={os.path.abspath(path)}"]
+
+
+def _check_env(names: Iterable[str]) -> dict[str, str]:
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        raise InputError([Problem("--env", f"{name} is not set here", "Set it, or leave it out.") for name in missing])
+    return {name: os.environ[name] for name in names}
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url if "://" in url else f"http://{url}").hostname or ""
+    try:
+        return all(ipaddress.ip_address(found[4][0]).is_loopback for found in socket.getaddrinfo(host, None))
+    except (OSError, ValueError):
+        return False
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Whatever Ray's client raises, as one line."""
+    try:
+        yield
+    except (InputError, RunError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        hint = " Set RAY_AUTH_TOKEN to the cluster's token." if "oken" in reason and not has_token() else ""
+        raise RunError(f"{what}: {reason}.{hint}") from error
