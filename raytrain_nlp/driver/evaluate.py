@@ -74,12 +74,11 @@ def evaluate(
     if problems := check_workers(job):
         raise InputError(problems)
     weights = find_weights(found, checkpoint)
-    storage = Path(job.storage_path)
     paths = RunPaths(found.paths.run / "evaluations", f"{weights.name}-{uuid.uuid4().hex[:8]}")
     observer.stage("looking at the data")
     try:
         with connect_ahead(job, verbose) as wait_connected:
-            spec, bad, quarantine = _resolve(found, job, weights, paths, storage, wait_connected, observer, scores is not None)
+            spec, bad, quarantine = _resolve(found, job, weights, paths, wait_connected, observer, scores is not None)
             wait_connected()
             from raytrain_nlp.worker.scoring import SCORES, run_scoring
 
@@ -106,7 +105,7 @@ def _job_of(run: Run, data: str | list[str] | None, overrides: Iterable[str]) ->
     """The run's job for an evaluation: its weights sharded only where they were whole nowhere while training (ZeRO-3)."""
     values = public_values(run.job)
     if data is not None:
-        values["data"] = {**values["data"], "validation": data}
+        values["data"] = {**values["data"], "validation": data, "max_validation_rows": None}
     if run.job.deepspeed.zero_stage != 3:
         values["deepspeed"] = {"zero_stage": 0}
     job = load_job(values, overrides)
@@ -116,7 +115,7 @@ def _job_of(run: Run, data: str | list[str] | None, overrides: Iterable[str]) ->
 
 
 def _resolve(
-    run: Run, job: TrainJob, weights: Weights, paths: RunPaths, storage: Path, wait_connected: Callable[[], None], observer: Observer, keep_rows: bool
+    run: Run, job: TrainJob, weights: Weights, paths: RunPaths, wait_connected: Callable[[], None], observer: Observer, keep_rows: bool
 ) -> tuple[Any, int, str | None]:
     """What the workers need; rows left out, and the file that tells them."""
     from raytrain_nlp.data.prepare import QUARANTINE, PrepareSpec, prepare_tokens
@@ -131,8 +130,8 @@ def _resolve(
     from raytrain_nlp.user_code import UserObject
     from raytrain_nlp.worker.scoring import ScoringSpec
 
-    files = find_split_files(job, "validation", storage)
-    task, tokenizer_dir = build_task(job.task), run.token_dir(storage)
+    files = find_split_files(job, "validation", run.storage)
+    task, tokenizer_dir = build_task(job.task), run.token_dir()
     preprocess = UserObject(job.trainer.preprocess, "trainer.preprocess", os.getcwd()) if job.trainer.preprocess else None
     prepare = PrepareSpec(
         job.task, str(tokenizer_dir), tokenizer_dir.name, task.lengths(job.data.max_length, "validation"), job.data.max_bad_rows, preprocess
@@ -146,7 +145,7 @@ def _resolve(
         wait_connected()
         return map_on_cluster(function, items)
 
-    store = TokenStore(prepare_tokens(files, prepare, cache_dir(storage, "tokens") / prepare.key(files), map_pieces, "--data"))
+    store = TokenStore(prepare_tokens(files, prepare, cache_dir(run.storage, "tokens") / prepare.key(files), map_pieces, "--data"))
     rows_file, unseen = find_known_rows(store, run.labels, job.data.max_bad_rows)
     rows = min(store.num_rows - len(unseen), job.data.max_validation_rows or store.num_rows)
     validation = build_split(job, store, rows_file, build_context(load_tokenizer(str(tokenizer_dir)), run.labels), "validation", rows)

@@ -80,7 +80,7 @@ def export(
         if register:
             check_registrable(found.job.task.type, staging)
             observer.stage("registering")
-            version = register_model(found.job.tracking, found.paths, found.record.get("mlflow_run_id"), staging, found.job.task.type, register)
+            version = register_model(found.job.tracking, found.storage, found.mlflow_run_id, staging, found.job.task.type, register)
         _replace(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

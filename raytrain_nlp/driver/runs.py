@@ -22,17 +22,20 @@ class Run:
     labels: list[str]
     tokenizer: Path
     record: dict[str, Any]
+    storage: Path
+    """Where the cache and the default tracker are: the run's storage path; of a trial its sweep's."""
+    mlflow_run_id: str | None
 
     @property
     def result(self) -> dict[str, Any]:
         """What `train` returned; empty where the run has not ended well."""
         return self.record.get("result") or {}
 
-    def token_dir(self, storage: Path) -> Path:
+    def token_dir(self) -> Path:
         """The tokenizer's folder in the cache, whose name is part of the key of tokens; as it was while training, where it is still there."""
         from raytrain_nlp.modeling.tokenizer import cache_folder
 
-        return cache_folder(self.tokenizer, cache_dir(storage, "tokenizers"))
+        return cache_folder(self.tokenizer, cache_dir(self.storage, "tokenizers"))
 
     @property
     def base(self) -> str:
@@ -66,7 +69,11 @@ def find_run(folder: str | Path) -> Run:
     tokenizer = next((found for found in (Path(record.get("tokenizer", "")), paths.model) if (found / "tokenizer_config.json").exists()), None)
     if tokenizer is None:
         raise InputError(Problem("RUN", f"has no tokenizer yet ({path})", "Start it again with --resume."))
-    return Run(paths, job, record.get("labels") or (record.get("result") or {}).get("labels") or [], tokenizer, record)
+    labels = record.get("labels") or (record.get("result") or {}).get("labels") or []
+    trial = (path.parent.parent / sweep.record.name).exists()
+    storage = path.parent.parent.parent if trial else paths.storage
+    tracked = read_json(path / "trial.json") if trial else record
+    return Run(paths, job, labels, tokenizer, record, storage.resolve(), (tracked or {}).get("mlflow_run_id"))
 
 
 def find_weights(run: Run, which: str | int | None) -> Weights:

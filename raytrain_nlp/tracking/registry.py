@@ -11,7 +11,7 @@ from typing import Any
 
 from raytrain_nlp.config.cluster import TrackingConfig
 from raytrain_nlp.errors import InputError, Problem, RunError
-from raytrain_nlp.paths import RunPaths, redact
+from raytrain_nlp.paths import redact
 from raytrain_nlp.tracking.tracker import default_uri
 
 PIPELINES = {"text-classification": "text-classification", "causal-lm": "text-generation", "masked-lm": "fill-mask"}
@@ -26,14 +26,14 @@ def check_registrable(task: str, folder: Path) -> None:
         raise InputError(Problem("--register", "takes a whole model, and this is an adapter", "Add --merge-lora."))
 
 
-def register_model(config: TrackingConfig, paths: RunPaths, run_id: str | None, folder: Path, task: str, name: str) -> str:
+def register_model(config: TrackingConfig, storage: Path, run_id: str | None, folder: Path, task: str, name: str) -> str:
     """Log the model of a folder to its run, and register it under `name`. Returns the version. Raises `RunError` where MLflow fails."""
     from mlflow import MlflowClient
 
-    uri = config.tracking_uri or default_uri(paths.storage)
+    uri = config.tracking_uri or default_uri(storage)
     try:
         client = MlflowClient(tracking_uri=uri)
-        run_id = run_id or client.create_run("0", run_name=paths.run.name).info.run_id
+        run_id = run_id or client.create_run("0", run_name=name).info.run_id
         with tempfile.TemporaryDirectory(prefix="raytrain-nlp-") as scratch, _quiet():
             save_flavour(folder, Path(scratch) / "model", task)
             client.log_artifacts(run_id, f"{scratch}/model", "model")

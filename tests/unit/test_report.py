@@ -64,9 +64,13 @@ def test_runs_are_compared_and_a_sweep_shows_its_trials(tmp_path: Path) -> None:
     trial = write_run(tmp_path / "runs" / "tuned", "trials")  # a place for the trial, moved below
     (tmp_path / "runs" / "tuned" / "trials").mkdir(exist_ok=True)
     trial.rename(tmp_path / "runs" / "tuned" / "trials" / "trial-0001")
+    (tmp_path / "runs" / "tuned" / "trials" / "trial-0001" / "trial.json").write_text(json.dumps({"mlflow_run_id": "abc"}))
     (tmp_path / "runs" / "tuned" / "sweep.json").write_text(json.dumps({"result": {"best_trial": 1}}))
     (tmp_path / "runs" / "tuned" / "trials.csv").write_text("trial,status,lora.r,eval_accuracy,seconds\n0,stopped,4,0.5123456,3.1\n1,finished,8,0.875,9.1\n")
-    other = write_run(tmp_path, "plain")
+    best = find_run(tmp_path / "runs" / "tuned")
+    assert (best.paths.run.name, best.storage, best.mlflow_run_id) == ("trial-0001", tmp_path / "runs", "abc")
+    other = write_run(tmp_path, "plain", mlflow_run_id="def")
+    assert (find_run(other).storage, find_run(other).mlflow_run_id) == (tmp_path / "runs", "def")
     result = raytrain_nlp.report([tmp_path / "runs" / "tuned", other], tmp_path / "both.html")
     text = Path(result.page).read_text()
     assert "2 runs compared" in text and "<th>tuned</th><th>plain</th>" in text
