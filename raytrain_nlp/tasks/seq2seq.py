@@ -75,7 +75,7 @@ class Seq2SeqTask(TaskDefaults):
 
     def apply_to_model(self, model: Any, tokenizer: Any) -> None:
         """What the decoder starts with, where the model does not say it."""
-        if model.config.decoder_start_token_id is None:
+        if getattr(model.config, "decoder_start_token_id", None) is None:
             start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.pad_token_id
             model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = start
         for name in ("pad_token_id", "eos_token_id"):
