@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import os
 import shlex
 import socket
@@ -106,6 +107,7 @@ def open_client(address: str | None, force: bool = False) -> Any:
         raise InputError(Problem("--address", f"is on the network, and there is no token: whoever reaches it could run code on it ({url})", todo))
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
     with _told(f"the cluster at {url} does not answer"):
         return JobSubmissionClient(url)
 
