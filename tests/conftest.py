@@ -35,7 +35,7 @@ def _ray(hooks_file: Path) -> Iterator[None]:
         "RAY_worker_niceness": "0",
     }
     with forked_processes():
-        ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         os.environ.pop("PYTHONPATH")
         os.environ.update({key: value for key, value in saved.items() if key == "PYTHONPATH"})
         yield

@@ -80,7 +80,8 @@ def connect(job: TrainJob, verbose: bool = False, runs: int = 1) -> Iterator[Non
                 cpus = math.ceil(runs * job.workers.num_workers * (_worker_cpus(job) + job.data.feed_cpus_per_worker))
                 # a logical CPU is only a number; Ray boots one idle process for each, and this run needs these
                 num_cpus = max(cpus, os.cpu_count() or 1) + _SERVICE_PROCESSES
-                ray.init(num_cpus=num_cpus, include_dashboard=False, **quiet)
+                # "local": with no address, Ray would try the cluster that a `ray start` of this machine has left written down, alive or not
+                ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
                 if not verbose:
                     _end_log_monitor()
             else:

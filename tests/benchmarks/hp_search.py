@@ -56,7 +56,7 @@ def main() -> None:
 
     config = json.loads(sys.argv[1])
     os.environ["OMP_NUM_THREADS"] = str(config["workers"])
-    ray.init(num_cpus=config["workers"], include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=config["workers"], include_dashboard=False, log_to_driver=False)
     began = time.time()
     best = build_trainer(config).hyperparameter_search(
         hp_space=lambda _: {"learning_rate": tune.grid_search(config["rates"])}, n_trials=1, backend="ray", direction="minimize",

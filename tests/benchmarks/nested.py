@@ -64,7 +64,7 @@ def main() -> None:
     from ray import tune
 
     config = json.loads(sys.argv[1])
-    ray.init(num_cpus=config["workers"] + 2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=config["workers"] + 2, include_dashboard=False, log_to_driver=False)
     config["rate"] = tune.grid_search(config.pop("rates"))
     tuner = tune.Tuner(
         tune.with_resources(trial, {"CPU": 0.5}), param_space=config, tune_config=tune.TuneConfig(max_concurrent_trials=1),

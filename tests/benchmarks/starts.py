@@ -40,7 +40,7 @@ def main() -> None:
             "kind": "sweep", "name": "starts", "job": job, "search_space": {"seed": {"grid": list(range(args.trials))}}, "searcher": {"type": "grid"},
             "scheduler": {"type": "asha", "reduction_factor": 2}, "metric": "eval_loss", "max_concurrent_trials": 1,
         }  # fmt: skip
-        ray.init(num_cpus=args.workers + 4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(address="local", num_cpus=args.workers + 4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         before = there()
         started = time.monotonic()
         result = raytrain_nlp.sweep(sweep)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -27,7 +30,17 @@ class Faulty(TrainerCallback):
 GIB = 1 << 30
 
 
-def test_a_trial_raises_and_another_takes_all_memory(tmp_path: Path) -> None:
+@pytest.fixture
+def stale_ray() -> Iterator[Path]:
+    """A folder for Ray in which a `ray start` that was killed has left the address of its cluster; near the root, for Ray's sockets are below it."""
+    folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
+    (folder / "ray").mkdir()
+    (folder / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_trial_raises_and_another_takes_all_memory(tmp_path: Path, stale_ray: Path) -> None:
     memory = psutil.virtual_memory()
     if memory.available < 8 * GIB:
         pytest.skip("needs 8 GiB of free memory")
@@ -40,6 +53,7 @@ def test_a_trial_raises_and_another_takes_all_memory(tmp_path: Path) -> None:
     }  # fmt: skip
     environment = {
         **os.environ,
+        "RAY_TMPDIR": str(stale_ray),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])),
         "RAY_memory_usage_threshold": f"{(memory.total - memory.available + 5 * GIB) / memory.total:.3f}",
         "RAY_memory_monitor_refresh_ms": "50",
