@@ -49,6 +49,8 @@ class SweepJob(Section):
     """Which points are tried."""
     max_concurrent_trials: int | None = Field(None, ge=1)
     """Trials at a time at most; default: as many as there is room for."""
+    reuse_workers: bool = True
+    """Workers stay from trial to trial, which then starts in a fraction of the time; false where code of yours keeps a state of its own in the process."""
     max_trial_failures: int | None = Field(None, ge=0)
     """More failed trials than this end the sweep; default: only when all have failed."""
     seed: int = Field(42, ge=0, lt=2**32)

@@ -31,6 +31,18 @@ class Fit:
         self.aborted = threading.Event()
 
     def __call__(self, job: TrainJob, spec: Any, paths: RunPaths) -> dict[str, Any]:
+        """Run the loop to its end. Raises `RunError` where it fails, or was aborted."""
+        import ray.train
+
+        try:
+            return self.run(job, {"spec": spec}, paths)
+        except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
+            if self.aborted.is_set() and isinstance(error, ray.exceptions.RayActorError):
+                raise RunError("stopped") from error
+            raise explain(error, paths, self._todo) from error
+
+    def run(self, job: TrainJob, config: dict[str, Any], paths: RunPaths) -> dict[str, Any]:
+        """The loop of each worker with `config`; returns what the first one's returns, raises what Ray raises."""
         import ray.train
         from ray.train.torch import TorchConfig
 
@@ -38,7 +50,7 @@ class Fit:
 
         trainer = self._trainer_class()(
             self._loop or run_worker,
-            train_loop_config={"spec": spec},
+            train_loop_config=config,
             torch_config=TorchConfig(backend="nccl" if job.workers.use_gpu else "gloo", timeout_s=job.arguments().get("ddp_timeout", 1800)),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=job.workers.num_workers, use_gpu=job.workers.use_gpu, resources_per_worker=dict(job.workers.resources_per_worker)
@@ -50,16 +62,7 @@ class Fit:
                 failure_config=ray.train.FailureConfig(max_failures=job.workers.max_failures),
             ),
         )
-        try:
-            return trainer.fit().return_value
-        except ray.train.TrainingFailedError as error:
-            told = read_json(paths.user_error)  # by the rank that failed; where no restart was left, no worker has returned it
-            reason = f"the user's code failed: {told['error']}." if told else _reason(error)
-            raise RunError(f"{reason} Logs of all ranks: {paths.logs}.{self._todo}") from error
-        except ray.exceptions.RayActorError as error:
-            if not self.aborted.is_set():
-                raise
-            raise RunError("stopped") from error
+        return trainer.fit().return_value
 
     def abort(self) -> None:
         """End the workers and give their resources back, now; `__call__` then raises."""
@@ -113,6 +116,17 @@ def _start_controller(arguments: dict[str, Any]) -> Any:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"num_cpus": 0, "scheduling_strategy": here, "runtime_env": {"env_vars": {**get_env_vars_to_propagate(), "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}}}
     return ray.remote(**options)(TrainController).remote(**arguments)
+
+
+def explain(error: BaseException, paths: RunPaths, todo: str = "") -> BaseException:
+    """What ended a run as one line; an error that is none of Ray Train's is left as it is."""
+    import ray.train
+
+    if not isinstance(error, ray.train.TrainingFailedError):
+        return error
+    told = read_json(paths.user_error)  # by the rank that failed; where no restart was left, no worker has returned it
+    reason = f"the user's code failed: {told['error']}." if told else _reason(error)
+    return RunError(f"{reason} Logs of all ranks: {paths.logs}.{todo}")
 
 
 def _reason(error: BaseException) -> str:

@@ -148,8 +148,10 @@ def _tune(
     plan: Sweep, paths: SweepPaths, book: Book, study: Any, tree: Any, concurrent: int, scheduler: Any, observer: SweepObserver, verbose: bool
 ) -> None:
     """Ray Tune's part. Its own files go to a folder that is deleted: nothing is ever resumed from them."""
+    import ray
     from ray import tune
 
+    from raytrain_nlp.tuning.desk import open_desk
     from raytrain_nlp.tuning.schedulers import replay
     from raytrain_nlp.tuning.searcher import Bookkeeper, NoUseToGoOn, PointSource, StudySearcher, name_trial
     from raytrain_nlp.tuning.trial import TrialActor, TrialSettings
@@ -160,8 +162,9 @@ def _tune(
         study.reopen(trial.number)
     points = PointSource(study, interrupted, len(book.trials), plan.num_trials)
     replay(scheduler, book, config)
+    desk = open_desk() if config.reuse_workers else None
     settings = TrialSettings(
-        _without_tracker(plan), config.search_space, str(paths.storage), str(paths.trials), config.metric, plan.pauses, config.scheduler.type == "pbt"
+        _without_tracker(plan), config.search_space, str(paths.storage), str(paths.trials), config.metric, plan.pauses, config.scheduler.type == "pbt", desk
     )
 
     def changed(trial: TrialRecord) -> None:
@@ -198,6 +201,8 @@ def _tune(
             verbose=0,
             **population,
         )
+    if desk is not None:
+        ray.kill(desk)
     shutil.rmtree(paths.ray, ignore_errors=True)
 
 

@@ -33,11 +33,12 @@ from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.tuning.book import FAILED, FINISHED
 from raytrain_nlp.tuning.inherit import Pointer, apply_pointer, donate
 from raytrain_nlp.tuning.schedulers import LAST
+from raytrain_nlp.tuning.slot import Slot
 
 NUMBER = "trial_number"
 """Beside the searched values in Tune's `config`; pbt copies it with them, so that only the name, which is made of it once, says which trial it is."""
 _POINTER = "pointer.json"
-_END_S = 30.0
+_END_S = 45.0
 _LOCK_S = 60.0
 
 
@@ -57,18 +58,20 @@ class TrialSettings:
     """A result is given when its checkpoint is committed, for schedulers that pass checkpoints on."""
     changes: bool
     """Values may change on the way: those of a loaded checkpoint do not count."""
+    desk: Any
+    """Where workers that stay from trial to trial are given their runs; None: each trial starts its own."""
 
 
 class TrialActor(Trainable):
     """One slot of the sweep: one trial after the other."""
 
     def setup(self, config: dict[str, Any], settings: TrialSettings | None = None) -> None:
-        self._settings = settings
-        self._trial = Trial(settings, self.trial_name, config)
+        self._settings, self._slot = settings, Slot(settings.desk) if settings.desk is not None else None
+        self._trial = Trial(settings, self.trial_name, config, self._slot)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._trial.stop()
-        self._trial = Trial(self._settings, self.trial_name, new_config)
+        self._trial = Trial(self._settings, self.trial_name, new_config, self._slot)
         return True
 
     def step(self) -> dict[str, Any]:
@@ -83,18 +86,22 @@ class TrialActor(Trainable):
 
     def cleanup(self) -> None:
         self._trial.stop()
+        if self._slot:
+            self._slot.close()
 
 
 class Trial(Observer):
     """One trial in its actor; begins with the first question for a result."""
 
-    def __init__(self, settings: TrialSettings, name: str, config: dict[str, Any]):
+    def __init__(self, settings: TrialSettings, name: str, config: dict[str, Any], slot: Slot | None):
         point = {key: value for key, value in config.items() if key != NUMBER}
         self._settings = settings
         values = apply_point(settings.values, settings.space, point)
         self._job = load_job({**values, "name": name, "storage_path": settings.trials})
         self._paths = RunPaths(settings.trials, self._job.name)
-        self._fit = Fit(in_trial=True)
+        self._fit = slot.turn() if slot else Fit(in_trial=True)
+        if slot:
+            slot.open(self._job, self._paths)
         self._results: queue.Queue[dict[str, Any]] = queue.Queue()
         self._thread: threading.Thread | None = None
         self._pointer: Pointer | None = None

@@ -26,7 +26,7 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     Returns `{"result": ...}`, or `{"error": ...}` for errors that all ranks see alike and that no restart can mend. An error in
     the user's code is raised, as other ranks may be waiting for this one; the workers that Ray starts again then return it.
     """
-    return run_guarded(config["spec"], _run)
+    return run_guarded(config["spec"], run_body)
 
 
 def run_guarded(spec: Any, body: Callable[[Any, RunPaths, str], dict[str, Any]]) -> dict[str, Any]:
@@ -58,7 +58,8 @@ def _set_threads() -> None:
         torch.set_num_threads(int(threads))
 
 
-def _run(spec: WorkerSpec, paths: RunPaths, scratch: str) -> dict[str, Any]:
+def run_body(spec: WorkerSpec, paths: RunPaths, scratch: str, stop_asked: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+    """The run of one rank. Once `stop_asked` says so on any, all end before their next step, and the result is `{"stopped": True}`."""
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     events = EventLog(paths.events if rank == 0 else None)
     events.write("phase", phase="worker")
@@ -69,12 +70,13 @@ def _run(spec: WorkerSpec, paths: RunPaths, scratch: str) -> dict[str, Any]:
         events.write("notice", text=f"{checkpoint.path.name} was written with other versions: {_differences(checkpoint.manifest.versions, spec.versions)}.")
     _announce(events, start, world_size)
     loaders = _build_loaders(spec, job, start, world_size, rank)
-    trainer = _build_trainer(spec, job, paths, events, loaders, scratch)
+    trainer = _build_trainer(spec, job, paths, events, loaders, scratch, stop_asked)
     events.write("phase", phase="model")
     trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
     loaders[0].close()
-    result = _finish(trainer, job, paths, world_size, spec.labels)
+    result = {"stopped": True} if trainer.stopped else _finish(trainer, job, paths, world_size, spec.labels)
     events.write("end", step=trainer.state.global_step)
+    trainer.release()
     return result
 
 
@@ -108,7 +110,9 @@ def _build_loaders(spec: WorkerSpec, job: TrainJob, start: int, world_size: int,
     return train, EvalLoader(spec.validation, steps=spec.eval_steps, **common) if spec.validation else None
 
 
-def _build_trainer(spec: WorkerSpec, job: TrainJob, paths: RunPaths, events: EventLog, loaders: tuple[Any, Any], scratch: str) -> Any:
+def _build_trainer(
+    spec: WorkerSpec, job: TrainJob, paths: RunPaths, events: EventLog, loaders: tuple[Any, Any], scratch: str, stop_asked: Callable[[], bool]
+) -> Any:
     from transformers import PrinterCallback, set_seed
 
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
@@ -153,6 +157,7 @@ def _build_trainer(spec: WorkerSpec, job: TrainJob, paths: RunPaths, events: Eve
         locate_row=find_row(spec.train),
         keep_labels=keep_labels,
         gather_for_generation=getattr(job.task, "gather_for_generation", False),
+        stop_asked=stop_asked,
     )
     trainer.remove_callback(PrinterCallback)
     set_seed(arguments.seed + arguments.process_index)  # dropout and noise differ between ranks

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,9 @@ from raytrain_nlp.worker.loader import EvalLoader, FeedBatch, TrainLoader
 from raytrain_nlp.worker.meter import Meter
 from raytrain_nlp.worker.shared_memory import SharedMeanKwargs
 
+_STOP = 2.0
+"""Beside 0 = the loss is finite and 1 = it is not."""
+
 
 class FeedMixin:
     """Overrides of `Trainer`. Losses of micro-batches are means, of rows or predicted tokens; each is weighted by its share of
@@ -45,11 +49,15 @@ class FeedMixin:
         locate_row: Any,
         keep_labels: bool,
         gather_for_generation: bool = False,
+        stop_asked: Callable[[], bool] = lambda: False,
         **kwargs: Any,
     ):
         self._task, self._train_loader, self._eval_loader = task, train_loader, eval_loader
         self._checkpointer, self._locate_row = checkpointer, locate_row
         self._keep_labels, self._gather_for_generation = keep_labels, gather_for_generation
+        self._stop_asked = stop_asked
+        self.stopped = False
+        """Has the training ended because it was asked to?"""
         self._global_weight: float | None = None
         self._prepared = False
         self.scored_step: int | None = None
@@ -81,6 +89,12 @@ class FeedMixin:
         super().create_accelerator_and_postprocess()
         if self.args.use_cpu and self.accelerator.ddp_handler is not None:
             self.accelerator.ddp_handler = SharedMeanKwargs(**vars(self.accelerator.ddp_handler))
+
+    def release(self) -> None:
+        """Let go of what would outlive the trainer in its process: hooks, DeepSpeed's buffers, accelerate's references."""
+        if self.is_deepspeed_enabled and self.deepspeed is not None:
+            self.deepspeed.destroy()
+        self.accelerator.free_memory()
 
     # Data
 
@@ -143,11 +157,13 @@ class FeedMixin:
             complete |= {"decoder_input_ids": shift(labels=inputs["labels"])} if shift else {}
         return complete
 
-    # All ranks stop together before an update that any rank's loss would spoil. They tell each other while the backward pass
-    # runs, so that no rank waits for another between forward and backward.
+    # All ranks stop together before an update that any rank's loss would spoil, or where any is asked to stop. They tell each
+    # other while the backward pass runs, so that no rank waits for another between forward and backward.
 
     def _begin_finite(self, loss: torch.Tensor) -> None:
         bad = torch.logical_not(torch.isfinite(loss)).any().to(torch.float32)
+        if self._stop_asked():
+            bad.fill_(_STOP)
         work = dist.all_reduce(bad, op=dist.ReduceOp.MAX, async_op=True) if self.accelerator.num_processes > 1 else None
         self._pending = (bad, work, loss)
 
@@ -159,6 +175,9 @@ class FeedMixin:
         if work is not None:
             work.wait()
         if not bad.item():
+            return
+        if bad.item() == _STOP:
+            self.stopped = self.control.should_training_stop = True
             return
         micro_batch = self._micro_batch
         mine = None if torch.isfinite(loss).all() else [int(row) for row in micro_batch.rows]
@@ -238,6 +257,10 @@ class FeedMixin:
 
     # State
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        if not self.stopped:
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.store_flos()
         self._checkpointer.save(self)
@@ -282,7 +305,8 @@ class FeedMixin:
             self._checkpointer.load_rng(self, checkpoint)
 
     def _load_best_model(self) -> None:
-        self._checkpointer.load_best(self, self.state.best_model_checkpoint)
+        if not self.stopped:
+            self._checkpointer.load_best(self, self.state.best_model_checkpoint)
 
 
 @dataclass(frozen=True)

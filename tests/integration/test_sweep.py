@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from mlflow import MlflowClient
-from support import events, run_cli, start_cli, tiny_job, wait_until, write_job, write_rows
+from support import TINY, events, run_cli, start_cli, tiny_job, wait_until, write_job, write_rows
 
 import raytrain_nlp
 from raytrain_nlp.checkpoint import store
@@ -95,6 +95,23 @@ def accuracy_of(model_dir: Path, folder: Path) -> float:
     with torch.no_grad():
         right = [int(model(**tokenizer(row["text"], truncation=True, max_length=48, return_tensors="pt")).logits.argmax()) == row["label"] for row in rows]
     return sum(right) / len(right)
+
+
+def test_a_trial_on_used_workers_ends_with_the_bits_of_the_run_alone(shared_ray: Any, folder: Path) -> None:
+    """LoRA under ZeRO-3 with dropout, then plain DDP, then ZeRO-3 again in the same two processes: nothing of a trial is left for the next."""
+    space = {"deepspeed.zero_stage": {"grid": [3, 0]}, "training.learning_rate": {"grid": [3e-3, 1e-2]}}
+    job = {"model": {"config": {**TINY, "hidden_dropout_prob": 0.1}}, "training": {"save_strategy": "epoch", "neftune_noise_alpha": 5}}
+    result = raytrain_nlp.sweep(sweep_of(folder, "used", space, job, searcher={"type": "grid"}, max_concurrent_trials=1))
+    paths = SweepPaths(folder / "runs", "used")
+    order = [paths.trial(row["trial"]) for row in result.table]
+    assert len({tuple(event["pids"]) for trial in order for event in events(trial.run) if event["kind"] == "start"}) == 1
+    for trial in order[1:]:
+        alone = raytrain_nlp.train(trial.job, overrides=[f"name=alone-{trial.run.name}", f"storage_path={folder / 'runs'}"])
+        files = [
+            {entry.path: entry.sha256 for entry in store.list_checkpoints(root)[-1].manifest.files if entry.path != "trainer_state.json"}
+            for root in (trial.checkpoints, Path(alone.run_dir) / "checkpoints")
+        ]
+        assert files[0] == files[1] and len(files[0]) > 3
 
 
 def test_all_trials_fail(shared_ray: Any, folder: Path) -> None:

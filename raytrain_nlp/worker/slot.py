@@ -1,0 +1,82 @@
+"""A worker that stays: one run after the other in one process, so that only the first pays for the process and its imports.
+
+    slot (the sweep's side) --spec--> desk --next--> each rank: run --finish--> desk --result--> slot
+
+After each run the process is as it was before: the environment, what libraries keep globally, memory. Where that cannot be
+trusted, after an error or when memory does not come back, the slot replaces its workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import gc
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from raytrain_nlp.worker.loop import run_body, run_guarded
+
+
+def run_slot(config: dict[str, Any]) -> dict[str, Any]:
+    """Ray Train's `train_loop_per_worker` of a slot: runs what the desk gives until the slot is closed.
+
+    A rank that is started again is given the run that had not ended, which goes on from its newest good checkpoint.
+    """
+    import ray
+
+    desk, slot, rank, world_size = config["desk"], config["slot"], int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    done = -1
+    while (given := ray.get(desk.next.remote(slot, rank, done))) is not None:
+        done, spec = given
+        with _as_before():
+            result = run_guarded(spec, functools.partial(run_body, stop_asked=_listen(desk, slot, done) if rank == 0 else lambda: False))
+        ray.get(desk.finish.remote(slot, done, rank, world_size, result, resident_bytes()))
+    return {}
+
+
+def _listen(desk: Any, slot: str, number: int) -> Callable[[], bool]:
+    """Has the desk been told to stop this run? Waited for in a thread, so that asking costs a step nothing."""
+    import ray
+
+    asked = threading.Event()
+
+    def wait() -> None:
+        with contextlib.suppress(ray.exceptions.RayError):
+            if ray.get(desk.stop_asked.remote(slot, number)):
+                asked.set()
+
+    threading.Thread(target=wait, name="stop", daemon=True).start()
+    return asked.is_set
+
+
+@contextlib.contextmanager
+def _as_before() -> Iterator[None]:
+    """Take back what a run changes in its process."""
+    import torch
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    environment, threads, deterministic = dict(os.environ), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+        unset_hf_deepspeed_config()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        with contextlib.suppress(OSError, AttributeError):  # glibc keeps what is freed; others have no such call
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_bytes() -> int:
+    """Memory of this process, and of its GPU where it has one."""
+    import psutil
+    import torch
+
+    return psutil.Process().memory_info().rss + (torch.cuda.memory_allocated() if torch.cuda.is_available() else 0)
