@@ -42,12 +42,46 @@ def _ray(hooks_file: Path) -> Iterator[None]:
         ray.shutdown()
 
 
+@pytest.fixture(scope="session")
+def _workers(_ray: None) -> Iterator[Any]:
+    """Two workers that stay, as those of a sweep do: most of a run of seconds is the start of its processes."""
+    import ray
+
+    from raytrain_nlp.tuning.desk import open_desk
+    from raytrain_nlp.tuning.slot import Slot
+
+    desk = open_desk()
+    slot = Slot(desk)
+    yield slot
+    slot.close()
+    ray.kill(desk)
+
+
 @pytest.fixture
-def shared_ray(_ray: None, hooks_file: Path) -> Iterator[Any]:
-    """The shared Ray; call it with what the hooks of this test's workers shall do."""
+def shared_ray(_ray: None, hooks_file: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The shared Ray; call it with what the hooks of this test's workers shall do.
+
+    Runs of integration tests with two workers share these; those of the faults start their own, as users' runs do.
+    """
     hooks_file.write_text("{}")
+    if "integration" in request.path.parts:
+        slot = request.getfixturevalue("_workers")
+        monkeypatch.setattr("raytrain_nlp.driver.train.Fit", lambda: _SharedFit(slot))
     yield lambda **wanted: hooks_file.write_text(json.dumps(wanted))
     hooks_file.write_text("{}")
+
+
+class _SharedFit:
+    """`Fit` on the shared workers where the job's are alike."""
+
+    def __init__(self, slot: Any):
+        self._slot = slot
+
+    def __call__(self, job: Any, spec: Any, paths: Any) -> dict[str, Any]:
+        from raytrain_nlp.driver.fit import Fit
+
+        alike = job.workers.num_workers == 2 and job.workers.resources_per_worker == {"CPU": 0.5} and "ddp_timeout" not in job.arguments()
+        return self._slot.turn()(job, spec, paths) if alike else Fit()(job, spec, paths)
 
 
 @pytest.fixture(scope="session")

@@ -70,11 +70,14 @@ class Desk:
         if place.closed:
             return None
         place.starts += rank == 0
+        place.finished.pop(rank, None)  # it ended the run once, and was started again with the others
         return place.number, place.spec
 
     async def finish(self, slot: str, number: int, rank: int, world_size: int, result: Any, memory: int) -> None:
         """A rank has ended its part."""
         place = self._place(slot)
+        if number != place.number:
+            return
         place.wanted = world_size
         place.finished[rank] = (result, memory)
         await self._tell()
