@@ -2,8 +2,9 @@
 
     RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/starts.py --tokenizer TOKENIZERS/bert-base-uncased --trials 50 --json starts.json
 
-Half of the trials are stopped by ASHA after their first evaluation, with their workers alive; the others run to their end. Exit
-code 1 where something is left.
+Half of the trials are stopped by ASHA after their first evaluation, with their workers alive; the others run to their end.
+`--fresh`: each trial starts workers of its own and ends them. `--cpus 4 --trials 4`: a Ray that has room for one trial at a time,
+asked for as many as it can take. Exit code 1 where something is left, or a trial failed.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ _RAYS_OWN = ("ray::IDLE", "ray::_StatsActor", "ray::AutoscalingCoordinator", "ra
 def main() -> None:
     parser = bench.build_parser(__doc__, steps=4, repeat=1)
     parser.add_argument("--trials", type=int, default=50)
+    parser.add_argument("--cpus", type=int, default=6)
+    parser.add_argument("--fresh", action="store_true")
     parser.set_defaults(model_config={**bench.MODEL, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64})
     args = parser.parse_args()
     import ray
@@ -38,9 +41,9 @@ def main() -> None:
         job["training"] |= {"eval_strategy": "steps", "eval_steps": args.steps // 2, "per_device_eval_batch_size": 32}
         sweep = {
             "kind": "sweep", "name": "starts", "job": job, "search_space": {"seed": {"grid": list(range(args.trials))}}, "searcher": {"type": "grid"},
-            "scheduler": {"type": "asha", "reduction_factor": 2}, "metric": "eval_loss", "max_concurrent_trials": 1,
+            "scheduler": {"type": "asha", "reduction_factor": 2}, "metric": "eval_loss", "reuse_workers": not args.fresh,
         }  # fmt: skip
-        ray.init(address="local", num_cpus=args.workers + 4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(address="local", num_cpus=args.cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         before = there()
         started = time.monotonic()
         result = raytrain_nlp.sweep(sweep)
@@ -56,7 +59,7 @@ def main() -> None:
     }  # fmt: skip
     figures.print_table(f"{args.trials} trials, {args.workers} workers, ZeRO 3", ["", ""], [list(pair) for pair in summary.items()])
     figures.write_report(args, summary, [{"starts": starts}])
-    sys.exit(1 if left else 0)
+    sys.exit(1 if left or result.trials["failed"] else 0)
 
 
 def first_step(trial: Path) -> float | None:
