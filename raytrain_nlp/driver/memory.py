@@ -1,0 +1,210 @@
+"""The memory plan of a job: what each rank needs by part, what it has, and the nearest setting that fits where it does not.
+
+The model is built and a step of it run on torch's meta device, so no weights are needed, whatever their size. What a part
+needs is `modeling/zero.py`'s matter, what a step keeps alive `modeling/trace.py`'s.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from raytrain_nlp.config import TrainJob
+from raytrain_nlp.driver.shapes import Shape, checkpoint_activations, widest_shape
+from raytrain_nlp.driver.sizes import find_available, parse_bytes, process_bytes
+from raytrain_nlp.modeling.trace import StepTrace, trace_step
+from raytrain_nlp.modeling.zero import Setting, Weights, step_memory
+
+PARTS = ("weights", "gradients", "optimizer", "activations", "buffers", "process")
+_CUDA_BYTES = 10**9
+"""A CUDA context with NCCL's and cuBLAS's own buffers, about; not measured here."""
+_USABLE = 0.95
+"""Of what a worker has: allocators round up, and leave holes."""
+_MOMENTS = {"sgd": 0, "adafactor": 0, "lion": 4, "lomo": 0, "rmsprop": 4, "adagrad": 4}
+"""Bytes an optimizer other than Adam keeps of a parameter, by the beginning of its name in `TrainingArguments.optim`."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of one rank at the moment when it needs most, of the memory it computes in."""
+
+    parts: dict[str, int]
+    """By `PARTS`."""
+    host: int
+    """Offloaded, in the memory of the worker's machine."""
+    rows: int
+    length: int
+    """Rows and tokens a row of the widest micro-batch of the plan."""
+    available: int | None
+    """What a worker has, where that is known."""
+    advice: str | None = None
+    """Where it does not fit: what would."""
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def fits(self) -> bool | None:
+        return None if self.available is None else self.total <= self.available * _USABLE
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "total": self.total, "fits": self.fits}
+
+
+def plan_memory(job: TrainJob, model: Any, split: Any, eval_split: Any, worker_memory: str | None) -> MemoryPlan:
+    """The plan of a job whose model is on the meta device.
+
+    Args:
+        split: the training rows, opened; `eval_split`: the validation rows, or None.
+        worker_memory: what a worker has, as the user says (`80GB`); None: what this machine has for each.
+    """
+    shape = widest_shape(split, job, job.arguments()["per_device_train_batch_size"])
+    setting, weights = _setting(job, model), _weights(job, model)
+    base = _CUDA_BYTES if job.workers.use_gpu else process_bytes(Path(job.storage_path).expanduser().resolve())
+    traces = _Traces(model, setting.use_gpu, shape, _eval_shape(job, eval_split))
+    available = parse_bytes(worker_memory, "--worker-memory") if worker_memory else find_available(job)
+    checkpointing = _checkpointing(job)
+    parts = _most(weights, setting, traces, checkpointing, shape.rows)
+    plan = MemoryPlan(
+        parts={name: round(parts.get(name, base if name == "process" else 0)) for name in PARTS}, host=round(parts.get("host", 0)),
+        rows=shape.rows, length=shape.length, available=available,
+    )  # fmt: skip
+    if plan.fits is not False:
+        return plan
+    return replace(plan, advice=_advise(job, weights, setting, traces, checkpointing, shape.rows, available * _USABLE - base))
+
+
+# One setting
+
+
+class _Traces:
+    """Steps of the model by gradient checkpointing, traced when first asked for."""
+
+    def __init__(self, model: Any, use_gpu: bool, shape: Shape, eval_shape: Shape | None):
+        self._model, self._use_gpu, self._shape, self._eval_shape = model, use_gpu, shape, eval_shape
+        self._found: dict[bool | None, StepTrace] = {}
+
+    def train(self, checkpointing: bool, rows: int) -> StepTrace:
+        """Of `rows` rows: what a step keeps grows with them."""
+        if checkpointing not in self._found:
+            with checkpoint_activations(self._model, checkpointing):
+                self._found[checkpointing] = trace_step(self._model, self._shape.tensors, padded=self._shape.padded, use_gpu=self._use_gpu)
+        return self._found[checkpointing].scaled(rows / self._shape.rows)
+
+    def evaluation(self) -> StepTrace | None:
+        if self._eval_shape is None:
+            return None
+        if None not in self._found:
+            self._found[None] = trace_step(self._model, self._eval_shape.tensors, padded=self._eval_shape.padded, use_gpu=self._use_gpu, train=False)
+        return self._found[None]
+
+
+def _most(weights: Weights, setting: Setting, traces: _Traces, checkpointing: bool, rows: int) -> dict[str, float]:
+    """Parts of a training step, or of an evaluation where that needs more."""
+    found = [traces.train(checkpointing, rows), traces.evaluation()]
+    return max((step_memory(weights, setting, trace) for trace in found if trace), key=lambda parts: sum(parts[name] for name in PARTS[:-1]))
+
+
+def _setting(job: TrainJob, model: Any) -> Setting:
+    """What DeepSpeed, DDP and the optimizer will be told."""
+    from raytrain_nlp.worker.arguments import CPU_BUCKET_MB, build_deepspeed
+
+    values, use_gpu = job.arguments(), job.workers.use_gpu
+    config = build_deepspeed(job.deepspeed, use_gpu) if job.deepspeed.enabled else {}
+    zero, hidden = config.get("zero_optimization", {}), _hidden_size(model)
+
+    def elements(key: str, default: int, auto: float) -> int:
+        value = zero.get(key, zero.get(f"stage3_{key}", default))
+        return int(auto if value == "auto" else value)
+
+    optim = str(getattr(values.get("optim"), "value", values.get("optim", "adamw")))
+    moments = next((size for name, size in _MOMENTS.items() if optim.startswith(name)), 2 if "8bit" in optim else 8)
+    return Setting(
+        zero_stage=job.deepspeed.zero_stage, num_workers=job.workers.num_workers, use_gpu=use_gpu,
+        mixed=bool(values.get("bf16") or values.get("fp16")), weight_bytes=2 if job.model.dtype in ("bfloat16", "float16") else 4, moment_bytes=moments,
+        offload_optimizer=_offloaded(zero, "offload_optimizer"), offload_param=_offloaded(zero, "offload_param"),
+        reduce_bucket=elements("reduce_bucket_size", 500_000_000, hidden * hidden), prefetch_bucket=elements("prefetch_bucket_size", 50_000_000, 0.9 * hidden * hidden),
+        max_live=elements("max_live_parameters", 1_000_000_000, 1e9), overlap=bool(zero.get("overlap_comm", job.deepspeed.zero_stage == 3)),
+        ddp_bucket_bytes=int(values.get("ddp_bucket_cap_mb") or (25 if use_gpu else CPU_BUCKET_MB)) << 20,
+    )  # fmt: skip
+
+
+def _offloaded(zero: dict[str, Any], key: str) -> bool:
+    return isinstance(zero.get(key), dict) and zero[key].get("device", "none") != "none"
+
+
+def _hidden_size(model: Any) -> int:
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    return int(getattr(config, "hidden_size", 0) or getattr(config, "d_model", 0) or 1024)
+
+
+def _weights(job: TrainJob, model: Any) -> Weights:
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    threshold = job.deepspeed.stage3_param_persistence_threshold
+    threshold = 10 * _hidden_size(model) if threshold is None else threshold
+    return Weights(sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes if size <= threshold))
+
+
+def _checkpointing(job: TrainJob) -> bool:
+    values = job.arguments()
+    return bool(values.get("gradient_checkpointing") or values.get("activation_checkpointing"))
+
+
+def _eval_shape(job: TrainJob, split: Any) -> Shape | None:
+    return widest_shape(split, job, job.arguments().get("per_device_eval_batch_size", 8), evaluation=True) if split is not None else None
+
+
+# Where it does not fit
+
+
+def _advise(job: TrainJob, weights: Weights, setting: Setting, traces: _Traces, checkpointing: bool, rows: int, room: float) -> str:
+    """The setting with the fewest changes that fits into `room` bytes, in a line."""
+    accumulation = job.gradient_accumulation_steps
+
+    def needs(changed: Setting, recomputes: bool, fewer: int) -> float:
+        parts = _most(weights, changed, traces, recomputes, fewer)
+        return sum(parts[name] for name in PARTS[:-1])
+
+    best = None
+    for changes, changed, recomputes, fewer in _candidates(job, setting, checkpointing, rows):
+        if needs(changed, recomputes, fewer) <= room:
+            texts = [*changes]
+            if fewer != rows:
+                texts += [f"training.per_device_train_batch_size={fewer}", f"training.gradient_accumulation_steps={accumulation * -(-rows // fewer)}"]
+            return f"It fits with --set {' --set '.join(texts)}."
+        best = changed, recomputes, fewer
+    for factor in (2, 4, 8, 16, 32, 64, 128):
+        more = replace(best[0], num_workers=setting.num_workers * factor, zero_stage=3)
+        if needs(more, True, 1) <= room:
+            return f"No setting fits on {setting.num_workers} workers. It fits on {more.num_workers} with ZeRO 3, gradient checkpointing and micro-batches of 1 row."
+    return "No number of workers helps: shorten data.max_length, or take a smaller model."
+
+
+def _candidates(job: TrainJob, setting: Setting, checkpointing: bool, rows: int) -> Iterator[tuple[list[str], Setting, bool, int]]:
+    """Settings by the number of changes; among as many, those that cost least time first."""
+    own = job.deepspeed.config is None
+    stages = [stage for stage in (setting.zero_stage, 1, 2, 3) if stage >= setting.zero_stage] if own and setting.num_workers > 1 else [setting.zero_stage]
+    halves = [rows]
+    while halves[-1] > 1:
+        halves.append(-(-halves[-1] // 2))
+    offloads = [(setting.offload_optimizer, setting.offload_param)]
+    offloads += [(True, setting.offload_param), (True, True)] if own and setting.use_gpu else []
+    found = []
+    for stage, recomputes, fewer, (optimizer, param) in itertools.product(dict.fromkeys(stages), dict.fromkeys([checkpointing, True]), halves, dict.fromkeys(offloads)):
+        if (optimizer and not stage) or (param and stage != 3):
+            continue
+        changes = [
+            *([f"deepspeed.zero_stage={stage}"] if stage != setting.zero_stage else []),
+            *(["training.gradient_checkpointing=true"] if recomputes != checkpointing else []),
+            *(["deepspeed.offload_optimizer=cpu"] if optimizer != setting.offload_optimizer else []),
+            *(["deepspeed.offload_param=cpu"] if param != setting.offload_param else []),
+        ]
+        changed = replace(setting, zero_stage=stage, offload_optimizer=optimizer, offload_param=param)
+        # offloading costs most time; a smaller micro-batch less than recomputing, unless it is far smaller
+        cost = (len(changes) + (fewer != rows), 8 * (optimizer + param) + 3 * recomputes + stage + halves.index(fewer))
+        found.append((cost, (changes, changed, recomputes, fewer)))
+    return (candidate for _, candidate in sorted(found, key=lambda item: item[0]))
