@@ -13,7 +13,7 @@ HELP = "Validate the job, its data and its model, prepare the tokens, print the 
 def run(
     job: Annotated[str, typer.Argument(metavar="JOB", help="Job file.")],
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a dotted key; YAML value. Repeatable.")] = None,
-    worker_memory: Annotated[str | None, typer.Option("--worker-memory", metavar="SIZE", help="What a worker has, e.g. 80GB. Default: its share of this machine, or its GPU.")] = None,
+    worker_memory: Annotated[str | None, typer.Option("--worker-memory", metavar="SIZE", help="What a worker has, e.g. 80GB. Default: as found here.")] = None,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Train a few steps and estimate the time of all of them; leaves no run behind.")] = False,
     calibration_steps: Annotated[int | None, typer.Option("--calibration-steps", metavar="N", help="Steps to train. Default: 20, of which 5 are not timed.")] = None,
     price: Annotated[float | None, typer.Option("--price", metavar="PER_HOUR", help="Price of an hour of all workers together, for the cost.")] = None,

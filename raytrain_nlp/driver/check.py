@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from raytrain_nlp.data.split import Split
 from raytrain_nlp.driver.cluster import check_workers, connect, connect_ahead
 from raytrain_nlp.driver.observer import Observer
 from raytrain_nlp.driver.record import check_storage
-from raytrain_nlp.driver.sizes import parse_bytes
+from raytrain_nlp.driver.sizes import parse_bytes, process_measured
 from raytrain_nlp.errors import InputError, Problem
 
 if TYPE_CHECKING:
@@ -115,18 +115,20 @@ def check(
     storage = Path(job.storage_path).expanduser().resolve()
     observer.stage("looking at the data")
     files = find_job_files(job, storage)
-    if calibrate:
+    about = sum(file.size for file in files.train), worker_memory, observer
+    with process_measured(job, storage) as find_base:
+        if not calibrate:
+            with contextlib.ExitStack() as stack:  # a Ray is started only where there is much to prepare
+                resolved = prepare(job, files, storage, lambda: stack.enter_context(connect(job)), observer)
+            return _report(job, resolved, find_base, *about)
         from raytrain_nlp.driver.calibrate import STEPS
         from raytrain_nlp.driver.calibrate import calibrate as run_steps
 
         with connect_ahead(job, False) as wait_connected:
             resolved = prepare(job, files, storage, wait_connected, observer)
-            report = _report(job, resolved, sum(file.size for file in files.train), worker_memory, observer)
+            report = _report(job, resolved, find_base, *about)
             wait_connected()
             return replace(report, calibration=run_steps(job, resolved, calibration_steps or STEPS, price, observer))
-    with contextlib.ExitStack() as stack:  # a Ray is started only where there is much to prepare
-        resolved = prepare(job, files, storage, lambda: stack.enter_context(connect(job)), observer)
-    return _report(job, resolved, sum(file.size for file in files.train), worker_memory, observer)
 
 
 def _check_options(worker_memory: str | None, calibrate: bool, steps: int | None, price: float | None) -> list[Problem]:
@@ -146,7 +148,9 @@ def _check_options(worker_memory: str | None, calibrate: bool, steps: int | None
     return problems
 
 
-def _report(job: TrainJob, resolved: Resolved, train_bytes: int, worker_memory: str | None, observer: Observer) -> CheckReport:
+def _report(
+    job: TrainJob, resolved: Resolved, find_base: Callable[[], int], train_bytes: int, worker_memory: str | None, observer: Observer
+) -> CheckReport:
     from raytrain_nlp.driver.memory import plan_memory
     from raytrain_nlp.driver.shapes import build_traced_model
 
@@ -158,7 +162,7 @@ def _report(job: TrainJob, resolved: Resolved, train_bytes: int, worker_memory: 
         split = Split(spec.train)
     observer.stage("planning memory")
     model = build_traced_model(job, spec.labels, spec.tokenizer_dir)
-    memory = plan_memory(job, model, split, Split(spec.validation) if spec.validation else None, worker_memory)
+    memory = plan_memory(job, model, split, Split(spec.validation) if spec.validation else None, find_base(), worker_memory)
     if memory.advice:
         observer.warn(f"the job needs {memory.total / 1e9:.1f} GB a worker, which has {memory.available / 1e9:.1f} GB. {memory.advice}")
     return CheckReport(

@@ -9,18 +9,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.driver.shapes import Shape, checkpoint_activations, widest_shape
-from raytrain_nlp.driver.sizes import find_available, parse_bytes, process_bytes
+from raytrain_nlp.driver.sizes import find_available, parse_bytes
 from raytrain_nlp.modeling.trace import StepTrace, trace_step
 from raytrain_nlp.modeling.zero import Setting, Weights, step_memory
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "buffers", "process")
-_CUDA_BYTES = 10**9
-"""A CUDA context with NCCL's and cuBLAS's own buffers, about; not measured here."""
 _USABLE = 0.95
 """Of what a worker has: allocators round up, and leave holes."""
 _MOMENTS = {"sgd": 0, "adafactor": 0, "lion": 4, "lomo": 0, "rmsprop": 4, "adagrad": 4}
@@ -55,16 +52,16 @@ class MemoryPlan:
         return {**vars(self), "total": self.total, "fits": self.fits}
 
 
-def plan_memory(job: TrainJob, model: Any, split: Any, eval_split: Any, worker_memory: str | None) -> MemoryPlan:
+def plan_memory(job: TrainJob, model: Any, split: Any, eval_split: Any, base: int, worker_memory: str | None) -> MemoryPlan:
     """The plan of a job whose model is on the meta device.
 
     Args:
         split: the training rows, opened; `eval_split`: the validation rows, or None.
+        base: bytes of a worker's process without a model.
         worker_memory: what a worker has, as the user says (`80GB`); None: what this machine has for each.
     """
     shape = widest_shape(split, job, job.arguments()["per_device_train_batch_size"])
     setting, weights = _setting(job, model), _weights(job, model)
-    base = _CUDA_BYTES if job.workers.use_gpu else process_bytes(Path(job.storage_path).expanduser().resolve())
     traces = _Traces(model, setting.use_gpu, shape, _eval_shape(job, eval_split))
     available = parse_bytes(worker_memory, "--worker-memory") if worker_memory else find_available(job)
     checkpointing = _checkpointing(job)
@@ -86,21 +83,28 @@ class _Traces:
 
     def __init__(self, model: Any, use_gpu: bool, shape: Shape, eval_shape: Shape | None):
         self._model, self._use_gpu, self._shape, self._eval_shape = model, use_gpu, shape, eval_shape
-        self._found: dict[bool | None, StepTrace] = {}
+        self._found: dict[tuple[bool, int], StepTrace] = {}
+        self._evaluation: StepTrace | None = None
 
     def train(self, checkpointing: bool, rows: int) -> StepTrace:
-        """Of `rows` rows: what a step keeps grows with them."""
-        if checkpointing not in self._found:
+        """A step of at most as many rows as the widest micro-batch has."""
+        most = self._shape.rows
+        if rows in (most, 1):
+            return self._trace(checkpointing, rows)
+        return self._trace(checkpointing, 1).towards(self._trace(checkpointing, most), (rows - 1) / (most - 1))
+
+    def _trace(self, checkpointing: bool, rows: int) -> StepTrace:
+        if (checkpointing, rows) not in self._found:
             with checkpoint_activations(self._model, checkpointing):
-                self._found[checkpointing] = trace_step(self._model, self._shape.tensors, padded=self._shape.padded, use_gpu=self._use_gpu)
-        return self._found[checkpointing].scaled(rows / self._shape.rows)
+                inputs = {name: value[:rows] if hasattr(value, "dtype") else value for name, value in self._shape.tensors.items()}
+                self._found[checkpointing, rows] = trace_step(self._model, inputs, padded=self._shape.padded, use_gpu=self._use_gpu)
+        return self._found[checkpointing, rows]
 
     def evaluation(self) -> StepTrace | None:
-        if self._eval_shape is None:
-            return None
-        if None not in self._found:
-            self._found[None] = trace_step(self._model, self._eval_shape.tensors, padded=self._eval_shape.padded, use_gpu=self._use_gpu, train=False)
-        return self._found[None]
+        """One of the widest batch of the validation rows."""
+        if self._eval_shape is not None and self._evaluation is None:
+            self._evaluation = trace_step(self._model, self._eval_shape.tensors, padded=self._eval_shape.padded, use_gpu=self._use_gpu, train=False)
+        return self._evaluation
 
 
 def _most(weights: Weights, setting: Setting, traces: _Traces, checkpointing: bool, rows: int) -> dict[str, float]:
@@ -128,7 +132,7 @@ def _setting(job: TrainJob, model: Any) -> Setting:
         mixed=bool(values.get("bf16") or values.get("fp16")), weight_bytes=2 if job.model.dtype in ("bfloat16", "float16") else 4, moment_bytes=moments,
         offload_optimizer=_offloaded(zero, "offload_optimizer"), offload_param=_offloaded(zero, "offload_param"),
         reduce_bucket=elements("reduce_bucket_size", 500_000_000, hidden * hidden), prefetch_bucket=elements("prefetch_bucket_size", 50_000_000, 0.9 * hidden * hidden),
-        max_live=elements("max_live_parameters", 1_000_000_000, 1e9), overlap=bool(zero.get("overlap_comm", job.deepspeed.zero_stage == 3)),
+        max_live=elements("max_live_parameters", 1_000_000_000, 1e9), overlap=bool(zero.get("overlap_comm", use_gpu)),
         ddp_bucket_bytes=int(values.get("ddp_bucket_cap_mb") or (25 if use_gpu else CPU_BUCKET_MB)) << 20,
     )  # fmt: skip
 
@@ -172,7 +176,7 @@ def _advise(job: TrainJob, weights: Weights, setting: Setting, traces: _Traces, 
     best = None
     for changes, changed, recomputes, fewer in _candidates(job, setting, checkpointing, rows):
         if needs(changed, recomputes, fewer) <= room:
-            texts = [*changes]
+            texts = list(changes)
             if fewer != rows:
                 texts += [f"training.per_device_train_batch_size={fewer}", f"training.gradient_accumulation_steps={accumulation * -(-rows // fewer)}"]
             return f"It fits with --set {' --set '.join(texts)}."

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,8 @@ from raytrain_nlp.errors import InputError, Problem, RunError
 from raytrain_nlp.paths import cache_dir, read_json, write_json
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_CUDA_BYTES = 10**9
+"""A CUDA context with NCCL's and cuBLAS's own buffers, about; not measured here."""
 _BASE = """
 import json, torch
 import pandas, raytrain_nlp.data.feed, raytrain_nlp.worker.loop, raytrain_nlp.worker.trainer
@@ -51,17 +54,36 @@ def find_available(job: TrainJob) -> int | None:
     return total // job.workers.num_workers
 
 
-def process_bytes(storage: Path) -> int:
-    """Resident bytes of a process that has loaded what a worker loads: measured in one, once for these versions, then kept in the cache."""
+@contextlib.contextmanager
+def process_measured(job: TrainJob, storage: Path) -> Iterator[Callable[[], int]]:
+    """Yields what tells the resident bytes of a process that has loaded what a worker loads; of a GPU's memory, what a process takes.
+
+    Measured in a process beside the driver's own work, once for these versions, then kept in the cache.
+    """
+    if job.workers.use_gpu:
+        yield lambda: _CUDA_BYTES
+        return
     from raytrain_nlp.driver.resolve import package_versions
 
     file, versions = cache_dir(storage, "memory") / "process.json", {**package_versions(), "python": sys.version}
     known = read_json(file) or {}
-    if known.get("versions") != versions:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        ended = subprocess.run([sys.executable, "-c", _BASE], capture_output=True, text=True, env=environment)
-        if ended.returncode:
-            raise RunError(f"a worker's libraries cannot be loaded: {(ended.stderr.strip().splitlines() or ['no reason given'])[-1]}")
-        known = {"versions": versions, "bytes": json.loads(ended.stdout.splitlines()[-1])}
-        write_json(file, known)
-    return known["bytes"]
+    if known.get("versions") == versions:
+        yield lambda: known["bytes"]
+        return
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", _BASE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+    def wait() -> int:
+        out, err = process.communicate()
+        if process.returncode:
+            raise RunError(f"a worker's libraries cannot be loaded: {(err.strip().splitlines() or ['no reason given'])[-1]}")
+        size = json.loads(out.splitlines()[-1])
+        write_json(file, {"versions": versions, "bytes": size})
+        return size
+
+    try:
+        yield wait
+    finally:
+        if process.poll() is None:  # the job was refused meanwhile
+            process.kill()
+            process.communicate()

@@ -36,9 +36,11 @@ class StepTrace:
     def peak(self) -> int:
         return max((live for _, live, _ in self.points), default=0)
 
-    def scaled(self, factor: float) -> StepTrace:
-        """The same for `factor` times as many rows."""
-        return StepTrace(tuple((done, round(live * factor), round(large * factor)) for done, live, large in self.points), round(self.small_peak * factor))
+    def towards(self, other: StepTrace, share: float) -> StepTrace:
+        """That of a batch between two: a part of what is live grows with the rows, another does not. Never less than the true one."""
+        pairs = zip(self.points, other.points, strict=True)
+        points = tuple((done, _between(live, more, share), _between(large, larger, share)) for (done, live, large), (_, more, larger) in pairs)
+        return StepTrace(points, _between(self.small_peak, other.small_peak, share))
 
     def worst(self, gradient_bytes: Callable[[int], float], large_only: bool = False) -> tuple[float, float]:
         """Gradients' bytes and live bytes at the moment when their sum is largest; `gradient_bytes` of the elements that are there."""
@@ -65,6 +67,10 @@ def trace_step(model: Any, batch: dict[str, Any], *, padded: bool, use_gpu: bool
         for hook in hooks:
             hook.remove()
     return StepTrace(tuple(live.points), live.small_peak)
+
+
+def _between(first: float, second: float, share: float) -> int:
+    return round(first + (second - first) * share)
 
 
 def _to_meta(array: Any) -> torch.Tensor:

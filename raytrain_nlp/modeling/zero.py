@@ -16,7 +16,6 @@ HEAP_SHARE = 1.5
 align it, so the hole a tensor leaves is too small for the next of its size; 1.47 and 1.52 in two plain forward and backward passes
 without any of this package (with jemalloc, or MALLOC_MMAP_THRESHOLD_, it would be 1)."""
 _WINDOW = 64 << 20
-_FIRST_BUCKET = 1 << 20
 _ADAM_MOMENTS = 8
 """Bytes of Adam's two moments in fp32."""
 _MASTER = 4
@@ -150,15 +149,14 @@ def _buffers(weights: Weights, setting: Setting):  # noqa: ANN202 - a number, an
 def _shared_windows(gradients: float, setting: Setting) -> float:
     """Windows of shared memory in which CPU ranks average gradients (`worker/shared_memory.py`): each rank maps those of all.
 
-    Windows of one size are two sets used in turn; both are written where a step has several of that size, or an odd number of all.
+    Windows of one size are two sets used in turn: both are written where a step has several pieces of that size.
     """
     if setting.use_gpu:
         return 0.0
     pieces: list[int] = []
-    left, limit = int(gradients), _FIRST_BUCKET
+    left = int(gradients)
     while left > 0:
-        size = min(left, limit)
+        size = min(left, setting.ddp_bucket_bytes)
         pieces += [_WINDOW] * (size // _WINDOW) + ([size % _WINDOW] if size % _WINDOW else [])
-        left, limit = left - size, setting.ddp_bucket_bytes
-    odd = len(pieces) % 2 == 1
-    return setting.num_workers * sum(size * (2 if odd or pieces.count(size) > 1 else 1) for size in set(pieces))
+        left -= size
+    return setting.num_workers * sum(size * (2 if pieces.count(size) > 1 else 1) for size in set(pieces))

@@ -39,7 +39,8 @@ def main() -> None:
         for size, stage, lora in itertools.product(args.sizes, args.zero_stages, args.lora):
             run = measure(args, folder, train, size, stage, bool(lora))
             runs.append(run)
-            figures.say(f"{size} ZeRO {stage}{' LoRA' if lora else ''}: {run['predicted_mb']:.0f} MB predicted, {run['measured_mb']:.0f} measured ({run['error_percent']:+.1f} %)")
+            shown = f"{run['predicted_mb']:.0f} MB predicted, {run['measured_mb']:.0f} measured ({run['error_percent']:+.1f} %)"
+            figures.say(f"{size} ZeRO {stage}{' LoRA' if lora else ''}: {shown}")
     report(args, runs)
 
 
@@ -63,7 +64,8 @@ def measure(args: argparse.Namespace, folder: Path, train: Path, size: str, stag
     peaks = next(event["peak_memory"] for event in reversed(bench.read_events(finished.output["run_dir"])) if event["kind"] == "end")
     predicted, measured = plan["memory"]["total"] / 1e6, max(peaks) / 1e6
     return {
-        "size": size, "zero_stage": stage, "lora": lora, "parameters": plan["parameters"], "parts_mb": {name: part / 1e6 for name, part in plan["memory"]["parts"].items()},
+        "size": size, "zero_stage": stage, "lora": lora, "parameters": plan["parameters"],
+        "parts_mb": {name: part / 1e6 for name, part in plan["memory"]["parts"].items()},
         "predicted_mb": predicted, "measured_mb": measured, "ranks_mb": [peak / 1e6 for peak in peaks], "error_percent": (predicted / measured - 1) * 100,
         "seconds": finished.seconds,
     }  # fmt: skip
