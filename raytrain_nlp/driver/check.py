@@ -163,6 +163,8 @@ def _report(
     observer.stage("planning memory")
     model = build_traced_model(job, spec.labels, spec.tokenizer_dir)
     memory = plan_memory(job, model, split, Split(spec.validation) if spec.validation else None, find_base(), worker_memory)
+    if memory.note:
+        observer.warn(f"activations are not counted: a step on rows of {memory.length} tokens cannot be traced ({memory.note}).")
     if memory.advice:
         observer.warn(f"the job needs {memory.total / 1e9:.1f} GB a worker, which has {memory.available / 1e9:.1f} GB. {memory.advice}")
     return CheckReport(

@@ -39,6 +39,8 @@ class MemoryPlan:
     """What a worker has, where that is known."""
     advice: str | None = None
     """Where it does not fit: what would."""
+    note: str | None = None
+    """Why activations are not counted."""
 
     @property
     def total(self) -> int:
@@ -68,7 +70,7 @@ def plan_memory(job: TrainJob, model: Any, split: Any, eval_split: Any, base: in
     parts = _most(weights, setting, traces, checkpointing, shape.rows)
     plan = MemoryPlan(
         parts={name: round(parts.get(name, base if name == "process" else 0)) for name in PARTS}, host=round(parts.get("host", 0)),
-        rows=shape.rows, length=shape.length, available=available,
+        rows=shape.rows, length=shape.length, available=available, note=traces.failure,
     )  # fmt: skip
     if plan.fits is not False:
         return plan
@@ -85,6 +87,8 @@ class _Traces:
         self._model, self._use_gpu, self._shape, self._eval_shape = model, use_gpu, shape, eval_shape
         self._found: dict[tuple[bool, int], StepTrace] = {}
         self._evaluation: StepTrace | None = None
+        self.failure: str | None = None
+        """Why a step could not be traced."""
 
     def train(self, checkpointing: bool, rows: int) -> StepTrace:
         """A step of at most as many rows as the widest micro-batch has."""
@@ -97,14 +101,21 @@ class _Traces:
         if (checkpointing, rows) not in self._found:
             with checkpoint_activations(self._model, checkpointing):
                 inputs = {name: value[:rows] if hasattr(value, "dtype") else value for name, value in self._shape.tensors.items()}
-                self._found[checkpointing, rows] = trace_step(self._model, inputs, padded=self._shape.padded, use_gpu=self._use_gpu)
+                self._found[checkpointing, rows] = self._try(inputs, self._shape.padded)
         return self._found[checkpointing, rows]
 
     def evaluation(self) -> StepTrace | None:
         """One of the widest batch of the validation rows."""
         if self._eval_shape is not None and self._evaluation is None:
-            self._evaluation = trace_step(self._model, self._eval_shape.tensors, padded=self._eval_shape.padded, use_gpu=self._use_gpu, train=False)
+            self._evaluation = self._try(self._eval_shape.tensors, self._eval_shape.padded, train=False)
         return self._evaluation
+
+    def _try(self, inputs: dict[str, Any], padded: bool, train: bool = True) -> StepTrace:
+        try:
+            return trace_step(self._model, inputs, padded=padded, use_gpu=self._use_gpu, train=train)
+        except Exception as error:  # whatever a model does that cannot be done without memory
+            self.failure = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+            return StepTrace(((0, 0, 0),), 0)
 
 
 def _most(weights: Weights, setting: Setting, traces: _Traces, checkpointing: bool, rows: int) -> dict[str, float]:

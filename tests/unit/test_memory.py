@@ -170,6 +170,13 @@ def test_advice_is_the_least_change_that_fits(folder: Path, share: float) -> Non
         assert not raytrain_nlp.check(job, overrides=together, worker_memory=has).memory.fits
 
 
+def test_a_step_that_cannot_be_traced_is_told(folder: Path) -> None:
+    """Rows longer than the model has positions for, as training would find out."""
+    job = tiny_job(folder, "short", **GPU, model={"config": {"model_type": "bert", "hidden_size": 32, "num_attention_heads": 2, "max_position_embeddings": 8}})
+    memory = raytrain_nlp.check(job).memory
+    assert memory.note and memory.parts["activations"] == 0 and memory.available is None and memory.fits is None
+
+
 @pytest.mark.parametrize(("text", "size"), [("80GB", 80 * 10**9), ("80 GiB", 80 * 2**30), ("512m", 512 * 10**6), ("1.5T", 1_500 * 10**9), ("1024", 1024)])
 def test_amounts_of_memory(text: str, size: int) -> None:
     assert parse_bytes(text, "here") == size
