@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raytrain_nlp.config import TrainJob
+from raytrain_nlp.driver.setting import count_weights, find_setting
 from raytrain_nlp.driver.shapes import Shape, checkpoint_activations, widest_shape
 from raytrain_nlp.driver.sizes import find_available, parse_bytes
 from raytrain_nlp.modeling.trace import StepTrace, trace_step
@@ -20,8 +21,6 @@ from raytrain_nlp.modeling.zero import Setting, Weights, step_memory
 PARTS = ("weights", "gradients", "optimizer", "activations", "buffers", "process")
 _USABLE = 0.95
 """Of what a worker has: allocators round up, and leave holes."""
-_MOMENTS = {"sgd": 0, "adafactor": 0, "lion": 4, "lomo": 0, "rmsprop": 4, "adagrad": 4}
-"""Bytes an optimizer other than Adam keeps of a parameter, by the beginning of its name in `TrainingArguments.optim`."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def plan_memory(job: TrainJob, model: Any, split: Any, eval_split: Any, base: in
         worker_memory: what a worker has, as the user says (`80GB`); None: what this machine has for each.
     """
     shape = widest_shape(split, job, job.arguments()["per_device_train_batch_size"])
-    setting, weights = _setting(job, model), _weights(job, model)
+    setting, weights = find_setting(job, model), count_weights(job, model)
     traces = _Traces(model, setting.use_gpu, shape, _eval_shape(job, eval_split))
     available = parse_bytes(worker_memory, "--worker-memory") if worker_memory else find_available(job)
     checkpointing = _checkpointing(job)
@@ -122,46 +121,6 @@ def _most(weights: Weights, setting: Setting, traces: _Traces, checkpointing: bo
     """Parts of a training step, or of an evaluation where that needs more."""
     found = [traces.train(checkpointing, rows), traces.evaluation()]
     return max((step_memory(weights, setting, trace) for trace in found if trace), key=lambda parts: sum(parts[name] for name in PARTS[:-1]))
-
-
-def _setting(job: TrainJob, model: Any) -> Setting:
-    """What DeepSpeed, DDP and the optimizer will be told."""
-    from raytrain_nlp.worker.arguments import CPU_BUCKET_MB, build_deepspeed
-
-    values, use_gpu = job.arguments(), job.workers.use_gpu
-    config = build_deepspeed(job.deepspeed, use_gpu) if job.deepspeed.enabled else {}
-    zero, hidden = config.get("zero_optimization", {}), _hidden_size(model)
-
-    def elements(key: str, default: int, auto: float) -> int:
-        value = zero.get(key, zero.get(f"stage3_{key}", default))
-        return int(auto if value == "auto" else value)
-
-    optim = str(getattr(values.get("optim"), "value", values.get("optim", "adamw")))
-    moments = next((size for name, size in _MOMENTS.items() if optim.startswith(name)), 2 if "8bit" in optim else 8)
-    return Setting(
-        zero_stage=job.deepspeed.zero_stage, num_workers=job.workers.num_workers, use_gpu=use_gpu,
-        mixed=bool(values.get("bf16") or values.get("fp16")), weight_bytes=2 if job.model.dtype in ("bfloat16", "float16") else 4, moment_bytes=moments,
-        offload_optimizer=_offloaded(zero, "offload_optimizer"), offload_param=_offloaded(zero, "offload_param"),
-        reduce_bucket=elements("reduce_bucket_size", 500_000_000, hidden * hidden), prefetch_bucket=elements("prefetch_bucket_size", 50_000_000, 0.9 * hidden * hidden),
-        max_live=elements("max_live_parameters", 1_000_000_000, 1e9), overlap=bool(zero.get("overlap_comm", use_gpu)),
-        ddp_bucket_bytes=int(values.get("ddp_bucket_cap_mb") or (25 if use_gpu else CPU_BUCKET_MB)) << 20,
-    )  # fmt: skip
-
-
-def _offloaded(zero: dict[str, Any], key: str) -> bool:
-    return isinstance(zero.get(key), dict) and zero[key].get("device", "none") != "none"
-
-
-def _hidden_size(model: Any) -> int:
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    return int(getattr(config, "hidden_size", 0) or getattr(config, "d_model", 0) or 1024)
-
-
-def _weights(job: TrainJob, model: Any) -> Weights:
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    threshold = job.deepspeed.stage3_param_persistence_threshold
-    threshold = 10 * _hidden_size(model) if threshold is None else threshold
-    return Weights(sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes if size <= threshold))
 
 
 def _checkpointing(job: TrainJob) -> bool:

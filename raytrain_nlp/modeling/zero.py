@@ -30,6 +30,8 @@ class Weights:
     trainable: int
     persistent: int = 0
     """In parameters so small that stage 3 keeps them whole."""
+    quantized: int = 0
+    """Frozen, and loaded in `Setting.quantized_bytes` each."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Setting:
     """bf16 or fp16: under ZeRO weights and gradients of 2 bytes and a master copy; under DDP copies of the weights for the forward."""
     weight_bytes: float = 4
     """Of a weight as it is loaded."""
+    quantized_bytes: float = 0
     moment_bytes: int = _ADAM_MOMENTS
     """What the optimizer keeps of a weight besides its master copy."""
     offload_optimizer: bool = False
@@ -87,7 +90,7 @@ def model_states(weights: Weights, setting: Setting) -> States:
     weight, gradient, optimizer = bytes_per_parameter(setting)
     ranks, stage = setting.num_workers, setting.zero_stage
     return States(
-        weights=weights.total * weight / (ranks if stage >= 3 else 1),
+        weights=((weights.total - weights.quantized) * weight + weights.quantized * setting.quantized_bytes) / (ranks if stage >= 3 else 1),
         gradients=weights.trainable * gradient / (ranks if stage >= 2 else 1),
         optimizer=weights.trainable * optimizer / (ranks if stage >= 1 else 1),
     )

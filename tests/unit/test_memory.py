@@ -45,6 +45,8 @@ def test_states_of_an_adapter_and_in_fp32() -> None:
     second, third = (model_states(weights, Setting(zero_stage=stage, num_workers=2, use_gpu=False)) for stage in (2, 3))
     assert (second.weights, second.gradients, second.optimizer) == (4_000, 200, 600)
     assert (third.weights, third.gradients, third.optimizer) == (2_000, 200, 400)
+    quantized = model_states(Weights(total=1_000, trainable=100, quantized=800), Setting(zero_stage=0, num_workers=1, use_gpu=True, weight_bytes=2, quantized_bytes=0.5))
+    assert quantized.weights == 200 * 2 + 800 / 2
 
 
 def test_offloaded_states_leave_the_gpu() -> None:
