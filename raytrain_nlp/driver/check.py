@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import contextlib
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,10 +14,16 @@ from raytrain_nlp.config import TrainJob, load_job
 from raytrain_nlp.config.load import JobSource
 from raytrain_nlp.data.plan import split_batch
 from raytrain_nlp.data.split import Split
-from raytrain_nlp.driver.cluster import check_workers, connect, map_on_cluster
+from raytrain_nlp.driver.cluster import check_workers, connect, connect_ahead
 from raytrain_nlp.driver.observer import Observer
 from raytrain_nlp.driver.record import check_storage
-from raytrain_nlp.errors import InputError
+from raytrain_nlp.driver.sizes import parse_bytes, process_measured
+from raytrain_nlp.errors import InputError, Problem
+
+if TYPE_CHECKING:
+    from raytrain_nlp.driver.calibrate import Calibration
+    from raytrain_nlp.driver.memory import MemoryPlan
+    from raytrain_nlp.driver.resolve import Resolved
 
 _SAMPLED_STEPS = 200
 
@@ -35,15 +42,18 @@ class CheckReport:
     padding_share: float
     """Padding of all tokens in training batches, estimated on evenly spread steps."""
     parameters: int
-    model_state_bytes: int
-    """Weights, gradients and Adam's two moments of one worker, without activations."""
+    trainable_parameters: int
     num_workers: int
     zero_stage: int
+    memory: MemoryPlan
+    """Of one rank, by part."""
     streamed: bool = False
     """Are rows and tokens of training estimated from the beginning of the data?"""
+    calibration: Calibration | None = None
+    """What a few real steps took, where they were asked for."""
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "memory": self.memory.to_dict()}
 
     def rows_for_people(self) -> dict[str, str]:
         """Name and text of each line of the table."""
@@ -55,42 +65,108 @@ class CheckReport:
             **({"labels": f"{len(self.labels)}: {', '.join(self.labels[:10])}{', ...' if len(self.labels) > 10 else ''}"} if self.labels else {}),
             "steps": f"{self.total_steps:,} ({epoch})",
             "tokens an epoch": f"{about}{self.tokens_per_epoch:,}, and {self.padding_share:.1%} padding in the batches",
-            "parameters": f"{self.parameters:,}",
-            "model state a worker": f"{self.model_state_bytes / 1e6:,.0f} MB (ZeRO {self.zero_stage}, {self.num_workers} workers; without activations)",
+            "parameters": f"{self.parameters:,}" + (f", {self.trainable_parameters:,} of them trained" if self.trainable_parameters != self.parameters else ""),
+            **self._memory_rows(),
+            **(self.calibration.rows_for_people() if self.calibration else {}),
+        }
+
+    def _memory_rows(self) -> dict[str, str]:
+        memory = self.memory
+        has = f" of {memory.available / 1e6:,.0f}" if memory.available else ""
+        where = f"ZeRO {self.zero_stage}, {self.num_workers} workers, micro-batch of {memory.rows} x {memory.length} tokens"
+        return {
+            "memory of a worker": f"{memory.total / 1e6:,.0f}{has} MB ({where})",
+            **{f"  {name}": f"{size / 1e6:,.0f} MB" for name, size in memory.parts.items()},
+            **({"  offloaded": f"{memory.host / 1e6:,.0f} MB of the machine's"} if memory.host else {}),
+            **({"does not fit": memory.advice} if memory.advice else {}),
         }
 
 
-def check(job: JobSource, *, overrides: Iterable[str] = (), observer: Observer | None = None) -> CheckReport:
+def check(
+    job: JobSource,
+    *,
+    overrides: Iterable[str] = (),
+    worker_memory: str | None = None,
+    calibrate: bool = False,
+    calibration_steps: int | None = None,
+    price: float | None = None,
+    observer: Observer | None = None,
+) -> CheckReport:
     """Check a job and return its plan. Prepared tokens stay in the cache, where `train` finds them.
+
+    Args:
+        worker_memory: what a worker has (`80GB`: of its GPU, without one of its share of a machine); default: what is found here.
+        calibrate: train a few steps, for the time of all of them.
+        price: of an hour of all workers together, for the cost.
 
     Raises:
         InputError: with all problems found.
+        RunError: the calibration failed.
     """
     observer = observer or Observer()
     job = load_job(job, overrides)
-    problems = check_storage(job) + check_workers(job)
+    here = calibrate or worker_memory is None  # else the workers are another machine's
+    problems = check_storage(job) + (check_workers(job) if here else []) + _check_options(worker_memory, calibrate, calibration_steps, price)
     if problems:
         raise InputError(problems)
     from raytrain_nlp.driver.inputs import find_job_files
-    from raytrain_nlp.driver.resolve import SMALL_BYTES, resolve
+    from raytrain_nlp.driver.train import prepare
 
     storage = Path(job.storage_path).expanduser().resolve()
     observer.stage("looking at the data")
     files = find_job_files(job, storage)
-    observer.stage("preparing tokens")
-    if files.bytes_before(job.data.streaming) <= SMALL_BYTES:
-        resolved = resolve(job, files, storage, map)
-    else:
-        with connect(job):
-            resolved = resolve(job, files, storage, map_on_cluster)
-    spec = resolved.spec
-    parameters = _count_parameters(job, spec.labels, spec.tokenizer_dir)
-    counts, scale = resolved.counts(), 1.0
+    about = sum(file.size for file in files.train), worker_memory, observer
+    with process_measured(job, storage) as find_base:
+        if not calibrate:
+            with contextlib.ExitStack() as stack:  # a Ray is started only where there is much to prepare
+                resolved = prepare(job, files, storage, lambda: stack.enter_context(connect(job)), observer)
+            return _report(job, resolved, find_base, *about)
+        from raytrain_nlp.driver.calibrate import STEPS
+        from raytrain_nlp.driver.calibrate import calibrate as run_steps
+
+        with connect_ahead(job, False) as wait_connected:
+            resolved = prepare(job, files, storage, wait_connected, observer)
+            report = _report(job, resolved, find_base, *about)
+            wait_connected()
+            return replace(report, calibration=run_steps(job, resolved, calibration_steps or STEPS, price, observer))
+
+
+def _check_options(worker_memory: str | None, calibrate: bool, steps: int | None, price: float | None) -> list[Problem]:
+    problems = []
+    if worker_memory is not None:
+        try:
+            parse_bytes(worker_memory, "--worker-memory")
+        except InputError as error:
+            problems += error.problems
+    if not calibrate:
+        given = {"--price": price, "--calibration-steps": steps}
+        problems += [Problem(name, "needs --calibrate", "Add it.") for name, value in given.items() if value is not None]
+    if price is not None and price < 0:
+        problems.append(Problem("--price", f"is below 0 ({price:g})", "Give what an hour of all workers costs."))
+    if steps is not None and steps < 1:
+        problems.append(Problem("--calibration-steps", f"is below 1 ({steps})", "Give a number of steps."))
+    return problems
+
+
+def _report(
+    job: TrainJob, resolved: Resolved, find_base: Callable[[], int], train_bytes: int, worker_memory: str | None, observer: Observer
+) -> CheckReport:
+    from raytrain_nlp.driver.memory import plan_memory
+    from raytrain_nlp.driver.shapes import build_traced_model
+
+    spec, counts, scale = resolved.spec, resolved.counts(), 1.0
     if resolved.windows:
-        split, scale = resolved.windows.sample(sum(file.size for file in files.train))
+        split, scale = resolved.windows.sample(train_bytes)
         counts["rows"]["train"] = round(counts["rows"]["train"] * scale)
     else:
         split = Split(spec.train)
+    observer.stage("planning memory")
+    model = build_traced_model(job, spec.labels, spec.tokenizer_dir)
+    memory = plan_memory(job, model, split, Split(spec.validation) if spec.validation else None, find_base(), worker_memory)
+    if memory.note:
+        observer.warn(f"activations are not counted: a step on rows of {memory.length} tokens cannot be traced ({memory.note}).")
+    if memory.advice:
+        observer.warn(f"the job needs {memory.total / 1e9:.1f} GB a worker, which has {memory.available / 1e9:.1f} GB. {memory.advice}")
     return CheckReport(
         name=job.name,
         rows=counts["rows"],
@@ -100,10 +176,11 @@ def check(job: JobSource, *, overrides: Iterable[str] = (), observer: Observer |
         total_steps=spec.total_steps,
         tokens_per_epoch=round(int(split.plan.lengths[: split.plan.spec.num_rows].sum(dtype=np.int64)) * scale),
         padding_share=_padding_share(split, job),
-        parameters=parameters,
-        model_state_bytes=_model_state_bytes(parameters, job),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        trainable_parameters=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         num_workers=job.workers.num_workers,
         zero_stage=job.deepspeed.zero_stage,
+        memory=memory,
         streamed=resolved.windows is not None,
     )
 
@@ -117,24 +194,3 @@ def _padding_share(split: Split, job: TrainJob) -> float:
                     tokens += int(lengths[rows].sum())
                     padded += len(rows) * int(lengths[rows].max())
     return 1 - tokens / max(padded, 1)
-
-
-def _count_parameters(job: TrainJob, labels: list[str], tokenizer_dir: str) -> int:
-    """Parameters of the model, built without memory for its weights."""
-    from raytrain_nlp.modeling.model import build_empty_model
-    from raytrain_nlp.modeling.tokenizer import load_tokenizer
-    from raytrain_nlp.tasks import build_task
-
-    model = build_empty_model(job.model, build_task(job.task), labels, load_tokenizer(tokenizer_dir))
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _model_state_bytes(parameters: int, job: TrainJob) -> int:
-    """Model states of one worker (ZeRO: Rajbhandari et al. 2020, section 3): weights, gradients, fp32 master copy and Adam."""
-    arguments, workers, stage = job.arguments(), job.workers.num_workers, job.deepspeed.zero_stage
-    mixed = bool(stage) and bool(arguments.get("bf16") or arguments.get("fp16"))
-    weights, gradients, optimizer = (2, 2, 12) if mixed else (4, 4, 8 if not stage else 12)
-    per_parameter = (
-        weights / (workers if stage >= 3 else 1) + gradients / (workers if stage >= 2 else 1) + optimizer / (workers if stage >= 1 else 1)
-    )
-    return int(parameters * per_parameter)

@@ -128,7 +128,7 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
         total_steps=_total_steps(job, steps),
         eval_steps=Split(validation).plan.steps_per_epoch if validation else 0,
         data_fingerprint=_fingerprint(train, validation),
-        versions={name: _version(name) for name in _PACKAGES},
+        versions=package_versions(),
         verbose=verbose,
         code_folder=os.getcwd(),
     )
@@ -233,6 +233,11 @@ def _fingerprint(train: SplitSpec | WindowedSpec, validation: SplitSpec | None) 
     tokens.append(Path(validation.tokens).name if validation else None)
     parts: Iterable[Any] = [tokens, Path(train.blocks or "").name, repr(train.plan), train.context.labels]
     return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()[:24]
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what a run's bits depend on."""
+    return {name: _version(name) for name in _PACKAGES}
 
 
 def _version(package: str) -> str:

@@ -54,7 +54,9 @@ def build_empty_model(config: ModelConfig, task: Task, labels: list[str], tokeni
     else:
         model_config = transformers.AutoConfig.from_pretrained(config.name_or_path, **kwargs, **task.model_kwargs(labels))
     with torch.device("meta"):
-        model = getattr(transformers, task.auto_model).from_config(model_config, trust_remote_code=config.trust_remote_code)
+        # other implementations need a GPU's libraries, and keep what `sdpa` keeps
+        attention = {"attn_implementation": "eager"} if config.attn_implementation == "eager" else {}
+        model = getattr(transformers, task.auto_model).from_config(model_config, trust_remote_code=config.trust_remote_code, **attention)
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     if config.name_or_path and model.can_generate():

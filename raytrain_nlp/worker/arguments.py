@@ -10,7 +10,7 @@ from raytrain_nlp.config import TrainJob
 from raytrain_nlp.config.deepspeed import DeepSpeedConfig
 from raytrain_nlp.errors import InputError, Problem
 
-_CPU_BUCKET_MB = 256
+CPU_BUCKET_MB = 256
 
 
 def build_arguments(job: TrainJob, output_dir: str, generates: bool) -> Any:
@@ -30,7 +30,7 @@ def build_arguments(job: TrainJob, output_dir: str, generates: bool) -> Any:
         return (Seq2SeqTrainingArguments if generates else TrainingArguments)(
             **{
                 # on CPU gloo and the backward pass share the cores: nothing overlaps, and one bucket costs least
-                **({} if use_gpu else {"ddp_bucket_cap_mb": _CPU_BUCKET_MB}),
+                **({} if use_gpu else {"ddp_bucket_cap_mb": CPU_BUCKET_MB}),
                 **_checkpointing(job, values),
                 **values,
                 "output_dir": output_dir,

@@ -64,6 +64,9 @@ def run_body(spec: WorkerSpec, paths: RunPaths, scratch: str, stop_asked: Callab
     events = EventLog(paths.events if rank == 0 else None)
     events.write("phase", phase="worker")
     job = load_job(spec.job)
+    from raytrain_nlp.worker.collectives import gather_objects
+    from raytrain_nlp.worker.meter import peak_memory
+
     checkpoint = _find_checkpoint(paths, events, rank)
     start = checkpoint.manifest.step if checkpoint else 0
     if checkpoint and checkpoint.manifest.versions != spec.versions:
@@ -74,8 +77,8 @@ def run_body(spec: WorkerSpec, paths: RunPaths, scratch: str, stop_asked: Callab
     events.write("phase", phase="model")
     trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
     loaders[0].close()
-    result = {"stopped": True} if trainer.stopped else _finish(trainer, job, paths, world_size, spec.labels)
-    events.write("end", step=trainer.state.global_step)
+    result = {"stopped": True} if trainer.stopped else _finish(trainer, job, paths, world_size, spec)
+    events.write("end", step=trainer.state.global_step, peak_memory=gather_objects(peak_memory()))
     trainer.release()
     return result
 
@@ -178,7 +181,7 @@ def _load_model(spec: WorkerSpec, job: TrainJob, paths: RunPaths, arguments: Any
     return apply_lora(model, job.lora, task, arguments.gradient_checkpointing)
 
 
-def _finish(trainer: Any, job: TrainJob, paths: RunPaths, world_size: int, labels: list[str]) -> dict[str, Any]:
+def _finish(trainer: Any, job: TrainJob, paths: RunPaths, world_size: int, spec: WorkerSpec) -> dict[str, Any]:
     """Figures of the weights that are exported, and the export."""
     from raytrain_nlp.modeling.export import export_model
     from raytrain_nlp.worker.metrics import write_generated
@@ -194,7 +197,8 @@ def _finish(trainer: Any, job: TrainJob, paths: RunPaths, world_size: int, label
         metrics |= {key: value for key, value in trainer.evaluate().items() if key.startswith("eval_")}
     if generates and trainer.scored is not None:
         write_generated(paths.run / "generated_predictions.jsonl", *trainer.scored, trainer.processing_class)
-    export_model(trainer, Path(paths.model), _merge(job, paths, trainer, labels))
+    if spec.exports:
+        export_model(trainer, Path(paths.model), _merge(job, paths, trainer, spec.labels))
     newest = store.list_checkpoints(paths.checkpoints)
     return {
         "metrics": metrics,

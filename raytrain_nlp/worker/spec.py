@@ -32,3 +32,5 @@ class WorkerSpec:
     """Where the user's modules are looked for besides what is installed."""
     renew_hyperparameters: bool = False
     """Learning rate, weight decay and the like are the job's own after a checkpoint is loaded, not the checkpoint's."""
+    exports: bool = True
+    """Leave the model behind at the end; a calibration does not."""
