@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from raytrain_nlp.config.load import JobSource
 from raytrain_nlp.data.plan import split_batch
 from raytrain_nlp.data.split import Split
 from raytrain_nlp.driver.cluster import check_workers, connect, map_on_cluster
+from raytrain_nlp.driver.cluster_file import plan_nodes
 from raytrain_nlp.driver.observer import Observer
 from raytrain_nlp.driver.record import check_storage
 from raytrain_nlp.errors import InputError
@@ -41,6 +42,8 @@ class CheckReport:
     zero_stage: int
     streamed: bool = False
     """Are rows and tokens of training estimated from the beginning of the data?"""
+    nodes: dict[str, int] = field(default_factory=dict)
+    """Nodes of each type that the autoscaler of a cluster file would start."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -57,18 +60,23 @@ class CheckReport:
             "tokens an epoch": f"{about}{self.tokens_per_epoch:,}, and {self.padding_share:.1%} padding in the batches",
             "parameters": f"{self.parameters:,}",
             "model state a worker": f"{self.model_state_bytes / 1e6:,.0f} MB (ZeRO {self.zero_stage}, {self.num_workers} workers; without activations)",
+            **({"nodes": ", ".join(f"{count} x {name}" for name, count in self.nodes.items())} if self.nodes else {}),
         }
 
 
-def check(job: JobSource, *, overrides: Iterable[str] = (), observer: Observer | None = None) -> CheckReport:
+def check(job: JobSource, *, overrides: Iterable[str] = (), observer: Observer | None = None, cluster: str | None = None) -> CheckReport:
     """Check a job and return its plan. Prepared tokens stay in the cache, where `train` finds them.
+
+    Args:
+        cluster: a file of `ray up`; the job is for that cluster, not for this machine.
 
     Raises:
         InputError: with all problems found.
     """
     observer = observer or Observer()
     job = load_job(job, overrides)
-    problems = check_storage(job) + check_workers(job)
+    nodes = plan_nodes(job, cluster) if cluster else {}
+    problems = check_storage(job) + ([] if cluster else check_workers(job))
     if problems:
         raise InputError(problems)
     from raytrain_nlp.driver.inputs import find_job_files
@@ -105,6 +113,7 @@ def check(job: JobSource, *, overrides: Iterable[str] = (), observer: Observer |
         num_workers=job.workers.num_workers,
         zero_stage=job.deepspeed.zero_stage,
         streamed=resolved.windows is not None,
+        nodes=nodes,
     )
 
 

@@ -40,6 +40,11 @@ def wait_for_room(job: TrainJob, say: Callable[[str], None] | None, stop: thread
         _wait(job, bundles, scaling, say, stop or threading.Event())
 
 
+def listed(resources: dict[str, float]) -> str:
+    """Resources for people."""
+    return "{" + ", ".join(f"{name}: {amount:g}" for name, amount in sorted(resources.items()) if not name.startswith("node:")) + "}"
+
+
 def _never(job: TrainJob, bundles: list[dict[str, float]], scaling: Scaling) -> list[Problem]:
     """What is wrong with a job that the cluster could not hold if all nodes came that may."""
     nodes = living_nodes()
@@ -51,8 +56,8 @@ def _never(job: TrainJob, bundles: list[dict[str, float]], scaling: Scaling) -> 
         return _too_little(job, nodes, "the cluster has")
     possible = nodes + [kind.resources for kind in scaling.types if kind.most > 0]
     if left_over([worker_of(job)], possible):
-        kinds = "; ".join(f"{kind.name}: {_listed(kind.resources)}" for kind in scaling.types)
-        what = f"no node of the cluster and no type its autoscaler can start holds a worker of {_listed(worker_of(job))} ({kinds})"
+        kinds = "; ".join(f"{kind.name}: {listed(kind.resources)}" for kind in scaling.types)
+        what = f"no node of the cluster and no type its autoscaler can start holds a worker of {listed(worker_of(job))} ({kinds})"
         return [Problem("workers.resources_per_worker", what, "Lower it, or add a node type.")]
     most = [kind.resources for kind in scaling.types for _ in range(min(kind.most, scaling.most, len(bundles)))]
     return _too_little(job, nodes + most, "with all that its autoscaler may add, the cluster has")
@@ -65,7 +70,7 @@ def _too_little(job: TrainJob, nodes: list[dict[str, float]], whose: str) -> lis
         if wanted > have + _SLACK:
             extra = f" (with {job.data.feed_cpus_per_worker:g} CPU for each worker's feed)" if name == "CPU" else ""
             problems.append(Problem("workers", f"{count} workers need {wanted:g} {name}{extra}, {whose} {have:g}", _TODO))
-    what = f"{count} workers of {_listed(worker_of(job))} and their feeds do not fit on its nodes"
+    what = f"{count} workers of {listed(worker_of(job))} and their feeds do not fit on its nodes"
     return problems or [Problem("workers", what, "Lower num_workers or resources_per_worker, or add nodes or larger ones.")]
 
 
@@ -97,7 +102,7 @@ def _line(job: TrainJob, bundles: list[dict[str, float]]) -> str:
     nodes = living_nodes()
     need = need_of(job)
     have = {name: sum(node.get(name, 0) for node in nodes) for name in need}
-    return f"asked for {_counted(bundles)}; there is {_listed(have)} on {len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}"
+    return f"asked for {_counted(bundles)}; there is {listed(have)} on {len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}"
 
 
 def _is_refused(group: Any) -> bool:
@@ -112,8 +117,4 @@ def _is_refused(group: Any) -> bool:
 
 
 def _counted(bundles: Iterable[dict[str, float]]) -> str:
-    return " + ".join(f"{count} x {text}" for text, count in Counter(_listed(bundle) for bundle in bundles).items())
-
-
-def _listed(resources: dict[str, float]) -> str:
-    return "{" + ", ".join(f"{name}: {amount:g}" for name, amount in sorted(resources.items()) if not name.startswith("node:")) + "}"
+    return " + ".join(f"{count} x {text}" for text, count in Counter(listed(bundle) for bundle in bundles).items())
