@@ -59,8 +59,8 @@ def _never(job: TrainJob, bundles: list[dict[str, float]], scaling: Scaling) -> 
         kinds = "; ".join(f"{kind.name}: {listed(kind.resources)}" for kind in scaling.types)
         what = f"no node of the cluster and no type its autoscaler can start holds a worker of {listed(worker_of(job))} ({kinds})"
         return [Problem("workers.resources_per_worker", what, "Lower it, or add a node type.")]
-    most = [kind.resources for kind in scaling.types for _ in range(min(kind.most, scaling.most, len(bundles)))]
-    return _too_little(job, nodes + most, "with all that its autoscaler may add, the cluster has")
+    most = [kind.resources for kind in scaling.types for _ in range(min(kind.most - existing[kind.name], len(bundles)))]
+    return _too_little(job, nodes + most[: max(scaling.most - len(nodes) + 1, 0)], "with all that its autoscaler may add, the cluster has")
 
 
 def _too_little(job: TrainJob, nodes: list[dict[str, float]], whose: str) -> list[Problem]:
