@@ -28,14 +28,21 @@ def run(
     working_dir: Annotated[str, typer.Option("--working-dir", metavar="FOLDER", help="Copied to the cluster, without what .gitignore names.")] = ".",
     installed: Annotated[bool, typer.Option("--installed", help="Do not send raytrain_nlp along: it is installed there.")] = False,
     submission_id: Annotated[str | None, typer.Option("--id", metavar="ID", help="The job's name on the cluster.")] = None,
+    kuberay: Annotated[bool, typer.Option("--kuberay", help="Print the job as a RayJob manifest of KubeRay instead, for kubectl apply.")] = False,
+    image: Annotated[str, typer.Option("--image", metavar="NAME", help="Of the pods, with --kuberay: one that has this package.")] = "raytrain-nlp:latest",
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return once it is submitted.")] = False,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Submit a job."""
+    from raytrain_nlp.driver.kuberay import manifest
     from raytrain_nlp.driver.submit import submit
 
-    arguments = [part for value in set_ or () for part in ("--set", value)] + ["--resume"] * resume + ["--overwrite"] * overwrite + ["--json"] * as_json
+    flags = ["--resume"] * resume + ["--overwrite"] * overwrite
+    if kuberay:
+        print(manifest(job, image=image, arguments=flags, overrides=set_ or (), env=env or ()), end="")
+        return
+    arguments = [part for value in set_ or () for part in ("--set", value)] + flags + ["--json"] * as_json
     result = submit(
         job, address=address, arguments=arguments, working_dir=working_dir, env=env or (), ship=not installed, wait=not no_wait, submission_id=submission_id,
         force=force, echo=_echo,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from raytrain_nlp.config.load import JobSource
 from raytrain_nlp.data.plan import split_batch
 from raytrain_nlp.data.split import Split
 from raytrain_nlp.driver.cluster import check_workers, connect, connect_ahead
+from raytrain_nlp.driver.cluster_file import plan_nodes
 from raytrain_nlp.driver.observer import Observer
 from raytrain_nlp.driver.record import check_storage
 from raytrain_nlp.driver.sizes import parse_bytes, process_measured
@@ -49,6 +50,8 @@ class CheckReport:
     """Of one rank, by part."""
     streamed: bool = False
     """Are rows and tokens of training estimated from the beginning of the data?"""
+    nodes: dict[str, int] = field(default_factory=dict)
+    """Nodes of each type that the autoscaler of a cluster file would start."""
     calibration: Calibration | None = None
     """What a few real steps took, where they were asked for."""
 
@@ -66,6 +69,7 @@ class CheckReport:
             "steps": f"{self.total_steps:,} ({epoch})",
             "tokens an epoch": f"{about}{self.tokens_per_epoch:,}, and {self.padding_share:.1%} padding in the batches",
             "parameters": f"{self.parameters:,}" + (f", {self.trainable_parameters:,} of them trained" if self.trainable_parameters != self.parameters else ""),
+            **({"nodes": ", ".join(f"{count} x {name}" for name, count in self.nodes.items())} if self.nodes else {}),
             **self._memory_rows(),
             **(self.calibration.rows_for_people() if self.calibration else {}),
         }
@@ -86,6 +90,7 @@ def check(
     job: JobSource,
     *,
     overrides: Iterable[str] = (),
+    cluster: str | None = None,
     worker_memory: str | None = None,
     calibrate: bool = False,
     calibration_steps: int | None = None,
@@ -95,6 +100,7 @@ def check(
     """Check a job and return its plan. Prepared tokens stay in the cache, where `train` finds them.
 
     Args:
+        cluster: a file of `ray up`; the job is for that cluster, not for this machine.
         worker_memory: what a worker has (`80GB`: of its GPU, without one of its share of a machine); default: what is found here.
         calibrate: train a few steps, for the time of all of them.
         price: of an hour of all workers together, for the cost.
@@ -105,7 +111,8 @@ def check(
     """
     observer = observer or Observer()
     job = load_job(job, overrides)
-    here = calibrate or worker_memory is None  # else the workers are another machine's
+    nodes = plan_nodes(job, cluster) if cluster else {}
+    here = calibrate or (worker_memory is None and cluster is None)  # else the workers are another machine's
     problems = check_storage(job) + (check_workers(job) if here else []) + _check_options(worker_memory, calibrate, calibration_steps, price)
     if problems:
         raise InputError(problems)
@@ -120,13 +127,13 @@ def check(
         if not calibrate:
             with contextlib.ExitStack() as stack:  # a Ray is started only where there is much to prepare
                 resolved = prepare(job, files, storage, lambda: stack.enter_context(connect(job)), observer)
-            return _report(job, resolved, find_base, *about)
+            return replace(_report(job, resolved, find_base, *about), nodes=nodes)
         from raytrain_nlp.driver.calibrate import STEPS
         from raytrain_nlp.driver.calibrate import calibrate as run_steps
 
         with connect_ahead(job, False) as wait_connected:
             resolved = prepare(job, files, storage, wait_connected, observer)
-            report = _report(job, resolved, find_base, *about)
+            report = replace(_report(job, resolved, find_base, *about), nodes=nodes)
             wait_connected()
             return replace(report, calibration=run_steps(job, resolved, calibration_steps or STEPS, price, observer))
 

@@ -58,13 +58,20 @@ def check_workers(job: TrainJob) -> list[Problem]:
 
 
 @contextlib.contextmanager
-def connect(job: TrainJob, verbose: bool = False, runs: int = 1) -> Iterator[None]:
-    """A connected Ray with room for the job, or for so many `runs` of it; a Ray started here ends here."""
+def connect(
+    job: TrainJob, verbose: bool = False, runs: int = 1, say: Callable[[str], None] | None = None, stop: threading.Event | None = None
+) -> Iterator[None]:
+    """A connected Ray with room for the job, or for so many `runs` of it; a Ray started here ends here.
+
+    With `say`, nodes that an autoscaler can start are asked for and waited for, until `stop` is set; without it they count as there.
+    """
     import ray
+
+    from raytrain_nlp.driver.room import wait_for_room
 
     _settle()
     if ray.is_initialized():
-        _check_room(job)
+        wait_for_room(job, say, stop)
         yield
         return
     global _owns_ray
@@ -87,7 +94,7 @@ def connect(job: TrainJob, verbose: bool = False, runs: int = 1) -> Iterator[Non
             else:
                 ray.init(address="auto", **quiet)
         try:
-            _check_room(job)
+            wait_for_room(job, say, stop, fixed=local)
             yield
         finally:
             _owns_ray = False
@@ -103,7 +110,9 @@ def _end_log_monitor() -> None:
 
 
 @contextlib.contextmanager
-def connect_ahead(job: TrainJob, verbose: bool, runs: int = 1) -> Iterator[Callable[[], None]]:
+def connect_ahead(
+    job: TrainJob, verbose: bool, runs: int = 1, say: Callable[[str], None] | None = None
+) -> Iterator[Callable[[], None]]:
     """Ray started in a thread, with warm workers, while the driver prepares; yields a function that waits until it is there.
 
     Who is refused a job does not wait until that Ray has started and ended again.
@@ -114,7 +123,7 @@ def connect_ahead(job: TrainJob, verbose: bool, runs: int = 1) -> Iterator[Calla
 
     def run() -> None:
         try:
-            with connect(job, verbose, runs):
+            with connect(job, verbose, runs, say, done):
                 if not done.is_set():  # the driver has not refused the job meanwhile
                     boot_processes(job)
                 ready.set()
@@ -267,23 +276,3 @@ def _import_feed() -> None:
 
 def _worker_cpus(job: TrainJob) -> float:
     return job.workers.resources_per_worker.get("CPU", 1)
-
-
-def _check_room(job: TrainJob) -> None:
-    """Refuse what would wait for ever: more than the cluster has, or workers that leave the feed no CPU."""
-    import ray
-
-    have = ray.cluster_resources()
-    per_worker = {**job.workers.resources_per_worker, **({"GPU": job.workers.resources_per_worker.get("GPU", 1)} if job.workers.use_gpu else {})}
-    per_worker["CPU"] = _worker_cpus(job) + job.data.feed_cpus_per_worker
-    problems = []
-    for name, amount in per_worker.items():
-        wanted = amount * job.workers.num_workers
-        if name == "CPU" and job.data.streaming:
-            wanted += job.data.feed_cpus_per_worker  # what prepares the next windows
-        if wanted > have.get(name, 0) + 1e-9:
-            extra = f" (with {job.data.feed_cpus_per_worker:g} CPU for each worker's feed)" if name == "CPU" else ""
-            what = f"{job.workers.num_workers} workers need {wanted:g} {name}{extra}, the cluster has {have.get(name, 0):g}"
-            problems.append(Problem("workers", what, "Lower num_workers or resources_per_worker, or add nodes."))
-    if problems:
-        raise InputError(problems)

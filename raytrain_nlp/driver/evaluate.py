@@ -77,7 +77,7 @@ def evaluate(
     paths = RunPaths(found.paths.run / "evaluations", f"{weights.name}-{uuid.uuid4().hex[:8]}")
     observer.stage("looking at the data")
     try:
-        with connect_ahead(job, verbose) as wait_connected:
+        with connect_ahead(job, verbose, say=observer.stage) as wait_connected:
             spec, bad, quarantine = _resolve(found, job, weights, paths, wait_connected, observer, scores is not None)
             wait_connected()
             from raytrain_nlp.worker.scoring import SCORES, run_scoring

@@ -93,7 +93,7 @@ def predict(
     parts = f"{target}.parts"
     what = _what(found, weights, files, options, prefix)
     done = _begin(target, parts, what, overwrite)
-    with tempfile.TemporaryDirectory(prefix="weights-", dir=found.paths.run) as scratch, connect_ahead(job, verbose) as wait_connected:
+    with tempfile.TemporaryDirectory(prefix="weights-", dir=found.paths.run) as scratch, connect_ahead(job, verbose, say=observer.stage) as wait_connected:
         observer.stage("reading the model")
         spec = _spec(found, job, weights, parts, Path(scratch), options, batch_size, prefix, observer)
         wait_connected()

@@ -92,7 +92,7 @@ def train(
 
     observer.stage("looking at the data")
     files = find_job_files(job, storage)
-    with connect_ahead(job, verbose) as wait_connected:
+    with connect_ahead(job, verbose, say=observer.stage) as wait_connected:
         resolved = prepare(job, files, storage, wait_connected, observer, verbose)
         wait_connected()
         return run_resolved(job, resolved, paths, observer, resume=resume, overwrite=overwrite)

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from raytrain_nlp.config import TrainJob
+from raytrain_nlp.driver.nodes import Resources, need_of, worker_of
 from raytrain_nlp.errors import InputError, Problem
 
-Resources = Mapping[str, float]
 _SLACK = 1e-6
-
-
-def need_of(job: TrainJob) -> dict[str, float]:
-    """What a run of the job takes: its workers, and for each of them its feed."""
-    worker = worker_of(job)
-    need = {name: amount * job.workers.num_workers for name, amount in worker.items()}
-    need["CPU"] = need.get("CPU", 0) + job.data.feed_cpus_per_worker * job.workers.num_workers
-    return need
-
-
-def worker_of(job: TrainJob) -> dict[str, float]:
-    """What one worker takes; all of it on one node."""
-    asked = dict(job.workers.resources_per_worker)
-    return {"CPU": 1.0, **({"GPU": 1.0} if job.workers.use_gpu else {}), **asked}
 
 
 def plan_concurrency(jobs: Iterable[TrainJob], nodes: list[Resources], most: int | None) -> int:
@@ -59,18 +44,3 @@ def _fits(job: TrainJob, nodes: list[Resources]) -> int:
         raise InputError(Problem("job.workers", what, "Lower resources_per_worker, or add larger nodes."))
     total = min(math.floor((sum(node.get(name, 0) for node in nodes) + _SLACK) / amount) for name, amount in need.items() if amount)
     return min(total, places // job.workers.num_workers)
-
-
-def nodes_of_cluster() -> list[dict[str, float]]:
-    """Resources of each node there is, and one entry for what an autoscaler may add."""
-    import ray
-
-    nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    with contextlib.suppress(Exception):  # a private part of Ray; without it the cluster counts as it is
-        from ray._private.state import state
-
-        most = state.get_max_resources_from_cluster_config() or {}
-        more = {name: amount - sum(node.get(name, 0) for node in nodes) for name, amount in most.items()}
-        if any(amount > 0 for amount in more.values()):
-            nodes.append({name: amount for name, amount in more.items() if amount > 0})
-    return nodes

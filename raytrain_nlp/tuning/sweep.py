@@ -14,13 +14,14 @@ import yaml
 from raytrain_nlp.config import TrainJob, public_values
 from raytrain_nlp.config.sweep import Sweep, SweepSource, load_sweep
 from raytrain_nlp.driver.cluster import check_workers, connect_ahead, environment, is_local
+from raytrain_nlp.driver.nodes import need_of, nodes_of_cluster
 from raytrain_nlp.driver.observer import Observer
 from raytrain_nlp.driver.record import RunRecord, check_storage, open_run
 from raytrain_nlp.driver.train import prepare
 from raytrain_nlp.errors import InputError, Problem, RunError
 from raytrain_nlp.paths import SweepPaths, read_json, redact
 from raytrain_nlp.tuning.book import FAILED, RUNNING, Book, TrialRecord
-from raytrain_nlp.tuning.planner import need_of, nodes_of_cluster, plan_concurrency, plan_local
+from raytrain_nlp.tuning.planner import plan_concurrency, plan_local
 from raytrain_nlp.tuning.results import SweepResult, counts_of, table_of, write_best, write_table
 
 # What a resumed sweep may not change: its trials would no longer be of one kind.
@@ -86,7 +87,7 @@ def sweep(
     observer.stage("looking at the data")
     files = find_job_files(plan.job, storage)
     slots = plan_local(largest, plan.config.max_concurrent_trials) if local else 1
-    with environment(_LOCAL_RAY if local else {}), connect_ahead(largest, verbose, slots) as wait_connected:
+    with environment(_LOCAL_RAY if local else {}), connect_ahead(largest, verbose, slots, observer.stage) as wait_connected:
         resolved = prepare(plan.job, files, storage, wait_connected, observer, verbose)
         wait_connected()
         concurrent = min(slots if local else plan_concurrency(plan.jobs, nodes_of_cluster(), plan.config.max_concurrent_trials), plan.num_trials)

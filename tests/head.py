@@ -1,0 +1,90 @@
+"""A cluster of a test's own: `ray start --head` with a token, on free ports of the loopback, in a folder of its own, ended by its process id."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from support import wait_until
+
+
+@dataclass(frozen=True)
+class Head:
+    folder: Path
+    """Of Ray: its sessions and logs."""
+    address: str
+    dashboard: str
+    pid: int
+    env: dict[str, str]
+    """Of a process that talks to it."""
+
+
+@contextlib.contextmanager
+def started_head(
+    *arguments: str, dashboard: bool = True, env: dict[str, str] | None = None, before: Callable[[str], None] = lambda address: None
+) -> Iterator[Head]:
+    """Nothing of it is left behind, neither a process nor the file that would send other drivers of this machine to it.
+
+    Args:
+        before: is given its address before it is started.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="rt", dir="/tmp"))  # short: a socket's path has at most 107 characters
+    token = folder / "token"
+    token.write_text("0123456789abcdef" * 4)
+    token.chmod(0o600)
+    gcs, http, client = _free_ports(3)
+    settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | settings | (env or {})
+    command = [
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}", f"--temp-dir={folder}",
+        f"--ray-client-server-port={client}", f"--include-dashboard={dashboard}", "--dashboard-host=127.0.0.1", f"--dashboard-port={http}",
+        "--dashboard-agent-listen-port=0", "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats", *arguments,
+    ]  # fmt: skip
+    before(f"127.0.0.1:{gcs}")
+    with (folder / "head.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+    driver = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | settings
+    head = Head(folder, f"127.0.0.1:{gcs}", f"http://127.0.0.1:{http}", process.pid, {**driver, "RAY_ADDRESS": f"127.0.0.1:{gcs}"})
+    try:
+        wait_until(lambda: process.poll() is not None or _is_up(head, dashboard), 90, "a started head")
+        assert process.poll() is None, (folder / "head.log").read_text()
+        yield head
+    finally:
+        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.terminate()
+        process.wait(60)
+        for child in psutil.wait_procs(family, timeout=20)[1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_up(head: Head, dashboard: bool) -> bool:
+    if "Ray runtime started" not in (head.folder / "head.log").read_text():
+        return False
+    if not dashboard:
+        return True
+    try:
+        urllib.request.urlopen(f"{head.dashboard}/api/version", timeout=5)
+    except urllib.error.HTTPError as error:
+        return error.code == 401  # it asks for the token
+    except OSError:
+        return False
+    return True
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [each.getsockname()[1] for each in sockets]
