@@ -17,6 +17,7 @@ from raytrain_nlp.paths import RunPaths, read_json, write_json
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.user_code import describe, fails_in_users_code
 from raytrain_nlp.worker.logs import rank_log
+from raytrain_nlp.worker.shared_folder import check_shared
 from raytrain_nlp.worker.spec import WorkerSpec
 
 
@@ -63,6 +64,7 @@ def _run(spec: WorkerSpec, paths: RunPaths, scratch: str) -> dict[str, Any]:
     events = EventLog(paths.events if rank == 0 else None)
     events.write("phase", phase="worker")
     job = load_job(spec.job)
+    check_shared(spec, paths)
     checkpoint = _find_checkpoint(paths, events, rank)
     start = checkpoint.manifest.step if checkpoint else 0
     if checkpoint and checkpoint.manifest.versions != spec.versions:

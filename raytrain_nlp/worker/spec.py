@@ -32,3 +32,5 @@ class WorkerSpec:
     """Where the user's modules are looked for besides what is installed."""
     renew_hyperparameters: bool = False
     """Learning rate, weight decay and the like are the job's own after a checkpoint is loaded, not the checkpoint's."""
+    driver: int = 0
+    """Number of the driver of the run that started these workers, as it stands in the record of the run."""
