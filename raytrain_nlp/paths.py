@@ -61,6 +61,7 @@ class RunPaths:
         self.feed_error = self.run / "feed_error.json"
         self.feed_wants = self.run / "feed_wants.json"
         self.lock = self.run / "driver.lock"
+        self.lease = self.run / "driver.json"
         self.ray = self.run / "ray"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.config import TrainJob
-from raytrain_nlp.driver.nodes import bundles_of, left_over, nodes_for, read_scaling, worker_of
+from raytrain_nlp.driver.nodes import bundles_of, left_over, nodes_for, quiet, read_scaling, worker_of
 from raytrain_nlp.driver.room import listed
 from raytrain_nlp.errors import InputError, Problem
 
@@ -38,7 +38,8 @@ def _read(path: str) -> dict[str, Any]:
         config = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise ValueError("is not a mapping")
-        validate_config(prepare_config(config))
+        with quiet("ray.autoscaler._private.util"):
+            validate_config(prepare_config(config))
     except OSError as error:
         raise InputError(Problem("--cluster", f"cannot be read ({path}: {error.strerror})", "Name the cluster file.")) from None
     except ValidationError as error:

@@ -64,7 +64,22 @@ def manifest(job: str, *, image: str, arguments: Iterable[str] = (), overrides: 
             "rayClusterSpec": _cluster(loaded, name, image, [*env]),
         },
     }
-    return _NOTES.format(name=loaded.name, image=image) + yaml.safe_dump_all([files, ray_job], sort_keys=False)
+    return _NOTES.format(name=loaded.name, image=image) + yaml.dump_all([files, ray_job], Dumper=_dumper(), sort_keys=False)
+
+
+def _dumper() -> type:
+    """YAML as people write it: texts of many lines as such, and nothing by reference."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    def text(dumper: Any, value: str) -> Any:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+    Dumper.add_representer(str, text)
+    return Dumper
 
 
 def _check(job: TrainJob) -> list[Problem]:

@@ -102,7 +102,7 @@ def nodes_for(bundles: list[dict[str, float]], scaling: Scaling, existing: Mappi
 
     kinds = {kind.name: {"resources": _with_slack(kind.resources), "max_workers": kind.most} for kind in scaling.types}
     scorer = partial(packing._default_utilization_scorer, node_availability_summary=NodeAvailabilitySummary({}))
-    with _quiet("ray.autoscaler._private.resource_demand_scheduler"):
+    with quiet("ray.autoscaler._private.resource_demand_scheduler"):
         added, left = packing.get_nodes_for(kinds, dict(existing), "", max(scaling.most - workers, 0), bundles, scorer)
     return dict(added), left
 
@@ -183,7 +183,7 @@ def _with_slack(resources: Resources) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _quiet(name: str) -> Iterator[None]:
+def quiet(name: str) -> Iterator[None]:
     """Without a logger's warnings: what is wrong is told by who asked."""
     logger = logging.getLogger(name)
     before, logger.disabled = logger.disabled, True

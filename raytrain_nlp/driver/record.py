@@ -1,4 +1,4 @@
-"""The record of a run: may this name be used, what was it started with, how did it end; and the lock against a second driver."""
+"""The record of a run: may this name be used, what was it started with, how did it end; and the lock and lease against a second driver."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.config import TrainJob, public_values
 from raytrain_nlp.config.training import check_training
+from raytrain_nlp.driver.lease import held
 from raytrain_nlp.errors import CheckpointError, InputError, Problem
 from raytrain_nlp.paths import RunPaths, read_json, write_json
 
@@ -105,15 +106,19 @@ class RunRecord:
 
 @contextlib.contextmanager
 def open_run(paths: RunPaths, overwrite: bool) -> Iterator[RunRecord]:
-    """Take the run's folder for this driver. The lock is the kernel's: it ends with the process, however that ends."""
+    """Take the run's folder for this driver. The lock is the kernel's: it ends with the process, however that ends.
+
+    Not every shared file system carries it from host to host; between hosts there is a lease besides.
+    """
     paths.run.mkdir(parents=True, exist_ok=True)
     with paths.lock.open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(Problem("name", f"another driver is writing the run ({paths.run})", "Wait for it, or stop it.")) from None
-        if overwrite:
-            for entry in paths.run.iterdir():
-                if entry != paths.lock:
-                    shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-        yield RunRecord(paths)
+        with held(paths.lease):
+            if overwrite:
+                for entry in paths.run.iterdir():
+                    if entry not in (paths.lock, paths.lease):
+                        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+            yield RunRecord(paths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import Counter
@@ -112,7 +113,8 @@ def _is_refused(group: Any) -> bool:
     from ray.autoscaler.v2.sdk import GetClusterStatusReply
 
     reply = GetClusterStatusReply()
-    reply.ParseFromString(GcsClient(address=ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=10))
+    with contextlib.suppress(Exception):  # a private part of Ray, and one question of many
+        reply.ParseFromString(GcsClient(address=ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=10))
     return any(group.id.hex() in request.details for request in reply.autoscaling_state.infeasible_gang_resource_requests)
 
 

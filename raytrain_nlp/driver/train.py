@@ -139,6 +139,7 @@ def run_resolved(
             status="running", job=spec.job, drivers=record.values["drivers"] + 1, data_fingerprint=spec.data_fingerprint, labels=spec.labels,
             tokenizer=spec.tokenizer_dir, versions=spec.versions, lengths=resolved.lengths(),
         )  # fmt: skip
+        resolved = replace(resolved, spec=replace(spec, driver=record.values["drivers"]))
         return _run(job, resolved, paths, record, observer, job_text, tracked, fit or Fit())
 
 

@@ -17,6 +17,7 @@ from raytrain_nlp.paths import RunPaths, read_json, write_json
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.user_code import describe, fails_in_users_code
 from raytrain_nlp.worker.logs import rank_log
+from raytrain_nlp.worker.shared_folder import check_shared
 from raytrain_nlp.worker.spec import WorkerSpec
 
 
@@ -67,6 +68,7 @@ def run_body(spec: WorkerSpec, paths: RunPaths, scratch: str, stop_asked: Callab
     from raytrain_nlp.worker.collectives import gather_objects
     from raytrain_nlp.worker.meter import peak_memory
 
+    check_shared(spec, paths)
     checkpoint = _find_checkpoint(paths, events, rank)
     start = checkpoint.manifest.step if checkpoint else 0
     if checkpoint and checkpoint.manifest.versions != spec.versions:

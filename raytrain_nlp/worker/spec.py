@@ -34,3 +34,5 @@ class WorkerSpec:
     """Learning rate, weight decay and the like are the job's own after a checkpoint is loaded, not the checkpoint's."""
     exports: bool = True
     """Leave the model behind at the end; a calibration does not."""
+    driver: int = 0
+    """Number of the driver of the run that started these workers, as it stands in the record of the run."""
