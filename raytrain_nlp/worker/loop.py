@@ -17,7 +17,6 @@ from raytrain_nlp.paths import RunPaths, read_json, write_json
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.user_code import describe, fails_in_users_code
 from raytrain_nlp.worker.logs import rank_log
-from raytrain_nlp.worker.shared_folder import check_shared
 from raytrain_nlp.worker.spec import WorkerSpec
 
 
@@ -61,13 +60,14 @@ def _set_threads() -> None:
 
 def run_body(spec: WorkerSpec, paths: RunPaths, scratch: str, stop_asked: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """The run of one rank. Once `stop_asked` says so on any, all end before their next step, and the result is `{"stopped": True}`."""
+    from raytrain_nlp.worker.collectives import gather_objects
+    from raytrain_nlp.worker.meter import peak_memory
+    from raytrain_nlp.worker.shared_folder import check_shared
+
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     events = EventLog(paths.events if rank == 0 else None)
     events.write("phase", phase="worker")
     job = load_job(spec.job)
-    from raytrain_nlp.worker.collectives import gather_objects
-    from raytrain_nlp.worker.meter import peak_memory
-
     check_shared(spec, paths)
     checkpoint = _find_checkpoint(paths, events, rank)
     start = checkpoint.manifest.step if checkpoint else 0
