@@ -57,6 +57,7 @@ def _execute(spec: SplitSpec | WindowedSpec, start: int, stop: int, steps: int, 
         batch_size=1,
         batch_format="numpy",
         num_cpus=cpus,
+        scheduling_strategy="DEFAULT",  # Ray keeps these off nodes with GPUs where there are others; Ray Data's own "SPREAD" does not
         fn_kwargs={"spec": spec, "start": start, "stop": stop, "steps": steps, "world_size": world_size, "rank": rank, "accumulation": accumulation},
     )
     return iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))

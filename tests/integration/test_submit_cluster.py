@@ -97,7 +97,8 @@ def test_stop_leaves_nothing_running(head: Head, folder: Path) -> None:
     record = folder / "runs" / "stopped" / "events.jsonl"
     wait_until(lambda: record.exists() and any(event["kind"] == "log" and "loss" in event["metrics"] for event in events(record.parent)), 120, "a first step")
     workers = [psutil.Process(pid) for event in events(record.parent) if event["kind"] == "start" for pid in event["pids"]]
-    drivers = [process for process in psutil.Process(head.pid).children(recursive=True) if "stopped.json" in process.cmdline()]
+    family = {process.pid for process in psutil.Process(head.pid).children(recursive=True)}
+    drivers = [process for process in psutil.process_iter(["cmdline"]) if process.pid in family and "stopped.json" in (process.info["cmdline"] or [])]
     assert len(workers) == 2 and drivers
     stopped = run_cli("stop", "stopped", "--address", head.dashboard, env=user(head), cwd=folder)
     assert (stopped.returncode, stopped.stdout) == (0, "stopped: STOPPED\n")
@@ -120,7 +121,7 @@ def state(head: Head) -> Any:
     """Actors that live and placement groups that hold something, once the cluster has settled."""
     program = (
         "import json\nfrom ray.util.state import list_actors, list_placement_groups\n"
-        "print(json.dumps({'actors': [a.class_name for a in list_actors(sys.argv[1]) if a.state != 'DEAD' and not a.is_detached],"
+        "print(json.dumps({'actors': [a.class_name for a in list_actors(sys.argv[1], detail=True) if a.state != 'DEAD' and not a.is_detached],"
         " 'placement_groups': [p.state for p in list_placement_groups(sys.argv[1]) if p.state != 'REMOVED']}))"
     )
     end = time.monotonic() + 30
