@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from raytrain_nlp.config import TrainJob
+from raytrain_nlp.modeling.trace import LARGE
 from raytrain_nlp.modeling.zero import Setting, Weights
 
 _MOMENTS = {"sgd": 0, "adafactor": 0, "lion": 4, "lomo": 0, "rmsprop": 4, "adagrad": 4}
@@ -58,5 +59,5 @@ def count_weights(job: TrainJob, model: Any) -> Weights:
     linear = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head] if job.model.quantization else []
     return Weights(
         total=sum(size for size, _ in sizes), trainable=sum(size for size, trained in sizes if trained), persistent=sum(size for size, _ in sizes if size <= threshold),
-        quantized=sum(weight.numel() for weight in linear if not weight.requires_grad),
+        small=sum(size for size, _ in sizes if size * 4 < LARGE), quantized=sum(weight.numel() for weight in linear if not weight.requires_grad),
     )  # fmt: skip

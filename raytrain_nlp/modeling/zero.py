@@ -7,6 +7,7 @@ and torch's DDP; their sizes are settings of DeepSpeed's configuration, in eleme
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from raytrain_nlp.modeling.trace import StepTrace
@@ -30,6 +31,8 @@ class Weights:
     trainable: int
     persistent: int = 0
     """In parameters so small that stage 3 keeps them whole."""
+    small: int = 0
+    """In parameters that a CPU's heap holds when they are gathered."""
     quantized: int = 0
     """Frozen, and loaded in `Setting.quantized_bytes` each."""
 
@@ -108,17 +111,22 @@ def step_memory(weights: Weights, setting: Setting, trace: StepTrace) -> dict[st
         gradients, live = trace.worst(gradient_bytes)
     else:  # small tensors stay with the heap, whatever moment they were live at
         gradients, live = trace.worst(gradient_bytes, large_only=True)
-        live += (HEAP_SHARE if weights.trainable == weights.total else HEAP_SHARE_FROZEN) * trace.small_peak
+        live += heap_share(weights) * trace.small_peak
     parts = {"weights": states.weights, "gradients": states.gradients, "optimizer": states.optimizer, "activations": live}
     parts["buffers"] = held + gradients - states.gradients
-    if setting.use_gpu and setting.offload_optimizer:
-        parts["optimizer"], parts["host"] = 0.0, states.optimizer + states.gradients
+    if setting.use_gpu and setting.offload_optimizer:  # which takes the gradients along
+        parts["optimizer"], parts["gradients"], parts["host"] = 0.0, 0.0, states.optimizer + states.gradients
     if setting.use_gpu and setting.offload_param:
         parts["host"], parts["weights"] = parts.get("host", 0.0) + states.weights, 0.0
     return parts
 
 
-def _buffers(weights: Weights, setting: Setting):  # noqa: ANN202 - a number, and a function of the gradients that are there
+def heap_share(weights: Weights) -> float:
+    """Bytes of the heap for a byte that is live in it."""
+    return HEAP_SHARE if weights.trainable == weights.total else HEAP_SHARE_FROZEN
+
+
+def _buffers(weights: Weights, setting: Setting) -> tuple[float, Callable[[int], float]]:
     """Bytes held all through a step, and bytes of gradients on their way (with those that have arrived) by elements done."""
     weight, gradient, _ = bytes_per_parameter(setting)
     alone, trained = setting.num_workers == 1, weights.trainable
@@ -140,6 +148,8 @@ def _buffers(weights: Weights, setting: Setting):  # noqa: ANN202 - a number, an
     fetched = min(weights.total, setting.prefetch_bucket)
     copies = 1 if setting.use_gpu else 2  # gloo works on a copy of its own, both ways
     held = gradient * whole + weight * (live + fetched)
+    if not setting.use_gpu:  # gathered and let go layer by layer
+        held += weight * min(weights.small, live) * (heap_share(weights) - 1)
     kept = trained * gradient / setting.num_workers
 
     def scattered(done: int) -> float:

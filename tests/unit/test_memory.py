@@ -53,7 +53,7 @@ def test_offloaded_states_leave_the_gpu() -> None:
     weights, trace = Weights(1_000, 1_000), trace_step(Stack(1, 4), {"x": np.zeros((2, 4), np.float32)}, padded=False, use_gpu=True)
     setting = Setting(zero_stage=3, num_workers=2, use_gpu=True, mixed=True, offload_optimizer=True, offload_param=True)
     parts = step_memory(weights, setting, trace)
-    assert (parts["weights"], parts["optimizer"], parts["host"]) == (0, 0, 1_000 * (2 + 2 + 12) / 2)
+    assert (parts["weights"], parts["gradients"], parts["optimizer"], parts["host"]) == (0, 0, 0, 1_000 * (2 + 2 + 12) / 2)
 
 
 class Stack(torch.nn.Module):
@@ -152,7 +152,7 @@ def test_llama_on_gpus_that_are_not_here(folder: Path, size: str, workers: int) 
 GPU = {"workers": {"use_gpu": True}, "training": {"bf16": True, "per_device_train_batch_size": 20}}
 
 
-@pytest.mark.parametrize("share", [0.9, 0.6, 0.25, 0.0])
+@pytest.mark.parametrize("share", [0.6, 0.25, 0.0])
 def test_advice_is_the_least_change_that_fits(folder: Path, share: float) -> None:
     """What is advised fits when it is planned by itself, and no part of it alone would do; where nothing fits it says so."""
     large = {"model_type": "bert", "hidden_size": 4096, "num_hidden_layers": 6, "num_attention_heads": 32, "intermediate_size": 16384}
