@@ -60,6 +60,7 @@ class RunPaths:
         self.user_error = self.run / "user_error.json"
         self.feed_error = self.run / "feed_error.json"
         self.feed_wants = self.run / "feed_wants.json"
+        self.move = self.run / "move.json"
         self.lock = self.run / "driver.lock"
         self.lease = self.run / "driver.json"
         self.ray = self.run / "ray"

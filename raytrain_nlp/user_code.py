@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import re
 import sys
 import traceback
 from dataclasses import dataclass
 from typing import Any
 
 from raytrain_nlp.errors import InputError, Problem
+
+
+_OTHER_RANK = re.compile(r"\bgloo\b|\bNCCL\b|\bTCPStore\b|connection (reset|closed|refused)|broken pipe", re.I)
+"""In what torch.distributed raises, which for gloo is a plain `RuntimeError`."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,15 @@ def describe(error: BaseException) -> str:
 
 
 def fails_in_users_code(error: BaseException) -> bool:
-    """Is it an error of the user's code, one that would come again? What the world outside did (files, network) may pass."""
-    return isinstance(error, Exception) and not isinstance(error, OSError) and any(is_users(frame.filename) for frame in traceback.extract_tb(error.__traceback__))
+    """Is it an error of the user's code, one that would come again? What the world outside did (files, network, other ranks) may pass."""
+    if not isinstance(error, Exception) or isinstance(error, OSError) or _comes_from_another_rank(error):
+        return False
+    return any(is_users(frame.filename) for frame in traceback.extract_tb(error.__traceback__))
+
+
+def _comes_from_another_rank(error: Exception) -> bool:
+    """A rank that dies is told to the others wherever they wait for it, which may be inside the user's training step."""
+    return isinstance(error, RuntimeError) and bool(type(error).__name__.startswith("Dist") or _OTHER_RANK.search(str(error)))
 
 
 def is_users(file: str) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from support import HOOKS
@@ -57,6 +58,18 @@ def _workers(_ray: None) -> Iterator[Any]:
     ray.kill(desk)
 
 
+@pytest.fixture(scope="session")
+def train_warm(_workers: Any) -> Callable[..., Any]:
+    """`raytrain_nlp.train` on these workers."""
+    import raytrain_nlp
+
+    def train(job: Any, **arguments: Any) -> Any:
+        with mock.patch("raytrain_nlp.driver.train.Fit", lambda **_: _SharedFit(_workers)):
+            return raytrain_nlp.train(job, **arguments)
+
+    return train
+
+
 @pytest.fixture
 def shared_ray(_ray: None, hooks_file: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The shared Ray; call it with what the hooks of this test's workers shall do.
@@ -66,7 +79,7 @@ def shared_ray(_ray: None, hooks_file: Path, request: pytest.FixtureRequest, mon
     hooks_file.write_text("{}")
     if "integration" in request.path.parts:
         slot = request.getfixturevalue("_workers")
-        monkeypatch.setattr("raytrain_nlp.driver.train.Fit", lambda: _SharedFit(slot))
+        monkeypatch.setattr("raytrain_nlp.driver.train.Fit", lambda **_: _SharedFit(slot))
     yield lambda **wanted: hooks_file.write_text(json.dumps(wanted))
     hooks_file.write_text("{}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -89,3 +90,51 @@ def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [each.getsockname()[1] for each in sockets]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A raylet besides the head's."""
+
+    process: subprocess.Popen
+    name: str
+    """It has one unit of a resource of this name."""
+
+    def kill(self) -> None:
+        """SIGKILL its raylet; the workers on it die with it."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        for member in family:
+            if "raylet" in member.name():  # one that was drained may have ended itself
+                member.kill()
+        self.process.wait(60)
+        psutil.wait_procs(family, timeout=20)
+
+
+@contextlib.contextmanager
+def started_nodes(head: Head, env: dict[str, str] | None = None) -> Iterator[Callable[[str], Node]]:
+    """Yields what adds a node with two CPUs and `place: 1`; all of them are ended."""
+    nodes: list[Node] = []
+
+    def start(name: str) -> Node:
+        resources = json.dumps({"place": 1, name: 1})
+        command = [
+            sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={head.address}", "--block", "--num-cpus=2", f"--resources={resources}",
+            "--object-store-memory=150000000", "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats",
+        ]  # fmt: skip
+        file = head.folder / f"{name}.log"
+        with file.open("w") as log:
+            nodes.append(Node(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=head.env | (env or {}), start_new_session=True), name))
+        wait_until(lambda: "Ray runtime started" in file.read_text(), 60, f"node {name}")
+        return nodes[-1]
+
+    try:
+        yield start
+    finally:
+        for node in nodes:
+            if node.process.poll() is None:
+                family = psutil.Process(node.process.pid).children(recursive=True)
+                for member in [psutil.Process(node.process.pid), *family]:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        member.kill()
+                node.process.wait(60)
+                psutil.wait_procs(family, timeout=20)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
 
+from raytrain_nlp.checkpoint.reshard import fitted
 from raytrain_nlp.checkpoint.state import load_state, save_state
 
 
@@ -34,9 +36,17 @@ class SafeCheckpointEngine(CheckpointEngine):
 
 
 def apply_safe_checkpoints(engine: Any) -> SafeCheckpointEngine:
-    """Give a DeepSpeed engine our checkpoint engine, and keep it from copying its recovery script into checkpoints."""
-    safe = SafeCheckpointEngine()
-    engine.checkpoint_engine = safe
+    """Give a DeepSpeed engine our checkpoint engine, and keep it from copying its recovery script into checkpoints.
+
+    It then also loads what another number of ranks wrote.
+    """
+    safe, load = SafeCheckpointEngine(), engine.load_checkpoint
+
+    def load_checkpoint(folder: str, *args: Any, **kwargs: Any) -> Any:
+        with fitted(engine, Path(folder)):
+            return load(folder, *args, **kwargs)
+
+    engine.checkpoint_engine, engine.load_checkpoint = safe, load_checkpoint
     engine._copy_recovery_script = lambda save_path: None
     return safe
 

@@ -59,8 +59,12 @@ class StoredTensor:
     name: str
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.file.get_slice(self.name).get_shape())
+
+    @property
     def size(self) -> int:
-        return math.prod(self.file.get_slice(self.name).get_shape())
+        return math.prod(self.shape)
 
     def load(self) -> torch.Tensor:
         return self.file.get_tensor(self.name)
@@ -88,6 +92,15 @@ def open_state(path: str | Path, *keys: str) -> Any:
         raise
     except Exception as error:  # safetensors and json raise their own kinds for a damaged file
         raise CheckpointError(f"{path}: cannot be read ({error}).") from None
+
+
+def read_tree(tree: Any) -> Any:
+    """What `open_state` gave, with its tensors read."""
+    if isinstance(tree, StoredTensor):
+        return tree.load()
+    if isinstance(tree, dict):
+        return type(tree)((key, read_tree(item)) for key, item in tree.items())
+    return type(tree)(read_tree(item) for item in tree) if type(tree) in (list, tuple) else tree
 
 
 def _encode(value: Any, tensors: dict[str, torch.Tensor], seen: dict[tuple, str]) -> Any:

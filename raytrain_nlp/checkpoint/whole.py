@@ -22,8 +22,6 @@ from raytrain_nlp.checkpoint.state import StoredTensor, open_state
 from raytrain_nlp.checkpoint.store import Checkpoint
 from raytrain_nlp.errors import CheckpointError
 
-_MODEL, _OPTIMIZER = "{tag}/zero_pp_rank_{rank}_mp_rank_00_model_states.pt", "{tag}/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
-
 
 def load_weights(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
     """All weights and buffers by name, on CPU; floating ones as `dtype`. Of an adapter's checkpoint only what was trained.
@@ -46,9 +44,9 @@ def _parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, str, Any]]:
     if (folder / "model.state").exists():
         yield from _of_tree(open_state(folder / "model.state"))
     elif stage == 3:
-        yield from _of_partitions(folder, _tag(folder), checkpoint.manifest.world_size)
+        yield from _of_partitions(folder, checkpoint.manifest.world_size)
     else:
-        yield from _of_tree(open_state(folder / _tag(folder) / "mp_rank_00_model_states.pt", "module"))
+        yield from _of_tree(open_state(model_file(folder), "module"))
 
 
 def _of_tree(tree: dict[str, StoredTensor]) -> Iterator[tuple[str, str, Any]]:
@@ -56,9 +54,9 @@ def _of_tree(tree: dict[str, StoredTensor]) -> Iterator[tuple[str, str, Any]]:
         yield name, stored.name, stored.load
 
 
-def _of_partitions(folder: Path, tag: str, world_size: int) -> Iterator[tuple[str, str, Any]]:
+def _of_partitions(folder: Path, world_size: int) -> Iterator[tuple[str, str, Any]]:
     def of_model(key: str, rank: int = 0) -> Any:
-        return open_state(folder / _MODEL.format(tag=tag, rank=rank), key)
+        return open_state(model_file(folder, rank), key)
 
     module, groups = of_model("module"), of_model("param_shapes")
     for name in of_model("buffer_names") or ():
@@ -68,7 +66,7 @@ def _of_partitions(folder: Path, tag: str, world_size: int) -> Iterator[tuple[st
     for name, shape in (of_model("frozen_param_shapes") or {}).items():
         if name in frozen[0]:
             yield name, name, lambda name=name, shape=shape: _join([part[name].load() for part in frozen], shape)
-    ranks = [_Flat(open_state(folder / _OPTIMIZER.format(tag=tag, rank=rank), "optimizer_state_dict", "fp32_flat_groups")) for rank in range(world_size)]
+    ranks = [Flat(open_state(optimizer_file(folder, rank), "optimizer_state_dict", "fp32_flat_groups")) for rank in range(world_size)]
     start = 0
     for name, shape in (pair for group in groups for pair in group.items()):
         stop = start + math.ceil(math.prod(shape) / world_size)
@@ -83,8 +81,8 @@ def _of_partitions(folder: Path, tag: str, world_size: int) -> Iterator[tuple[st
             yield name, of, None  # read already
 
 
-class _Flat:
-    """A rank's fp32 values: several tensors end to end."""
+class Flat:
+    """Tensors of one dimension end to end, still in their files."""
 
     def __init__(self, groups: list[StoredTensor]):
         self._groups = groups
@@ -97,15 +95,26 @@ class _Flat:
             group = bisect_right(self._starts, start) - 1
             first, end = self._starts[group], min(stop, self._starts[group + 1])
             if end <= start:
-                raise CheckpointError("a rank's part of the checkpoint is too short for its parameters.")
+                raise CheckpointError("a part of the checkpoint is too short for its parameters.")
             parts.append(self._groups[group].part(start - first, end - first))
             start = end
-        return torch.cat(parts) if len(parts) != 1 else parts[0]
+        return torch.cat(parts) if len(parts) > 1 else parts[0] if parts else torch.zeros(0)
 
 
 def _join(parts: list[torch.Tensor], shape: Any) -> torch.Tensor:
     """The equal parts of all ranks as one parameter, without the padding at its end."""
     return torch.cat([part.reshape(-1) for part in parts])[: math.prod(shape)].reshape(tuple(shape)).clone()
+
+
+def model_file(folder: Path, rank: int | None = None) -> Path:
+    """Where DeepSpeed put the model's state: of a rank under stage 3, else the only one."""
+    return folder / _tag(folder) / (f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" if rank is not None else "mp_rank_00_model_states.pt")
+
+
+def optimizer_file(folder: Path, rank: int) -> Path:
+    """Where DeepSpeed put a rank's part of the optimizer; under bf16 by another name."""
+    path = folder / _tag(folder) / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+    return path if path.exists() else path.with_name(f"bf16_{path.name}")
 
 
 def _tag(folder: Path) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from raytrain_nlp.config.base import Section
 
@@ -13,7 +14,9 @@ class WorkersConfig(Section):
     """Ray Train workers; one process, one rank each."""
 
     num_workers: int = Field(1, ge=1, le=100_000)
-    """How many workers train."""
+    """How many workers train. `[1, 4]`: as many as there is room for, 4 at most and 1 at least; the global batches stay those of 4."""
+    min_workers: int | None = Field(None, ge=1)
+    """The lower end of such a range."""
     use_gpu: bool = False
     """One GPU a worker (NCCL); without it gloo on CPU."""
     resources_per_worker: dict[str, float] = {"CPU": 1}
@@ -22,6 +25,23 @@ class WorkersConfig(Section):
     """Restarts of the worker group after worker or node failures; -1 = without end."""
     start_timeout_s: float = Field(1800, gt=0)
     """Seconds to wait until all workers have been placed and started."""
+    resize_interval_s: float = Field(60, gt=0)
+    """Least seconds between two changes of the number of workers; each costs a restart."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _range(cls, values: Any) -> Any:
+        given = values.get("num_workers") if isinstance(values, Mapping) else None
+        if not isinstance(given, (list, tuple)):
+            return values
+        if len(given) != 2 or not all(type(count) is int and count >= 1 for count in given) or given[0] > given[1]:
+            raise ValueError("num_workers is no range || Write the least and the most, e.g. [1, 4].")
+        return {**values, "num_workers": given[1], "min_workers": given[0]}
+
+    @property
+    def elastic(self) -> bool:
+        """May the number of workers change while a run goes on?"""
+        return self.min_workers is not None and self.min_workers < self.num_workers
 
     @field_validator("resources_per_worker")
     @classmethod

@@ -92,6 +92,19 @@ class TrainJob(Section):
             return None
         return self.data.global_batch_size or self._training["per_device_train_batch_size"] * self._micro_batches
 
+    def at_size(self, count: int) -> TrainJob:
+        """The same job on another number of workers: they accumulate gradients over more micro-batches, or fewer."""
+        if count == self.workers.num_workers:
+            return self
+        job = self.model_copy(update={"workers": self.workers.model_copy(update={"num_workers": count})})
+        job._training = {**self._training, "gradient_accumulation_steps": -(-self._micro_batches // count)}
+        return job
+
+    @property
+    def smallest(self) -> TrainJob:
+        """The job on as few workers as may be."""
+        return self.at_size(self.workers.min_workers) if self.workers.elastic else self
+
     @property
     def _micro_batches(self) -> int:
         return self.gradient_accumulation_steps * self.workers.num_workers
@@ -110,6 +123,7 @@ class TrainJob(Section):
             for name in self.tracking.report_to
             if importlib.util.find_spec(name) is None
         ]
+        problems += _check_elastic(self)
         problems += _check_streaming(self, values) + _check_batches(self, values) + _check_evaluation(self, values) + _check_precision(self, values)
         if self.data.global_batch_size and "per_device_train_batch_size" not in values:
             values["per_device_train_batch_size"] = -(-self.data.global_batch_size // self._micro_batches_of(values))
@@ -154,6 +168,25 @@ class TrainJob(Section):
         if self.early_stopping:
             values.setdefault("load_best_model_at_end", True)
         return values
+
+
+def _check_elastic(job: TrainJob) -> list[Problem]:
+    """What would not be the same on another number of workers."""
+    least, most, config = job.workers.min_workers, job.workers.num_workers, job.deepspeed.config or {}
+    if least is None:
+        return []
+    problems = []
+    if least > most:
+        problems.append(Problem("workers.min_workers", f"is more than num_workers ({least} and {most})", "Lower it."))
+    for key in ("train_batch_size", "gradient_accumulation_steps"):
+        if config.get(key, "auto") != "auto":
+            problems.append(Problem(f"deepspeed.config.{key}", "is settled, but the number of workers is not", 'Write "auto".'))
+    zero = config.get("zero_optimization", {})
+    if zero.get("round_robin_gradients"):
+        problems.append(Problem("deepspeed.config.zero_optimization.round_robin_gradients", "orders values by the number of workers", "Remove it."))
+    if "nvme" in (zero.get(part, {}).get("device") for part in ("offload_optimizer", "offload_param") if isinstance(zero.get(part), dict)):
+        problems.append(Problem("deepspeed.config.zero_optimization", "keeps state on local disks, which another node does not have", "Offload to cpu."))
+    return problems
 
 
 def _check_streaming(job: TrainJob, values: dict[str, Any]) -> list[Problem]:

@@ -188,6 +188,8 @@ def _check_job(sweep: Sweep) -> list[Problem]:
     arguments = sweep.job.arguments()
     if arguments["eval_strategy"] == "no":
         return [Problem("job.data.validation", "is missing: a sweep compares evaluations", "Add it.")]
+    if sweep.job.workers.elastic:
+        return [Problem("job.workers.num_workers", "is a range, but trials are compared on equal workers", "Write one number.")]
     kind = sweep.config.scheduler.type
     if not sweep.pauses or (
         arguments["save_strategy"] == arguments["eval_strategy"]

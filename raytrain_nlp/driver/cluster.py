@@ -81,16 +81,15 @@ def connect(
     if local:  # idle processes beyond one for each feed end when the rush of the start is over
         settings |= {**_LOCAL_SETTINGS, "RAY_num_workers_soft_limit": str(job.workers.num_workers * runs)}
     loaded = ["peft"] if job.lora is not None else []
-    with environment(settings), forked_processes(*loaded) if local and not job.workers.use_gpu else contextlib.nullcontext():
+    with _unsaid(verbose), environment(settings), forked_processes(*loaded) if local and not job.workers.use_gpu else contextlib.nullcontext():
         with _one_line("Ray cannot be started" if local else f"the cluster at {os.environ.get('RAY_ADDRESS', 'auto')} does not answer"):
             if local:
                 cpus = math.ceil(runs * job.workers.num_workers * (_worker_cpus(job) + job.data.feed_cpus_per_worker))
                 # a logical CPU is only a number; Ray boots one idle process for each, and this run needs these
                 num_cpus = max(cpus, os.cpu_count() or 1) + _SERVICE_PROCESSES
                 # "local": with no address, Ray would try the cluster that a `ray start` of this machine has left written down, alive or not
-                ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
-                if not verbose:
-                    _end_log_monitor()
+                with _lean(verbose):
+                    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
             else:
                 ray.init(address="auto", **quiet)
         try:
@@ -101,12 +100,36 @@ def connect(
             ray.shutdown()
 
 
-def _end_log_monitor() -> None:
-    """End the process that sends what workers print to the driver, which shows none of it; ranks have log files of their own."""
-    import ray._private.worker
+@contextlib.contextmanager
+def _unsaid(verbose: bool) -> Iterator[None]:
+    """Ray prints what raylets tell, as that one has died, to the driver's standard output, whatever the level of its logs is."""
+    import ray._private.worker as of_ray
 
-    with contextlib.suppress(Exception):  # a private part of Ray: without it, nothing is lost but a little CPU time
-        ray._private.worker._global_node.kill_log_monitor(check_alive=False)
+    printed = getattr(of_ray, "print_to_stdstream", None)
+    if not verbose and printed is not None:
+        of_ray.print_to_stdstream = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        if printed is not None:
+            of_ray.print_to_stdstream = printed
+
+
+@contextlib.contextmanager
+def _lean(verbose: bool) -> Iterator[None]:
+    """Ray without what the Ray of one driver on one machine has no use for: dashboard, autoscaler, and, unless its output is
+    wanted, what carries it to the driver (ranks have log files of their own). Each is a process that takes seconds to start."""
+    from ray._private.node import Node
+
+    unused = ["start_monitor", "start_api_server", *([] if verbose else ["start_log_monitor"])]
+    kept = {name: vars(Node)[name] for name in unused if name in vars(Node)}  # private parts: one that is gone is only not left out
+    for name in kept:
+        setattr(Node, name, lambda node, **arguments: None)
+    try:
+        yield
+    finally:
+        for name, method in kept.items():
+            setattr(Node, name, method)
 
 
 @contextlib.contextmanager

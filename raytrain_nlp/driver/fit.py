@@ -9,6 +9,7 @@ from typing import Any
 
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.driver.cluster import owns_ray
+from raytrain_nlp.driver.room import wait_for_room
 from raytrain_nlp.errors import RunError
 from raytrain_nlp.paths import RunPaths, read_json
 
@@ -16,16 +17,23 @@ _ABORT_S = 10.0
 
 
 class Fit:
-    """One `TorchTrainer.fit()`, which another thread may end.
+    """`TorchTrainer.fit()`, which another thread may end; once more wherever its workers had to leave a node.
 
     Args:
         in_trial: it runs in an actor of a sweep, which may die before its Ray does.
         loop: what each worker runs; default: `worker.loop.run_worker`.
         todo: what the user may do after a failure.
+        say: is given a line while nodes are waited for.
     """
 
-    def __init__(self, in_trial: bool = False, loop: Callable[[dict[str, Any]], dict[str, Any]] | None = None, todo: str = " Continue with --resume.") -> None:
-        self._in_trial, self._loop, self._todo = in_trial, loop, todo
+    def __init__(
+        self,
+        in_trial: bool = False,
+        loop: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        todo: str = " Continue with --resume.",
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self._in_trial, self._loop, self._todo, self._say = in_trial, loop, todo, say
         self._controller: Any = None
         self._starting = threading.Lock()
         self.aborted = threading.Event()
@@ -35,7 +43,9 @@ class Fit:
         import ray.train
 
         try:
-            return self.run(job, {"spec": spec}, paths)
+            while has_moved(outcome := self.run(job, {"spec": spec}, paths)):
+                wait_for_room(job, self._say, patient=True)
+            return outcome
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
             if self.aborted.is_set() and isinstance(error, ray.exceptions.RayActorError):
                 raise RunError("stopped") from error
@@ -106,6 +116,11 @@ class Fit:
         return TrialTorchTrainer if self._in_trial else LeanTorchTrainer
 
 
+def has_moved(outcome: dict[str, Any]) -> bool:
+    """Have the workers ended with a checkpoint that others are to go on from?"""
+    return bool(outcome.get("result", {}).get("moved"))
+
+
 def _start_controller(arguments: dict[str, Any]) -> Any:
     """The controller as `TorchTrainer` starts it, on this node."""
     import ray
@@ -138,4 +153,5 @@ def _reason(error: BaseException) -> str:
             return f"rank {rank} was killed: its node ran out of memory. Lower per_device_train_batch_size, or ask for more CPUs a worker."
         if lines:
             return f"rank {rank} failed: {lines[-1][:300].rstrip('.')}."
-    return f"{(str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip('.')}."
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]  # of an exception without a message, the traceback is all
+    return f"{(lines or [type(error).__name__])[-1][:300].rstrip('.')}."

@@ -65,10 +65,23 @@ def bundles_of(job: TrainJob) -> list[dict[str, float]]:
 
 
 def living_nodes() -> list[dict[str, float]]:
-    """Resources of each node there is."""
+    """Resources of each node there is, but for those that are being drained."""
     import ray
 
-    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    from raytrain_nlp.worker.notice import draining_nodes
+
+    leaving = draining_nodes()
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+
+
+def free_nodes() -> list[dict[str, float]]:
+    """What nobody uses of each node there is, but for those that are being drained."""
+    from ray._private.state import available_resources_per_node
+
+    from raytrain_nlp.worker.notice import draining_nodes
+
+    leaving = draining_nodes()
+    return [dict(resources) for node, resources in available_resources_per_node().items() if node not in leaving]
 
 
 def nodes_of_cluster() -> list[dict[str, float]]:

@@ -20,22 +20,24 @@ _SLACK = 1e-6
 _TODO = "Lower num_workers or resources_per_worker, or add nodes."
 
 
-def wait_for_room(job: TrainJob, say: Callable[[str], None] | None, stop: threading.Event | None = None, fixed: bool = False) -> None:
+def wait_for_room(job: TrainJob, say: Callable[[str], None] | None, stop: threading.Event | None = None, fixed: bool = False, patient: bool = False) -> None:
     """Return when the cluster's nodes can hold the job, or `stop` is set; where they cannot, its autoscaler is asked for nodes.
 
     Args:
         say: is given a line now and then while nodes are waited for. None: what the autoscaler could start is enough.
         fixed: the cluster is known to have no autoscaler.
+        patient: it has held the job before, so a node that is gone may come again, whoever sees to that; nothing is refused.
 
     Raises:
         InputError: no node there is, nor any that may be started, can ever hold it.
         RunError: the nodes have not come within `workers.start_timeout_s`.
     """
+    job = job.smallest
     bundles = bundles_of(job)
     if not left_over(bundles, living_nodes()):
         return
-    scaling = Scaling([], 0) if fixed else find_scaling()
-    if scaling is not None and (problems := _never(job, bundles, scaling)):
+    scaling = Scaling([], 0) if fixed or patient else find_scaling()
+    if scaling is not None and not patient and (problems := _never(job, bundles, scaling)):
         raise InputError(problems)
     if say is not None:
         _wait(job, bundles, scaling, say, stop or threading.Event())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from raytrain_nlp.config import TrainJob, dump_job, load_job, public_values
 from raytrain_nlp.config.load import JobSource
 from raytrain_nlp.driver.cluster import check_workers, connect_ahead, map_beside_training, map_on_cluster
+from raytrain_nlp.driver.elastic import ElasticFit
 from raytrain_nlp.driver.fit import Fit
 from raytrain_nlp.driver.observer import Observer, followed
 from raytrain_nlp.driver.record import RunRecord, check_data, check_name, check_storage, flatten, open_run
@@ -140,7 +141,8 @@ def run_resolved(
             tokenizer=spec.tokenizer_dir, versions=spec.versions, lengths=resolved.lengths(),
         )  # fmt: skip
         resolved = replace(resolved, spec=replace(spec, driver=record.values["drivers"]))
-        return _run(job, resolved, paths, record, observer, job_text, tracked, fit or Fit())
+        fit = fit or (ElasticFit if job.workers.elastic else Fit)(say=observer.stage)
+        return _run(job, resolved, paths, record, observer, job_text, tracked, fit)
 
 
 def run_params(job: TrainJob) -> dict[str, Any]:

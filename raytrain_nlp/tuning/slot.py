@@ -9,7 +9,7 @@ import uuid
 from typing import Any
 
 from raytrain_nlp.config import TrainJob
-from raytrain_nlp.driver.fit import Fit, explain
+from raytrain_nlp.driver.fit import Fit, explain, has_moved
 from raytrain_nlp.errors import RunError
 from raytrain_nlp.paths import RunPaths
 from raytrain_nlp.worker.slot import run_slot
@@ -40,8 +40,9 @@ class Slot:
     def run(self, turn: Turn, job: TrainJob, spec: Any, paths: RunPaths) -> dict[str, Any]:
         """The trial on these workers; what `Fit()` returns and raises."""
         self.open(job, paths)
-        group = self._group
-        outcome = group.run(turn, spec, paths)
+        while has_moved(outcome := self._group.run(turn, spec, paths)):  # a node of theirs is to go
+            self.close()
+            self.open(job, paths)
         if turn.aborted.is_set() or "stopped" in outcome.get("result", {}):
             raise RunError("stopped")
         return outcome

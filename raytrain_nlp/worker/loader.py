@@ -79,10 +79,11 @@ class TrainLoader(DataLoader):
 class EvalLoader:
     """A rank's evaluation batches. Small data stay collated between evaluations, large data are streamed again."""
 
-    def __init__(self, spec: SplitSpec, *, steps: int, world_size: int, rank: int, cpus: float):
+    def __init__(self, spec: SplitSpec, *, steps: int, world_size: int, rank: int, cpus: float, accumulation: int = 1):
         self.dataset = range(spec.plan.num_rows)
-        self._steps = steps
-        self._open = lambda: _checked(stream(spec, start=0, stop=steps, world_size=world_size, rank=rank, cpus=cpus), 0, 1)
+        self._steps = steps * accumulation
+        where = {"start": 0, "stop": steps, "world_size": world_size, "rank": rank, "accumulation": accumulation}
+        self._open = lambda: _checked(stream(spec, **where, cpus=cpus), 0, accumulation)
         self._kept: list[MicroBatch] = []
 
     def __len__(self) -> int:

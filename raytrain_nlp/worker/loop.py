@@ -59,27 +59,34 @@ def _set_threads() -> None:
 
 
 def run_body(spec: WorkerSpec, paths: RunPaths, scratch: str, stop_asked: Callable[[], bool] = lambda: False) -> dict[str, Any]:
-    """The run of one rank. Once `stop_asked` says so on any, all end before their next step, and the result is `{"stopped": True}`."""
+    """The run of one rank.
+
+    Once `stop_asked` says so on any rank, all end before their next step, and the result is `{"stopped": True}`. With
+    `{"moved": True}` they have committed a checkpoint, from which other workers are to go on.
+    """
     from raytrain_nlp.worker.collectives import gather_objects
     from raytrain_nlp.worker.meter import peak_memory
+    from raytrain_nlp.worker.notice import noticed
     from raytrain_nlp.worker.shared_folder import check_shared
 
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     events = EventLog(paths.events if rank == 0 else None)
     events.write("phase", phase="worker")
-    job = load_job(spec.job)
+    whole = load_job(spec.job)
+    job = whole.at_size(world_size)
     check_shared(spec, paths)
     checkpoint = _find_checkpoint(paths, events, rank)
     start = checkpoint.manifest.step if checkpoint else 0
     if checkpoint and checkpoint.manifest.versions != spec.versions:
         events.write("notice", text=f"{checkpoint.path.name} was written with other versions: {_differences(checkpoint.manifest.versions, spec.versions)}.")
     _announce(events, start, world_size)
-    loaders = _build_loaders(spec, job, start, world_size, rank)
-    trainer = _build_trainer(spec, job, paths, events, loaders, scratch, stop_asked)
-    events.write("phase", phase="model")
-    trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+    loaders = _build_loaders(spec, job, start, world_size, rank, -(-whole.workers.num_workers // world_size))
+    with noticed(paths, events, rank) as move_asked:
+        trainer = _build_trainer(spec, job, paths, events, loaders, scratch, (stop_asked, move_asked))
+        events.write("phase", phase="model")
+        trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
     loaders[0].close()
-    result = {"stopped": True} if trainer.stopped else _finish(trainer, job, paths, world_size, spec)
+    result = {"stopped": True} if trainer.stopped else {"moved": True} if trainer.moving else _finish(trainer, job, paths, world_size, spec)
     events.write("end", step=trainer.state.global_step, peak_memory=gather_objects(peak_memory()))
     trainer.release()
     return result
@@ -106,17 +113,18 @@ def _announce(events: EventLog, start: int, world_size: int) -> None:
     events.write("resume" if start else "start", step=start, world_size=world_size, pids=pids)
 
 
-def _build_loaders(spec: WorkerSpec, job: TrainJob, start: int, world_size: int, rank: int) -> tuple[Any, Any]:
+def _build_loaders(spec: WorkerSpec, job: TrainJob, start: int, world_size: int, rank: int, spread: int) -> tuple[Any, Any]:
+    """Training and evaluation; where fewer ranks evaluate than planned, each takes its part of a batch in so many parts."""
     from raytrain_nlp.worker.loader import EvalLoader, TrainLoader
 
     common = {"world_size": world_size, "rank": rank, "cpus": job.data.feed_cpus_per_worker}
     accumulation = job.gradient_accumulation_steps
     train = TrainLoader(spec.train, spec.steps_per_epoch, start=start, stop=spec.total_steps, accumulation=accumulation, **common)
-    return train, EvalLoader(spec.validation, steps=spec.eval_steps, **common) if spec.validation else None
+    return train, EvalLoader(spec.validation, steps=spec.eval_steps, accumulation=spread, **common) if spec.validation else None
 
 
 def _build_trainer(
-    spec: WorkerSpec, job: TrainJob, paths: RunPaths, events: EventLog, loaders: tuple[Any, Any], scratch: str, stop_asked: Callable[[], bool]
+    spec: WorkerSpec, job: TrainJob, paths: RunPaths, events: EventLog, loaders: tuple[Any, Any], scratch: str, asked: tuple[Callable[[], bool], Callable[[], bool]]
 ) -> Any:
     from transformers import PrinterCallback, set_seed
 
@@ -162,7 +170,8 @@ def _build_trainer(
         locate_row=find_row(spec.train),
         keep_labels=keep_labels,
         gather_for_generation=getattr(job.task, "gather_for_generation", False),
-        stop_asked=stop_asked,
+        stop_asked=asked[0],
+        move_asked=asked[1],
     )
     trainer.remove_callback(PrinterCallback)
     set_seed(arguments.seed + arguments.process_index)  # dropout and noise differ between ranks

@@ -24,7 +24,7 @@ class WorkerSpec:
     steps_per_epoch: int
     total_steps: int
     eval_steps: int
-    """Evaluation batches (on each rank)."""
+    """Evaluation batches (of all ranks together)."""
     data_fingerprint: str
     versions: dict[str, str]
     verbose: bool

@@ -29,8 +29,8 @@ from raytrain_nlp.worker.loader import EvalLoader, FeedBatch, TrainLoader
 from raytrain_nlp.worker.meter import Meter
 from raytrain_nlp.worker.shared_memory import SharedMeanKwargs
 
-_STOP = 2.0
-"""Beside 0 = the loss is finite and 1 = it is not."""
+_MOVE, _STOP = 0.5, 2.0
+"""Beside 0 = the loss is finite and 1 = it is not. The largest of all ranks decides."""
 
 
 class FeedMixin:
@@ -50,14 +50,17 @@ class FeedMixin:
         keep_labels: bool,
         gather_for_generation: bool = False,
         stop_asked: Callable[[], bool] = lambda: False,
+        move_asked: Callable[[], bool] = lambda: False,
         **kwargs: Any,
     ):
         self._task, self._train_loader, self._eval_loader = task, train_loader, eval_loader
         self._checkpointer, self._locate_row = checkpointer, locate_row
         self._keep_labels, self._gather_for_generation = keep_labels, gather_for_generation
-        self._stop_asked = stop_asked
+        self._stop_asked, self._move_asked = stop_asked, move_asked
         self.stopped = False
         """Has the training ended because it was asked to?"""
+        self.moving = False
+        """Does it end with a checkpoint after the step it is in, to go on elsewhere?"""
         self._global_weight: float | None = None
         self._prepared = False
         self.scored_step: int | None = None
@@ -164,6 +167,8 @@ class FeedMixin:
         bad = torch.logical_not(torch.isfinite(loss)).any().to(torch.float32)
         if self._stop_asked():
             bad.fill_(_STOP)
+        elif self._move_asked():
+            bad.clamp_(min=_MOVE)
         work = dist.all_reduce(bad, op=dist.ReduceOp.MAX, async_op=True) if self.accelerator.num_processes > 1 else None
         self._pending = (bad, work, loss)
 
@@ -174,7 +179,8 @@ class FeedMixin:
         (bad, work, loss), self._pending = self._pending, None
         if work is not None:
             work.wait()
-        if not bad.item():
+        if bad.item() in (0, _MOVE):
+            self.moving |= bad.item() == _MOVE
             return
         if bad.item() == _STOP:
             self.stopped = self.control.should_training_stop = True
@@ -191,6 +197,8 @@ class FeedMixin:
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs.update(self._meter.read())
+        if "train_runtime" in logs and (self.stopped or self.moving):
+            return  # figures of a whole training
         super().log(logs, start_time)
 
     # Evaluation: every row once, whatever the ranks, and metrics on the rows in their own order
@@ -258,8 +266,12 @@ class FeedMixin:
     # State
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        if not self.stopped:
-            super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self.stopped:
+            return
+        self.moving &= self.state.global_step < self.state.max_steps
+        if self.moving:
+            self.control.should_save = self.control.should_training_stop = True
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.store_flos()
@@ -305,7 +317,7 @@ class FeedMixin:
             self._checkpointer.load_rng(self, checkpoint)
 
     def _load_best_model(self) -> None:
-        if not self.stopped:
+        if not self.stopped and not self.moving:
             self._checkpointer.load_best(self, self.state.best_model_checkpoint)
 
 

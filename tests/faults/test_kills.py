@@ -44,15 +44,13 @@ def job_of(folder: Path, name: str, stage: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(_ray: None, folder: Path) -> Any:
-    """The truth for each ZeRO stage: run once, in the same way, never killed."""
-    import raytrain_nlp
-
+def uninterrupted(train_warm: Any, folder: Path) -> Any:
+    """The truth for each ZeRO stage: run once, never killed."""
     done: dict[int, Any] = {}
 
     def run(stage: int) -> Any:
         if stage not in done:
-            done[stage] = raytrain_nlp.train(job_of(folder, f"whole-{stage}", stage))
+            done[stage] = train_warm(job_of(folder, f"whole-{stage}", stage))
         return done[stage]
 
     return run
@@ -127,15 +125,18 @@ def test_driver_killed_and_resumed(shared_ray: Any, folder: Path, uninterrupted:
     assert_one_mlflow_run(folder / "runs", run)
 
 
-@pytest.mark.parametrize(("point", "rank", "resumed_from"), [("after_stage", 1, 5), ("before_rename", 0, 5), ("after_commit", 0, 10)])
-def test_killed_during_the_commit(shared_ray: Any, folder: Path, uninterrupted: Any, tmp_path: Path, point: str, rank: int, resumed_from: int) -> None:
+def test_killed_during_the_commit(shared_ray: Any, folder: Path, uninterrupted: Any, tmp_path: Path) -> None:
+    """One run, killed when a rank has written its files, just before the rename that commits, and just after it."""
     import raytrain_nlp
 
     truth = uninterrupted(3)
-    shared_ray(kill={"point": point, "rank": rank, "step": 10, "marker": str(tmp_path / "killed")})
-    result = raytrain_nlp.train(job_of(folder, f"killed-{point}", 3))
+    places = [("after_stage", 1, 10), ("before_rename", 0, 15), ("after_commit", 0, 20)]
+    shared_ray(kill=[{"point": point, "rank": rank, "step": step, "marker": str(tmp_path / point)} for point, rank, step in places])
+    job = job_of(folder, "killed-in-commit", 3)
+    result = raytrain_nlp.train({**job, "workers": {**job["workers"], "max_failures": 3}})
     run = Path(result.run_dir)
-    assert [event["step"] for event in events(run) if event["kind"] == "resume"] == [resumed_from]
+    assert {path.name for path in tmp_path.iterdir()} == {point for point, _, _ in places}
+    assert [event["step"] for event in events(run) if event["kind"] == "resume"] == [5, 10, 20]
     assert not list((run / "checkpoints").glob(".*"))  # nothing half-written is left
     assert_same_run(run, Path(truth.run_dir))
 

@@ -17,7 +17,7 @@ LLAMA = {
 }  # fmt: skip
 
 
-def test_streamed_run_survives_a_kill_bit_for_bit(shared_ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streamed_run_survives_a_kill_bit_for_bit(shared_ray: Any, train_warm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """600 rows in windows, 40 steps of 16: all of the first epoch, once, and a part of the second."""
     import raytrain_nlp
     from raytrain_nlp.data import windows
@@ -35,7 +35,7 @@ def test_streamed_run_survives_a_kill_bit_for_bit(shared_ray: Any, tmp_path: Pat
             tmp_path, name, storage_path=str(tmp_path / storage), model={"config": LLAMA}, data={"streaming": True, "max_bad_rows": 1},
             training={"max_steps": STEPS}, deepspeed={"zero_stage": 3}, checkpoint={"save_steps": SAVE}, workers={"max_failures": 2},
         )  # fmt: skip
-        return raytrain_nlp.train({**job, "task": {"type": "causal-lm", "packing": "none"}})
+        return (raytrain_nlp.train if hooks else train_warm)({**job, "task": {"type": "causal-lm", "packing": "none"}})
 
     truth = train("whole", "first")
     assert truth.rows == {"train": ROWS} and truth.tokenized_rows == ROWS and truth.bad_rows == {"train": 1} and truth.global_step == STEPS

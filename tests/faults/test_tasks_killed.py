@@ -46,7 +46,7 @@ def batches(folder: Path) -> dict[int, set[tuple[int, int]]]:
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_killed_run_and_single_worker(shared_ray: Any, tmp_path: Path, kind: str) -> None:
+def test_killed_run_and_single_worker(shared_ray: Any, train_warm: Any, tmp_path: Path, kind: str) -> None:
     import raytrain_nlp
 
     write_rows(tmp_path / "words.jsonl", ROWS)
@@ -58,7 +58,8 @@ def test_killed_run_and_single_worker(shared_ray: Any, tmp_path: Path, kind: str
         (tmp_path / name).mkdir()
         kill = {"kill": {"point": "mid_step", "rank": 1, "step": KILLED, "marker": str(tmp_path / "marker")}} if name == "killed" else {}
         shared_ray(record_rows=str(tmp_path / name), **kill)
-        runs[name] = Path(raytrain_nlp.train(job_of(tmp_path, name, kind, workers)).run_dir)
+        train = train_warm if name == "whole" else raytrain_nlp.train
+        runs[name] = Path(train(job_of(tmp_path, name, kind, workers)).run_dir)
         seen[name] = batches(tmp_path / name)
 
     assert [event["step"] for event in events(runs["killed"]) if event["kind"] == "resume"] == [SAVE]

@@ -4,7 +4,7 @@ The product has no switches for tests. What a test wants to see or break is writ
 variable RAYTRAIN_NLP_TEST_HOOKS names, read anew by each process:
 
     {"record_rows": FOLDER}                                every micro-batch trained: rank, step, row ids, what stands in each row
-    {"kill": {"point": NAME, "rank": R, "step": N, "marker": FILE}}   SIGKILL this process there, once (marker)
+    {"kill": {"point": NAME, "rank": R, "step": N, "marker": FILE}}   SIGKILL this process there, once (marker); or a list of such
     {"nan": {"rank": R, "step": N}}                        a loss that is not a number
     {"hold": true}                                         a prediction that never comes to its second part
 """
@@ -28,8 +28,10 @@ def _wanted():
 
 
 def _kill(point, step):
-    wanted = _wanted().get("kill")
-    if not wanted or wanted["point"] != point or wanted["rank"] != int(os.environ.get("RANK", -1)) or step != wanted["step"]:
+    kills = _wanted().get("kill") or []
+    here = {"point": point, "rank": int(os.environ.get("RANK", -1)), "step": step}
+    wanted = next((kill for kill in (kills if isinstance(kills, list) else [kills]) if here.items() <= kill.items()), None)
+    if not wanted:
         return
     try:
         os.close(os.open(wanted["marker"], os.O_CREAT | os.O_EXCL))  # once, and visible to the process that restarts

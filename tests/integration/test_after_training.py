@@ -34,10 +34,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
-def trained(request: pytest.FixtureRequest, folder: Path, _ray: None) -> Any:
+def trained(request: pytest.FixtureRequest, folder: Path, train_warm: Any) -> Any:
     """A run of each kind, with a checkpoint after each of two epochs."""
     sections = {**KINDS[request.param], "data": {"validation": str(folder / "validation.jsonl")}, "training": {"num_train_epochs": 2, "learning_rate": 1e-2}}
-    return raytrain_nlp.train(tiny_job(folder, request.param, **sections))
+    return train_warm(tiny_job(folder, request.param, **sections))
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:

@@ -29,8 +29,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(folder: Path, _ray: None) -> Any:
-    return raytrain_nlp.train(tiny_job(folder, "run", training={"learning_rate": 1e-2}))
+def trained(folder: Path, train_warm: Any) -> Any:
+    return train_warm(tiny_job(folder, "run", training={"learning_rate": 1e-2}))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,105 @@
+"""Workers whose number follows the nodes: fewer after a loss, more when there is room again, the same global batches throughout."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from raytrain_nlp.config import TrainJob
+from raytrain_nlp.driver.fit import Fit, explain, has_moved
+from raytrain_nlp.driver.nodes import bundles_of, free_nodes, left_over, living_nodes
+from raytrain_nlp.driver.room import wait_for_room
+from raytrain_nlp.errors import RunError
+from raytrain_nlp.paths import RunPaths, write_json
+from raytrain_nlp.tracking.events import read_events
+
+_POLL_S = 2.0
+
+
+class ElasticFit(Fit):
+    """One group of workers after the other, each as large as there is room for.
+
+    Ray Train can resize a group too, but ends it where it stands. Here a group that is to grow commits a checkpoint first.
+    """
+
+    def __init__(self, say: Callable[[str], None] = lambda line: None) -> None:
+        super().__init__(in_trial=True, say=say)
+
+    def __call__(self, job: TrainJob, spec: Any, paths: RunPaths) -> dict[str, Any]:
+        import ray.train
+
+        failures = 0
+        while True:
+            count = self._size(job)
+            workers = job.workers.model_copy(update={"max_failures": 0, "num_workers": count})
+            replaced = threading.Event()
+            try:
+                with self._watched(job, count, paths, replaced):
+                    outcome = self.run(job.model_copy(update={"workers": workers}), {"spec": spec}, paths)
+            except (ray.train.TrainingFailedError, ray.exceptions.RayActorError, RunError) as error:
+                if replaced.is_set():
+                    continue
+                failures += 1
+                told = explain(error, paths, self._todo)
+                if paths.user_error.exists() or failures > job.workers.max_failures >= 0:
+                    raise told from error
+                self._say(f"failure {failures}: {str(told).split(' Logs of all ranks')[0]} Going on with the workers there is room for")
+                continue
+            if not has_moved(outcome):
+                return outcome
+
+    def _size(self, job: TrainJob) -> int:
+        """As many workers as the nodes hold, as soon as they hold enough."""
+        while True:
+            if count := _fitting(job, living_nodes()):
+                return count
+            wait_for_room(job, self._say, patient=True)
+
+    @contextlib.contextmanager
+    def _watched(self, job: TrainJob, count: int, paths: RunPaths, replaced: threading.Event) -> Iterator[None]:
+        """While inside: workers that have not started and lost their place are ended (`replaced`); those that could be more are asked to move."""
+        over = threading.Event()
+        offset = paths.events.stat().st_size if paths.events.exists() else 0
+
+        def watch() -> None:
+            started: float | None = None
+            while not over.wait(_POLL_S):
+                if started is None:
+                    started = time.monotonic() if any(event["kind"] in ("start", "resume") for event, _ in read_events(paths.events, offset)) else None
+                    if started is None and _fitting(job, living_nodes()) < count:
+                        replaced.set()
+                        self.abort()
+                        self.aborted.clear()  # this group only, not the run
+                elif time.monotonic() - started > job.workers.resize_interval_s and (more := _growing(job, count)):
+                    write_json(paths.move, {"reason": f"there is room for {more} workers"})
+                    return
+
+        thread = threading.Thread(target=watch, name="elastic", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+def _fitting(job: TrainJob, nodes: list[dict[str, float]]) -> int:
+    """The most workers of the job that nodes hold; 0 where they do not hold the least."""
+    sizes = range(job.workers.num_workers, (job.workers.min_workers or job.workers.num_workers) - 1, -1)
+    return next((count for count in sizes if not left_over(bundles_of(job.at_size(count)), nodes)), 0)
+
+
+def _growing(job: TrainJob, count: int) -> int:
+    """The most workers there could be instead of `count`, with what is free now; 0 where none can be added."""
+    here = bundles_of(job.at_size(count))
+    nodes = free_nodes()
+    for more in range(job.workers.num_workers, count, -1):
+        added = list(bundles_of(job.at_size(more)))
+        for bundle in here:
+            added.remove(bundle)
+        if not left_over(added, nodes):
+            return more
+    return 0

@@ -1,0 +1,76 @@
+"""Notice to leave: a node of these workers is being drained, or the driver has a better place for them.
+
+The first rank looks for it in a thread, so that asking costs a step nothing. All ranks then commit a checkpoint after the
+step they are in and end, and the driver starts workers that go on from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from raytrain_nlp.paths import RunPaths, read_json
+from raytrain_nlp.tracking.events import EventLog
+from raytrain_nlp.worker.collectives import gather_objects
+
+_POLL_S = 1.0
+
+
+@contextlib.contextmanager
+def noticed(paths: RunPaths, events: EventLog, rank: int) -> Iterator[Callable[[], bool]]:
+    """Yields a function: has notice been given? True at most on the first rank. Every rank must enter it."""
+    nodes = gather_objects(_node_id())
+    given, over = threading.Event(), threading.Event()
+    if rank:
+        yield given.is_set
+        return
+    paths.move.unlink(missing_ok=True)
+
+    def look() -> None:
+        while not over.wait(_POLL_S):
+            if reason := _asked(paths) or _drained(nodes):
+                given.set()
+                events.write("notice", text=f"{reason}: a checkpoint is committed, and the run goes on from it.")
+                return
+
+    thread = threading.Thread(target=look, name="notice", daemon=True)
+    thread.start()
+    try:
+        yield given.is_set
+    finally:
+        over.set()
+
+
+def _node_id() -> str | None:
+    import ray
+
+    return ray.get_runtime_context().get_node_id() if ray.is_initialized() else None
+
+
+def _asked(paths: RunPaths) -> str | None:
+    with contextlib.suppress(Exception):  # a storage that does not answer now may do so a second later
+        return (read_json(paths.move) or {}).get("reason")
+    return None
+
+
+def _drained(nodes: list[str | None]) -> str | None:
+    for node, deadline in draining_nodes().items():
+        if node in nodes:
+            left = f" within {max(deadline / 1000 - time.time(), 0):.0f} s" if deadline else ""
+            return f"node {node[:8]} of rank {nodes.index(node)} is to go{left}"
+    return None
+
+
+def draining_nodes() -> dict[str, int]:
+    """Nodes that have been told to go, with the deadline in milliseconds since the epoch (0 = none)."""
+    import ray
+    from ray._private.state import state
+
+    drained: dict[str, Any] = {}
+    with contextlib.suppress(Exception):  # Ray raises what it likes while its head is away
+        if ray.is_initialized():
+            drained = state.get_draining_nodes()
+    return drained
