@@ -61,6 +61,7 @@ class FeedMixin:
         """Has the training ended because it was asked to?"""
         self.moving = False
         """Does it end with a checkpoint after the step it is in, to go on elsewhere?"""
+        self._committed = False
         self._global_weight: float | None = None
         self._prepared = False
         self.scored_step: int | None = None
@@ -270,7 +271,9 @@ class FeedMixin:
             return
         self.moving &= self.state.global_step < self.state.max_steps
         if self.moving:
-            self.control.should_save = self.control.should_training_stop = True
+            self.control.should_training_stop = True
+            self.control.should_save = not self._committed  # asked again at the end of an epoch
+            self._committed = True
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
