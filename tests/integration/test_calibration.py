@@ -21,7 +21,7 @@ def test_calibration_of_two_sharded_workers(tmp_path: Path, shared_ray: Any) -> 
     assert found.rows_per_second == pytest.approx(16 / found.step_seconds)
     assert found.total_seconds == pytest.approx(found.start_seconds + 74 * found.step_seconds + 3 * found.evaluation_seconds)
     assert found.cost == pytest.approx(found.total_seconds / 100) and found.evaluation_seconds > 0
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == [".cache"]
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {".cache", "mlflow.db"}  # the tables are the tests' own
     assert sum(report.memory.parts.values()) == report.memory.total and report.memory.parts["process"] > 100e6
     assert max(found.peak_memory) > report.memory.parts["process"] / 2
     table = report.rows_for_people()
