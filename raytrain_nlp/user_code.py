@@ -13,7 +13,6 @@ from typing import Any
 
 from raytrain_nlp.errors import InputError, Problem
 
-
 _OTHER_RANK = re.compile(r"\bgloo\b|\bNCCL\b|\bTCPStore\b|connection (reset|closed|refused)|broken pipe", re.I)
 """In what torch.distributed raises, which for gloo is a plain `RuntimeError`."""
 

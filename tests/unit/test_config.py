@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from raytrain_nlp.config import TrainJob, dump_job, load_job
+from raytrain_nlp.config import TrainJob, dump_job, load_job, public_values
 from raytrain_nlp.config.training import RENAMED, training_fields
 from raytrain_nlp.errors import InputError
 
@@ -569,3 +569,33 @@ def test_streaming_says_what_it_cannot_know(sections: dict, line: str) -> None:
     job["data"] = {"train": "a.txt", "streaming": True, **sections.get("data", {})}
     with pytest.raises(InputError, match=re.escape(line)):
         load_job(job)
+
+
+# a number of workers that changes
+
+
+def test_range_of_workers() -> None:
+    loaded = load_job(job(workers={"num_workers": [1, 4]}, training={"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}))
+    assert (loaded.workers.num_workers, loaded.workers.min_workers, loaded.workers.elastic, loaded.global_batch_size) == (4, 1, True, 24)
+    assert [loaded.at_size(count).gradient_accumulation_steps for count in (4, 3, 2, 1)] == [3, 4, 6, 12]
+    assert loaded.smallest.workers.num_workers == 1 and loaded.gradient_accumulation_steps == 3
+    again = load_job(public_values(loaded))
+    assert (again.workers.num_workers, again.workers.min_workers) == (4, 1)
+
+
+@pytest.mark.parametrize(("workers", "expected"), [
+    ([4, 1], "num_workers is no range"), ([1, 2, 3], "num_workers is no range"), (["a", 2], "num_workers is no range"), ([0, 2], "num_workers is no range"),
+])  # fmt: skip
+def test_wrong_range_of_workers_is_refused(workers: list, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        load_job(job(workers={"num_workers": workers}))
+
+
+@pytest.mark.parametrize(("deepspeed", "expected"), [
+    ({"train_batch_size": 32, "zero_optimization": {"stage": 2}}, "train_batch_size"),
+    ({"zero_optimization": {"stage": 2, "round_robin_gradients": True}}, "round_robin_gradients"),
+    ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/x"}}}, "local disks"),
+])  # fmt: skip
+def test_what_depends_on_the_number_of_workers_is_refused_with_a_range(deepspeed: dict, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        load_job(job(workers={"num_workers": [1, 2]}, deepspeed={"config": deepspeed}))
