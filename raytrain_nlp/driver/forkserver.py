@@ -26,10 +26,11 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from raytrain_nlp.scratch import scratch_folder
 
 _LAUNCHER = Path(__file__).with_name("fork_launcher.py")
 _PRELOAD = (
@@ -43,9 +44,9 @@ _PRELOAD = (
 @contextlib.contextmanager
 def forked_processes(*modules: str) -> Iterator[None]:
     """While inside, a Ray that is started here forks its processes, which have `modules` loaded besides."""
-    with tempfile.TemporaryDirectory(prefix="raytrain-nlp-fork-") as folder:
-        address = os.path.join(folder, "socket")
-        executable = Path(folder) / "python"
+    with scratch_folder() as folder:
+        address = str(folder / "socket")
+        executable = folder / "python"
         command = [sys.executable, "-S", "-E", str(_LAUNCHER), address, sys.executable]
         executable.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n', encoding="utf-8")
         executable.chmod(0o700)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from raytrain_nlp.config.cluster import TrackingConfig
 from raytrain_nlp.errors import InputError, Problem, RunError
 from raytrain_nlp.paths import redact
+from raytrain_nlp.scratch import scratch_folder
 from raytrain_nlp.tracking.tracker import default_uri
 
 PIPELINES = {"text-classification": "text-classification", "causal-lm": "text-generation", "masked-lm": "fill-mask"}
@@ -34,9 +34,9 @@ def register_model(config: TrackingConfig, storage: Path, run_id: str | None, fo
     try:
         client = MlflowClient(tracking_uri=uri)
         run_id = run_id or client.create_run("0", run_name=name).info.run_id
-        with tempfile.TemporaryDirectory(prefix="raytrain-nlp-") as scratch, _quiet():
-            save_flavour(folder, Path(scratch) / "model", task)
-            client.log_artifacts(run_id, f"{scratch}/model", "model")
+        with scratch_folder() as scratch, _quiet():
+            save_flavour(folder, scratch / "model", task)
+            client.log_artifacts(run_id, str(scratch / "model"), "model")
         with contextlib.suppress(Exception):  # it is there already
             client.create_registered_model(name)
         source = f"{client.get_run(run_id).info.artifact_uri}/model"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from raytrain_nlp.config import TrainJob, load_job
 from raytrain_nlp.config.lora import MERGE
 from raytrain_nlp.errors import InputError, NonFiniteLossError, RunError
 from raytrain_nlp.paths import RunPaths, read_json, write_json
+from raytrain_nlp.scratch import scratch_folder
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.user_code import describe, fails_in_users_code
 from raytrain_nlp.worker.logs import rank_log
@@ -37,9 +37,9 @@ def run_guarded(spec: Any, body: Callable[[Any, RunPaths, str], dict[str, Any]])
     if told := read_json(paths.feed_error):
         return {"error": RunError(told["error"])}
     _set_threads()
-    with rank_log(paths.logs, int(os.environ["RANK"])), tempfile.TemporaryDirectory(prefix="raytrain-nlp-") as scratch:
+    with rank_log(paths.logs, int(os.environ["RANK"])), scratch_folder() as scratch:
         try:
-            return {"result": body(spec, paths, scratch)}
+            return {"result": body(spec, paths, str(scratch))}
         except (NonFiniteLossError, InputError) as error:
             traceback.print_exc()
             return {"error": error}

@@ -21,7 +21,7 @@ LAYERS = [
     {"modeling", "checkpoint", "tracking"},
     {"tasks"},
     {"config"},
-    {"paths"},
+    {"paths", "scratch"},
     {"user_code"},
     {"errors"},
 ]
