@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from raytrain_nlp.config import TrainJob
@@ -114,7 +117,8 @@ def apply_deepspeed_environment(use_gpu: bool) -> None:
 
 
 def import_deepspeed() -> Any:
-    """DeepSpeed without its autotuner's optional `import mlflow`, which costs each worker over a second and is used by none."""
+    """DeepSpeed without what costs each worker seconds and is used by none: its autotuner's optional `import mlflow`, and the compiler
+    that its Muon optimizer, of which every ZeRO engine asks whether it is used, loads to decorate three functions."""
     absent = "mlflow" not in sys.modules
     if absent:
         sys.modules["mlflow"] = None  # an import of it then fails like that of a package that is not installed
@@ -123,4 +127,24 @@ def import_deepspeed() -> Any:
     finally:
         if absent:
             del sys.modules["mlflow"]
+    with contextlib.suppress(ImportError, AttributeError):  # where a version has it elsewhere, it costs its seconds
+        from deepspeed.runtime import compiler
+
+        compile_now, compiler.compile = compiler.compile, lambda: _compiled_when_called
+        try:
+            import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+        finally:
+            compiler.compile = compile_now
     return deepspeed
+
+
+def _compiled_when_called(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What `torch.compile` makes of it, made at its first call."""
+
+    @functools.cache
+    def compiled() -> Callable[..., Any]:
+        import torch
+
+        return torch.compile(function)
+
+    return functools.wraps(function)(lambda *args, **kwargs: compiled()(*args, **kwargs))
