@@ -35,7 +35,7 @@ def _ray(hooks_file: Path) -> Iterator[None]:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_worker_niceness": "0",
     }
-    with forked_processes():
+    with forked_processes("sklearn.metrics", "peft"):
         ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         os.environ.pop("PYTHONPATH")
         os.environ.update({key: value for key, value in saved.items() if key == "PYTHONPATH"})
@@ -45,16 +45,17 @@ def _ray(hooks_file: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def _workers(_ray: None) -> Iterator[Any]:
-    """Two workers that stay, as those of a sweep do: most of a run of seconds is the start of its processes."""
+    """For each number of workers a group that stays, as those of a sweep do: most of a run of seconds is the start of its processes."""
     import ray
 
     from raytrain_nlp.tuning.desk import open_desk
     from raytrain_nlp.tuning.slot import Slot
 
     desk = open_desk()
-    slot = Slot(desk)
-    yield slot
-    slot.close()
+    slots = {number: Slot(desk) for number in (1, 2, 3)}
+    yield slots
+    for slot in slots.values():
+        slot.close()
     ray.kill(desk)
 
 
@@ -74,12 +75,12 @@ def train_warm(_workers: Any) -> Callable[..., Any]:
 def shared_ray(_ray: None, hooks_file: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The shared Ray; call it with what the hooks of this test's workers shall do.
 
-    Runs of integration tests with two workers share these; those of the faults start their own, as users' runs do.
+    Runs of integration tests share workers; those of the faults start their own, as users' runs do.
     """
     hooks_file.write_text("{}")
     if "integration" in request.path.parts:
-        slot = request.getfixturevalue("_workers")
-        monkeypatch.setattr("raytrain_nlp.driver.train.Fit", lambda **_: _SharedFit(slot))
+        slots = request.getfixturevalue("_workers")
+        monkeypatch.setattr("raytrain_nlp.driver.train.Fit", lambda **_: _SharedFit(slots))
     yield lambda **wanted: hooks_file.write_text(json.dumps(wanted))
     hooks_file.write_text("{}")
 
@@ -87,14 +88,15 @@ def shared_ray(_ray: None, hooks_file: Path, request: pytest.FixtureRequest, mon
 class _SharedFit:
     """`Fit` on the shared workers where the job's are alike."""
 
-    def __init__(self, slot: Any):
-        self._slot = slot
+    def __init__(self, slots: dict[int, Any]):
+        self._slots = slots
 
     def __call__(self, job: Any, spec: Any, paths: Any) -> dict[str, Any]:
         from raytrain_nlp.driver.fit import Fit
 
-        alike = job.workers.num_workers == 2 and job.workers.resources_per_worker == {"CPU": 0.5} and "ddp_timeout" not in job.arguments()
-        return self._slot.turn()(job, spec, paths) if alike else Fit()(job, spec, paths)
+        slot = self._slots.get(job.workers.num_workers)
+        alike = job.workers.resources_per_worker == {"CPU": 0.5} and "ddp_timeout" not in job.arguments()
+        return slot.turn()(job, spec, paths) if slot and alike else Fit()(job, spec, paths)
 
 
 @pytest.fixture(scope="session")

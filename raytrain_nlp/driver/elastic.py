@@ -26,15 +26,11 @@ class ElasticFit(Fit):
     """
 
     def __init__(self, say: Callable[[str], None] = lambda line: None) -> None:
-        super().__init__(in_trial=True, say=say)
-        self._others: set[str] = set()
-        """Placement groups that are not of these workers."""
+        super().__init__(abortable=True, say=say)
 
     def __call__(self, job: TrainJob, spec: Any, paths: RunPaths) -> dict[str, Any]:
         import ray.train
-        import ray.util
 
-        self._others = set(ray.util.placement_group_table())
         failures = 0
         while True:
             count = self._size(job)
@@ -54,17 +50,6 @@ class ElasticFit(Fit):
                 continue
             if not has_moved(outcome):
                 return outcome
-
-    def abort(self) -> None:
-        """As `Fit.abort`; a controller that still waits for its place ends without giving it back, and Ray would keep it for ever."""
-        super().abort()
-        import ray
-        from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
-
-        job = ray.get_runtime_context().get_job_id()
-        for group, entry in placement_group_table().items():
-            if group.endswith(job) and entry["state"] != "REMOVED" and group not in self._others:
-                remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group)))
 
     def _size(self, job: TrainJob) -> int:
         """As many workers as the nodes hold, as soon as they hold enough."""

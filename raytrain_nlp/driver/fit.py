@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from raytrain_nlp.config import TrainJob
-from raytrain_nlp.driver.cluster import owns_ray
+from raytrain_nlp.driver.groups import free_groups_of, free_orphans
 from raytrain_nlp.driver.room import wait_for_room
 from raytrain_nlp.errors import RunError
 from raytrain_nlp.paths import RunPaths, read_json
@@ -20,7 +20,7 @@ class Fit:
     """`TorchTrainer.fit()`, which another thread may end; once more wherever its workers had to leave a node.
 
     Args:
-        in_trial: it runs in an actor of a sweep, which may die before its Ray does.
+        abortable: another thread may call `abort`; what Ray does for Ctrl-C in the main thread is then left out.
         loop: what each worker runs; default: `worker.loop.run_worker`.
         todo: what the user may do after a failure.
         say: is given a line while nodes are waited for.
@@ -28,12 +28,12 @@ class Fit:
 
     def __init__(
         self,
-        in_trial: bool = False,
+        abortable: bool = False,
         loop: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         todo: str = " Continue with --resume.",
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._in_trial, self._loop, self._todo, self._say = in_trial, loop, todo, say
+        self._abortable, self._loop, self._todo, self._say = abortable, loop, todo, say
         self._controller: Any = None
         self._starting = threading.Lock()
         self.aborted = threading.Event()
@@ -49,6 +49,7 @@ class Fit:
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
             if self.aborted.is_set() and isinstance(error, ray.exceptions.RayActorError):
                 raise RunError("stopped") from error
+            free_orphans()
             raise explain(error, paths, self._todo) from error
 
     def run(self, job: TrainJob, config: dict[str, Any], paths: RunPaths) -> dict[str, Any]:
@@ -82,27 +83,26 @@ class Fit:
             return
         import ray
 
-        # its own way out removes the placement group, which would outlive a controller that is only killed
         with contextlib.suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
             ray.get(self._controller.abort.remote(), timeout=_ABORT_S)
         ray.kill(self._controller)
+        free_groups_of(self._controller._actor_id.hex())  # one that still waited for its place has not given it back
 
     def _trainer_class(self) -> type:
         """`TorchTrainer` without the actors this run has no use for, and with a controller that `abort` can reach.
 
-        Data do not come through Ray Train's `datasets=`, so no actor need manage them; and a Ray of our own dies with its
-        driver, so no actor need free its placement groups. A trial's process may die before its Ray does, and needs it.
+        Data do not come through Ray Train's `datasets=`, so no actor need manage them; what a dead controller has placed, `groups` frees.
         """
         from ray.train.torch import TorchTrainer
 
         fit = self
-        unused = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if owns_ray() else set())
+        unused = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 
         class LeanTorchTrainer(TorchTrainer):
             def _create_default_callbacks(self) -> list[Any]:
                 return [callback for callback in super()._create_default_callbacks() if type(callback).__name__ not in unused]
 
-        class TrialTorchTrainer(LeanTorchTrainer):
+        class AbortableTorchTrainer(LeanTorchTrainer):
             def _initialize_and_run_controller(self, **arguments: Any) -> Any:
                 import ray
 
@@ -113,7 +113,7 @@ class Fit:
                 ray.get(fit._controller.run.remote())
                 return ray.get(fit._controller.get_result.remote())
 
-        return TrialTorchTrainer if self._in_trial else LeanTorchTrainer
+        return AbortableTorchTrainer if self._abortable else LeanTorchTrainer
 
 
 def has_moved(outcome: dict[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +10,14 @@ from ray.tune import Callback, Stopper
 from ray.tune.search import Searcher
 
 from raytrain_nlp.config.search_space import Point
+from raytrain_nlp.driver.groups import free_orphans
 from raytrain_nlp.paths import trial_name, trial_number
 from raytrain_nlp.tuning.book import FAILED, FINISHED, STOPPED, Book, TrialRecord
 from raytrain_nlp.tuning.schedulers import LAST
 from raytrain_nlp.tuning.study import Study
 from raytrain_nlp.tuning.trial import NUMBER
 
+_LOOK_S = 5.0
 _TUNES_OWN = (LAST, "trial_id", "config", "done", "pid", "date", "timestamp", "hostname", "node_ip", "should_checkpoint", "iterations_since_restore")
 
 
@@ -71,6 +74,7 @@ class Bookkeeper(Callback):
     def __init__(self, book: Book, study: Study, metric: str, changed: Callable[[TrialRecord], None], began: Callable[[TrialRecord], None]):
         self._book, self._study, self._metric = book, study, metric
         self._changed, self._began = changed, began
+        self._looked = 0.0
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number, point = _identity(trial)
@@ -104,6 +108,12 @@ class Bookkeeper(Callback):
         error = trial.get_error()
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["its process ended"]
         self._end(number, FAILED, None, f"{type(error).__name__}: {lines[0]}"[:1000])
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """A trial whose process died has left the place of its workers."""
+        if time.monotonic() - self._looked > _LOOK_S:
+            self._looked = time.monotonic()
+            free_orphans()
 
     def _end(self, number: int, status: str, metrics: dict[str, float] | None, reason: str | None) -> None:
         self._book.end(number, status, metrics, reason)

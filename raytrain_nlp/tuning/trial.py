@@ -99,7 +99,7 @@ class Trial(Observer):
         values = apply_point(settings.values, settings.space, point)
         self._job = load_job({**values, "name": name, "storage_path": settings.trials})
         self._paths = RunPaths(settings.trials, self._job.name)
-        self._fit = slot.turn() if slot else Fit(in_trial=True)
+        self._fit = slot.turn() if slot else Fit(abortable=True)
         if slot:
             slot.open(self._job, self._paths)
         self._results: queue.Queue[dict[str, Any]] = queue.Queue()

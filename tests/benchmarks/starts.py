@@ -20,7 +20,7 @@ import figures
 import psutil
 
 _SETTLE_S = 30
-_RAYS_OWN = ("ray::IDLE", "ray::_StatsActor", "ray::AutoscalingCoordinator", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+_RAYS_OWN = ("ray::IDLE", "ray::_StatsActor", "ray::_AutoscalingCoordinator", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 def main() -> None:

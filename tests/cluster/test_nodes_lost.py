@@ -58,7 +58,8 @@ def cluster(folder: Path, tmp_path: Path) -> Iterator[tuple[Head, Callable[[str]
 
 def job_of(folder: Path, name: str, workers: Any, **more: Any) -> dict[str, Any]:
     return tiny_job(
-        folder, name, deepspeed={"zero_stage": 3}, training={"max_steps": STEPS, "learning_rate": 1e-4}, checkpoint={"save_steps": SAVE}, trainer={"callbacks": ["slow_callback:Slow"]},
+        folder, name, deepspeed={"zero_stage": 3}, training={"max_steps": STEPS, "learning_rate": 1e-4}, checkpoint={"save_steps": SAVE},
+        trainer={"callbacks": ["slow_callback:Slow"]},
         workers={"num_workers": workers, "resources_per_worker": {"CPU": 1, "place": 1}, **more},
     )  # fmt: skip
 

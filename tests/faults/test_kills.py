@@ -87,39 +87,29 @@ def assert_one_mlflow_run(storage: Path, run: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", [0, 3])
-def test_worker_killed_mid_epoch(shared_ray: Any, folder: Path, uninterrupted: Any, tmp_path: Path, stage: int) -> None:
-    import raytrain_nlp
-
-    truth = uninterrupted(stage)
-    shared_ray(record_rows=str(tmp_path), kill={"point": "mid_step", "rank": 1, "step": 13, "marker": str(tmp_path / "killed")})
-    result = raytrain_nlp.train(job_of(folder, f"worker-killed-{stage}", stage))
-    run = Path(result.run_dir)
-    assert (tmp_path / "killed").exists() and result.restarts == 1
-    assert [event["step"] for event in events(run) if event["kind"] == "resume"] == [10]
-    assert_same_run(run, Path(truth.run_dir))
-    assert_rows_once(tmp_path)
-    assert_one_mlflow_run(folder / "runs", run)
-
-
-@pytest.mark.parametrize("stage", [0, 3])
-def test_driver_killed_and_resumed(shared_ray: Any, folder: Path, uninterrupted: Any, tmp_path: Path, stage: int) -> None:
+def test_worker_killed_then_driver_killed_and_resumed(shared_ray: Any, folder: Path, uninterrupted: Any, tmp_path: Path, stage: int) -> None:
+    """A worker in mid-epoch, which the driver makes good by itself; ten steps later the driver, which the user does with `--resume`."""
     truth = uninterrupted(stage)
     rows = tmp_path / "rows"
     rows.mkdir()
-    job = write_job(job_of(folder, f"driver-killed-{stage}", stage), tmp_path / "job.yaml")
+    job = write_job(job_of(folder, f"killed-{stage}", stage), tmp_path / "job.yaml")
     env = hook_environment(tmp_path / "hooks.json", record_rows=str(rows))
     driver = start_cli("train", job, env=env)
-    kill = {"point": "mid_step", "rank": 0, "step": 18, "marker": str(tmp_path / "killed"), "parent": driver.pid}
-    (tmp_path / "hooks.json").write_text(json.dumps({"record_rows": str(rows), "kill": kill}))
+    kills = [
+        {"point": "mid_step", "rank": 1, "step": 8, "marker": str(tmp_path / "worker-killed")},
+        {"point": "mid_step", "rank": 0, "step": 18, "marker": str(tmp_path / "driver-killed"), "parent": driver.pid},
+    ]
+    (tmp_path / "hooks.json").write_text(json.dumps({"record_rows": str(rows), "kill": kills}))
     _, err = driver.communicate(timeout=300)
-    assert driver.returncode == -9, err
-    run = folder / "runs" / f"driver-killed-{stage}"
-    pids = next(event["pids"] for event in events(run) if event["kind"] == "start")
+    assert driver.returncode == -9 and (tmp_path / "worker-killed").exists() and (tmp_path / "driver-killed").exists(), err
+    run = folder / "runs" / f"killed-{stage}"
+    pids = [pid for event in events(run) if event["kind"] in ("start", "resume") for pid in event["pids"]]
     wait_until(lambda: not any(_alive(pid) for pid in pids), 60, "the workers of a dead driver end")
     resumed = run_cli("train", job, "--resume", "--json", env=env)
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming at step 15" in resumed.stderr
     assert json.loads(resumed.stdout.splitlines()[-1])["global_step"] == STEPS
+    assert [event["step"] for event in events(run) if event["kind"] == "resume"] == [5, 15]
     assert_same_run(run, Path(truth.run_dir))
     assert_rows_once(rows)
     assert_one_mlflow_run(folder / "runs", run)

@@ -58,7 +58,7 @@ def test_killed_run_and_single_worker(shared_ray: Any, train_warm: Any, tmp_path
         (tmp_path / name).mkdir()
         kill = {"kill": {"point": "mid_step", "rank": 1, "step": KILLED, "marker": str(tmp_path / "marker")}} if name == "killed" else {}
         shared_ray(record_rows=str(tmp_path / name), **kill)
-        train = train_warm if name == "whole" else raytrain_nlp.train
+        train = raytrain_nlp.train if name == "killed" else train_warm
         runs[name] = Path(train(job_of(tmp_path, name, kind, workers)).run_dir)
         seen[name] = batches(tmp_path / name)
 
