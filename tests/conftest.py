@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,10 @@ def nlp_data() -> Path:
     if not folder:
         pytest.skip("RAYTRAIN_NLP_DATA is not set")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The command of a Chromium; tests that need it skip where there is none."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    return found or pytest.skip("no chromium, chromium-browser or google-chrome on PATH")

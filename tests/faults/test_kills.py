@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from browser import colours, show
 from support import (
     TINY,
     checkpoint_tensors,
@@ -86,33 +87,58 @@ def assert_one_mlflow_run(storage: Path, run: Path) -> None:
     assert steps == list(range(1, STEPS + 1))
 
 
-@pytest.mark.parametrize("stage", [0, 3])
-def test_worker_killed_then_driver_killed_and_resumed(shared_ray: Any, folder: Path, uninterrupted: Any, tmp_path: Path, stage: int) -> None:
-    """A worker in mid-epoch, which the driver makes good by itself; ten steps later the driver, which the user does with `--resume`."""
-    truth = uninterrupted(stage)
-    rows = tmp_path / "rows"
+@pytest.fixture(scope="module")
+def resumed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A worker killed in mid-epoch, which the driver makes good by itself; ten steps later the driver, which the user does with `--resume`."""
+    done: dict[int, tuple[Path, Path]] = {}
+
+    def run(stage: int) -> tuple[Path, Path]:
+        if stage not in done:
+            done[stage] = _killed_twice(folder, stage, tmp_path_factory.mktemp(f"killed-{stage}"))
+        return done[stage]
+
+    return run
+
+
+def _killed_twice(folder: Path, stage: int, scratch: Path) -> tuple[Path, Path]:
+    rows = scratch / "rows"
     rows.mkdir()
-    job = write_job(job_of(folder, f"killed-{stage}", stage), tmp_path / "job.yaml")
-    env = hook_environment(tmp_path / "hooks.json", record_rows=str(rows))
+    job = write_job(job_of(folder, f"killed-{stage}", stage), scratch / "job.yaml")
+    env = hook_environment(scratch / "hooks.json", record_rows=str(rows))
     driver = start_cli("train", job, env=env)
     kills = [
-        {"point": "mid_step", "rank": 1, "step": 8, "marker": str(tmp_path / "worker-killed")},
-        {"point": "mid_step", "rank": 0, "step": 18, "marker": str(tmp_path / "driver-killed"), "parent": driver.pid},
+        {"point": "mid_step", "rank": 1, "step": 8, "marker": str(scratch / "worker-killed")},
+        {"point": "mid_step", "rank": 0, "step": 18, "marker": str(scratch / "driver-killed"), "parent": driver.pid},
     ]
-    (tmp_path / "hooks.json").write_text(json.dumps({"record_rows": str(rows), "kill": kills}))
+    (scratch / "hooks.json").write_text(json.dumps({"record_rows": str(rows), "kill": kills}))
     _, err = driver.communicate(timeout=300)
-    assert driver.returncode == -9 and (tmp_path / "worker-killed").exists() and (tmp_path / "driver-killed").exists(), err
+    assert driver.returncode == -9 and (scratch / "worker-killed").exists() and (scratch / "driver-killed").exists(), err
     run = folder / "runs" / f"killed-{stage}"
     pids = [pid for event in events(run) if event["kind"] in ("start", "resume") for pid in event["pids"]]
     wait_until(lambda: not any(_alive(pid) for pid in pids), 60, "the workers of a dead driver end")
-    resumed = run_cli("train", job, "--resume", "--json", env=env)
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resuming at step 15" in resumed.stderr
-    assert json.loads(resumed.stdout.splitlines()[-1])["global_step"] == STEPS
+    ended = run_cli("train", job, "--resume", "--json", env=env)
+    assert ended.returncode == 0 and "resuming at step 15" in ended.stderr, ended.stderr
+    assert json.loads(ended.stdout.splitlines()[-1])["global_step"] == STEPS
+    return run, rows
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_worker_killed_then_driver_killed_and_resumed(folder: Path, uninterrupted: Any, resumed: Any, stage: int) -> None:
+    truth = uninterrupted(stage)
+    run, rows = resumed(stage)
     assert [event["step"] for event in events(run) if event["kind"] == "resume"] == [5, 15]
     assert_same_run(run, Path(truth.run_dir))
     assert_rows_once(rows)
     assert_one_mlflow_run(folder / "runs", run)
+
+
+def test_the_page_of_a_resumed_run_in_a_browser(chromium: str, resumed: Any, tmp_path: Path) -> None:
+    import raytrain_nlp
+
+    page = Path(raytrain_nlp.report(resumed(3)[0]).page)
+    assert "went on from step 5" in page.read_text() and page.stat().st_size < 2_000_000
+    console, asked, picture = show(chromium, page, tmp_path)
+    assert not console and not asked and colours(picture) > 200
 
 
 def test_killed_during_the_commit(shared_ray: Any, folder: Path, uninterrupted: Any, tmp_path: Path) -> None:

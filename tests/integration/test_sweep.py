@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from browser import colours, show
 from mlflow import MlflowClient
 from support import TINY, events, tiny_job, wait_until, write_rows
 
@@ -55,12 +56,19 @@ def left_behind(shared_ray: Any) -> Callable[[], list[str]]:
     return lambda: [name for key, name in there().items() if key not in before]
 
 
-def test_a_sweep_with_a_failing_trial(shared_ray: Any, folder: Path, left_behind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three good trials and one whose loss is not a number: the tree, the table, the best model, the tokens, the secrets."""
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", CANARY)
-    monkeypatch.setenv("HF_TOKEN", CANARY)
+@pytest.fixture(scope="module")
+def tree(_workers: Any, folder: Path) -> Any:
+    """The sweep of three trials, one of whose losses is not a number, with secrets in the driver's environment."""
     space = {"training.learning_rate": {"grid": [3e-3, 1e-2, 1e30]}, "lora.r": {"choice": [2]}, "lora.lora_alpha": {"multiply": ["lora.r", 2]}}
-    result = raytrain_nlp.sweep(sweep_of(folder, "tree", space, searcher={"type": "grid"}, max_concurrent_trials=2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_SECRET_ACCESS_KEY", CANARY)
+        patch.setenv("HF_TOKEN", CANARY)
+        return raytrain_nlp.sweep(sweep_of(folder, "tree", space, searcher={"type": "grid"}, max_concurrent_trials=2))
+
+
+def test_a_sweep_with_a_failing_trial(shared_ray: Any, left_behind: Any, folder: Path, request: pytest.FixtureRequest) -> None:
+    """Two good trials and one that fails: the tree, the table, the best model, the tokens, the secrets."""
+    result = request.getfixturevalue("tree")  # after what was there before has been noted
     paths = SweepPaths(folder / "runs", "tree")
     assert result.tokenized_rows == ROWS + VALID and result.trials == {"finished": 2, "stopped": 0, "failed": 1}
     table = result.dataframe()
@@ -86,6 +94,13 @@ def test_a_sweep_with_a_failing_trial(shared_ray: Any, folder: Path, left_behind
     wait_until(lambda: not left_behind(), 20, f"all is given back: {left_behind()}")
     found = [file for file in (folder / "runs").rglob("*") if file.is_file() and CANARY.encode() in file.read_bytes()]
     assert not found
+
+
+def test_the_page_of_a_sweep_in_a_browser(chromium: str, tree: Any, tmp_path: Path) -> None:
+    page = Path(raytrain_nlp.report(tree.sweep_dir).page)
+    assert "<td>failed</td>" in page.read_text() and page.stat().st_size < 2_000_000
+    console, asked, picture = show(chromium, page, tmp_path)
+    assert not console and not asked and colours(picture) > 200
 
 
 def accuracy_of(model_dir: Path, folder: Path) -> float:
