@@ -20,8 +20,8 @@ def hooks_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def _ray(hooks_file: Path) -> Iterator[None]:
-    """A local Ray with room for three workers and their feed, whose processes load the test hooks."""
+def _ray(hooks_file: Path) -> Iterator[str]:
+    """A local Ray with room for three workers and their feed, whose processes load the test hooks; its address."""
     import ray
 
     from raytrain_nlp.driver.forkserver import forked_processes
@@ -40,12 +40,12 @@ def _ray(hooks_file: Path) -> Iterator[None]:
         ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         os.environ.pop("PYTHONPATH")
         os.environ.update({key: value for key, value in saved.items() if key == "PYTHONPATH"})
-        yield
+        yield ray.get_runtime_context().gcs_address
         ray.shutdown()
 
 
 @pytest.fixture(scope="session")
-def _workers(_ray: None) -> Iterator[Any]:
+def _workers(_ray: str) -> Iterator[Any]:
     """For each number of workers a group that stays, as those of a sweep do: most of a run of seconds is the start of its processes."""
     import ray
 
@@ -73,7 +73,7 @@ def train_warm(_workers: Any) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def shared_ray(_ray: None, hooks_file: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def shared_ray(_ray: str, hooks_file: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The shared Ray; call it with what the hooks of this test's workers shall do.
 
     Runs of integration tests share workers; those of the faults start their own, as users' runs do.

@@ -75,15 +75,15 @@ def hook_environment(file: Path, **wanted: Any) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "RAYTRAIN_NLP_TEST_HOOKS": str(file)}
 
 
-def start_cli(*arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> subprocess.Popen:
-    """The command line as a user starts it, in a Ray of its own."""
-    environment = {key: value for key, value in (env or os.environ).items() if key != "RAY_ADDRESS"}
+def start_cli(*arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None, address: str | None = None) -> subprocess.Popen:
+    """The command line as a user starts it, in a Ray of its own, or on the Ray that is at an address."""
+    environment = {key: value for key, value in (env or os.environ).items() if key != "RAY_ADDRESS"} | ({"RAY_ADDRESS": address} if address else {})
     command = [sys.executable, "-m", "raytrain_nlp.cli.main", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=cwd)
 
 
-def run_cli(*arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    process = start_cli(*arguments, env=env, cwd=cwd)
+def run_cli(*arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None, address: str | None = None) -> subprocess.CompletedProcess:
+    process = start_cli(*arguments, env=env, cwd=cwd, address=address)
     out, err = process.communicate(timeout=400)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 

@@ -88,35 +88,40 @@ def assert_one_mlflow_run(storage: Path, run: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def resumed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A worker killed in mid-epoch, which the driver makes good by itself; ten steps later the driver, which the user does with `--resume`."""
+def resumed(_ray: str, hooks_file: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A worker killed in mid-epoch, which the driver makes good by itself; ten steps later the driver, which the user does with `--resume`.
+
+    Stage 3 in a Ray that the driver starts, and that dies with it; stage 0 in one that outlives it.
+    """
     done: dict[int, tuple[Path, Path]] = {}
 
     def run(stage: int) -> tuple[Path, Path]:
         if stage not in done:
-            done[stage] = _killed_twice(folder, stage, tmp_path_factory.mktemp(f"killed-{stage}"))
+            scratch = tmp_path_factory.mktemp(f"killed-{stage}")
+            done[stage] = _killed_twice(folder, stage, scratch, *((None, scratch / "hooks.json") if stage else (_ray, hooks_file)))
         return done[stage]
 
     return run
 
 
-def _killed_twice(folder: Path, stage: int, scratch: Path) -> tuple[Path, Path]:
+def _killed_twice(folder: Path, stage: int, scratch: Path, address: str | None, hooks: Path) -> tuple[Path, Path]:
     rows = scratch / "rows"
     rows.mkdir()
     job = write_job(job_of(folder, f"killed-{stage}", stage), scratch / "job.yaml")
-    env = hook_environment(scratch / "hooks.json", record_rows=str(rows))
-    driver = start_cli("train", job, env=env)
+    env = hook_environment(hooks, record_rows=str(rows))
+    driver = start_cli("train", job, env=env, address=address)
     kills = [
         {"point": "mid_step", "rank": 1, "step": 8, "marker": str(scratch / "worker-killed")},
         {"point": "mid_step", "rank": 0, "step": 18, "marker": str(scratch / "driver-killed"), "parent": driver.pid},
     ]
-    (scratch / "hooks.json").write_text(json.dumps({"record_rows": str(rows), "kill": kills}))
+    hooks.write_text(json.dumps({"record_rows": str(rows), "kill": kills}))
     _, err = driver.communicate(timeout=300)
     assert driver.returncode == -9 and (scratch / "worker-killed").exists() and (scratch / "driver-killed").exists(), err
     run = folder / "runs" / f"killed-{stage}"
     pids = [pid for event in events(run) if event["kind"] in ("start", "resume") for pid in event["pids"]]
     wait_until(lambda: not any(_alive(pid) for pid in pids), 60, "the workers of a dead driver end")
-    ended = run_cli("train", job, "--resume", "--json", env=env)
+    ended = run_cli("train", job, "--resume", "--json", env=env, address=address)
+    hooks.write_text("{}")
     assert ended.returncode == 0 and "resuming at step 15" in ended.stderr, ended.stderr
     assert json.loads(ended.stdout.splitlines()[-1])["global_step"] == STEPS
     return run, rows

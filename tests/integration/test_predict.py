@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from support import hook_environment, run_cli, start_cli, tiny_job, wait_until, write_rows
+from support import run_cli, start_cli, tiny_job, wait_until, write_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import raytrain_nlp
@@ -68,11 +68,12 @@ def test_every_row_in_order_in_every_format(trained: Any, folder: Path, alone: l
     assert not list(folder.glob("*.parts"))
 
 
-def test_killed_and_run_again(trained: Any, folder: Path, alone: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_killed_and_run_again(trained: Any, folder: Path, alone: list[dict[str, Any]], tmp_path: Path, shared_ray: Any, _ray: str) -> None:
     """SIGKILL between the first part and the second: the second command makes the rest, and no row is there twice."""
     output = tmp_path / "out.jsonl"
     arguments = ("predict", trained.run_dir, "--input", str(folder / "input.jsonl"), "--output", str(output), "--set", "workers.num_workers=1")
-    driver = start_cli(*arguments, env=hook_environment(tmp_path / "hooks.json", hold=True))
+    shared_ray(hold=True)
+    driver = start_cli(*arguments, address=_ray)
     parts = Path(f"{output}.parts")
 
     def half() -> bool:
@@ -83,7 +84,8 @@ def test_killed_and_run_again(trained: Any, folder: Path, alone: list[dict[str, 
     os.kill(driver.pid, 9)
     driver.communicate()
     assert not output.exists()
-    again = run_cli(*arguments, "--json")
+    shared_ray()
+    again = run_cli(*arguments, "--json", address=_ray)
     assert again.returncode == 0, again.stderr
     result = json.loads(again.stdout.splitlines()[-1])
     assert result["rows"] == ROWS and result["found_rows"] in {CHUNK_ROWS, ROWS - CHUNK_ROWS}
