@@ -43,6 +43,26 @@ def load_model(config: ModelConfig, task: Task, labels: list[str], tokenizer: An
     return model
 
 
+def clear_padding(model: Any) -> None:
+    """Zero what ZeRO-3 has appended to the last ranks' parts of the weights, so that all parts are of one size.
+
+    DeepSpeed leaves there whatever the memory held before (`_partition_param`): it would get into master weights, be decayed
+    by the optimizer and be written into checkpoints, where no two runs would have the same bytes.
+    """
+    for parameter in model.parameters():
+        part = getattr(parameter, "ds_tensor", None)
+        if part is None or not part.numel() or hasattr(part, "ds_quant_scale"):  # not sharded, on NVMe, quantized
+            continue
+        first = _rank_in(parameter.ds_process_group) * part.ds_numel
+        part.data[max(parameter.ds_numel - first, 0) :].zero_()
+
+
+def _rank_in(group: Any) -> int:
+    import torch.distributed
+
+    return torch.distributed.get_rank(group)
+
+
 def build_empty_model(config: ModelConfig, task: Task, labels: list[str], tokenizer: Any) -> Any:
     """The same model without memory for its weights (on torch's meta device): its structure, its config and what saves it."""
     import torch

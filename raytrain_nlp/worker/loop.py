@@ -182,14 +182,15 @@ def _load_model(spec: WorkerSpec, job: TrainJob, paths: RunPaths, arguments: Any
     """The model, with an adapter where the job asks for one."""
     from raytrain_nlp.modeling.export import save_base_model
     from raytrain_nlp.modeling.lora import apply_lora
-    from raytrain_nlp.modeling.model import load_model
+    from raytrain_nlp.modeling.model import clear_padding, load_model
 
     model = load_model(job.model, task, spec.labels, tokenizer)
-    if job.lora is None:
-        return model
-    if job.model.config is not None:
-        save_base_model(model, paths.base_model, arguments.process_index == 0)
-    return apply_lora(model, job.lora, task, arguments.gradient_checkpointing)
+    if job.lora is not None:
+        if job.model.config is not None:
+            save_base_model(model, paths.base_model, arguments.process_index == 0)
+        model = apply_lora(model, job.lora, task, arguments.gradient_checkpointing)
+    clear_padding(model)
+    return model
 
 
 def _finish(trainer: Any, job: TrainJob, paths: RunPaths, world_size: int, spec: WorkerSpec) -> dict[str, Any]:
