@@ -18,11 +18,12 @@ LAST = "last"
 _NO_END = 10**6
 
 
-def build_scheduler(config: SweepJob, length: Mapping[str, float]) -> Any:
+def build_scheduler(config: SweepJob, length: Mapping[str, float], slots: int = 1) -> Any:
     """Ray Tune's scheduler.
 
     Args:
         length: how long a whole trial is, in each unit of `time_attr`.
+        slots: trials that run at a time.
 
     Raises:
         InputError: `max_t` would stop every trial before its end, and none would leave a model.
@@ -36,13 +37,13 @@ def build_scheduler(config: SweepJob, length: Mapping[str, float]) -> Any:
         if section.max_t and section.max_t < whole:
             what = f"stops every trial at {section.time_attr} {section.max_t}, a whole one has {whole:g}, so that none would leave a model"
             raise InputError(Problem("scheduler.max_t", what, "Raise it, leave it out, or shorten the job."))
-        kind = schedulers.ASHAScheduler if isinstance(section, Asha) else schedulers.HyperBandScheduler
+        kind = schedulers.ASHAScheduler if isinstance(section, Asha) else _keeping(schedulers.HyperBandScheduler, slots)
         return _to_the_end(kind)(**common, max_t=section.max_t or (_NO_END if isinstance(section, Asha) else max(math.ceil(whole), 1)))
     if isinstance(section, MedianStopping):
         return _to_the_end(schedulers.MedianStoppingRule)(**common)
     if isinstance(section, Pbt):
         mutations = {key: _mutation(entry) for key, entry in config.search_space.items() if entry.searched}
-        return schedulers.PopulationBasedTraining(**common, hyperparam_mutations=mutations, log_config=False)
+        return _keeping(schedulers.PopulationBasedTraining, slots)(**common, hyperparam_mutations=mutations, log_config=False)
     return schedulers.FIFOScheduler()
 
 
@@ -68,6 +69,38 @@ def _to_the_end(kind: type) -> Any:
             return TrialScheduler.CONTINUE if result.get(LAST) else super().on_trial_result(controller, trial, result)
 
     return ToTheEnd
+
+
+def _keeping(kind: type, slots: int) -> type:
+    """Such a scheduler, under which trials that go on find the actors, and so the workers, of those that paused.
+
+    Tune ends the actor of a trial that pauses where no trial is to come that has not begun (`_maybe_cache_trial_actor`), and
+    keeps one actor where none is waited for: each trial that goes on would start its workers anew.
+    """
+
+    class Keeping(kind):
+        def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+            inner = getattr(tune_controller, "_tune_controller", None)  # schedulers are given a face of it
+            if inner is not None and "_maybe_cache_trial_actor" not in vars(inner):
+                _keep_actors(inner, trial.placement_group_factory, slots)
+            super().on_trial_add(tune_controller, trial)
+
+    return Keeping
+
+
+def _keep_actors(controller: Any, resources: Any, slots: int) -> None:
+    controller._actor_cache.increase_max(resources, slots)
+    cache = controller._maybe_cache_trial_actor
+
+    def cache_as_if_one_waited(trial: Any) -> bool:
+        staged = controller._staged_trials
+        controller._staged_trials = staged | {trial}
+        try:
+            return cache(trial)
+        finally:
+            controller._staged_trials = staged
+
+    controller._maybe_cache_trial_actor = cache_as_if_one_waited
 
 
 def _mutation(entry: SearchKey) -> Any:

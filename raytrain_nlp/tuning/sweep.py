@@ -22,6 +22,7 @@ from raytrain_nlp.errors import InputError, Problem, RunError
 from raytrain_nlp.paths import SweepPaths, read_json, redact
 from raytrain_nlp.tuning.book import FAILED, RUNNING, Book, TrialRecord
 from raytrain_nlp.tuning.planner import plan_concurrency, plan_local
+from raytrain_nlp.tuning.registration import check_registration, register_best
 from raytrain_nlp.tuning.results import SweepResult, counts_of, table_of, write_best, write_table
 
 # What a resumed sweep may not change: its trials would no longer be of one kind.
@@ -79,7 +80,7 @@ def sweep(
     paths = SweepPaths(storage, plan.config.name)
     largest = max(plan.jobs, key=lambda one: sorted(need_of(one).items()))
     local = is_local()
-    problems = check_storage(plan.job) + check_workers(largest) + _check_name(plan, paths, resume, overwrite)
+    problems = check_storage(plan.job) + check_workers(largest) + check_registration(plan) + _check_name(plan, paths, resume, overwrite)
     if problems:
         raise InputError(problems)
     from raytrain_nlp.driver.inputs import find_job_files
@@ -93,7 +94,7 @@ def sweep(
         concurrent = min(slots if local else plan_concurrency(plan.jobs, nodes_of_cluster(), plan.config.max_concurrent_trials), plan.num_trials)
         from raytrain_nlp.tuning.schedulers import build_scheduler
 
-        scheduler = build_scheduler(plan.config, _length(plan.job, resolved))
+        scheduler = build_scheduler(plan.config, _length(plan.job, resolved), concurrent)
         with open_run(paths, overwrite) as record:
             text = _open(plan, paths, record)
             return _run(plan, paths, record, resolved, concurrent, scheduler, observer, text, verbose)
@@ -134,7 +135,7 @@ def _run(
     finally:
         record.update(status=status.lower())
         run_id = tree.close(status, best, [path for path in artifacts if path.exists()])
-    version = tree.register(paths.model, config.register_model, best) if config.register_model else None
+    version = register_best(plan, paths, best, observer.warn) if config.register_model else None
     rows = table_of(plan, book)
     write_table(rows, paths)  # now with the ids of the MLflow runs
     result = SweepResult(

@@ -5,7 +5,6 @@ A trial whose workers are stopped at once closes nothing itself; and MLflow is l
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -72,21 +71,6 @@ class Tree:
             self._guarded(lambda client: self._decorate(client, best, artifacts))
         self._parent.close(status)
         return self.run_id
-
-    def register(self, folder: Path, name: str, best: TrialRecord) -> str | None:
-        """The best model as a new version of a registered model; its version."""
-        version: list[str] = []
-
-        def run(client: Any) -> None:
-            client.log_artifacts(self.run_id, str(folder), "model")
-            with contextlib.suppress(Exception):  # it is there already
-                client.create_registered_model(name)
-            source = f"{client.get_run(self.run_id).info.artifact_uri}/model"
-            version.append(client.create_model_version(name, source, run_id=best.mlflow_run_id or self.run_id).version)
-
-        if self.run_id:
-            self._guarded(run)
-        return version[0] if version else None
 
     def _child(self, record: TrialRecord) -> Tracker:
         paths = self._paths.trial(record.number)

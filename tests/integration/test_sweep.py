@@ -63,7 +63,7 @@ def tree(_workers: Any, folder: Path) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_SECRET_ACCESS_KEY", CANARY)
         patch.setenv("HF_TOKEN", CANARY)
-        return raytrain_nlp.sweep(sweep_of(folder, "tree", space, searcher={"type": "grid"}, max_concurrent_trials=2))
+        return raytrain_nlp.sweep(sweep_of(folder, "tree", space, searcher={"type": "grid"}, max_concurrent_trials=2, register_model="swept"))
 
 
 def test_a_sweep_with_a_failing_trial(shared_ray: Any, left_behind: Any, folder: Path, request: pytest.FixtureRequest) -> None:
@@ -101,6 +101,35 @@ def test_the_page_of_a_sweep_in_a_browser(chromium: str, tree: Any, tmp_path: Pa
     assert "<td>failed</td>" in page.read_text() and page.stat().st_size < 2_000_000
     console, asked, picture = show(chromium, page, tmp_path)
     assert not console and not asked and colours(picture) > 200
+
+
+def groups_of(paths: SweepPaths) -> set[tuple[int, ...]]:
+    """The process ids of each group of workers that trials ran on."""
+    started = (event for trial in paths.trials.iterdir() for event in events(trial) if event["kind"] in ("start", "resume"))
+    return {tuple(event["pids"]) for event in started}
+
+
+def test_the_best_model_is_served(tree: Any, folder: Path) -> None:
+    """From MLflow's registry, merged, as the answers of the exported adapter."""
+    import mlflow
+
+    uri = f"sqlite:///{folder / 'runs' / 'mlflow.db'}"
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    rows = [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
+    served = mlflow.pyfunc.load_model(f"models:/swept/{tree.model_version}").predict([row["text"] for row in rows])
+    right = [label == f"LABEL_{row['label']}" or label == str(row["label"]) for label, row in zip(served["label"], rows, strict=True)]
+    assert sum(right) / len(rows) == pytest.approx(accuracy_of(Path(tree.model_dir), folder))
+    (version,) = MlflowClient(tracking_uri=uri).search_model_versions("name='swept'")
+    assert version.run_id == Book(SweepPaths(folder / "runs", "tree")).trials[tree.best_trial].mlflow_run_id
+
+
+def test_a_model_that_cannot_be_registered_is_refused(folder: Path) -> None:
+    sweep = sweep_of(folder, "no-pipeline", {"training.learning_rate": {"choice": [1e-3]}}, register_model="x")
+    sweep["job"]["task"] = {"type": "summarization", "text_column": "text", "summary_column": "text"}
+    sweep["job"]["model"] = {"config": {"model_type": "t5", "d_model": 16, "num_layers": 1}, "tokenizer": "train"}
+    with pytest.raises(raytrain_nlp.InputError, match="register_model: is not possible for summarization"):
+        raytrain_nlp.sweep({**sweep, "metric": "eval_loss", "mode": "min"})
 
 
 def accuracy_of(model_dir: Path, folder: Path) -> float:
@@ -164,7 +193,9 @@ def test_hyperband_pauses_trials_and_lets_the_best_finish(shared_ray: Any, folde
     result = raytrain_nlp.sweep({**sweep, "max_concurrent_trials": 1})
     assert result.best_params == {"training.learning_rate": 1e-2} and result.trials == {"finished": 3, "stopped": 1, "failed": 0}
     assert [row["steps"] for row in result.table] == [2 * STEPS, 2 * STEPS, STEPS, 2 * STEPS]
-    for trial in (SweepPaths(folder / "runs", "hyperband").trials).iterdir():
+    paths = SweepPaths(folder / "runs", "hyperband")
+    assert len(groups_of(paths)) == 1  # of workers
+    for trial in paths.trials.iterdir():
         found = [event["step"] for event in events(trial) if event["kind"] == "log" and "loss" in event["metrics"]]
         assert found == list(range(1, len(found) + 1)), "a paused trial repeats or leaves out steps"
     wait_until(lambda: not left_behind(), 20, f"all is given back: {left_behind()}")
@@ -198,3 +229,4 @@ def test_pbt_inherits_to_the_bit(shared_ray: Any, folder: Path) -> None:
         own = [entry for entry in store.list_checkpoints(trial / "checkpoints") if entry.manifest.step == step + STEPS]
         assert bool(own) == (step < 4 * STEPS)
         assert all(set(load_state(entry.path / "scheduler.state")["scheduler"]["base_lrs"]) == {rate} for entry in own)
+    assert len(groups_of(paths)) == 2  # of workers: trials that go on find those of trials that paused
