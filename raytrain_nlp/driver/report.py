@@ -89,12 +89,12 @@ def _page(names: list[str], runs: list[Run], histories: list[History], curves: l
         if history.resumed:
             steps = ", ".join(map(str, history.resumed))
             parts.append(f"<p>{html.escape(name)} was interrupted and went on from step {steps}; the dashed lines mark where.</p>")
+    for sweep in sweeps:
+        parts += _sweep(sweep)
     for curve in curves:
         image = base64.b64encode(curve.png).decode()
         parts.append(f"<h2>{html.escape(curve.title)}</h2><p>{html.escape(curve.says)}</p>")
         parts.append(f'<figure><img alt="{html.escape(curve.title)}" src="data:image/png;base64,{image}"></figure>')
-    for sweep in sweeps:
-        parts += _sweep(sweep)
     parts += ["<h2>Data</h2>", "<p>Rows that could not be used are kept in the run's quarantine.jsonl, each with its place and the reason.</p>"]
     parts.append(_table(*_data(names, runs)))
     for name, run, history in zip(names, runs, histories, strict=True):
@@ -147,7 +147,7 @@ def _data(names: list[str], runs: list[Run]) -> tuple[list[str], list[list[str]]
 
 def _sweep(sweep: SweepPaths) -> list[str]:
     """The trials' table and the sweep's own pictures."""
-    parts = ["<h2>Trials</h2>", "<p>Each line is one run with other values; the best one is the run above.</p>"]
+    parts = ["<h2>Trials</h2>", "<p>Each line is one run with other values; the result above and the curves below are those of the best one.</p>"]
     if sweep.table.exists():
         with sweep.table.open(encoding="utf-8", newline="") as file:
             header, *rows = csv.reader(file)
