@@ -98,7 +98,7 @@ def test_export_from_a_checkpoint_is_the_model(trained: Any, folder: Path) -> No
     assert all(torch.equal(reduced[name].float(), own[name].bfloat16().float()) for name in own if own[name].is_floating_point() and "lora" in name)
 
 
-def test_merged_and_registered(trained: Any, folder: Path) -> None:
+def test_merged_and_registered(trained: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
 
     run, rows = Path(trained.run_dir), rows_of(folder / "validation.jsonl")
@@ -106,9 +106,7 @@ def test_merged_and_registered(trained: Any, folder: Path) -> None:
     assert not result.adapter
     before = logits_of(load(run / "model"), run / "model", rows)
     torch.testing.assert_close(logits_of(load(folder / "merged"), folder / "merged", rows), before, atol=1e-4, rtol=0)
-    uri = f"sqlite:///{folder / 'runs' / 'mlflow.db'}"
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
     served = mlflow.pyfunc.load_model(f"models:/tiny/{result.model_version}").predict([row["text"] for row in rows[:5]])
     labels = AutoModelForSequenceClassification.from_pretrained(folder / "merged").config.id2label
     assert list(served["label"]) == [labels[int(best)] for best in before[:5].argmax(-1)]

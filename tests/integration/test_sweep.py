@@ -109,13 +109,12 @@ def groups_of(paths: SweepPaths) -> set[tuple[int, ...]]:
     return {tuple(event["pids"]) for event in started}
 
 
-def test_the_best_model_is_served(tree: Any, folder: Path) -> None:
+def test_the_best_model_is_served(tree: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From MLflow's registry, merged, as the answers of the exported adapter."""
     import mlflow
 
     uri = f"sqlite:///{folder / 'runs' / 'mlflow.db'}"
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     rows = [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
     served = mlflow.pyfunc.load_model(f"models:/swept/{tree.model_version}").predict([row["text"] for row in rows])
     right = [label == f"LABEL_{row['label']}" or label == str(row["label"]) for label, row in zip(served["label"], rows, strict=True)]
