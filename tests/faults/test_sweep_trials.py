@@ -19,6 +19,8 @@ from raytrain_nlp.checkpoint import store
 from raytrain_nlp.paths import SweepPaths
 
 CODE = """
+import time
+
 from transformers import TrainerCallback
 
 
@@ -29,8 +31,11 @@ class Faulty(TrainerCallback):
         if state.global_step == 3 and args.learning_rate == 1e-3:
             raise KeyError("a mistake of mine")
         if state.global_step == 3 and args.learning_rate == 2e-3 and args.process_index == 0:
-            while True:
+            while len(self.held) < 112:  # 7 GiB, and no more: a monitor that does not act must not cost the machine
                 self.held.append(b"x" * (64 << 20))
+                time.sleep(0.02)
+            time.sleep(60)
+            raise RuntimeError("no memory monitor ended this process")
 """
 ROWS = 96
 GIB = 1 << 30
@@ -50,8 +55,8 @@ def stale_ray() -> Iterator[Path]:
 def environment(tmp_path: Path, stale_ray: Path) -> dict[str, str]:
     """Of a driver whose memory monitor acts when five more GiB are taken, and whose workers find the user's module."""
     memory = psutil.virtual_memory()
-    if memory.available < 8 * GIB:
-        pytest.skip("needs 8 GiB of free memory")
+    if memory.available < 10 * GIB:
+        pytest.skip("needs 10 GiB of free memory")
     (tmp_path / "faulty_callback.py").write_text(CODE)
     return {
         **os.environ,
@@ -99,4 +104,4 @@ def _kill_in_second_trial(driver: Any, paths: SweepPaths) -> None:
 
     wait_until(begun, 240, "the second trial's first checkpoint")
     os.kill(driver.pid, 9)
-    driver.communicate()
+    driver.communicate(timeout=60)
