@@ -53,6 +53,10 @@ class CheckpointError(RunError):
     """A checkpoint cannot be written, or none can be loaded."""
 
 
+class StorageError(RunError):
+    """Object storage does not take or give what it should."""
+
+
 class NonFiniteLossError(RunError):
     """The loss became NaN or infinite. The update was not made, and no checkpoint holds it."""
 

@@ -8,6 +8,7 @@
         run.json                      status, resolved job, MLflow run id, fingerprints
         job.yaml                      the resolved job
         events.jsonl                  every figure and notice of the workers, in order
+      events/                       in object storage: those of each start of the first rank, until the driver has joined them
         tracking.json                 how far the tracker has shipped events.jsonl
         quarantine.jsonl              rows left out, with source, line and reason
         checkpoints/checkpoint-STEP/  committed when manifest.json is in it
@@ -51,6 +52,8 @@ class RunPaths:
         self.record = self.run / "run.json"
         self.job = self.run / "job.yaml"
         self.events = self.run / "events.jsonl"
+        self.worker_events = self.run / "events"
+        self.progress = self.run / "progress.json"
         self.tracking = self.run / "tracking.json"
         self.quarantine = self.run / "quarantine.jsonl"
         self.checkpoints = self.run / "checkpoints"

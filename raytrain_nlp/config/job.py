@@ -21,6 +21,8 @@ from raytrain_nlp.config.tasks import TaskConfig
 from raytrain_nlp.config.training import check_training, generation_fields
 from raytrain_nlp.errors import Problem
 from raytrain_nlp.paths import check_run_name
+from raytrain_nlp.remote.mirror import is_remote
+from raytrain_nlp.remote.objects import SCHEMES
 
 
 class EarlyStopping(Section):
@@ -39,7 +41,7 @@ class TrainJob(Section):
     name: str = "run"
     """Folder of the run below storage_path."""
     storage_path: str = Field("runs", min_length=1)
-    """Folder that all nodes share; a run lives in storage_path/name."""
+    """Folder that all nodes share, or s3://..., gs://...; a run lives in storage_path/name."""
     seed: int = Field(42, ge=0, lt=2**32)
     """Weights, shuffling, dropout, noise."""
     task: TaskConfig
@@ -67,8 +69,10 @@ class TrainJob(Section):
     @field_validator("storage_path")
     @classmethod
     def _folder(cls, value: str) -> str:
+        if is_remote(value):
+            return value.rstrip("/")
         if "://" in value:
-            raise ValueError("must be a folder all nodes share || Mount the bucket, or use NFS.")
+            raise ValueError(f"must be a folder all nodes share, or start with {' or '.join(f'{scheme}://' for scheme in SCHEMES)} || Mount the bucket, or use NFS.")
         if os.path.expanduser(value).startswith("~"):
             raise ValueError("names a user this machine does not have || Write the path out.")
         if "\0" in value:

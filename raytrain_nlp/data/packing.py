@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from raytrain_nlp.data.shards import TokenStore
+from raytrain_nlp.remote.mirror import fetch_tree
 from raytrain_nlp.tasks.base import Packing
 
 WINDOW_ROWS = 65_536
@@ -32,6 +33,7 @@ class Blocks:
     """
 
     def __init__(self, folder: Path, packing: Packing):
+        fetch_tree(folder)
         self.packing = packing
         if packing.kind == "concat":
             self._ends = np.load(folder / "ends.npy", mmap_mode="r")

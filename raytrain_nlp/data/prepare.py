@@ -26,6 +26,7 @@ from raytrain_nlp.data.shards import LENGTHS, MANIFEST, write_shard
 from raytrain_nlp.data.sources import Piece, SourceFile, fingerprint_files, split_file
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.paths import fsync_dir, read_json, write_json
+from raytrain_nlp.remote.mirror import delete, fetch, fetch_tree, push, remote_of
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import Lengths
 from raytrain_nlp.user_code import UserObject, describe
@@ -34,6 +35,8 @@ FORMAT = 2
 SHARD_ROWS = 32_768
 _ENCODE_ROWS = 1_000
 QUARANTINE = "quarantine.jsonl"
+_HERE = ".driver"
+"""In a staging folder: this is the driver's node."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,12 @@ MapPieces = Callable[[Callable[[dict[str, Any]], dict[str, Any]], list[dict[str,
 
 
 def find_tokens(folder: Path) -> Path | None:
-    """The committed tokens of a fingerprint, or None."""
-    return folder if (folder / MANIFEST).exists() else None
+    """The committed tokens of a fingerprint, or None. Of those in object storage the rows come when they are needed."""
+    if not (folder / MANIFEST).exists():
+        if not fetch(folder / MANIFEST):
+            return None
+        fetch_tree(folder, lambda name: not name.endswith(".arrow"))
+    return folder
 
 
 def prepare_tokens(files: list[SourceFile], spec: PrepareSpec, folder: Path, map_pieces: MapPieces, where: str) -> Path:
@@ -105,16 +112,21 @@ def prepare_pieces(
         return folder
     staging = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
     staging.mkdir(parents=True)
+    (staging / _HERE).touch()
     try:
-        items = [{"index": i, "staging": str(staging), "piece": asdict(piece), "spec": _plain(spec)} for i, piece in enumerate(pieces)]
+        items = [{"index": i, "staging": str(staging), "folder": str(folder), "piece": asdict(piece), "spec": _plain(spec)} for i, piece in enumerate(pieces)]
         summaries = []
         for result in map_pieces(prepare_piece, items):
             summaries.append(PieceSummary(**json.loads(result["summary"])))
             if summaries[-1].problems:
                 raise InputError([Problem(**problem) for problem in summaries[-1].problems])
+            _bring_parts(summaries[-1], staging, folder)
+        (staging / _HERE).unlink()
         manifest = _commit(staging, summaries, lines or {})
         check(manifest, staging)
         fsync_dir(staging)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
         try:
             staging.rename(folder)
         except OSError:  # another driver prepared the same tokens meanwhile
@@ -130,9 +142,33 @@ def prepare_piece(item: dict[str, Any]) -> dict[str, Any]:
     """Read, check, tokenize and write one piece; returns its summary as JSON. Runs in the driver or as a remote function."""
     try:
         summary = _prepare(item)
+        _send_parts(summary, Path(item["staging"]), Path(item["folder"]))
     except InputError as error:
         summary = PieceSummary(item["piece"]["path"], problems=[asdict(problem) for problem in error.problems])
     return {"summary": json.dumps(asdict(summary))}
+
+
+def _parts(summary: PieceSummary) -> list[str]:
+    """What the driver reads of a piece."""
+    return [shard["file"].replace(".arrow", ".npy") for shard in summary.shards] + ([summary.bad_file] if summary.bad_file else [])
+
+
+def _send_parts(summary: PieceSummary, staging: Path, folder: Path) -> None:
+    """From a node that shares no folder with the driver: its shards go to their place at once, for what is named after its number has one content."""
+    if remote_of(folder) is None or (staging / _HERE).exists():
+        return
+    for name in [*_parts(summary), *(shard["file"] for shard in summary.shards)]:
+        push(staging / name, to=folder / name)
+        (staging / name).unlink()
+
+
+def _bring_parts(summary: PieceSummary, staging: Path, folder: Path) -> None:
+    if remote_of(folder) is None:
+        return
+    for name in _parts(summary):
+        if not (staging / name).exists() and fetch(folder / name):
+            (folder / name).rename(staging / name)
+            delete([folder / name])
 
 
 def _prepare(item: dict[str, Any]) -> PieceSummary:
@@ -159,6 +195,7 @@ def _shard_columns(piece: Piece, task: Any, tokenizer: Any, spec: PrepareSpec, s
     """The token columns of one shard after the other; bad rows go to a file beside them."""
     columns: dict[str, list] = {}
     good: list[tuple[int, dict]] = []
+    staging.mkdir(parents=True, exist_ok=True)
     bad_path = staging / f"bad-{index:06d}.jsonl"
     bad_path.unlink(missing_ok=True)  # of a process that died in this piece
 

@@ -19,6 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raytrain_nlp.remote.mirror import fetch
+
 MANIFEST = "manifest.json"
 LENGTHS = "lengths.npy"
 _SMALL = ("token_type_ids", "targets", "words")
@@ -46,6 +48,8 @@ class TokenStore:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
+        for name in (MANIFEST, LENGTHS):
+            fetch(self.folder / name)
         self.manifest: dict[str, Any] = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
         self.lengths: np.ndarray = np.load(self.folder / LENGTHS, mmap_mode="r")
         self._starts = np.cumsum([0, *(shard["rows"] for shard in self.manifest["shards"])])
@@ -83,7 +87,9 @@ class TokenStore:
 
     def _shard(self, index: int) -> dict[str, Any]:
         if index not in self._shards:
-            file = pa.memory_map(str(self.folder / self.manifest["shards"][index]["file"]))
+            path = self.folder / self.manifest["shards"][index]["file"]
+            fetch(path)
+            file = pa.memory_map(str(path))
             batch = pa.ipc.open_file(file).get_batch(0)
             columns = dict(zip(batch.schema.names, batch.columns, strict=True))
             # lists as (offsets, values): a row is then a view, not a Python list

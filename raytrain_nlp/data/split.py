@@ -11,6 +11,7 @@ import numpy as np
 from raytrain_nlp.data.packing import Blocks
 from raytrain_nlp.data.plan import Plan, PlanSpec, split_batch
 from raytrain_nlp.data.shards import TokenStore, open_store
+from raytrain_nlp.remote.mirror import fetch
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import IGNORED, CollateContext, Packing, Place
 
@@ -60,6 +61,8 @@ class Split:
     def __init__(self, spec: SplitSpec):
         self.spec = spec
         self.store: TokenStore = open_store(spec.tokens)
+        if spec.rows_file:
+            fetch(Path(spec.rows_file))
         self._rows = np.load(spec.rows_file, mmap_mode="r") if spec.rows_file else None
         self._blocks = Blocks(Path(spec.blocks), spec.packing) if spec.blocks else None
         lengths = self._blocks.lengths if self._blocks else self.store.lengths if self._rows is None else self.store.lengths[self._rows]

@@ -14,6 +14,7 @@ from raytrain_nlp.driver.nodes import bundles_of, free_nodes, left_over, living_
 from raytrain_nlp.driver.room import wait_for_room
 from raytrain_nlp.errors import RunError
 from raytrain_nlp.paths import RunPaths, write_json
+from raytrain_nlp.remote.mirror import push, refetch
 from raytrain_nlp.tracking.events import read_events
 
 _POLL_S = 2.0
@@ -44,7 +45,7 @@ class ElasticFit(Fit):
                     continue
                 failures += 1
                 told = explain(error, paths, self._todo)
-                if paths.user_error.exists() or failures > job.workers.max_failures >= 0:
+                if refetch(paths.user_error) or failures > job.workers.max_failures >= 0:
                     raise told from error
                 self._say(f"failure {failures}: {str(told).split(' Logs of all ranks')[0]} Going on with the workers there is room for")
                 continue
@@ -75,6 +76,7 @@ class ElasticFit(Fit):
                         self.aborted.clear()  # this group only, not the run
                 elif time.monotonic() - started > job.workers.resize_interval_s and (more := _growing(job, count)):
                     write_json(paths.move, {"reason": f"there is room for {more} workers"})
+                    push(paths.move)
                     return
 
         thread = threading.Thread(target=watch, name="elastic", daemon=True)

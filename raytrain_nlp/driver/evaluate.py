@@ -18,6 +18,7 @@ from raytrain_nlp.driver.observer import Observer, followed
 from raytrain_nlp.driver.runs import Run, Weights, find_run, find_weights
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.paths import RunPaths, cache_dir, write_json
+from raytrain_nlp.remote.mirror import delete_tree, fetch, push, push_tree, remote_of, shown
 
 _TODO = " Run it again."
 
@@ -80,6 +81,7 @@ def evaluate(
         with connect_ahead(job, verbose, say=observer.stage) as wait_connected:
             spec, bad, quarantine = _resolve(found, job, weights, paths, wait_connected, observer, scores is not None)
             wait_connected()
+            push_tree(paths.run / "weights", again=True)
             from raytrain_nlp.worker.scoring import SCORES, run_scoring
 
             with followed(paths, observer):
@@ -88,16 +90,20 @@ def evaluate(
             raise outcome["error"]
         if scores is not None:
             Path(scores).expanduser().parent.mkdir(parents=True, exist_ok=True)
+            fetch(paths.run / SCORES)
             shutil.move(paths.run / SCORES, Path(scores).expanduser())
     finally:
         shutil.rmtree(paths.run / "weights", ignore_errors=True)
+        if remote_of(paths.run):
+            delete_tree(paths.run)
         shutil.rmtree(paths.ray, ignore_errors=True)
     metrics = outcome["result"]["metrics"]
     result = EvaluateResult(
-        run_dir=str(found.paths.run), weights=weights.name, metrics=metrics, rows=int(metrics["eval_samples"]), bad_rows=bad,
+        run_dir=shown(found.paths.run), weights=weights.name, metrics=metrics, rows=int(metrics["eval_samples"]), bad_rows=bad,
         report=outcome["result"].get("report", {}), labels=found.labels, scores=str(scores) if scores is not None else None, quarantine=quarantine,
     )  # fmt: skip
     write_json(paths.run / "evaluation.json", {"data": job.data.validation, **result.to_dict()})
+    push(paths.run / "evaluation.json")
     return result
 
 
@@ -119,7 +125,7 @@ def _resolve(
 ) -> tuple[Any, int, str | None]:
     """What the workers need; rows left out, and the file that tells them."""
     from raytrain_nlp.data.prepare import QUARANTINE, PrepareSpec, prepare_tokens
-    from raytrain_nlp.data.shards import TokenStore
+    from raytrain_nlp.data.shards import MANIFEST, TokenStore
     from raytrain_nlp.data.split import Split
     from raytrain_nlp.driver.export import write_weights
     from raytrain_nlp.driver.inputs import find_split_files
@@ -149,6 +155,7 @@ def _resolve(
     rows_file, unseen = find_known_rows(store, run.labels, job.data.max_bad_rows)
     rows = min(store.num_rows - len(unseen), job.data.max_validation_rows or store.num_rows)
     validation = build_split(job, store, rows_file, build_context(load_tokenizer(str(tokenizer_dir)), run.labels), "validation", rows)
+    push_tree(store.folder, last=MANIFEST)
     folder = weights.folder
     paths.run.mkdir(parents=True, exist_ok=True)
     if weights.checkpoint:

@@ -12,6 +12,7 @@ from raytrain_nlp.driver.groups import free_groups_of, free_orphans
 from raytrain_nlp.driver.room import wait_for_room
 from raytrain_nlp.errors import RunError
 from raytrain_nlp.paths import RunPaths, read_json
+from raytrain_nlp.remote.mirror import refetch, shown
 
 _ABORT_S = 10.0
 
@@ -139,9 +140,10 @@ def explain(error: BaseException, paths: RunPaths, todo: str = "") -> BaseExcept
 
     if not isinstance(error, ray.train.TrainingFailedError):
         return error
+    refetch(paths.user_error)
     told = read_json(paths.user_error)  # by the rank that failed; where no restart was left, no worker has returned it
     reason = f"the user's code failed: {told['error']}." if told else _reason(error)
-    return RunError(f"{reason} Logs of all ranks: {paths.logs}.{todo}")
+    return RunError(f"{reason} Logs of all ranks: {shown(paths.logs)}.{todo}")
 
 
 def _reason(error: BaseException) -> str:

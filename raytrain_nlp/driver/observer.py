@@ -41,7 +41,7 @@ def followed(paths: RunPaths, observer: Observer) -> Iterator[None]:
                 offset = behind
                 observer.event(event)
             with contextlib.suppress(Exception):
-                if progress := read_json(paths.run / "progress.json"):
+                if progress := read_json(paths.progress):
                     observer.progress(progress)
             if last:
                 return

@@ -17,6 +17,7 @@ from raytrain_nlp.driver.cluster import check_workers, connect_ahead
 from raytrain_nlp.driver.observer import Observer
 from raytrain_nlp.driver.runs import Run, Weights, find_run, find_weights
 from raytrain_nlp.errors import InputError, Problem, RunError
+from raytrain_nlp.remote.mirror import delete_tree, push_tree
 
 CHUNK_ROWS = 512
 """Rows of a part: what a kill may cost, and among how many rows those of like length are found."""
@@ -97,7 +98,11 @@ def predict(
         observer.stage("reading the model")
         spec = _spec(found, job, weights, parts, Path(scratch), options, batch_size, prefix, observer)
         wait_connected()
-        rate = _make(spec, job, files, done, verbose, observer)
+        push_tree(Path(scratch), again=True)
+        try:
+            rate = _make(spec, job, files, done, verbose, observer)
+        finally:
+            delete_tree(Path(scratch))
     result = _finish(target, parts, kind, set(done), prefix, observer)
     return replace(result, seconds=time.monotonic() - started, rows_per_second=rate)
 

@@ -7,7 +7,9 @@ import fcntl
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,13 @@ from raytrain_nlp.checkpoint import store
 from raytrain_nlp.config import TrainJob, public_values
 from raytrain_nlp.config.training import check_training
 from raytrain_nlp.driver.lease import held
-from raytrain_nlp.errors import CheckpointError, InputError, Problem
+from raytrain_nlp.driver.shared import delete_run
+from raytrain_nlp.errors import CheckpointError, InputError, Problem, StorageError
 from raytrain_nlp.paths import RunPaths, read_json, write_json
+from raytrain_nlp.remote.mirror import delete, is_remote, local_folder, remote_of, shown, write_marker
+from raytrain_nlp.remote.objects import SCHEMES
 
+_PROBE_S = 20.0
 # What a resumed run may not change: it would no longer be the run that was interrupted.
 _FIXED = ("seed", "task", "model", "data", "training", "deepspeed", "workers.num_workers", "workers.use_gpu", "early_stopping")
 _FREE = ("training.logging_steps", "training.logging_first_step", "data.feed_cpus_per_worker", "data.max_bad_rows")
@@ -25,6 +31,8 @@ _FREE = ("training.logging_steps", "training.logging_first_step", "data.feed_cpu
 
 def check_storage(job: TrainJob) -> list[Problem]:
     """Can the storage path be written? Leaves nothing behind."""
+    if is_remote(job.storage_path):
+        return _check_bucket(job)
     try:
         root = Path(job.storage_path).expanduser()
         existing = next((path for path in [root, *root.parents] if path.exists()), Path("."))
@@ -34,6 +42,21 @@ def check_storage(job: TrainJob) -> list[Problem]:
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         return [Problem("storage_path", f"cannot be written ({job.storage_path}: {reason})", "Name a folder you may write to.")]
+    return []
+
+
+def _check_bucket(job: TrainJob) -> list[Problem]:
+    where, package = "storage_path", SCHEMES[job.storage_path.partition("://")[0]]
+    if find_spec(package) is None:
+        return [Problem(where, f"needs the package {package} ({job.storage_path})", f"pip install {package}, here and on the nodes.")]
+    if job.data.streaming:
+        return [Problem("data.streaming", "needs a storage_path that is a folder", "Remove it, or name a folder that all nodes share.")]
+    probe = local_folder(job.storage_path) / f".raytrain-nlp-{uuid.uuid4().hex[:8]}"
+    try:
+        write_marker(probe, "", _PROBE_S)
+        delete([probe])
+    except (FileNotFoundError, StorageError) as error:
+        return [Problem(where, f"cannot be written ({job.storage_path}: {error})", "Check bucket, keys and network.")]
     return []
 
 
@@ -69,6 +92,8 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[Problem]:
 
 
 def _check_checkpoints(paths: RunPaths) -> list[Problem]:
+    if remote_of(paths.run):  # the workers look at the files, which are not here
+        return []
     try:
         store.find_checkpoint(paths.checkpoints)
     except CheckpointError as error:
@@ -111,13 +136,15 @@ def open_run(paths: RunPaths, overwrite: bool) -> Iterator[RunRecord]:
     Not every shared file system carries it from host to host; between hosts there is a lease besides.
     """
     paths.run.mkdir(parents=True, exist_ok=True)
+    where = shown(paths.run)
     with paths.lock.open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise InputError(Problem("name", f"another driver is writing the run ({paths.run})", "Wait for it, or stop it.")) from None
+            raise InputError(Problem("name", f"another driver is writing the run ({where})", "Wait for it, or stop it.")) from None
         with held(paths.lease):
             if overwrite:
+                delete_run(paths)
                 for entry in paths.run.iterdir():
                     if entry not in (paths.lock, paths.lease):
                         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()

@@ -20,7 +20,7 @@ from raytrain_nlp.config import TrainJob, public_values
 from raytrain_nlp.data.packing import Blocks, build_blocks
 from raytrain_nlp.data.plan import PlanSpec
 from raytrain_nlp.data.prepare import QUARANTINE, MapPieces, PrepareSpec, find_tokens, prepare_tokens
-from raytrain_nlp.data.shards import TokenStore
+from raytrain_nlp.data.shards import MANIFEST, TokenStore
 from raytrain_nlp.data.sources import SourceFile
 from raytrain_nlp.data.split import Split, SplitSpec
 from raytrain_nlp.data.windows import WindowedSpec, split_windows
@@ -31,6 +31,7 @@ from raytrain_nlp.driver.streaming import WindowPreparer
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.modeling.tokenizer import load_tokenizer
 from raytrain_nlp.paths import cache_dir
+from raytrain_nlp.remote.mirror import push_tree
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import CollateContext
 from raytrain_nlp.user_code import UserObject
@@ -111,6 +112,8 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
         rows_file, unseen = find_known_rows(stores["validation"], labels, job.data.max_bad_rows)
         rows = min(stores["validation"].num_rows - len(unseen), job.data.max_validation_rows or stores["validation"].num_rows)
         validation = build_split(job, stores["validation"], rows_file, context, "validation", rows)
+    for found in stores.values():  # with what has been made of them besides
+        push_tree(found.folder, last=MANIFEST)
     steps, dropped = (job.arguments()["max_steps"], 0) if windows else _count_steps(train)
     if not steps:
         raise InputError(

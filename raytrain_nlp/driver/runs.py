@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.config import TrainJob, load_job
+from raytrain_nlp.driver.shared import bring_run
 from raytrain_nlp.errors import CheckpointError, InputError, Problem, nearest
 from raytrain_nlp.paths import RunPaths, SweepPaths, cache_dir, read_json
+from raytrain_nlp.remote.mirror import base_of, fetch, fetch_tree, in_use, is_remote, local_folder, remote_of, shown
+
+_WEIGHTLESS = ("config.json", "adapter_config.json", "generation_config.json")
 
 
 @dataclass(frozen=True)
@@ -54,19 +62,22 @@ class Weights:
 
 def find_run(folder: str | Path) -> Run:
     """The run of a folder; of a sweep's folder its best trial. Raises `InputError` where there is none."""
-    path = Path(folder).expanduser()
+    path = _at_hand(folder)
     sweep = SweepPaths(path.parent, path.name)
     if record := read_json(sweep.record):
         best = (record.get("result") or {}).get("best_trial")
         if best is None:
-            raise InputError(Problem("RUN", f"the sweep has no best trial yet ({path})", "Wait for its end, or name a run below its trials/."))
+            raise InputError(Problem("RUN", f"the sweep has no best trial yet ({shown(path)})", "Wait for its end, or name a run below its trials/."))
         path = sweep.trial(best).run
+        if remote_of(path):
+            bring_run(RunPaths(path.parent, path.name))
     paths = RunPaths(path.parent, path.name)
     record = read_json(paths.record)
     if not isinstance(record, dict) or "job" not in record:
-        raise InputError(Problem("RUN", f"is no folder of a run ({path})", _similar(path) or "Name storage_path/name of a run, e.g. runs/quickstart."))
-    job = load_job({**record["job"], "storage_path": str(paths.storage), "name": path.name})
-    tokenizer = next((found for found in (Path(record.get("tokenizer", "")), paths.model) if (found / "tokenizer_config.json").exists()), None)
+        raise InputError(Problem("RUN", f"is no folder of a run ({shown(path)})", _similar(path) or "Name storage_path/name of a run, e.g. runs/quickstart."))
+    job = load_job({**record["job"], "storage_path": shown(paths.storage), "name": path.name})
+    fetch_tree(paths.model, lambda name: "tokenizer" in name or name in _WEIGHTLESS)
+    tokenizer = next((found for found in (_here(record.get("tokenizer", ""), paths), paths.model) if (found / "tokenizer_config.json").exists()), None)
     if tokenizer is None:
         raise InputError(Problem("RUN", f"has no tokenizer yet ({path})", "Start it again with --resume."))
     labels = record.get("labels") or (record.get("result") or {}).get("labels") or []
@@ -82,6 +93,8 @@ def find_weights(run: Run, which: str | int | None) -> Weights:
     Args:
         which: None: those of `model/`, or of the newest good checkpoint where the run has not ended; `last`, `best`, or a step.
     """
+    if which is None:
+        fetch_tree(run.paths.model)
     if which is None and (run.paths.model / "config.json").exists() or which is None and (run.paths.model / "adapter_config.json").exists():
         return Weights("model", run.paths.model)
     checkpoints = {found.manifest.step: found for found in store.list_checkpoints(run.paths.checkpoints)}
@@ -89,7 +102,7 @@ def find_weights(run: Run, which: str | int | None) -> Weights:
         raise InputError(Problem("RUN", f"has neither a model nor a checkpoint ({run.paths.run})", "Continue it with train --resume."))
     if which in (None, "last"):
         try:
-            found = store.find_checkpoint(run.paths.checkpoints)
+            found = store.find_checkpoint(run.paths.checkpoints, _damage)
         except CheckpointError as error:
             raise InputError(Problem("RUN", str(error))) from None
         return Weights(found.path.name, found.path, found)
@@ -97,13 +110,41 @@ def find_weights(run: Run, which: str | int | None) -> Weights:
     if step not in checkpoints:
         asked = f"step {step}" if step is not None else "a best step" if which == "best" else repr(which)
         raise InputError(Problem("--checkpoint", f"there is no checkpoint of {asked}", f"Give last, best or a step: {', '.join(map(str, checkpoints))}."))
-    if wrong := store.damage(checkpoints[step]):
+    if wrong := _damage(checkpoints[step]):
         raise InputError(Problem("--checkpoint", f"the checkpoint of step {step} is damaged ({wrong})", "Choose another."))
     return Weights(checkpoints[step].path.name, checkpoints[step].path, checkpoints[step])
 
 
+def _at_hand(folder: str | Path) -> Path:
+    """The folder of a run; of one in object storage a copy of its small files, which this process keeps to its end."""
+    if not is_remote(folder):
+        return Path(folder).expanduser()
+    base = Path(tempfile.mkdtemp(prefix="raytrain-nlp-reader-"))
+    path, kept = local_folder(folder, base), contextlib.ExitStack()
+    kept.callback(shutil.rmtree, base, ignore_errors=True)
+    kept.enter_context(in_use(path))
+    atexit.register(kept.close)
+    bring_run(RunPaths(path.parent, path.name))
+    return path
+
+
+def _here(folder: str, paths: RunPaths) -> Path:
+    """A folder of the cache that a driver, maybe on another node, has named."""
+    if (url := remote_of(folder)) and (base := base_of(paths.run)):
+        path = local_folder(url, base)
+        fetch_tree(path)
+        return path
+    return Path(folder)
+
+
+def _damage(checkpoint: store.Checkpoint) -> str | None:
+    fetch_tree(checkpoint.path)
+    return store.damage(checkpoint)
+
+
 def _best_step(newest: store.Checkpoint) -> int | None:
     try:
+        fetch(newest.path / "trainer_state.json")
         return json.loads((newest.path / "trainer_state.json").read_text(encoding="utf-8")).get("best_global_step")
     except (OSError, ValueError):
         return None

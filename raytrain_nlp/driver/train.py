@@ -16,8 +16,10 @@ from raytrain_nlp.driver.elastic import ElasticFit
 from raytrain_nlp.driver.fit import Fit
 from raytrain_nlp.driver.observer import Observer, followed
 from raytrain_nlp.driver.record import RunRecord, check_data, check_name, check_storage, flatten, open_run
+from raytrain_nlp.driver.shared import arrived, carried
 from raytrain_nlp.errors import InputError, RunError
 from raytrain_nlp.paths import RunPaths, read_json
+from raytrain_nlp.remote.mirror import is_remote, local_folder, shown
 from raytrain_nlp.tracking.events import EventLog, read_events
 from raytrain_nlp.tracking.mirrors import Mirror
 from raytrain_nlp.tracking.tracker import Tracker
@@ -82,19 +84,25 @@ def train(
     """
     observer = observer or Observer()
     job = load_job(job, overrides)
-    storage = Path(job.storage_path).expanduser().resolve()
-    paths = RunPaths(storage, job.name)
-    problems = check_storage(job) + check_workers(job) + check_name(job, paths, resume, overwrite)
-    if problems:
+    paths = RunPaths(local_folder(job.storage_path), job.name)
+    problems = check_storage(job) + check_workers(job)
+    if problems and is_remote(job.storage_path):
         raise InputError(problems)
+    with arrived(paths):
+        if problems := problems + check_name(job, paths, resume, overwrite):
+            raise InputError(problems)
+        return _train(job, paths, resume, overwrite, verbose, observer)
+
+
+def _train(job: TrainJob, paths: RunPaths, resume: bool, overwrite: bool, verbose: bool, observer: Observer) -> TrainResult:
     if resume and (done := _finished(paths, job, observer)):
         return done
     from raytrain_nlp.driver.inputs import find_job_files
 
     observer.stage("looking at the data")
-    files = find_job_files(job, storage)
+    files = find_job_files(job, paths.storage)
     with connect_ahead(job, verbose, say=observer.stage) as wait_connected:
-        resolved = prepare(job, files, storage, wait_connected, observer, verbose)
+        resolved = prepare(job, files, paths.storage, wait_connected, observer, verbose)
         wait_connected()
         return run_resolved(job, resolved, paths, observer, resume=resume, overwrite=overwrite)
 
@@ -129,7 +137,7 @@ def run_resolved(
     """The run itself, under the lock of its folder. A trial of a sweep is not `tracked` here: the sweep's driver follows it."""
     from raytrain_nlp.driver.resolve import write_quarantine
 
-    with open_run(paths, overwrite) as record:
+    with open_run(paths, overwrite) as record, carried(paths, observer.warn) as flush:
         if resume:
             check_data(record, resolved.spec.data_fingerprint)
         job_text = dump_job(job)
@@ -140,6 +148,7 @@ def run_resolved(
             status="running", job=spec.job, drivers=record.values["drivers"] + 1, data_fingerprint=spec.data_fingerprint, labels=spec.labels,
             tokenizer=spec.tokenizer_dir, versions=spec.versions, lengths=resolved.lengths(),
         )  # fmt: skip
+        flush()
         resolved = replace(resolved, spec=replace(spec, driver=record.values["drivers"]))
         fit = fit or (ElasticFit if job.workers.elastic else Fit)(say=observer.stage)
         return _run(job, resolved, paths, record, observer, job_text, tracked, fit)
@@ -170,7 +179,7 @@ def _run(
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
-        raise RunError(f"stopped. Continue with --resume; checkpoints are in {paths.checkpoints}.") from None
+        raise RunError(f"stopped. Continue with --resume; checkpoints are in {shown(paths.checkpoints)}.") from None
     finally:
         record.update(status=status.lower())
         if tracker:
@@ -181,9 +190,9 @@ def _run(
             record.update(mlflow_run_id=tracker.run_id)
     restarts = sum(event["kind"] in ("start", "resume") for event, _ in read_events(paths.events)) - 1
     result = TrainResult(
-        run_dir=str(paths.run),
+        run_dir=shown(paths.run),
         mlflow_run_id=tracker.run_id if tracker else None,
-        model_dir=str(paths.model),
+        model_dir=shown(paths.model),
         labels=spec.labels,
         restarts=restarts,
         **outcome["result"],
@@ -197,8 +206,7 @@ def _windows_beside(job: TrainJob, resolved: Resolved, paths: RunPaths) -> conte
     """Streamed rows are prepared while inside."""
     if resolved.windows is None:
         return contextlib.nullcontext()
-    progress = paths.run / "progress.json"
-    return resolved.windows.running(lambda: (read_json(progress) or {}).get("step", 0), paths.quarantine, functools.partial(map_beside_training, job))
+    return resolved.windows.running(lambda: (read_json(paths.progress) or {}).get("step", 0), paths.quarantine, functools.partial(map_beside_training, job))
 
 
 def _finished(paths: RunPaths, job: TrainJob, observer: Observer) -> TrainResult | None:
@@ -208,7 +216,7 @@ def _finished(paths: RunPaths, job: TrainJob, observer: Observer) -> TrainResult
         return None
     tracker = Tracker(paths, job.tracking, {}, dump_job(job), observer.warn).start()
     tracker.close("FINISHED")
-    with open_run(paths, overwrite=False) as run:
+    with open_run(paths, overwrite=False) as run, carried(paths, observer.warn):
         run.update(mlflow_run_id=tracker.run_id, result={**record["result"], "mlflow_run_id": tracker.run_id})
     return TrainResult(**{**record["result"], "mlflow_run_id": tracker.run_id})
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from raytrain_nlp.config.model import ModelConfig, TokenizerTraining
 from raytrain_nlp.errors import InputError, Problem, nearest
+from raytrain_nlp.remote.mirror import fetch, fetch_tree, push, push_tree
 
 
 @functools.lru_cache(maxsize=4)
@@ -22,6 +23,7 @@ def load_tokenizer(folder: str) -> Any:
     """The tokenizer of a folder this package wrote."""
     from transformers import AutoTokenizer
 
+    fetch_tree(Path(folder))
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
@@ -72,6 +74,8 @@ def train_tokenizer(texts: Iterable[str], training: TokenizerTraining, kind: str
     """
     parts = [key, training.model_dump(), kind, version("tokenizers"), max_length]
     pointer = cache / f"trained-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}"
+    if fetch(pointer):
+        fetch_tree(cache / pointer.read_text())
     if pointer.exists() and (cache / pointer.read_text()).exists():
         return cache / pointer.read_text()
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -98,6 +102,7 @@ def train_tokenizer(texts: Iterable[str], training: TokenizerTraining, kind: str
     temporary = cache / f".{uuid.uuid4().hex}"
     temporary.write_text(folder.name)
     temporary.replace(pointer)
+    push(pointer)
     return folder
 
 
@@ -129,6 +134,7 @@ def _keep(tokenizer: Any, cache: Path) -> Path:
         folder = cache / digest.hexdigest()[:24]
         if not folder.exists():
             staging.rename(folder)
+        push_tree(folder)
         return folder
     finally:
         shutil.rmtree(staging, ignore_errors=True)

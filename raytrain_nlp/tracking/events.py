@@ -29,7 +29,11 @@ class EventLog:
         """Append one event. Numbers that JSON lacks (NaN, infinity) are left out."""
         if self._path is None:
             return
-        line = json.dumps({"kind": kind, "time": time.time_ns() // 1_000_000, **_plain(fields)}, ensure_ascii=False)
+        self.append({"kind": kind, "time": time.time_ns() // 1_000_000, **_plain(fields)})
+
+    def append(self, event: dict[str, Any]) -> None:
+        """Append an event as it is."""
+        line = json.dumps(event, ensure_ascii=False)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 

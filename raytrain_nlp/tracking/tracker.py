@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 from raytrain_nlp.config.cluster import TrackingConfig
 from raytrain_nlp.paths import SECRETS, RunPaths, read_json, redact, write_json
+from raytrain_nlp.remote.mirror import remote_of
 from raytrain_nlp.tracking.events import read_events
 
 RUN_TAG = "raytrain_nlp.run_uid"
@@ -33,6 +34,11 @@ _NO_NAME = re.compile(r"[^/\w.\- :]")
 def default_uri(storage: Path) -> str:
     """The SQLite database below a storage path; absolute, because processes have different current directories."""
     return f"sqlite:///{storage.resolve() / 'mlflow.db'}"
+
+
+def database_folder(paths: RunPaths) -> Path:
+    """Where the default database is: shared by all runs of a storage path; in object storage, which two cannot write to, each has its own."""
+    return paths.run if remote_of(paths.run) else paths.storage
 
 
 class Tracker:
@@ -48,7 +54,7 @@ class Tracker:
 
     def __init__(self, paths: RunPaths, config: TrackingConfig, params: dict[str, Any], job_text: str, warn: Callable[[str], None]):
         self._paths, self._config, self._params, self._job_text, self._warn = paths, config, params, job_text, warn
-        self.uri = config.tracking_uri or default_uri(paths.storage)
+        self.uri = config.tracking_uri or default_uri(database_folder(paths))
         state = read_json(paths.tracking) or {}
         self._state: dict[str, Any] = {"run_uid": uuid.uuid4().hex, "run_id": None, "offset": 0, "last_step": {}, **state}
         self._client: Any = None
@@ -195,7 +201,7 @@ class Tracker:
         if experiment is not None:
             return experiment.experiment_id
         # only our own database needs to be told where artifacts go: its default is the current directory
-        artifacts = None if self._config.tracking_uri else (self._paths.storage.resolve() / "mlartifacts").as_uri()
+        artifacts = None if self._config.tracking_uri else (database_folder(self._paths).resolve() / "mlartifacts").as_uri()
         try:
             return client.create_experiment(name, artifact_location=artifacts)
         except Exception:  # another run created it meanwhile

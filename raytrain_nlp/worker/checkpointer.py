@@ -18,6 +18,7 @@ from raytrain_nlp.checkpoint.state import load_state, save_state
 from raytrain_nlp.errors import CheckpointError
 from raytrain_nlp.modeling.lora import trainable_state
 from raytrain_nlp.worker.collectives import broadcast_object, gather_objects
+from raytrain_nlp.worker.commits import Commits
 
 _TRAINER_STATE = "trainer_state.json"
 
@@ -26,16 +27,13 @@ _TRAINER_STATE = "trainer_state.json"
 class Checkpointer:
     """Writes to and reads from `root`; knows what a manifest of this run must say."""
 
-    root: Path
-    save_total_limit: int | None
+    commits: Commits
     zero_stage: int
     data_fingerprint: str
     versions: dict[str, str]
     keep_best: bool
     adapter_only: bool
     """Keep trained parameters only: the rest is the base model's."""
-    on_commit: Any
-    """Called with (step, seconds) on the first rank after each commit."""
     renew_hyperparameters: bool = False
     """Keep the job's own learning rate, weight decay and the like when an optimizer is loaded."""
 
@@ -58,6 +56,10 @@ class Checkpointer:
 
         trainer.accelerator.prepare = prepare_safely
 
+    @property
+    def root(self) -> Path:
+        return self.commits.root
+
     # Saving
 
     def save(self, trainer: Any) -> None:
@@ -68,14 +70,11 @@ class Checkpointer:
         staging = Path(broadcast_object(str(store.staging_dir(self.root, step)) if first else None))
         staging.mkdir(parents=True, exist_ok=True)
         written = self._write(trainer, staging)
-        entries = gather_objects(store.describe_files(staging, written), to_rank=0)
-        if first:
-            files = sorted((entry for part in entries for entry in part), key=lambda entry: entry.path)
-            manifest = store.Manifest(step, trainer.args.world_size, self.zero_stage, self.data_fingerprint, self.versions, files)
-            store.commit(self.root, staging, manifest)
-            best = trainer.state.best_global_step
-            store.apply_retention(self.root, self.save_total_limit, {best} if self.keep_best and best else set())
-            self.on_commit(step, time.perf_counter() - started)
+        mine = store.describe_files(staging, written)
+        files = sorted((entry for part in gather_objects(mine) for entry in part), key=lambda entry: entry.path)
+        manifest = store.Manifest(step, trainer.args.world_size, self.zero_stage, self.data_fingerprint, self.versions, files)
+        best = trainer.state.best_global_step
+        self.commits.commit(staging, mine, manifest, {best} if self.keep_best and best else set(), started)
         if dist.is_initialized():
             dist.barrier()
         trainer.state.best_model_checkpoint = self.path_of(trainer.state.best_global_step)
@@ -150,6 +149,8 @@ class Checkpointer:
     def load_best(self, trainer: Any, folder: str | None) -> None:
         """Weights of the best checkpoint into the trained model, verified first."""
         best = next((found for found in store.list_checkpoints(self.root) if str(found.path) == folder), None)
+        if best is not None:
+            self.commits.bring(best.manifest.step)
         wrong = "is missing" if best is None else store.damage(best)
         if wrong:
             raise CheckpointError(f"the best checkpoint cannot be loaded: {folder} {wrong}.")

@@ -13,6 +13,7 @@ from raytrain_nlp.config import TrainJob, load_job
 from raytrain_nlp.config.lora import MERGE
 from raytrain_nlp.errors import InputError, NonFiniteLossError, RunError
 from raytrain_nlp.paths import RunPaths, read_json, write_json
+from raytrain_nlp.remote.mirror import push, shown
 from raytrain_nlp.scratch import scratch_folder
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.user_code import describe, fails_in_users_code
@@ -31,13 +32,20 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
 
 def run_guarded(spec: Any, body: Callable[[Any, RunPaths, str], dict[str, Any]]) -> dict[str, Any]:
     """`body(spec, paths, scratch)` with this rank's log, and its errors as `run_worker` returns them."""
-    paths = RunPaths(spec.storage_path, spec.name)
-    if told := read_json(paths.user_error):
-        return {"error": RunError(f"the user's code failed: {told['error']}. Logs of all ranks: {paths.logs}.")}
-    if told := read_json(paths.feed_error):
-        return {"error": RunError(told["error"])}
-    _set_threads()
-    with rank_log(paths.logs, int(os.environ["RANK"])), scratch_folder() as scratch:
+    from raytrain_nlp.worker.outgoing import errors_of_before
+
+    paths, rank = RunPaths(spec.storage_path, spec.name), int(os.environ["RANK"])
+    with errors_of_before(paths, rank):
+        if told := read_json(paths.user_error):
+            return {"error": RunError(f"the user's code failed: {told['error']}. Logs of all ranks: {shown(paths.logs)}.")}
+        if told := read_json(paths.feed_error):
+            return {"error": RunError(told["error"])}
+        _set_threads()
+        return _run_logged(spec, paths, rank, body)
+
+
+def _run_logged(spec: Any, paths: RunPaths, rank: int, body: Callable[[Any, RunPaths, str], dict[str, Any]]) -> dict[str, Any]:
+    with rank_log(paths.logs, rank), scratch_folder() as scratch:
         try:
             return {"result": body(spec, paths, str(scratch))}
         except (NonFiniteLossError, InputError) as error:
@@ -47,6 +55,7 @@ def run_guarded(spec: Any, body: Callable[[Any, RunPaths, str], dict[str, Any]])
             traceback.print_exc()
             if fails_in_users_code(error):
                 write_json(paths.user_error, {"error": describe(error)})
+                push(paths.user_error)
             raise
 
 
@@ -64,27 +73,38 @@ def run_body(spec: WorkerSpec, paths: RunPaths, scratch: str, stop_asked: Callab
     Once `stop_asked` says so on any rank, all end before their next step, and the result is `{"stopped": True}`. With
     `{"moved": True}` they have committed a checkpoint, from which other workers are to go on.
     """
+    from raytrain_nlp.worker.outgoing import event_log
+
+    rank = int(os.environ["RANK"])
+    with event_log(paths, spec.driver, rank) as (events, flush):
+        events.write("phase", phase="worker")
+        return _run_rank(spec, paths, scratch, stop_asked, events, flush)
+
+
+def _run_rank(
+    spec: WorkerSpec, paths: RunPaths, scratch: str, stop_asked: Callable[[], bool], events: EventLog, flush: Callable[[], None]
+) -> dict[str, Any]:
     from raytrain_nlp.worker.collectives import gather_objects
     from raytrain_nlp.worker.meter import peak_memory
     from raytrain_nlp.worker.notice import noticed
     from raytrain_nlp.worker.shared_folder import check_shared
 
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    events = EventLog(paths.events if rank == 0 else None)
-    events.write("phase", phase="worker")
     whole = load_job(spec.job)
     job = whole.at_size(world_size)
     check_shared(spec, paths)
-    checkpoint = _find_checkpoint(paths, events, rank)
+    commits = _build_commits(paths, job, events, rank, flush)
+    checkpoint = commits.find(lambda line: events.write("notice", text=line))
     start = checkpoint.manifest.step if checkpoint else 0
     if checkpoint and checkpoint.manifest.versions != spec.versions:
         events.write("notice", text=f"{checkpoint.path.name} was written with other versions: {_differences(checkpoint.manifest.versions, spec.versions)}.")
     _announce(events, start, world_size)
     loaders = _build_loaders(spec, job, start, world_size, rank, -(-whole.workers.num_workers // world_size))
     with noticed(paths, events, rank) as move_asked:
-        trainer = _build_trainer(spec, job, paths, events, loaders, scratch, (stop_asked, move_asked))
+        trainer = _build_trainer(spec, job, paths, events, loaders, scratch, (stop_asked, move_asked), commits)
         events.write("phase", phase="model")
         trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+        commits.finish()
     loaders[0].close()
     result = {"stopped": True} if trainer.stopped else {"moved": True} if trainer.moving else _finish(trainer, job, paths, world_size, spec)
     events.write("end", step=trainer.state.global_step, peak_memory=gather_objects(peak_memory()))
@@ -92,14 +112,13 @@ def run_body(spec: WorkerSpec, paths: RunPaths, scratch: str, stop_asked: Callab
     return result
 
 
-def _find_checkpoint(paths: RunPaths, events: EventLog, rank: int) -> store.Checkpoint | None:
-    from raytrain_nlp.worker.collectives import broadcast_object, find_common_checkpoint
+def _build_commits(paths: RunPaths, job: TrainJob, events: EventLog, rank: int, flush: Callable[[], None]) -> Any:
+    from raytrain_nlp.worker.commits import build_commits
 
-    if rank == 0:
-        paths.checkpoints.mkdir(parents=True, exist_ok=True)
-        store.clean_leftovers(paths.checkpoints)
-    broadcast_object(None)  # nobody looks before the leftovers are gone
-    return find_common_checkpoint(paths.checkpoints, lambda line: events.write("notice", text=line))
+    def told(step: int, seconds: float) -> None:
+        events.write("checkpoint", step=step, seconds=round(seconds, 3))
+
+    return build_commits(paths.checkpoints, rank, job.arguments().get("save_total_limit"), told, flush)
 
 
 def _differences(before: dict[str, str], now: dict[str, str]) -> str:
@@ -124,7 +143,8 @@ def _build_loaders(spec: WorkerSpec, job: TrainJob, start: int, world_size: int,
 
 
 def _build_trainer(
-    spec: WorkerSpec, job: TrainJob, paths: RunPaths, events: EventLog, loaders: tuple[Any, Any], scratch: str, asked: tuple[Callable[[], bool], Callable[[], bool]]
+    spec: WorkerSpec, job: TrainJob, paths: RunPaths, events: EventLog, loaders: tuple[Any, Any], scratch: str, asked: tuple[Callable[[], bool], Callable[[], bool]],
+    commits: Any,
 ) -> Any:
     from transformers import PrinterCallback, set_seed
 
@@ -152,20 +172,18 @@ def _build_trainer(
         processing_class=tokenizer,
         compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=preprocess_logits,
-        callbacks=build_callbacks(job, spec, events, paths.run / "progress.json", arguments.process_index == 0),
+        callbacks=build_callbacks(job, spec, events, paths.progress, arguments.process_index == 0),
         task=task,
         train_loader=loaders[0],
         eval_loader=loaders[1],
         checkpointer=Checkpointer(
-            root=paths.checkpoints,
-            save_total_limit=job.arguments().get("save_total_limit"),
+            commits=commits,
             zero_stage=job.deepspeed.zero_stage,
             data_fingerprint=spec.data_fingerprint,
             versions=spec.versions,
             keep_best=arguments.load_best_model_at_end,
             adapter_only=job.lora is not None,
             renew_hyperparameters=spec.renew_hyperparameters,
-            on_commit=lambda step, seconds: events.write("checkpoint", step=step, seconds=round(seconds, 3)),
         ),
         locate_row=find_row(spec.train),
         keep_labels=keep_labels,
@@ -197,6 +215,7 @@ def _finish(trainer: Any, job: TrainJob, paths: RunPaths, world_size: int, spec:
     """Figures of the weights that are exported, and the export."""
     from raytrain_nlp.modeling.export import export_model
     from raytrain_nlp.worker.metrics import write_generated
+    from raytrain_nlp.worker.outgoing import send_results
 
     generates = getattr(trainer.args, "predict_with_generate", False)
     state = trainer.state
@@ -211,6 +230,8 @@ def _finish(trainer: Any, job: TrainJob, paths: RunPaths, world_size: int, spec:
         write_generated(paths.run / "generated_predictions.jsonl", *trainer.scored, trainer.processing_class)
     if spec.exports:
         export_model(trainer, Path(paths.model), _merge(job, paths, trainer, spec.labels))
+    if trainer.is_world_process_zero():
+        send_results(paths, paths.run / "generated_predictions.jsonl")
     newest = store.list_checkpoints(paths.checkpoints)
     return {
         "metrics": metrics,
@@ -218,7 +239,7 @@ def _finish(trainer: Any, job: TrainJob, paths: RunPaths, world_size: int, spec:
         "epoch": state.epoch,
         "best_step": state.best_global_step,
         "world_size": world_size,
-        "checkpoint": str(newest[-1].path) if newest else None,
+        "checkpoint": shown(newest[-1].path) if newest else None,
     }
 
 

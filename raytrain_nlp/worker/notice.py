@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from raytrain_nlp.paths import RunPaths, read_json
+from raytrain_nlp.remote.mirror import delete, refetch, remote_of
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.worker.collectives import gather_objects
 
 _POLL_S = 1.0
+_REMOTE_POLL_S = 5.0
+"""A question to object storage costs a request."""
 
 
 @contextlib.contextmanager
@@ -28,9 +31,10 @@ def noticed(paths: RunPaths, events: EventLog, rank: int) -> Iterator[Callable[[
         yield given.is_set
         return
     paths.move.unlink(missing_ok=True)
+    delete([paths.move])
 
     def look() -> None:
-        while not over.wait(_POLL_S):
+        while not over.wait(_POLL_S if remote_of(paths.run) is None else _REMOTE_POLL_S):
             if reason := _asked(paths) or _drained(nodes):
                 given.set()
                 events.write("notice", text=f"{reason}: a checkpoint is committed, and the run goes on from it.")
@@ -52,6 +56,7 @@ def _node_id() -> str | None:
 
 def _asked(paths: RunPaths) -> str | None:
     with contextlib.suppress(Exception):  # a storage that does not answer now may do so a second later
+        refetch(paths.move, patience=1)
         return (read_json(paths.move) or {}).get("reason")
     return None
 

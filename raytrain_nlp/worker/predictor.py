@@ -23,6 +23,7 @@ from raytrain_nlp.config import load_job
 from raytrain_nlp.data.outputs import BAD, open_output, part_name, to_table
 from raytrain_nlp.data.readers import BadRow, Row, read_rows
 from raytrain_nlp.data.sources import Piece
+from raytrain_nlp.remote.mirror import fetch_tree
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import CollateContext, Lengths
 from raytrain_nlp.user_code import UserObject, describe
@@ -83,6 +84,9 @@ class Predictor:
         lengths = self._task.lengths(job.data.max_length, "validation")
         self._lengths = lengths if lengths.source else Lengths(job.data.max_length)
         self._device = "cuda" if job.workers.use_gpu else "cpu"
+        for folder in (spec.weights, job.model.name_or_path):
+            if folder:
+                fetch_tree(Path(folder))
         self._model = load_trained(Path(spec.weights), job.model, self._task, spec.labels, self._tokenizer).to(self._device).eval()
         self._preprocess = spec.preprocess.load() if spec.preprocess else None
 

@@ -11,6 +11,7 @@ from typing import Any
 from raytrain_nlp.config import TrainJob, load_job
 from raytrain_nlp.data.split import Split, SplitSpec
 from raytrain_nlp.paths import RunPaths
+from raytrain_nlp.remote.mirror import fetch_tree, push
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.worker.loop import run_guarded
 
@@ -43,6 +44,9 @@ def run_scoring(config: dict[str, Any]) -> dict[str, Any]:
 
 def _score(spec: ScoringSpec, paths: RunPaths, scratch: str) -> dict[str, Any]:
     rank = int(os.environ["RANK"])
+    for folder in (spec.weights, (spec.job.get("model") or {}).get("name_or_path")):
+        if folder:
+            fetch_tree(Path(folder))
     EventLog(paths.events if rank == 0 else None).write("start", step=0, world_size=int(os.environ["WORLD_SIZE"]), pids=[os.getpid()])
     trainer, task = _build_trainer(spec, load_job(spec.job), paths, scratch)
     metrics = {key: value for key, value in trainer.evaluate().items() if key.startswith("eval_")}
@@ -51,6 +55,7 @@ def _score(spec: ScoringSpec, paths: RunPaths, scratch: str) -> dict[str, Any]:
     predictions, truth = trainer.scored
     if spec.keep_rows:
         _write_rows(paths.run / SCORES, Split(spec.validation), task.score_rows(predictions, truth, spec.labels, trainer.processing_class))
+        push(paths.run / SCORES)
     return {"metrics": metrics, "report": task.build_report(predictions, truth, spec.labels)}
 
 
@@ -82,7 +87,7 @@ def _build_trainer(spec: ScoringSpec, job: TrainJob, paths: RunPaths, scratch: s
         processing_class=tokenizer,
         compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=preprocess_logits,
-        callbacks=[EvalProgress(paths.run / "progress.json", spec.eval_steps)] if arguments.process_index == 0 else [],
+        callbacks=[EvalProgress(paths.progress, spec.eval_steps)] if arguments.process_index == 0 else [],
         task=task,
         train_loader=None,
         eval_loader=loader,

@@ -7,6 +7,7 @@ import time
 
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.paths import RunPaths, read_json
+from raytrain_nlp.remote.mirror import refetch
 from raytrain_nlp.worker.collectives import gather_objects
 from raytrain_nlp.worker.spec import WorkerSpec
 
@@ -26,7 +27,10 @@ def check_shared(spec: WorkerSpec, paths: RunPaths) -> None:
 def sees_record(spec: WorkerSpec, paths: RunPaths) -> bool:
     """Is the record here that this driver wrote, and not none or that of another time?"""
     end = time.monotonic() + _LAG_S
-    while spec.driver and (read_json(paths.record) or {}).get("drivers") != spec.driver:
+    while spec.driver:
+        refetch(paths.record)
+        if (read_json(paths.record) or {}).get("drivers") == spec.driver:
+            return True
         if time.monotonic() > end:
             return False
         time.sleep(0.2)

@@ -21,6 +21,7 @@ LAYERS = [
     {"modeling", "checkpoint", "tracking"},
     {"tasks"},
     {"config"},
+    {"remote"},
     {"paths", "scratch"},
     {"user_code"},
     {"errors"},

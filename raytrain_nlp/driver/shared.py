@@ -1,0 +1,144 @@
+"""A run whose `storage_path` is object storage, on the driver's side: what it writes goes there, what the workers send comes from there.
+
+    workers --events/N.jsonl, progress.json--> storage --> driver --joins--> events.jsonl --> storage
+
+On the workers' own node their files are here already: only what the storage has more of is copied.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from raytrain_nlp.paths import RunPaths
+from raytrain_nlp.remote import mirror
+from raytrain_nlp.remote.courier import Courier, Outbox
+from raytrain_nlp.remote.objects import PATIENCE_S
+from raytrain_nlp.tracking.events import EventLog, read_events
+
+_PULL_S = 2.0
+_DATABASE_S = 30.0
+_LARGE = ("checkpoints", "model", "ray", "trials")
+"""Folders whose files come when they are asked for."""
+
+
+@contextlib.contextmanager
+def arrived(paths: RunPaths) -> Iterator[None]:
+    """While inside this node has the small files of a run as the storage has them. Nothing to do for a folder."""
+    if mirror.remote_of(paths.run) is None:
+        yield
+        return
+    with mirror.in_use(paths.run):
+        bring_run(paths)
+        yield
+
+
+def bring_run(paths: RunPaths) -> None:
+    """The small files of a run, in the state of the storage; what an earlier driver has left here is older, or was never sent."""
+    for path in paths.run.glob("*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path != paths.lock:
+            path.unlink(missing_ok=True)
+    mirror.fetch_tree(paths.run, lambda name: name.partition("/")[0] not in _LARGE or name.count("/") == 2 and name.endswith("manifest.json"), again=True)
+
+
+@contextlib.contextmanager
+def carried(paths: RunPaths, warn: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+    """While inside, files travel. Yields what waits until those written so far are in the storage."""
+    if mirror.remote_of(paths.run) is None:
+        yield lambda: None
+        return
+    carrier = _Carrier(paths)
+    with Courier(carrier.carry, warn, every_s=0.3) as courier:
+        yield courier.flush
+    carrier.tidy()
+
+
+class _Carrier:
+    def __init__(self, paths: RunPaths):
+        self._paths, self._outbox = paths, Outbox()
+        self._joined = {name: offset for event, _ in read_events(paths.events) if (found := event.get("from")) for name, offset in [found]}
+        self._next_pull = self._next_database = 0.0
+        self._database: tuple[int, int] | None = None
+
+    def carry(self, patience: float) -> None:
+        now, whole = time.monotonic(), patience >= PATIENCE_S
+        if pull := whole or now >= self._next_pull:
+            self._pull()
+        self._join()
+        if pull:
+            tracking = self._paths.tracking.read_bytes() if self._paths.tracking.exists() else None
+            self._send_database(whole)
+            for path in self._own_files():
+                self._outbox.send(path, patience)
+            if tracking is not None:  # says what has been shipped of the events, so it is sent behind them, as it was before
+                self._send_tracking(tracking, patience)
+            self._next_pull = time.monotonic() + _PULL_S
+
+    def tidy(self) -> None:
+        """All that the workers sent has been joined."""
+        mirror.delete_tree(self._paths.worker_events)
+
+    def _pull(self) -> None:
+        """What workers on other nodes have sent."""
+        folder = self._paths.worker_events
+        elsewhere = False
+        for name, size in mirror.list_tree(folder).items():
+            file = folder / name
+            if not file.exists() or file.stat().st_size < size:
+                mirror.refetch(file)
+                elsewhere = True
+        if elsewhere:
+            mirror.refetch(self._paths.progress)
+            mirror.refetch(self._paths.user_error)
+
+    def _join(self) -> None:
+        log = None
+        for file in sorted(self._paths.worker_events.glob("[0-9]*.jsonl")):
+            for event, behind in read_events(file, self._joined.get(file.name, 0)):
+                log = log or EventLog(self._paths.events)
+                log.append({**event, "from": [file.name, behind]})
+                self._joined[file.name] = behind
+
+    def _own_files(self) -> list[Path]:
+        paths = self._paths
+        others = {paths.lock, paths.lease, paths.progress, paths.tracking, paths.user_error, _database_of(paths)}
+        files = [path for path in paths.run.glob("*") if path.is_file() and path not in others and not path.name.startswith(".") and "mlflow.db" not in path.name]
+        return sorted([*files, *(path for folder in ("mlartifacts", "plots") for path in (paths.run / folder).rglob("*") if path.is_file())])
+
+    def _send_database(self, whole: bool) -> None:
+        """A copy of MLflow's database in which no transaction is half done."""
+        source = _database_of(self._paths)
+        if not source.exists() or (not whole and time.monotonic() < self._next_database):
+            return
+        state = (source.stat().st_mtime_ns, source.stat().st_size)
+        if state == self._database:
+            return
+        copy = source.with_name(".mlflow.db.copy")
+        with contextlib.closing(sqlite3.connect(source)) as live, contextlib.closing(sqlite3.connect(copy)) as still:
+            live.backup(still)
+        mirror.push(copy, to=source)
+        copy.unlink()
+        self._database, self._next_database = state, time.monotonic() + _DATABASE_S
+
+    def _send_tracking(self, content: bytes, patience: float) -> None:
+        copy = self._paths.tracking.with_name(".tracking.json.copy")
+        if not copy.exists() or copy.read_bytes() != content:
+            copy.write_bytes(content)
+            mirror.push(copy, patience, to=self._paths.tracking)
+
+
+def _database_of(paths: RunPaths) -> Path:
+    return paths.run / "mlflow.db"
+
+
+def delete_run(paths: RunPaths) -> None:
+    """What the storage has of a run, its record first and its lease not at all."""
+    names = sorted(mirror.list_tree(paths.run), key=lambda name: name != paths.record.name)
+    mirror.delete(paths.run / name for name in names if name != paths.lease.name)
+

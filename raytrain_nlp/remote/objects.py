@@ -1,0 +1,124 @@
+"""The objects of a bucket (`s3://`, `gs://`): files up and down. What fails for a moment is tried again, with growing pauses."""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from raytrain_nlp.errors import StorageError
+
+SCHEMES = {"s3": "s3fs", "gs": "gcsfs"}
+"""Kinds of object storage, with the package that fsspec needs for each."""
+PATIENCE_S = 300.0
+"""How long a request is tried again."""
+_FIRST_PAUSE_S, _MAX_PAUSE_S = 0.5, 15.0
+_READ_TIMEOUT_S, _CONNECT_TIMEOUT_S = 60, 10
+_FINAL = (FileNotFoundError, PermissionError)
+"""No second try makes these good."""
+T = TypeVar("T")
+
+
+class Objects:
+    """All objects of one bucket, by their keys.
+
+    Args:
+        url: `SCHEME://BUCKET`.
+
+    Methods raise `FileNotFoundError` where there is no such object, `StorageError` where the storage refuses, or has failed
+    for `patience` seconds.
+    """
+
+    def __init__(self, url: str):
+        self.url = url
+        self._scheme, _, self._bucket = url.partition("://")
+
+    def put(self, file: Path, key: str, patience: float = PATIENCE_S) -> None:
+        """The content of a file as an object."""
+        self._try(lambda fs: fs.put_file(str(file), self._path(key)), f"write {key}", patience)
+
+    def put_bytes(self, content: bytes, key: str, patience: float = PATIENCE_S) -> None:
+        self._try(lambda fs: fs.pipe_file(self._path(key), content), f"write {key}", patience)
+
+    def get(self, key: str, file: Path, patience: float = PATIENCE_S) -> None:
+        """An object as a file, of which nothing is to be seen before it is whole."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            self._try(lambda fs: fs.get_file(self._path(key), str(temporary)), f"read {key}", patience)
+            os.replace(temporary, file)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def get_bytes(self, key: str, patience: float = PATIENCE_S) -> bytes:
+        return self._try(lambda fs: fs.cat_file(self._path(key)), f"read {key}", patience)
+
+    def find(self, prefix: str = "", patience: float = PATIENCE_S) -> dict[str, int]:
+        """Keys below a prefix (a folder, without the last slash), with their sizes in bytes."""
+
+        def look(fs: Any) -> dict[str, Any]:
+            fs.invalidate_cache()
+            return fs.find(self._path(prefix), detail=True)
+
+        found = self._try(look, f"list {prefix}", patience)
+        cut = len(self._bucket) + 1
+        return {path[cut:]: int(info.get("size") or 0) for path, info in found.items() if path[cut:] and not path.endswith("/")}
+
+    def modified(self, key: str) -> float:
+        """When an object was written, by the clock of the storage: seconds since the epoch."""
+
+        def look(fs: Any) -> Any:
+            fs.invalidate_cache()
+            return fs.modified(self._path(key))
+
+        return self._try(look, f"read {key}").timestamp()
+
+    def delete(self, keys: Iterable[str], patience: float = PATIENCE_S) -> None:
+        """Delete objects; one that is gone already is no error."""
+        for key in keys:
+            try:
+                self._try(lambda fs, key=key: fs.rm_file(self._path(key)), f"delete {key}", patience)
+            except FileNotFoundError:
+                continue
+
+    def _path(self, key: str) -> str:
+        return f"{self._bucket}/{key}" if key else self._bucket
+
+    def _try(self, action: Callable[[Any], T], what: str, patience: float = PATIENCE_S) -> T:
+        end, pause = time.monotonic() + patience, _FIRST_PAUSE_S
+        while True:
+            try:
+                return action(_filesystem(self._scheme, os.getpid()))
+            except FileNotFoundError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the clients of object storage raise kinds of their own
+                if isinstance(error, _FINAL) or type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError") or time.monotonic() + pause > end:
+                    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+                    raise StorageError(f"{self.url} cannot {what}: {type(error).__name__}: {reason}") from error
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(pause * 2, _MAX_PAUSE_S)
+
+
+_making = threading.Lock()
+
+
+def _filesystem(scheme: str, pid: int) -> Any:
+    with _making:
+        return _make_filesystem(scheme, pid)
+
+
+@functools.lru_cache(maxsize=4)
+def _make_filesystem(scheme: str, pid: int) -> Any:
+    """fsspec's file system, of this process alone: a fork must not use the connections of its parent."""
+    import fsspec
+
+    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+    if scheme == "s3":
+        options["config_kwargs"] = {"read_timeout": _READ_TIMEOUT_S, "connect_timeout": _CONNECT_TIMEOUT_S}
+    return fsspec.filesystem(scheme, **options)

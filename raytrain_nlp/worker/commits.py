@@ -1,0 +1,178 @@
+"""Where checkpoints are committed: a folder that all ranks share, or object storage, to which they travel while training goes on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from raytrain_nlp.checkpoint import store
+from raytrain_nlp.errors import StorageError
+from raytrain_nlp.remote import mirror
+from raytrain_nlp.worker.collectives import broadcast_object, find_common_checkpoint, gather_objects
+
+_POLL_S = 0.5
+_OTHERS_S = 1_200.0
+"""How long the first rank waits for the files of the others."""
+
+
+@dataclass
+class Commits:
+    """In a shared folder."""
+
+    root: Path
+    rank: int
+    save_total_limit: int | None
+    on_commit: Callable[[int, float], None]
+    """Called with (step, seconds) on the first rank after each commit."""
+
+    def find(self, note: Callable[[str], None]) -> store.Checkpoint | None:
+        """The newest good checkpoint, the same on all ranks; every rank must call it."""
+        if self.rank == 0:
+            self.root.mkdir(parents=True, exist_ok=True)
+            store.clean_leftovers(self.root)
+        broadcast_object(None)  # nobody looks before the leftovers are gone
+        return find_common_checkpoint(self.root, note)
+
+    def commit(self, staging: Path, mine: list[store.FileEntry], manifest: store.Manifest, keep: set[int], started: float) -> None:
+        """Make a checkpoint of what all ranks have staged. Every rank calls it, with the files it wrote itself."""
+        if self.rank == 0:
+            store.commit(self.root, staging, manifest)
+            store.apply_retention(self.root, self.save_total_limit, keep)
+            self.on_commit(manifest.step, time.perf_counter() - started)
+
+    def bring(self, step: int) -> None:
+        """Have all files of a committed checkpoint at hand; every rank must call it."""
+
+    def finish(self) -> None:
+        """Wait until what was committed is safe; every rank must call it."""
+
+
+@dataclass
+class RemoteCommits(Commits):
+    """In object storage. Each node keeps what its own ranks wrote of the newest checkpoint; the storage says which are committed.
+
+    A rank's thread sends its files, then a mark; the first rank's sends the manifest once all marks are there.
+    """
+
+    local_rank: int = 0
+    local_world_size: int = 1
+    before_commit: Callable[[], None] = lambda: None
+    """What must be in the storage before a checkpoint is."""
+
+    def __post_init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+        self._over = threading.Event()
+
+    def find(self, note: Callable[[str], None]) -> store.Checkpoint | None:
+        self._together(self._take_index)
+        return store.find_checkpoint(self.root, self._damage, note)
+
+    def commit(self, staging: Path, mine: list[store.FileEntry], manifest: store.Manifest, keep: set[int], started: float) -> None:
+        self.finish()  # one is on its way at a time
+        if self.local_rank == 0:
+            store.commit(self.root, staging, manifest)
+            store.apply_retention(self.root, 1, keep)
+        broadcast_object(None)
+        self._thread = threading.Thread(target=self._send, args=(manifest, mine, staging.name, keep, started), name="upload", daemon=True)
+        self._thread.start()
+
+    def bring(self, step: int) -> None:
+        self._together(lambda: mirror.fetch_tree(self.root / store.checkpoint_name(step)))
+
+    def finish(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+        errors = [error for error in gather_objects(str(self._error) if self._error else None) if error]
+        if errors:
+            raise StorageError(f"a checkpoint could not be kept: {errors[0]}.")
+
+    def _take_index(self) -> None:
+        """Manifests as the storage has them; what is neither committed there nor on its way is removed."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        store.clean_leftovers(self.root)
+        there = mirror.list_tree(self.root)
+        committed = {name.partition("/")[0] for name in there if name.endswith(f"/{store.MANIFEST}")}
+        for folder in self.root.glob("checkpoint-*"):
+            if folder.name not in committed:
+                shutil.rmtree(folder, ignore_errors=True)
+        if self.rank == 0:
+            mirror.delete(self.root / name for name in there if name.partition("/")[0] not in committed)
+        mirror.fetch_tree(self.root, lambda name: name.partition("/")[2] == store.MANIFEST, again=True)
+
+    def _damage(self, checkpoint: store.Checkpoint) -> str | None:
+        """What is wrong with a checkpoint in the storage: files of this node that differ from it are copied again before they are blamed."""
+
+        def copy(again: bool) -> None:
+            if again:
+                for entry in checkpoint.manifest.files:
+                    (checkpoint.path / entry.path).unlink(missing_ok=True)
+            mirror.fetch_tree(checkpoint.path)
+
+        wrong = None
+        for again in (False, True):
+            self._together(lambda again=again: copy(again))
+            found = gather_objects(store.damage(checkpoint, self.local_rank, self.local_world_size))
+            if (wrong := next((text for text in found if text), None)) is None:
+                return None
+        return wrong
+
+    def _together(self, action: Callable[[], None]) -> None:
+        """`action` once a node; raises on all ranks where it fails on any."""
+        failed = None
+        if self.local_rank == 0:
+            try:
+                action()
+            except StorageError as error:
+                failed = str(error)
+        if told := next((text for text in gather_objects(failed) if text), None):
+            raise StorageError(told)
+
+    def _send(self, manifest: store.Manifest, mine: list[store.FileEntry], attempt: str, keep: set[int], started: float) -> None:
+        folder = self.root / store.checkpoint_name(manifest.step)
+        try:
+            for entry in mine:
+                mirror.push(folder / entry.path)
+            mirror.write_marker(folder / f".rank-{self.rank}{attempt}")
+            if self.rank == 0:
+                marks = {f".rank-{rank}{attempt}" for rank in range(manifest.world_size)}
+                self._await(folder, marks)
+                self.before_commit()
+                mirror.push(folder / store.MANIFEST)
+                mirror.delete(folder / mark for mark in marks)
+                self._retire(keep)
+                self.on_commit(manifest.step, time.perf_counter() - started)
+        except Exception as error:  # noqa: BLE001 - raised by all ranks at the next commit
+            self._error = error
+
+    def _await(self, folder: Path, marks: set[str]) -> None:
+        end = time.monotonic() + _OTHERS_S
+        while missing := marks - mirror.list_tree(folder).keys():
+            if time.monotonic() > end:
+                raise StorageError(f"{len(missing)} of {len(marks)} ranks have not sent their files of {folder.name}")
+            time.sleep(_POLL_S)
+
+    def _retire(self, keep: set[int]) -> None:
+        """Delete all but the newest checkpoints in the storage."""
+        if self.save_total_limit is None:
+            return
+        names = [name.partition("/")[0] for name in mirror.list_tree(self.root) if name.endswith(f"/{store.MANIFEST}")]
+        steps = sorted(int(name.rpartition("-")[2]) for name in names)
+        for step in steps[: -self.save_total_limit]:
+            if step not in keep:
+                mirror.delete_tree(self.root / store.checkpoint_name(step), first=store.MANIFEST)
+
+
+def build_commits(
+    root: Path, rank: int, save_total_limit: int | None, on_commit: Callable[[int, float], None], before_commit: Callable[[], None]
+) -> Commits:
+    """For a run's folder, wherever it is."""
+    if mirror.remote_of(root) is None:
+        return Commits(root, rank, save_total_limit, on_commit)
+    local = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return RemoteCommits(root, rank, save_total_limit, on_commit, *local, before_commit)
