@@ -32,6 +32,8 @@ from typing import Any
 
 from raytrain_nlp.errors import InputError, Problem
 
+TRIAL = "trial.json"
+"""In the folder of a trial: what its sweep knows of it."""
 SECRETS = re.compile(r"((?:password|passwd|pwd|token|secret|api_?key)=)[^&;\s]+", re.I)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 

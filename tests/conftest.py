@@ -11,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from object_store import ObjectStore, environment, free_port, serving
 from support import HOOKS
 
 
@@ -20,7 +21,20 @@ def hooks_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def _ray(hooks_file: Path) -> Iterator[str]:
+def _object_store_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="session")
+def object_store(_object_store_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """An S3 server with an empty bucket named `bucket`; the workers of the shared Ray find it, a driver needs its `environment`."""
+    pytest.importorskip("moto.server", reason="moto[server] is not installed")
+    with serving(_object_store_port, tmp_path_factory.mktemp("object-store"), "bucket") as store:
+        yield store
+
+
+@pytest.fixture(scope="session")
+def _ray(hooks_file: Path, _object_store_port: int) -> Iterator[str]:
     """A local Ray with room for three workers and their feed, whose processes load the test hooks; its address."""
     import ray
 
@@ -35,11 +49,14 @@ def _ray(hooks_file: Path) -> Iterator[str]:
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_worker_niceness": "0",
+        **environment(_object_store_port),
     }
     with forked_processes("sklearn.metrics", "peft"):
         ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         os.environ.pop("PYTHONPATH")
-        os.environ.update({key: value for key, value in saved.items() if key == "PYTHONPATH"})
+        for name in environment(_object_store_port):
+            os.environ.pop(name)
+        os.environ.update({key: value for key, value in saved.items() if key == "PYTHONPATH" or key.startswith("AWS_")})
         yield ray.get_runtime_context().gcs_address
         ray.shutdown()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -70,6 +71,8 @@ class TrainJob(Section):
     @classmethod
     def _folder(cls, value: str) -> str:
         if is_remote(value):
+            if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9](/.*)?", value.partition("://")[2].rstrip("/")):
+                raise ValueError("names no bucket || Write s3://BUCKET/FOLDER or gs://BUCKET/FOLDER; keys come from the environment.")
             return value.rstrip("/")
         if "://" in value:
             raise ValueError(f"must be a folder all nodes share, or start with {' or '.join(f'{scheme}://' for scheme in SCHEMES)} || Mount the bucket, or use NFS.")

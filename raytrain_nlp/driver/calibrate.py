@@ -18,6 +18,7 @@ from raytrain_nlp.data.split import Split
 from raytrain_nlp.driver.observer import Observer
 from raytrain_nlp.driver.train import run_resolved
 from raytrain_nlp.paths import RunPaths
+from raytrain_nlp.remote.mirror import delete_tree
 from raytrain_nlp.tracking.events import read_events
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def calibrate(job: TrainJob, resolved: Resolved, steps: int, price: float | None
         events = [event for event, _ in read_events(paths.events)]
     finally:
         shutil.rmtree(paths.storage, ignore_errors=True)
+        delete_tree(paths.storage)
     return _read(events, job, resolved, started, eval_steps, price)
 
 

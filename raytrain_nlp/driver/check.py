@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from raytrain_nlp.driver.observer import Observer
 from raytrain_nlp.driver.record import check_storage
 from raytrain_nlp.driver.sizes import parse_bytes, process_measured
 from raytrain_nlp.errors import InputError, Problem
+from raytrain_nlp.remote.mirror import in_use, local_folder
 
 if TYPE_CHECKING:
     from raytrain_nlp.driver.calibrate import Calibration
@@ -119,11 +119,11 @@ def check(
     from raytrain_nlp.driver.inputs import find_job_files
     from raytrain_nlp.driver.train import prepare
 
-    storage = Path(job.storage_path).expanduser().resolve()
+    storage = local_folder(job.storage_path)
     observer.stage("looking at the data")
-    files = find_job_files(job, storage)
-    about = sum(file.size for file in files.train), worker_memory, observer
-    with process_measured(job, storage) as find_base:
+    with in_use(storage), process_measured(job, storage) as find_base:
+        files = find_job_files(job, storage)
+        about = sum(file.size for file in files.train), worker_memory, observer
         if not calibrate:
             with contextlib.ExitStack() as stack:  # a Ray is started only where there is much to prepare
                 resolved = prepare(job, files, storage, lambda: stack.enter_context(connect(job)), observer)

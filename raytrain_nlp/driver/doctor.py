@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -19,9 +20,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from raytrain_nlp.errors import StorageError
 from raytrain_nlp.paths import redact
+from raytrain_nlp.remote.mirror import delete, is_remote, local_folder, push
 
 _PROBE_BYTES = 64 << 20
+_OBJECT_BYTES = 16 << 20
 _SLOW_MB_S = 20
 _LITTLE_DISK = 1 << 30
 _FEW_FILES = 4096
@@ -56,9 +60,9 @@ def doctor(storage_path: str = "runs", tracking_uri: str | None = None) -> Itera
         storage_path: a job's `storage_path`.
         tracking_uri: a job's `tracking.tracking_uri`; None: SQLite below `storage_path`.
     """
-    storage = Path(storage_path).expanduser()
     checks: list[Callable[[], Finding]] = [
-        _python, _packages, _accelerator, _compiler, _memory, _shared_memory, _open_files, _ray, lambda: _storage(storage), lambda: _tracker(tracking_uri, storage),
+        _python, _packages, _accelerator, _compiler, _memory, _shared_memory, _open_files, _ray,
+        lambda: _storage(storage_path), lambda: _tracker(tracking_uri, storage_path),
     ]  # fmt: skip
     for check in checks:
         yield check()
@@ -148,8 +152,11 @@ def _ray() -> Finding:
     return Finding("ray", True, f"{address} answers ({mode}): {nodes} nodes, {float(cpus):g} CPUs, {float(gpus):g} GPUs")
 
 
-def _storage(folder: Path) -> Finding:
+def _storage(storage_path: str) -> Finding:
     """Write and read a file, as a checkpoint would be."""
+    if is_remote(storage_path):
+        return _bucket(storage_path)
+    folder = Path(storage_path).expanduser()
     existing = next((path for path in [folder, *folder.resolve().parents] if path.is_dir()), Path("."))
     probe = existing / f".raytrain-nlp-{uuid.uuid4().hex[:8]}"
     todo = "Name a storage_path you may write to, on a disk with room."
@@ -171,9 +178,27 @@ def _storage(folder: Path) -> Finding:
     return Finding("storage", rate >= _SLOW_MB_S and not full, what, todo if full else "Checkpoints will be slow: choose a faster disk.")
 
 
-def _tracker(uri: str | None, storage: Path) -> Finding:
+def _bucket(storage_path: str) -> Finding:
+    """Write and delete an object."""
+    todo = "Check bucket, keys and network; pip install s3fs or gcsfs."
+    with tempfile.TemporaryDirectory() as folder:
+        block = Path(folder) / "block"
+        block.write_bytes(os.urandom(_OBJECT_BYTES))
+        probe = local_folder(storage_path) / f".raytrain-nlp-{uuid.uuid4().hex[:8]}"
+        try:
+            started = time.perf_counter()
+            push(block, _TIMEOUT_S, to=probe)
+            seconds = time.perf_counter() - started
+            delete([probe])
+        except (ImportError, FileNotFoundError, StorageError) as error:
+            return Finding("storage", False, f"{storage_path} cannot be written: {error}", todo)
+    return Finding("storage", True, f"{storage_path}: writes {_OBJECT_BYTES / 1e6 / seconds:,.0f} MB/s, one object after the other", "")
+
+
+def _tracker(uri: str | None, storage: str) -> Finding:
     if uri is None:
-        return Finding("tracker", True, f"SQLite below {storage} (tracking.tracking_uri is not set)")
+        where = "in the folder of each run" if is_remote(storage) else f"below {Path(storage).expanduser()}"
+        return Finding("tracker", True, f"SQLite {where} (tracking.tracking_uri is not set)")
     shown, parts = redact(uri), urlsplit(uri)
     if parts.scheme not in ("http", "https"):
         return Finding("tracker", True, f"{shown} is no server; it is opened when a run starts")

@@ -13,6 +13,7 @@ from raytrain_nlp.driver.observer import Observer
 from raytrain_nlp.driver.runs import Run, Weights, find_run, find_weights
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.paths import fsync_dir
+from raytrain_nlp.remote.mirror import is_remote
 from raytrain_nlp.tracking.registry import PIPELINES, check_registrable, register_model
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
@@ -65,6 +66,8 @@ def export(
     observer = observer or Observer()
     found, target = find_run(run), Path(output).expanduser().resolve()
     problems = _check_output(target, overwrite, found)
+    if register and is_remote(run) and not found.job.tracking.tracking_uri:
+        problems.append(Problem("--register", "needs an MLflow server: the database of this run lies in object storage", "Set tracking.tracking_uri of the job."))
     if dtype is not None and dtype not in DTYPES:
         problems.append(Problem("--dtype", f"is unknown ({dtype})", "Give fp32, bf16 or fp16."))
     if problems:

@@ -13,6 +13,7 @@ from raytrain_nlp.config import TrainJob, dump_job
 from raytrain_nlp.config.load import load_job, read_values
 from raytrain_nlp.driver.nodes import worker_of
 from raytrain_nlp.errors import InputError, Problem
+from raytrain_nlp.remote.mirror import is_remote
 
 _FOLDER = "/home/ray/job"
 _FILE = "job.yaml"
@@ -22,7 +23,8 @@ _NOTES = f"""\
 # {{name}} as a RayJob (KubeRay 1.3 or newer): kubectl apply -f FILE
 #
 # It needs an image with this package ({{image}}), and a claim '{_CLAIM}' of a volume that many
-# nodes may write (ReadWriteMany: EFS, Filestore, CephFS), which is mounted as the job's storage_path. Environment variables
+# nodes may write (ReadWriteMany: EFS, Filestore, CephFS), which is mounted as the job's storage_path (not for s3:// and gs://,
+# whose keys the pods' service account gives, or --env). Environment variables
 # come from the secret '{_CLAIM}', never from this file. `memory` below is a guess: set what the model takes.
 """
 
@@ -127,13 +129,13 @@ def _pod(job: TrainJob, name: str, image: str, env: list[str], kind: str, cpus: 
         **({"env": secrets} if secrets else {}),
         "volumeMounts": [
             {"name": "job", "mountPath": _FOLDER},
-            {"name": "storage", "mountPath": job.storage_path},
+            *([] if is_remote(job.storage_path) else [{"name": "storage", "mountPath": job.storage_path}]),
             {"name": "shm", "mountPath": "/dev/shm"},
         ],
     }
     volumes = [
         {"name": "job", "configMap": {"name": name}},
-        {"name": "storage", "persistentVolumeClaim": {"claimName": _CLAIM}},
+        *([] if is_remote(job.storage_path) else [{"name": "storage", "persistentVolumeClaim": {"claimName": _CLAIM}}]),
         {"name": "shm", "emptyDir": {"medium": "Memory"}},  # Ray's object store, and what ranks of one node share
     ]
     return {"spec": {"restartPolicy": "Never", "containers": [container], "volumes": volumes}}

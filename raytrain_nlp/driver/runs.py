@@ -15,7 +15,7 @@ from raytrain_nlp.checkpoint import store
 from raytrain_nlp.config import TrainJob, load_job
 from raytrain_nlp.driver.shared import bring_run
 from raytrain_nlp.errors import CheckpointError, InputError, Problem, nearest
-from raytrain_nlp.paths import RunPaths, SweepPaths, cache_dir, read_json
+from raytrain_nlp.paths import TRIAL, RunPaths, SweepPaths, cache_dir, read_json
 from raytrain_nlp.remote.mirror import base_of, fetch, fetch_tree, in_use, is_remote, local_folder, remote_of, shown
 
 _WEIGHTLESS = ("config.json", "adapter_config.json", "generation_config.json")
@@ -83,7 +83,7 @@ def find_run(folder: str | Path) -> Run:
     labels = record.get("labels") or (record.get("result") or {}).get("labels") or []
     trial = (path.parent.parent / sweep.record.name).exists()
     storage = path.parent.parent.parent if trial else paths.storage
-    tracked = read_json(path / "trial.json") if trial else record
+    tracked = read_json(path / TRIAL) if trial else record
     return Run(paths, job, labels, tokenizer, record, storage.resolve(), (tracked or {}).get("mlflow_run_id"))
 
 

@@ -8,13 +8,15 @@ On the workers' own node their files are here already: only what the storage has
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from raytrain_nlp.paths import RunPaths
+from raytrain_nlp.errors import InputError, Problem
+from raytrain_nlp.paths import TRIAL, RunPaths, SweepPaths
 from raytrain_nlp.remote import mirror
 from raytrain_nlp.remote.courier import Courier, Outbox
 from raytrain_nlp.remote.objects import PATIENCE_S
@@ -22,7 +24,7 @@ from raytrain_nlp.tracking.events import EventLog, read_events
 
 _PULL_S = 2.0
 _DATABASE_S = 30.0
-_LARGE = ("checkpoints", "model", "ray", "trials")
+_LARGE = ("checkpoints", "model", "ray")
 """Folders whose files come when they are asked for."""
 
 
@@ -33,7 +35,14 @@ def arrived(paths: RunPaths) -> Iterator[None]:
         yield
         return
     with mirror.in_use(paths.run):
-        bring_run(paths)
+        paths.run.mkdir(parents=True, exist_ok=True)
+        with paths.lock.open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:  # its driver on this node works with these files
+                what = f"another driver is writing the run ({mirror.shown(paths.run)})"
+                raise InputError(Problem("name", what, "Wait for it, or stop it.")) from None
+            bring_run(paths)
         yield
 
 
@@ -44,24 +53,35 @@ def bring_run(paths: RunPaths) -> None:
             shutil.rmtree(path, ignore_errors=True)
         elif path != paths.lock:
             path.unlink(missing_ok=True)
-    mirror.fetch_tree(paths.run, lambda name: name.partition("/")[0] not in _LARGE or name.count("/") == 2 and name.endswith("manifest.json"), again=True)
+    mirror.fetch_tree(paths.run, _is_small, again=True)
+
+
+def _is_small(name: str) -> bool:
+    parts = name.split("/")
+    if parts[0] == "trials":
+        parts = parts[2:]
+    return not parts or parts[0] not in _LARGE or (parts[0] == "checkpoints" and parts[2:] == ["manifest.json"])
 
 
 @contextlib.contextmanager
-def carried(paths: RunPaths, warn: Callable[[str], None]) -> Iterator[Callable[[], None]]:
-    """While inside, files travel. Yields what waits until those written so far are in the storage."""
+def carried(paths: RunPaths, warn: Callable[[str], None], tracked: bool = True) -> Iterator[Callable[[], None]]:
+    """While inside, files travel. Yields what waits until those written so far are in the storage.
+
+    Args:
+        tracked: how far the tracker is, is this run's affair; that of a trial is its sweep's.
+    """
     if mirror.remote_of(paths.run) is None:
         yield lambda: None
         return
-    carrier = _Carrier(paths)
+    carrier = _Carrier(paths, tracked)
     with Courier(carrier.carry, warn, every_s=0.3) as courier:
         yield courier.flush
     carrier.tidy()
 
 
 class _Carrier:
-    def __init__(self, paths: RunPaths):
-        self._paths, self._outbox = paths, Outbox()
+    def __init__(self, paths: RunPaths, tracked: bool):
+        self._paths, self._outbox, self._tracked = paths, Outbox(), tracked
         self._joined = {name: offset for event, _ in read_events(paths.events) if (found := event.get("from")) for name, offset in [found]}
         self._next_pull = self._next_database = 0.0
         self._database: tuple[int, int] | None = None
@@ -72,12 +92,14 @@ class _Carrier:
             self._pull()
         self._join()
         if pull:
-            tracking = self._paths.tracking.read_bytes() if self._paths.tracking.exists() else None
-            self._send_database(whole)
+            # what has been shipped of the events: sent behind them and MLflow's figures, as it was before
+            tracking = {path: path.read_bytes() for path in self._tracking_files() if path.exists()}
+            if self._tracked:
+                self._send_database(whole)
             for path in self._own_files():
                 self._outbox.send(path, patience)
-            if tracking is not None:  # says what has been shipped of the events, so it is sent behind them, as it was before
-                self._send_tracking(tracking, patience)
+            for path, content in tracking.items():
+                self._send_tracking(path, content, patience)
             self._next_pull = time.monotonic() + _PULL_S
 
     def tidy(self) -> None:
@@ -88,6 +110,8 @@ class _Carrier:
         """What workers on other nodes have sent."""
         folder = self._paths.worker_events
         elsewhere = False
+        if isinstance(self._paths, SweepPaths):  # its trials have drivers, which run on this node
+            return
         for name, size in mirror.list_tree(folder).items():
             file = folder / name
             if not file.exists() or file.stat().st_size < size:
@@ -107,9 +131,16 @@ class _Carrier:
 
     def _own_files(self) -> list[Path]:
         paths = self._paths
-        others = {paths.lock, paths.lease, paths.progress, paths.tracking, paths.user_error, _database_of(paths)}
+        others = {paths.lock, paths.lease, paths.progress, paths.tracking, paths.user_error, paths.run / TRIAL}
         files = [path for path in paths.run.glob("*") if path.is_file() and path not in others and not path.name.startswith(".") and "mlflow.db" not in path.name]
-        return sorted([*files, *(path for folder in ("mlartifacts", "plots") for path in (paths.run / folder).rglob("*") if path.is_file())])
+        files += [path for folder in ("mlartifacts", "plots") for path in (paths.run / folder).rglob("*") if path.is_file()]
+        return sorted(files) + (sorted(paths.trials.glob(f"*/{TRIAL}")) if isinstance(paths, SweepPaths) else [])
+
+    def _tracking_files(self) -> list[Path]:
+        paths = self._paths
+        if isinstance(paths, SweepPaths):
+            return [paths.tracking, *paths.trials.glob(f"*/{paths.tracking.name}")]
+        return [paths.tracking] if self._tracked else []
 
     def _send_database(self, whole: bool) -> None:
         """A copy of MLflow's database in which no transaction is half done."""
@@ -126,11 +157,11 @@ class _Carrier:
         copy.unlink()
         self._database, self._next_database = state, time.monotonic() + _DATABASE_S
 
-    def _send_tracking(self, content: bytes, patience: float) -> None:
-        copy = self._paths.tracking.with_name(".tracking.json.copy")
+    def _send_tracking(self, path: Path, content: bytes, patience: float) -> None:
+        copy = path.with_name(f".{path.name}.copy")
         if not copy.exists() or copy.read_bytes() != content:
             copy.write_bytes(content)
-            mirror.push(copy, patience, to=self._paths.tracking)
+            mirror.push(copy, patience, to=path)
 
 
 def _database_of(paths: RunPaths) -> Path:

@@ -137,7 +137,7 @@ def run_resolved(
     """The run itself, under the lock of its folder. A trial of a sweep is not `tracked` here: the sweep's driver follows it."""
     from raytrain_nlp.driver.resolve import write_quarantine
 
-    with open_run(paths, overwrite) as record, carried(paths, observer.warn) as flush:
+    with open_run(paths, overwrite) as record, carried(paths, observer.warn, tracked) as flush:
         if resume:
             check_data(record, resolved.spec.data_fingerprint)
         job_text = dump_job(job)

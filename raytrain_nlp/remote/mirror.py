@@ -96,6 +96,11 @@ def push(path: Path, patience: float | None = None, to: Path | None = None) -> N
         objects.put(path, key, **_patience(patience))
 
 
+def push_all(paths: Iterable[Path]) -> None:
+    """Send files, several at a time."""
+    _all(push, list(paths))
+
+
 def push_tree(folder: Path, last: str = "", wanted: Callable[[str], bool] = lambda name: True, again: bool = False) -> None:
     """Send the files of a folder that the storage has not, or of another size, or all with `again`; the one named `last` after all others."""
     if (place := _place(folder)) is None or not folder.is_dir():

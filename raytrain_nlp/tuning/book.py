@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from raytrain_nlp.paths import SweepPaths, trial_name, write_json
+from raytrain_nlp.paths import TRIAL, SweepPaths, trial_name, write_json
 
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
-_FILE = "trial.json"
 
 
 @dataclass
@@ -83,7 +82,7 @@ class Book:
         self.save(record)
 
     def save(self, record: TrialRecord) -> None:
-        write_json(self._paths.trial(record.number).run / _FILE, asdict(record))
+        write_json(self._paths.trial(record.number).run / TRIAL, asdict(record))
 
     def with_status(self, *statuses: str) -> list[TrialRecord]:
         return [record for record in self.trials.values() if record.status in statuses]
@@ -99,6 +98,6 @@ class Book:
 
 def _read(paths: SweepPaths) -> Iterator[TrialRecord]:
     known = {entry.name for entry in fields(TrialRecord)}
-    for file in sorted(paths.trials.glob(f"trial-*/{_FILE}")):
+    for file in sorted(paths.trials.glob(f"trial-*/{TRIAL}")):
         values = json.loads(file.read_text(encoding="utf-8"))
         yield TrialRecord(**{key: value for key, value in values.items() if key in known})

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from raytrain_nlp.config.sweep import Sweep
 from raytrain_nlp.errors import Problem, RaytrainNlpError
 from raytrain_nlp.paths import SweepPaths
+from raytrain_nlp.tracking.tracker import database_folder
 from raytrain_nlp.tuning.book import TrialRecord
 
 
@@ -31,7 +32,7 @@ def register_best(plan: Sweep, paths: SweepPaths, best: TrialRecord, warn: Calla
         with scratch_folder() as folder:
             write_weights(run, find_weights(run, None), folder / "model", None, merge_lora=True, stage=lambda text: None)
             return register_model(
-                plan.job.tracking, paths.storage, best.mlflow_run_id, folder / "model", plan.job.task.type, plan.config.register_model
+                plan.job.tracking, database_folder(paths), best.mlflow_run_id, folder / "model", plan.job.task.type, plan.config.register_model
             )
     except RaytrainNlpError as error:
         warn(f"{error} Register it by hand: raytrain-nlp export {run.paths.run} --output DIR --merge-lora --register {plan.config.register_model}.")

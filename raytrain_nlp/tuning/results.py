@@ -13,6 +13,7 @@ import yaml
 from raytrain_nlp.config.search_space import tie
 from raytrain_nlp.config.sweep import Sweep
 from raytrain_nlp.paths import SweepPaths
+from raytrain_nlp.remote.mirror import fetch_tree
 from raytrain_nlp.tuning.book import FAILED, FINISHED, STOPPED, Book, TrialRecord
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def write_best(sweep: Sweep, paths: SweepPaths, best: TrialRecord) -> None:
     values = {**sweep.trial_values(best.params), "name": f"{sweep.config.name[:95]}-best"}
     head = f"# Trial {best.number} of the sweep {sweep.config.name}: {sweep.config.metric} {best.value(sweep.config.metric):.6g}.\n"
     paths.best.write_text(head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    fetch_tree(paths.trial(best.number).model)
     source, staging = paths.trial(best.number), paths.run / f".model-{uuid.uuid4().hex[:8]}"
     shutil.copytree(source.model, staging)
     if paths.model.exists():

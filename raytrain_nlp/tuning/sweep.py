@@ -17,9 +17,11 @@ from raytrain_nlp.driver.cluster import check_workers, connect_ahead, environmen
 from raytrain_nlp.driver.nodes import need_of, nodes_of_cluster
 from raytrain_nlp.driver.observer import Observer
 from raytrain_nlp.driver.record import RunRecord, check_storage, open_run
+from raytrain_nlp.driver.shared import arrived, carried
 from raytrain_nlp.driver.train import prepare
 from raytrain_nlp.errors import InputError, Problem, RunError
 from raytrain_nlp.paths import SweepPaths, read_json, redact
+from raytrain_nlp.remote.mirror import is_remote, local_folder, push_tree, remote_of, shown
 from raytrain_nlp.tuning.book import FAILED, RUNNING, Book, TrialRecord
 from raytrain_nlp.tuning.planner import plan_concurrency, plan_local
 from raytrain_nlp.tuning.registration import check_registration, register_best
@@ -76,26 +78,32 @@ def sweep(
     """
     observer = observer or SweepObserver()
     plan = load_sweep(job, overrides)
-    storage = Path(plan.job.storage_path).expanduser().resolve()
-    paths = SweepPaths(storage, plan.config.name)
+    paths = SweepPaths(local_folder(plan.job.storage_path), plan.config.name)
     largest = max(plan.jobs, key=lambda one: sorted(need_of(one).items()))
-    local = is_local()
-    problems = check_storage(plan.job) + check_workers(largest) + check_registration(plan) + _check_name(plan, paths, resume, overwrite)
-    if problems:
+    problems = check_storage(plan.job) + check_workers(largest) + check_registration(plan) + _check_scheduler(plan)
+    if problems and is_remote(plan.job.storage_path):
         raise InputError(problems)
+    with arrived(paths):
+        if problems := problems + _check_name(plan, paths, resume, overwrite):
+            raise InputError(problems)
+        return _sweep(plan, paths, largest, overwrite, verbose, observer)
+
+
+def _sweep(plan: Sweep, paths: SweepPaths, largest: TrainJob, overwrite: bool, verbose: bool, observer: SweepObserver) -> SweepResult:
     from raytrain_nlp.driver.inputs import find_job_files
 
+    local = is_local()
     observer.stage("looking at the data")
-    files = find_job_files(plan.job, storage)
+    files = find_job_files(plan.job, paths.storage)
     slots = plan_local(largest, plan.config.max_concurrent_trials) if local else 1
     with environment(_LOCAL_RAY if local else {}), connect_ahead(largest, verbose, slots, observer.stage) as wait_connected:
-        resolved = prepare(plan.job, files, storage, wait_connected, observer, verbose)
+        resolved = prepare(plan.job, files, paths.storage, wait_connected, observer, verbose)
         wait_connected()
         concurrent = min(slots if local else plan_concurrency(plan.jobs, nodes_of_cluster(), plan.config.max_concurrent_trials), plan.num_trials)
         from raytrain_nlp.tuning.schedulers import build_scheduler
 
         scheduler = build_scheduler(plan.config, _length(plan.job, resolved), concurrent)
-        with open_run(paths, overwrite) as record:
+        with open_run(paths, overwrite) as record, carried(paths, observer.warn):
             text = _open(plan, paths, record)
             return _run(plan, paths, record, resolved, concurrent, scheduler, observer, text, verbose)
 
@@ -128,7 +136,7 @@ def _run(
             _tune(plan, paths, book, study, tree, concurrent, scheduler, observer, verbose)
         except KeyboardInterrupt:
             status = "KILLED"
-            raise RunError(f"stopped. Continue with --resume; the trials are in {paths.trials}.") from None
+            raise RunError(f"stopped. Continue with --resume; the trials are in {shown(paths.trials)}.") from None
         best = book.best(config.metric, config.mode)
         artifacts = _leave(plan, paths, book, study, best, observer)
         status = _judge(plan, book, best)
@@ -139,8 +147,8 @@ def _run(
     rows = table_of(plan, book)
     write_table(rows, paths)  # now with the ids of the MLflow runs
     result = SweepResult(
-        sweep_dir=str(paths.run), best_trial=best.number, best_params=best.params, best_metrics=best.metrics, best_job=str(paths.best),
-        model_dir=str(paths.model), trials=counts_of(book), mlflow_run_id=run_id, tokenized_rows=record.values["tokenized_rows"], model_version=version, table=rows,
+        sweep_dir=shown(paths.run), best_trial=best.number, best_params=best.params, best_metrics=best.metrics, best_job=shown(paths.best),
+        model_dir=shown(paths.model), trials=counts_of(book), mlflow_run_id=run_id, tokenized_rows=record.values["tokenized_rows"], model_version=version, table=rows,
     )  # fmt: skip
     record.update(result=result.to_dict(), mlflow_run_id=run_id)
     return result
@@ -194,7 +202,7 @@ def _tune(
             name="tune",
             storage_path=str(paths.ray),
             scheduler=scheduler,
-            resources_per_trial=tune.PlacementGroupFactory([{_SLOT: int(0.99 / concurrent * 10_000) / 10_000}]),
+            resources_per_trial=tune.PlacementGroupFactory([{_slot(paths): int(0.99 / concurrent * 10_000) / 10_000}]),
             stop=NoUseToGoOn(book, config.max_trial_failures),
             trial_name_creator=name_trial,
             callbacks=[Bookkeeper(book, study, config.metric, changed, tree.follow)],
@@ -206,6 +214,13 @@ def _tune(
     if desk is not None:
         ray.kill(desk)
     shutil.rmtree(paths.ray, ignore_errors=True)
+
+
+def _slot(paths: SweepPaths) -> str:
+    """The resource of the node on which trials are driven: the head; in object storage this one, for a trial's files are then here."""
+    import ray
+
+    return f"node:{ray.util.get_node_ip_address()}" if remote_of(paths.run) else _SLOT
 
 
 def _population(points: list[dict[str, Any]]) -> Any:
@@ -222,6 +237,7 @@ def _leave(plan: Sweep, paths: SweepPaths, book: Book, study: Any, best: TrialRe
     artifacts = [paths.table]
     if best:
         write_best(plan, paths, best)
+        push_tree(paths.model, again=True)
         artifacts.append(paths.best)
     try:
         artifacts += write_plots(plan.config, book, study.study, paths.plots)
@@ -267,6 +283,13 @@ def _settings(plan: Sweep) -> dict[str, Any]:
     if values.get("tracking", {}).get("tracking_uri"):
         values["tracking"]["tracking_uri"] = redact(values["tracking"]["tracking_uri"])
     return values
+
+
+def _check_scheduler(plan: Sweep) -> list[Problem]:
+    if not plan.pauses or not is_remote(plan.job.storage_path):
+        return []
+    what = f"{plan.config.scheduler.type} passes checkpoints from trial to trial, which needs a storage_path that is a folder"
+    return [Problem("scheduler.type", what, "Use asha, median_stopping or fifo, or name a folder that all nodes share.")]
 
 
 def _check_name(plan: Sweep, paths: SweepPaths, resume: bool, overwrite: bool) -> list[Problem]:

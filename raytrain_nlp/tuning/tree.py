@@ -16,7 +16,7 @@ from raytrain_nlp.driver.record import flatten
 from raytrain_nlp.driver.train import run_params
 from raytrain_nlp.paths import SweepPaths, redact
 from raytrain_nlp.tracking.events import EventLog
-from raytrain_nlp.tracking.tracker import Tracker, default_uri
+from raytrain_nlp.tracking.tracker import Tracker, database_folder, default_uri
 from raytrain_nlp.tuning.book import FAILED, RUNNING, Book, TrialRecord
 
 _ENDS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
@@ -81,7 +81,7 @@ class Tree:
             "raytrain_nlp.trial": str(record.number),
             **{f"searched.{key}": str(value) for key, value in record.params.items()},
         }
-        update = {"tracking_uri": self._config.tracking_uri or default_uri(self._paths.storage), "tags": tags}
+        update = {"tracking_uri": self._config.tracking_uri or default_uri(database_folder(self._paths)), "tags": tags}
         params = {**run_params(job), **record.params, "name": f"{self._paths.run.name}/{record.name}"}
         return Tracker(paths, self._config.model_copy(update=update), params, _dump(public_values(job)), self._warn)
 

@@ -28,7 +28,7 @@ from raytrain_nlp.driver.fit import Fit
 from raytrain_nlp.driver.observer import Observer
 from raytrain_nlp.driver.train import prepare, run_resolved
 from raytrain_nlp.errors import InputError, RaytrainNlpError
-from raytrain_nlp.paths import RunPaths, cache_dir, read_json
+from raytrain_nlp.paths import TRIAL, RunPaths, cache_dir, read_json
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.tuning.book import FAILED, FINISHED
 from raytrain_nlp.tuning.inherit import Pointer, apply_pointer, donate
@@ -108,7 +108,7 @@ class Trial(Observer):
         self._held: dict[str, Any] | None = None
         self._last: dict[str, Any] = {}
         self._total_steps = 0
-        history = (read_json(self._paths.run / "trial.json") or {}).get("history", [])
+        history = (read_json(self._paths.run / TRIAL) or {}).get("history", [])
         self._iteration = history[-1]["training_iteration"] if history else 0
 
     def inherit(self, pointer: Pointer) -> None:

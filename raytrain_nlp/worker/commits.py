@@ -136,8 +136,7 @@ class RemoteCommits(Commits):
     def _send(self, manifest: store.Manifest, mine: list[store.FileEntry], attempt: str, keep: set[int], started: float) -> None:
         folder = self.root / store.checkpoint_name(manifest.step)
         try:
-            for entry in mine:
-                mirror.push(folder / entry.path)
+            mirror.push_all(folder / entry.path for entry in mine)
             mirror.write_marker(folder / f".rank-{self.rank}{attempt}")
             if self.rank == 0:
                 marks = {f".rank-{rank}{attempt}" for rank in range(manifest.world_size)}

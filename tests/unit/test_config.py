@@ -126,7 +126,8 @@ def test_unknown_key_without_a_near_name_lists_the_valid_ones() -> None:
         ("tracking.tracking_uri=file:///tmp/mlruns", "tracking.tracking_uri", "MLflow's file store"),
         ("tracking.tracking_uri=mlruns", "tracking.tracking_uri", "MLflow's file store"),
         ("tracking.tracking_uri='sqlite:///mlflow.db'", "tracking.tracking_uri", "relative SQLite path"),
-        ("storage_path='s3://bucket/runs'", "storage_path", "must be a folder all nodes share ('s3://bucket/runs')"),
+        ("storage_path='ftp://bucket/runs'", "storage_path", "must be a folder all nodes share, or start with s3:// or gs:// ('ftp://bucket/runs')"),
+        ("storage_path='s3:///runs'", "storage_path", "names no bucket ('s3:///runs')"),
     ],
 )
 def test_wrong_value_is_one_line_with_its_key(override: str, key: str, what: str) -> None:
