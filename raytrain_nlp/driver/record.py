@@ -68,8 +68,8 @@ def check_name(job: TrainJob, paths: RunPaths, resume: bool, overwrite: bool) ->
     if record is None:
         if resume:
             return [Problem("--resume", f"there is no run '{job.name}' in {job.storage_path}", "Start it without --resume.")]
-        if paths.run.exists() and any(paths.run.iterdir()):
-            return [Problem("name", f"the folder exists and is no run of ours ({paths.run})", "Choose another name.")]
+        if paths.run.exists() and any(path != paths.lock for path in paths.run.iterdir()):
+            return [Problem("name", f"the folder exists and is no run of ours ({shown(paths.run)})", "Choose another name.")]
         return []
     if resume and overwrite:
         return [Problem("--overwrite", "excludes --resume", "Give one of them.")]

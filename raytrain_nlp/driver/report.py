@@ -17,9 +17,10 @@ from raytrain_nlp.config import public_values
 from raytrain_nlp.driver.curves import Curve, draw_curves
 from raytrain_nlp.driver.history import History, read_history
 from raytrain_nlp.driver.observer import Observer
-from raytrain_nlp.driver.runs import Run, find_run
+from raytrain_nlp.driver.runs import Run, at_hand, find_run
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.paths import SweepPaths
+from raytrain_nlp.remote.mirror import is_remote
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1d2530; background: #fff; max-width: 68rem; margin: 2rem auto; padding: 0 1.2rem }
@@ -47,7 +48,7 @@ def report(runs: Iterable[str | Path] | str | Path, output: str | Path | None = 
 
     Args:
         runs: folders of runs; several are compared. Of a sweep: its trials, and its best trial as the run.
-        output: the page; default: report.html in the first folder.
+        output: the page; default: report.html in the first folder; in the current one, where that is in object storage.
 
     Raises:
         InputError: a folder is no run's, or the page cannot be written.
@@ -55,12 +56,13 @@ def report(runs: Iterable[str | Path] | str | Path, output: str | Path | None = 
     observer = observer or Observer()
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError(Problem("report", "needs matplotlib, not installed", "pip install 'raytrain-nlp[sweep]'."))
-    folders = [Path(runs)] if isinstance(runs, (str, Path)) else [Path(run) for run in runs]
+    asked = [runs] if isinstance(runs, (str, Path)) else list(runs)
+    folders = [at_hand(run) for run in asked]
     found = [find_run(folder) for folder in folders]
     names = _names(folders)
     observer.stage("reading the runs")
     histories = [read_history(run) for run in found]
-    page = Path(output).expanduser() if output is not None else folders[0] / "report.html"
+    page = Path(output).expanduser() if output is not None else Path("report.html") if is_remote(asked[0]) else folders[0] / "report.html"
     observer.stage("drawing")
     curves = draw_curves(names, histories)
     sweeps = [SweepPaths(folder.parent, folder.name) for folder in folders if (folder / "sweep.json").exists()]

@@ -62,7 +62,7 @@ class Weights:
 
 def find_run(folder: str | Path) -> Run:
     """The run of a folder; of a sweep's folder its best trial. Raises `InputError` where there is none."""
-    path = _at_hand(folder)
+    path = at_hand(folder)
     sweep = SweepPaths(path.parent, path.name)
     if record := read_json(sweep.record):
         best = (record.get("result") or {}).get("best_trial")
@@ -115,7 +115,7 @@ def find_weights(run: Run, which: str | int | None) -> Weights:
     return Weights(checkpoints[step].path.name, checkpoints[step].path, checkpoints[step])
 
 
-def _at_hand(folder: str | Path) -> Path:
+def at_hand(folder: str | Path) -> Path:
     """The folder of a run; of one in object storage a copy of its small files, which this process keeps to its end."""
     if not is_remote(folder):
         return Path(folder).expanduser()

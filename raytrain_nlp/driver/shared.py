@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from raytrain_nlp.errors import InputError, Problem
-from raytrain_nlp.paths import TRIAL, RunPaths, SweepPaths
+from raytrain_nlp.paths import TRIAL, RunPaths, SweepPaths, read_json
 from raytrain_nlp.remote import mirror
 from raytrain_nlp.remote.courier import Courier, Outbox
 from raytrain_nlp.remote.objects import PATIENCE_S
@@ -92,13 +92,12 @@ class _Carrier:
             self._pull()
         self._join()
         if pull:
-            # what has been shipped of the events: sent behind them and MLflow's figures, as it was before
+            # what has been shipped of the events: sent behind them and behind MLflow's figures, as it was before
             tracking = {path: path.read_bytes() for path in self._tracking_files() if path.exists()}
-            if self._tracked:
-                self._send_database(whole)
+            shipped = self._send_database(whole)
             for path in self._own_files():
                 self._outbox.send(path, patience)
-            for path, content in tracking.items():
+            for path, content in tracking.items() if shipped else ():
                 self._send_tracking(path, content, patience)
             self._next_pull = time.monotonic() + _PULL_S
 
@@ -142,20 +141,25 @@ class _Carrier:
             return [paths.tracking, *paths.trials.glob(f"*/{paths.tracking.name}")]
         return [paths.tracking] if self._tracked else []
 
-    def _send_database(self, whole: bool) -> None:
-        """A copy of MLflow's database in which no transaction is half done."""
+    def _send_database(self, whole: bool) -> bool:
+        """A copy of MLflow's database in which no transaction is half done. Has the storage all of it now?"""
         source = _database_of(self._paths)
-        if not source.exists() or (not whole and time.monotonic() < self._next_database):
-            return
+        if not self._tracked or not source.exists():
+            return True
+        if not (read_json(self._paths.tracking) or {}).get("run_id"):  # its tables are being made
+            return False
         state = (source.stat().st_mtime_ns, source.stat().st_size)
         if state == self._database:
-            return
+            return True
+        if not whole and time.monotonic() < self._next_database:
+            return False
         copy = source.with_name(".mlflow.db.copy")
         with contextlib.closing(sqlite3.connect(source)) as live, contextlib.closing(sqlite3.connect(copy)) as still:
             live.backup(still)
         mirror.push(copy, to=source)
         copy.unlink()
         self._database, self._next_database = state, time.monotonic() + _DATABASE_S
+        return True
 
     def _send_tracking(self, path: Path, content: bytes, patience: float) -> None:
         copy = path.with_name(f".{path.name}.copy")
@@ -170,6 +174,8 @@ def _database_of(paths: RunPaths) -> Path:
 
 def delete_run(paths: RunPaths) -> None:
     """What the storage has of a run, its record first and its lease not at all."""
-    names = sorted(mirror.list_tree(paths.run), key=lambda name: name != paths.record.name)
+    names = mirror.list_tree(paths.run)
+    if paths.record.name in names:
+        mirror.delete([paths.record])
     mirror.delete(paths.run / name for name in names if name != paths.lease.name)
 

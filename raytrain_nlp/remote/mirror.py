@@ -123,17 +123,18 @@ def list_tree(folder: Path) -> dict[str, int]:
 
 
 def delete(paths: Iterable[Path]) -> None:
-    """Delete files in the storage; what is here stays."""
-    for path in paths:
-        if place := _place(path):
-            place[0].delete([place[1]])
+    """Delete files in the storage, all of one bucket; what is here stays."""
+    places = [place for path in paths if (place := _place(path))]
+    if places:
+        places[0][0].delete(key for _, key in places)
 
 
 def delete_tree(folder: Path, first: str = "") -> None:
     """Delete a folder in the storage; the file named `first` before all others, so that what it vouches for is never half there."""
-    names = sorted(list_tree(folder), key=lambda name: name != first)
-    if place := _place(folder):
-        place[0].delete(f"{place[1]}/{name}" for name in names)
+    names = list(list_tree(folder))
+    if first in names:
+        delete([folder / first])
+    delete(folder / name for name in names if name != first)
 
 
 def write_marker(path: Path, content: str = "", patience: float | None = None) -> None:

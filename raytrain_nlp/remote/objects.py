@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import random
@@ -19,6 +20,7 @@ SCHEMES = {"s3": "s3fs", "gs": "gcsfs"}
 PATIENCE_S = 300.0
 """How long a request is tried again."""
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.5, 15.0
+_BULK = 1_000
 _READ_TIMEOUT_S, _CONNECT_TIMEOUT_S = 60, 10
 _FINAL = (FileNotFoundError, PermissionError)
 """No second try makes these good."""
@@ -80,12 +82,12 @@ class Objects:
         return self._try(look, f"read {key}").timestamp()
 
     def delete(self, keys: Iterable[str], patience: float = PATIENCE_S) -> None:
-        """Delete objects; one that is gone already is no error."""
-        for key in keys:
-            try:
-                self._try(lambda fs, key=key: fs.rm_file(self._path(key)), f"delete {key}", patience)
-            except FileNotFoundError:
-                continue
+        """Delete objects, up to a thousand with one request; one that is gone already is no error."""
+        paths = [self._path(key) for key in keys]
+        for start in range(0, len(paths), _BULK):
+            some = paths[start : start + _BULK]
+            with contextlib.suppress(FileNotFoundError):
+                self._try(lambda fs, some=some: fs.rm(some), f"delete {some[0]}", patience)
 
     def _path(self, key: str) -> str:
         return f"{self._bucket}/{key}" if key else self._bucket

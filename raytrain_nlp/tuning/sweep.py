@@ -303,8 +303,8 @@ def _check_name(plan: Sweep, paths: SweepPaths, resume: bool, overwrite: bool) -
     if record is None:
         if resume:
             return [Problem("--resume", f"there is no sweep '{name}' in {plan.job.storage_path}", "Start it without --resume.")]
-        if paths.run.exists() and any(paths.run.iterdir()):
-            return [Problem("name", f"the folder exists and is no sweep of ours ({paths.run})", "Choose another name.")]
+        if paths.run.exists() and any(path != paths.lock for path in paths.run.iterdir()):
+            return [Problem("name", f"the folder exists and is no sweep of ours ({shown(paths.run)})", "Choose another name.")]
         return []
     if not resume:
         what = f"the sweep '{name}' exists already ({record.get('status')})"
