@@ -26,7 +26,7 @@ def health() -> Iterator[str]:
             pass
 
     server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))  # how often it looks whether it shall end
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import tiny_job
+from support import plain_job
 
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.checkpoint.state import load_state, save_state
@@ -45,7 +45,7 @@ class Played(SimpleNamespace):
 
 
 def sweep_of(tmp_path: Path, space: dict[str, Any] = SPACE, job: dict[str, Any] | None = None, **sections: Any) -> Sweep:
-    base = tiny_job(tmp_path, "base", data={"validation": "v.jsonl"}, lora={"r": 8, "lora_alpha": 16}, **(job or {}))
+    base = plain_job(tmp_path, "base", data={"validation": "v.jsonl"}, lora={"r": 8, "lora_alpha": 16}, **(job or {}))
     return load_sweep({"kind": "sweep", "job": base, "search_space": space, "mode": "max", "metric": "eval_accuracy", **sections})
 
 
