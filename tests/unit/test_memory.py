@@ -1,18 +1,14 @@
-"""The parts of a memory plan: ZeRO's published figures, a step of a few layers counted by hand, amounts as they are written."""
+"""The parts of a memory plan: ZeRO's published figures, what is offloaded, amounts as they are written."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import numpy as np
 import pytest
-import torch
 
 import raytrain_nlp
 from raytrain_nlp.driver.calibrate import predict_mean
 from raytrain_nlp.driver.sizes import parse_bytes
-from raytrain_nlp.modeling.trace import trace_step
+from raytrain_nlp.modeling.trace import StepTrace
 from raytrain_nlp.modeling.zero import Setting, Weights, model_states, step_memory
 
 
@@ -38,37 +34,10 @@ def test_states_of_an_adapter_and_in_fp32() -> None:
 
 
 def test_offloaded_states_leave_the_gpu() -> None:
-    weights, trace = Weights(1_000, 1_000), trace_step(Stack(1, 4), {"x": np.zeros((2, 4), np.float32)}, padded=False, use_gpu=True)
+    weights, trace = Weights(1_000, 1_000), StepTrace(points=((0, 100, 0), (1_000, 50, 0)), small_peak=100)
     setting = Setting(zero_stage=3, num_workers=2, use_gpu=True, mixed=True, offload_optimizer=True, offload_param=True)
     parts = step_memory(weights, setting, trace)
     assert (parts["weights"], parts["gradients"], parts["optimizer"], parts["host"]) == (0, 0, 0, 1_000 * (2 + 2 + 12) / 2)
-
-
-class Stack(torch.nn.Module):
-    """Linear layers without bias, each with a ReLU."""
-
-    def __init__(self, layers: int, width: int):
-        super().__init__()
-        self.layers = torch.nn.ModuleList(torch.nn.Linear(width, width, bias=False, device="meta") for _ in range(layers))
-
-    def forward(self, x: torch.Tensor) -> Any:
-        for layer in self.layers:
-            x = torch.relu(layer(x))
-        return SimpleNamespace(loss=x.sum())
-
-
-def test_a_stack_of_linear_layers_by_hand() -> None:
-    """Each ReLU keeps its result, which is the next layer's input; on top of them one more while the last layer, or the first of
-    the backward pass, makes its own. Gradients are counted as done from the last layer to the first."""
-    layers, width, rows = 6, 8, 500
-    trace = trace_step(Stack(layers, width), {"x": np.zeros((rows, width), np.float32)}, padded=False, use_gpu=False)
-    kept, weight = rows * width * 4, width * width * 4
-    assert (layers + 1) * kept <= trace.peak <= (layers + 1) * kept + 2 * weight
-    assert [done for done, _, _ in trace.points] == [number * width * width for number in range(layers + 1)]
-    assert trace.points[-1][1] <= kept + weight and trace.small_peak == trace.peak
-    twice = trace_step(Stack(layers, width), {"x": np.zeros((2 * rows, width), np.float32)}, padded=False, use_gpu=False)
-    between = trace_step(Stack(layers, width), {"x": np.zeros((rows * 3 // 2, width), np.float32)}, padded=False, use_gpu=False)
-    assert trace.towards(twice, 0.5) == between
 
 
 @pytest.mark.parametrize(("text", "size"), [("80GB", 80 * 10**9), ("80 GiB", 80 * 2**30), ("512m", 512 * 10**6), ("1.5T", 1_500 * 10**9), ("1024", 1024)])
