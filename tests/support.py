@@ -52,10 +52,16 @@ def with_mlflow(storage: Path) -> Path:
 
 
 def tiny_job(folder: Path, name: str, **sections: Any) -> dict[str, Any]:
-    """A job of seconds on CPU: two workers, no dropout; sections are merged over it."""
+    """A job of seconds on CPU, and MLflow's tables below its storage path."""
+    with_mlflow(folder / "runs")
+    return plain_job(folder, name, **sections)
+
+
+def plain_job(folder: Path, name: str, **sections: Any) -> dict[str, Any]:
+    """A job of two workers, no dropout; sections are merged over it. For tests that track nothing: importing MLflow takes seconds."""
     job: dict[str, Any] = {
         "name": name,
-        "storage_path": str(with_mlflow(folder / "runs")),
+        "storage_path": str(folder / "runs"),
         "seed": 7,
         "task": {"type": "text-classification", "text_columns": ["text"]},
         "model": {"config": TINY, "tokenizer": "train", "tokenizer_training": {"vocab_size": 400}},

@@ -26,20 +26,12 @@ def health() -> Iterator[str]:
             pass
 
     server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))  # how often it looks whether it shall end
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     thread.join()
     server.server_close()
-
-
-def test_this_machine_can_run_the_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    found = {finding.name: finding for finding in doctor.doctor(str(tmp_path / "runs"))}
-    assert list(found) == ["python", "packages", "accelerator", "compiler", "memory", "shared memory", "open files", "ray", "storage", "tracker"]
-    assert all(found[name].ok for name in ("python", "packages", "accelerator", "ray", "storage", "tracker")), found
-    assert not list(tmp_path.iterdir()), "the probe is still there"
 
 
 def test_a_tracker_that_answers_and_one_that_does_not(health: str, tmp_path: Path) -> None:
@@ -52,13 +44,6 @@ def test_a_missing_package_and_a_wrong_version_are_told(monkeypatch: pytest.Monk
     monkeypatch.setattr(doctor, "requires", lambda name: ["torch>=99", "no-such-package", "optuna; extra == 'sweep'"])
     finding = doctor._packages()
     assert not finding.ok and "no-such-package is missing" in finding.what and "(needs >=99)" in finding.what and "optuna" not in finding.what
-
-
-def test_a_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
-    monkeypatch.setattr(doctor, "_TIMEOUT_S", 3)
-    finding = doctor._ray()
-    assert not finding.ok and "127.0.0.1:9 cannot be reached" in finding.what and "RAY_ADDRESS" in finding.todo
 
 
 def test_a_storage_path_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,14 @@ PAIRS = [
 ]
 
 
+Splits = dict[str, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    return number_rows()
+
+
 @pytest.mark.parametrize(("number", "in_english", "in_german"), PAIRS)
 def test_number_words(number: int, in_english: str, in_german: str) -> None:
     assert (english(number), german(number)) == (in_english, in_german)
@@ -68,8 +77,7 @@ def test_no_two_numbers_have_the_same_words() -> None:
     assert len({english(number) for number in numbers}) == len({german(number) for number in numbers}) == len(set(numbers))
 
 
-def test_rows_are_lists_of_all_sizes() -> None:
-    splits = number_rows()
+def test_rows_are_lists_of_all_sizes(splits: Splits) -> None:
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 12_000, "validation": 400}
     numbers = {english(number): number for number in range(10_000)}
     words = {german(number): number for number in range(10_000)}
@@ -82,17 +90,15 @@ def test_rows_are_lists_of_all_sizes() -> None:
         assert all(0.2 < digits[split][count] / digits[split].total() < 0.3 for count in (1, 2, 3, 4))
 
 
-def test_validation_numbers_are_new() -> None:
-    seen = {
-        split: {word for row in rows for word in row["translation"]["de"].split(", ")} - {german(number) for number in range(100)}
-        for split, rows in number_rows().items()
-    }
+def test_validation_numbers_are_new(splits: Splits) -> None:
+    short = {german(number) for number in range(100)}
+    seen = {split: {word for row in rows for word in row["translation"]["de"].split(", ")} - short for split, rows in splits.items()}
     assert len(seen["validation"]) > 300 and not seen["train"] & seen["validation"]
 
 
-def test_rows_are_the_same_every_time() -> None:
-    assert number_rows() == number_rows()
-    assert number_rows()["train"][0] == {
+def test_rows_are_the_same_every_time(splits: Splits) -> None:
+    assert number_rows() == splits
+    assert splits["train"][0] == {
         "translation": {
             "en": "three thousand and ten, eight thousand and seven",
             "de": "dreitausendzehn, achttausendsieben",

@@ -128,8 +128,7 @@ print(json.dumps({"rows": rows.tolist(), "seconds": seconds, "mb": peak / 1024})
 def test_batch_five_million_of_a_hundred_million_rows(tmp_path: Path) -> None:
     """Found in a new process in under two seconds of its time after the lengths are opened, in under a gigabyte."""
     lengths = np.lib.format.open_memmap(tmp_path / "lengths.npy", mode="w+", dtype=np.int32, shape=(100_000_000,))
-    for start in range(0, len(lengths), 10_000_000):
-        lengths[start : start + 10_000_000] = np.random.default_rng(start).integers(3, 128, 10_000_000, dtype=np.int32)
+    lengths.reshape(100, -1)[:] = np.random.default_rng(0).integers(3, 128, 1_000_000, dtype=np.int32)  # drawing them all takes longer than the test
     output = subprocess.run([sys.executable, "-c", _HUGE, tmp_path / "lengths.npy"], capture_output=True, text=True, check=True).stdout
     found = json.loads(output)
     assert len(set(found["rows"])) == 16 and max(found["rows"]) < 100_000_000

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support import tiny_job
+from support import plain_job
 
 from raytrain_nlp.config import load_job
 from raytrain_nlp.config.search_space import SearchKey, apply_point, grid_points
@@ -18,7 +18,7 @@ LORA = {"r": 8, "lora_alpha": 16}
 
 
 def sweep_of(tmp_path: Path, space: dict[str, Any], job: dict[str, Any] | None = None, **sections: Any) -> Sweep:
-    base = tiny_job(tmp_path, "base", data={"validation": "v.jsonl"}, lora=LORA, **(job or {}))
+    base = plain_job(tmp_path, "base", data={"validation": "v.jsonl"}, lora=LORA, **(job or {}))
     return load_sweep({"kind": "sweep", "job": base, "search_space": space, **sections})
 
 
@@ -103,7 +103,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_wrong_settings_are_refused(tmp_path: Path, sections: dict[str, Any], expected: str) -> None:
-    values = {"kind": "sweep", "job": tiny_job(tmp_path, "base", data={"validation": "v.jsonl"}, lora=LORA), "search_space": {"lora.r": {"choice": [4]}}}
+    values = {"kind": "sweep", "job": plain_job(tmp_path, "base", data={"validation": "v.jsonl"}, lora=LORA), "search_space": {"lora.r": {"choice": [4]}}}
     with pytest.raises(InputError) as caught:
         load_sweep({**values, **sections})
     assert str(caught.value.problems[0]).startswith(expected)
@@ -115,13 +115,13 @@ def test_pbt_needs_a_checkpoint_at_each_evaluation(tmp_path: Path) -> None:
 
 
 def test_a_sweep_without_evaluations_is_refused(tmp_path: Path) -> None:
-    job = tiny_job(tmp_path, "base")
+    job = plain_job(tmp_path, "base")
     with pytest.raises(InputError, match="job.data.validation: is missing: a sweep compares evaluations"):
         load_sweep({"kind": "sweep", "job": job, "search_space": {"training.seed": {"choice": [1]}}})
 
 
 def test_the_job_may_be_a_file_beside_the_sweep_and_set_reaches_into_it(tmp_path: Path) -> None:
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(tiny_job(tmp_path, "base", data={"validation": "v.jsonl"})))
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(plain_job(tmp_path, "base", data={"validation": "v.jsonl"})))
     (tmp_path / "sweep.yaml").write_text("kind: sweep\njob: base.yaml\nsearch_space: {seed: {choice: [1, 2]}}\n")
     sweep = load_sweep(tmp_path / "sweep.yaml", ["job.training.max_steps=5", "num_samples=3", "storage_path=/elsewhere"])
     assert sweep.job.arguments()["max_steps"] == 5 and sweep.num_trials == 3

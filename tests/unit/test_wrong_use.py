@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import tiny_job, write_job, write_rows
+from support import plain_job, write_job, write_rows
 
 from raytrain_nlp.cli.main import main
 
@@ -46,7 +46,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (run / "model").mkdir(parents=True)
     (run / "model" / "tokenizer_config.json").write_text("{}")
     write_rows(folder / "rows.jsonl", 4)
-    job = tiny_job(folder, "mine")
+    job = plain_job(folder, "mine")
     (run / "run.json").write_text(json.dumps({"status": "failed", "job": job, "labels": ["0", "1"]}))
     return {"folder": str(folder), "runs": str(run.parent), "run": str(run), "job": write_job(job, folder / "job.json")}
 

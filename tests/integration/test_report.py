@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import tiny_job
+from support import plain_job
 
 import raytrain_nlp
 from raytrain_nlp.driver.history import read_history
@@ -20,7 +20,7 @@ def write_run(folder: Path, name: str, steps: int = 30, resumed_at: int | None =
     run = folder / "runs" / name
     (run / "model").mkdir(parents=True)
     (run / "model" / "tokenizer_config.json").write_text("{}")
-    job = tiny_job(folder, name, data={"validation": "<b>v</b>.jsonl"})
+    job = plain_job(folder, name, data={"validation": "<b>v</b>.jsonl"})
     result = {"metrics": {"eval_loss": 0.5, "eval_accuracy": 0.875}, "rows": {"train": 480, "validation": 51}, "bad_rows": {"train": 3}, "labels": ["a", "b"]}
     (run / "run.json").write_text(json.dumps({"status": "finished", "job": job, "result": result, "versions": {"torch": "2"}, **record}))
     events: list[dict[str, Any]] = [{"kind": "start", "time": 0, "step": 0}]
