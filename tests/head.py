@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from hosts import Host
 from support import wait_until
 
 
@@ -33,7 +34,7 @@ class Head:
 
 @contextlib.contextmanager
 def started_head(
-    *arguments: str, dashboard: bool = True, env: dict[str, str] | None = None, before: Callable[[str], None] = lambda address: None
+    *arguments: str, dashboard: bool = True, env: dict[str, str] | None = None, before: Callable[[str], None] = lambda address: None, ip: str = "127.0.0.1"
 ) -> Iterator[Head]:
     """Nothing of it is left behind, neither a process nor the file that would send other drivers of this machine to it.
 
@@ -48,15 +49,15 @@ def started_head(
     settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | settings | (env or {})
     command = [
-        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}", f"--temp-dir={folder}",
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--node-ip-address={ip}", f"--port={gcs}", f"--temp-dir={folder}",
         f"--ray-client-server-port={client}", f"--include-dashboard={dashboard}", "--dashboard-host=127.0.0.1", f"--dashboard-port={http}",
         "--dashboard-agent-listen-port=0", "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats", *arguments,
     ]  # fmt: skip
-    before(f"127.0.0.1:{gcs}")
+    before(f"{ip}:{gcs}")
     with (folder / "head.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
     driver = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | settings
-    head = Head(folder, f"127.0.0.1:{gcs}", f"http://127.0.0.1:{http}", process.pid, {**driver, "RAY_ADDRESS": f"127.0.0.1:{gcs}"})
+    head = Head(folder, f"{ip}:{gcs}", f"http://127.0.0.1:{http}", process.pid, {**driver, "RAY_ADDRESS": f"{ip}:{gcs}"})
     try:
         wait_until(lambda: process.poll() is not None or _is_up(head, dashboard), 90, "a started head")
         assert process.poll() is None, (folder / "head.log").read_text()
@@ -111,16 +112,18 @@ class Node:
 
 
 @contextlib.contextmanager
-def started_nodes(head: Head, env: dict[str, str] | None = None) -> Iterator[Callable[[str], Node]]:
-    """Yields what adds a node with two CPUs and `place: 1`; all of them are ended."""
+def started_nodes(head: Head, env: dict[str, str] | None = None) -> Iterator[Callable[..., Node]]:
+    """Yields what adds a node with two CPUs and `place: 1`, here or on another host; all of them are ended."""
     nodes: list[Node] = []
 
-    def start(name: str) -> Node:
+    def start(name: str, host: Host | None = None) -> Node:
         resources = json.dumps({"place": 1, name: 1})
         command = [
             sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={head.address}", "--block", "--num-cpus=2", f"--resources={resources}",
             "--object-store-memory=150000000", "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats",
         ]  # fmt: skip
+        if host:
+            command = host.command(*command, f"--node-ip-address={host.ip}")
         file = head.folder / f"{name}.log"
         with file.open("w") as log:
             nodes.append(Node(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=head.env | (env or {}), start_new_session=True), name))

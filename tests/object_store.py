@@ -1,6 +1,6 @@
 """An S3 server for tests, in a process of its own, that can be told to be slow and to fail.
 
-`python object_store.py PORT CONTROL`: CONTROL is a JSON file, read at each request: {"delay": seconds before each answer,
+`python object_store.py PORT CONTROL ADDRESS`: CONTROL is a JSON file, read at each request: {"delay": seconds before each answer,
 "failing": share of the writes that fail, half of them after they were done}. Requests are counted in CONTROL.count.
 """
 
@@ -24,12 +24,12 @@ WRITES = ("PUT", "POST", "DELETE")
 class ObjectStore:
     """The server, as a test sees it."""
 
-    def __init__(self, port: int, control: Path):
-        self.port, self._control = port, control
+    def __init__(self, port: int, control: Path, ip: str = "127.0.0.1"):
+        self.port, self._control, self._ip = port, control, ip
 
     @property
     def environment(self) -> dict[str, str]:
-        return environment(self.port)
+        return environment(self.port, self._ip)
 
     def behave(self, delay: float = 0.0, failing: float = 0.0) -> None:
         self._control.write_text(json.dumps({"delay": delay, "failing": failing}))
@@ -42,7 +42,7 @@ class ObjectStore:
     def client(self) -> Any:
         import boto3
 
-        return boto3.client("s3", endpoint_url=f"http://127.0.0.1:{self.port}", aws_access_key_id="test", aws_secret_access_key="test", region_name="us-east-1")
+        return boto3.client("s3", endpoint_url=f"http://{self._ip}:{self.port}", aws_access_key_id="test", aws_secret_access_key="test", region_name="us-east-1")
 
     def objects(self, bucket: str, prefix: str = "") -> dict[str, bytes]:
         client = self.client()
@@ -51,10 +51,10 @@ class ObjectStore:
         return {key: client.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys}
 
 
-def environment(port: int) -> dict[str, str]:
+def environment(port: int, ip: str = "127.0.0.1") -> dict[str, str]:
     """What makes every S3 client of a process ask this server."""
     keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
-    return {**keys, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null"}
+    return {**keys, "AWS_ENDPOINT_URL": f"http://{ip}:{port}", "AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null"}
 
 
 def free_port() -> int:
@@ -64,16 +64,16 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(port: int, folder: Path, *buckets: str) -> Iterator[ObjectStore]:
+def serving(port: int, folder: Path, *buckets: str, ip: str = "127.0.0.1") -> Iterator[ObjectStore]:
     """The server while inside, with empty buckets."""
     control = folder / "control.json"
-    store = ObjectStore(port, control)
+    store = ObjectStore(port, control, ip)
     store.behave()
     control.with_suffix(".count").touch()
-    process = subprocess.Popen([sys.executable, __file__, str(port), str(control)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, __file__, str(port), str(control), ip], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 60
-        while socket.socket().connect_ex(("127.0.0.1", port)):
+        while socket.socket().connect_ex((ip, port)):
             assert process.poll() is None and time.monotonic() < end, "the S3 server does not start"
             time.sleep(0.1)
         for bucket in buckets:
@@ -115,7 +115,7 @@ def main() -> None:
     from werkzeug.serving import run_simple
 
     port, control = int(sys.argv[1]), Path(sys.argv[2])
-    run_simple("127.0.0.1", port, _Unreliable(DomainDispatcherApplication(create_backend_app), control), threaded=True)
+    run_simple(sys.argv[3], port, _Unreliable(DomainDispatcherApplication(create_backend_app), control), threaded=True)
 
 
 if __name__ == "__main__":
