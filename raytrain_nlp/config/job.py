@@ -22,8 +22,8 @@ from raytrain_nlp.config.tasks import TaskConfig
 from raytrain_nlp.config.training import check_training, generation_fields
 from raytrain_nlp.errors import Problem
 from raytrain_nlp.paths import check_run_name
-from raytrain_nlp.remote.mirror import is_remote
 from raytrain_nlp.remote.objects import SCHEMES
+from raytrain_nlp.remote.places import is_remote
 
 
 class EarlyStopping(Section):

@@ -26,7 +26,8 @@ from raytrain_nlp.data.shards import LENGTHS, MANIFEST, write_shard
 from raytrain_nlp.data.sources import Piece, SourceFile, fingerprint_files, split_file
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.paths import fsync_dir, read_json, write_json
-from raytrain_nlp.remote.mirror import delete, fetch, fetch_tree, push, remote_of
+from raytrain_nlp.remote.mirror import delete, fetch, fetch_tree, push
+from raytrain_nlp.remote.places import remote_of
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import Lengths
 from raytrain_nlp.user_code import UserObject, describe

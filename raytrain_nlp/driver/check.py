@@ -19,7 +19,7 @@ from raytrain_nlp.driver.observer import Observer
 from raytrain_nlp.driver.record import check_storage
 from raytrain_nlp.driver.sizes import parse_bytes, process_measured
 from raytrain_nlp.errors import InputError, Problem
-from raytrain_nlp.remote.mirror import in_use, local_folder
+from raytrain_nlp.remote.places import in_use, local_folder
 
 if TYPE_CHECKING:
     from raytrain_nlp.driver.calibrate import Calibration

@@ -22,7 +22,8 @@ from urllib.parse import urlsplit
 
 from raytrain_nlp.errors import StorageError
 from raytrain_nlp.paths import redact
-from raytrain_nlp.remote.mirror import delete, is_remote, local_folder, push
+from raytrain_nlp.remote.mirror import delete, push
+from raytrain_nlp.remote.places import is_remote, local_folder
 
 _PROBE_BYTES = 64 << 20
 _OBJECT_BYTES = 16 << 20

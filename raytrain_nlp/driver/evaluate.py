@@ -18,7 +18,8 @@ from raytrain_nlp.driver.observer import Observer, followed
 from raytrain_nlp.driver.runs import Run, Weights, find_run, find_weights
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.paths import RunPaths, cache_dir, write_json
-from raytrain_nlp.remote.mirror import delete_tree, fetch, push, push_tree, remote_of, shown
+from raytrain_nlp.remote.mirror import delete_tree, fetch, push, push_tree
+from raytrain_nlp.remote.places import remote_of, shown
 
 _TODO = " Run it again."
 

@@ -13,7 +13,7 @@ from raytrain_nlp.driver.observer import Observer
 from raytrain_nlp.driver.runs import Run, Weights, find_run, find_weights
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.paths import fsync_dir
-from raytrain_nlp.remote.mirror import is_remote
+from raytrain_nlp.remote.places import is_remote
 from raytrain_nlp.tracking.registry import PIPELINES, check_registrable, register_model
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}

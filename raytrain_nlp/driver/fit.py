@@ -12,7 +12,8 @@ from raytrain_nlp.driver.groups import free_groups_of, free_orphans
 from raytrain_nlp.driver.room import wait_for_room
 from raytrain_nlp.errors import RunError
 from raytrain_nlp.paths import RunPaths, read_json
-from raytrain_nlp.remote.mirror import refetch, shown
+from raytrain_nlp.remote.mirror import refetch
+from raytrain_nlp.remote.places import shown
 
 _ABORT_S = 10.0
 

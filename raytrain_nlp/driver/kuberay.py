@@ -13,7 +13,7 @@ from raytrain_nlp.config import TrainJob, dump_job
 from raytrain_nlp.config.load import load_job, read_values
 from raytrain_nlp.driver.nodes import worker_of
 from raytrain_nlp.errors import InputError, Problem
-from raytrain_nlp.remote.mirror import is_remote
+from raytrain_nlp.remote.places import is_remote
 
 _FOLDER = "/home/ray/job"
 _FILE = "job.yaml"

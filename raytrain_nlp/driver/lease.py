@@ -17,7 +17,8 @@ from typing import Any
 
 from raytrain_nlp.errors import InputError, Problem, StorageError
 from raytrain_nlp.paths import read_json, write_json
-from raytrain_nlp.remote.mirror import delete, modified, refetch, remote_of, shown, write_marker
+from raytrain_nlp.remote.mirror import delete, modified, refetch, write_marker
+from raytrain_nlp.remote.places import remote_of, shown
 
 _BEAT_S = 10.0
 _STALE_S = 60.0
@@ -34,12 +35,12 @@ def held(path: Path) -> Iterator[None]:
     Raises:
         InputError: a driver on another host holds it.
     """
-    mine = {"host": socket.gethostname(), "pid": os.getpid(), "id": uuid.uuid4().hex}
-    _check_free(path, mine["host"])
+    mine = {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "id": uuid.uuid4().hex}
+    _check_free(path, mine)
     _write(path, mine)
     if remote_of(path):  # no lock of this host keeps another one from doing the same this moment
         time.sleep(_SETTLE_S)
-        _check_free(path, None, mine)
+        _check_free(path, mine, settled=True)
     done = threading.Event()
     beat = threading.Thread(target=_keep, args=(path, mine, done), name="lease", daemon=True)
     beat.start()
@@ -54,9 +55,12 @@ def held(path: Path) -> Iterator[None]:
                 delete([path])
 
 
-def _check_free(path: Path, host: str | None, mine: dict[str, Any] | None = None) -> None:
+def _check_free(path: Path, mine: dict[str, Any], settled: bool = False) -> None:
     holder = _holder(path)
-    if holder is None or holder == mine or holder.get("host") == host:
+    if holder is None or holder == mine:
+        return
+    here = (holder.get("host"), holder.get("boot", mine["boot"])) == (mine["host"], mine["boot"])
+    if here and not settled:
         return
     age = _age(path)
     if age < _STALE_S:
@@ -80,6 +84,14 @@ def _keep(path: Path, mine: dict[str, Any], done: threading.Event) -> None:
                 _write(path, mine)
             else:
                 os.utime(path)  # its time alone: what another has written meanwhile stays
+
+
+def _boot() -> str:
+    """Tells hosts of one name apart."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # no Linux
+        return ""
 
 
 def _write(path: Path, mine: dict[str, Any]) -> None:

@@ -20,8 +20,9 @@ from raytrain_nlp.driver.lease import held
 from raytrain_nlp.driver.shared import delete_run
 from raytrain_nlp.errors import CheckpointError, InputError, Problem, StorageError
 from raytrain_nlp.paths import RunPaths, read_json, write_json
-from raytrain_nlp.remote.mirror import delete, is_remote, local_folder, remote_of, shown, write_marker
+from raytrain_nlp.remote.mirror import delete, write_marker
 from raytrain_nlp.remote.objects import SCHEMES
+from raytrain_nlp.remote.places import is_remote, local_folder, remote_of, shown
 
 _PROBE_S = 20.0
 # What a resumed run may not change: it would no longer be the run that was interrupted.

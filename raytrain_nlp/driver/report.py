@@ -20,7 +20,7 @@ from raytrain_nlp.driver.observer import Observer
 from raytrain_nlp.driver.runs import Run, at_hand, find_run
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.paths import SweepPaths
-from raytrain_nlp.remote.mirror import is_remote
+from raytrain_nlp.remote.places import is_remote
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1d2530; background: #fff; max-width: 68rem; margin: 2rem auto; padding: 0 1.2rem }

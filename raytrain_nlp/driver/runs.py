@@ -5,8 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,9 @@ from raytrain_nlp.config import TrainJob, load_job
 from raytrain_nlp.driver.shared import bring_run
 from raytrain_nlp.errors import CheckpointError, InputError, Problem, nearest
 from raytrain_nlp.paths import TRIAL, RunPaths, SweepPaths, cache_dir, read_json
-from raytrain_nlp.remote.mirror import base_of, fetch, fetch_tree, in_use, is_remote, local_folder, remote_of, shown
+from raytrain_nlp.remote.mirror import fetch, fetch_tree
+from raytrain_nlp.remote.places import base_of, in_use, is_remote, local_folder, remote_of, shown
+from raytrain_nlp.scratch import scratch_folder
 
 _WEIGHTLESS = ("config.json", "adapter_config.json", "generation_config.json")
 
@@ -119,9 +119,8 @@ def at_hand(folder: str | Path) -> Path:
     """The folder of a run; of one in object storage a copy of its small files, which this process keeps to its end."""
     if not is_remote(folder):
         return Path(folder).expanduser()
-    base = Path(tempfile.mkdtemp(prefix="raytrain-nlp-reader-"))
-    path, kept = local_folder(folder, base), contextlib.ExitStack()
-    kept.callback(shutil.rmtree, base, ignore_errors=True)
+    kept = contextlib.ExitStack()
+    path = local_folder(folder, kept.enter_context(scratch_folder()))
     kept.enter_context(in_use(path))
     atexit.register(kept.close)
     bring_run(RunPaths(path.parent, path.name))

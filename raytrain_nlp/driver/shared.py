@@ -17,7 +17,7 @@ from pathlib import Path
 
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.paths import TRIAL, RunPaths, SweepPaths, read_json
-from raytrain_nlp.remote import mirror
+from raytrain_nlp.remote import mirror, places
 from raytrain_nlp.remote.courier import Courier, Outbox
 from raytrain_nlp.remote.objects import PATIENCE_S
 from raytrain_nlp.tracking.events import EventLog, read_events
@@ -31,16 +31,16 @@ _LARGE = ("checkpoints", "model", "ray")
 @contextlib.contextmanager
 def arrived(paths: RunPaths) -> Iterator[None]:
     """While inside this node has the small files of a run as the storage has them. Nothing to do for a folder."""
-    if mirror.remote_of(paths.run) is None:
+    if places.remote_of(paths.run) is None:
         yield
         return
-    with mirror.in_use(paths.run):
+    with places.in_use(paths.run):
         paths.run.mkdir(parents=True, exist_ok=True)
         with paths.lock.open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:  # its driver on this node works with these files
-                what = f"another driver is writing the run ({mirror.shown(paths.run)})"
+                what = f"another driver is writing the run ({places.shown(paths.run)})"
                 raise InputError(Problem("name", what, "Wait for it, or stop it.")) from None
             bring_run(paths)
         yield
@@ -70,7 +70,7 @@ def carried(paths: RunPaths, warn: Callable[[str], None], tracked: bool = True) 
     Args:
         tracked: how far the tracker is, is this run's affair; that of a trial is its sweep's.
     """
-    if mirror.remote_of(paths.run) is None:
+    if places.remote_of(paths.run) is None:
         yield lambda: None
         return
     carrier = _Carrier(paths, tracked)

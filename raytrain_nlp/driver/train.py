@@ -19,7 +19,7 @@ from raytrain_nlp.driver.record import RunRecord, check_data, check_name, check_
 from raytrain_nlp.driver.shared import arrived, carried
 from raytrain_nlp.errors import InputError, RunError
 from raytrain_nlp.paths import RunPaths, read_json
-from raytrain_nlp.remote.mirror import is_remote, local_folder, shown
+from raytrain_nlp.remote.places import is_remote, local_folder, shown
 from raytrain_nlp.tracking.events import EventLog, read_events
 from raytrain_nlp.tracking.mirrors import Mirror
 from raytrain_nlp.tracking.tracker import Tracker

@@ -21,7 +21,8 @@ from raytrain_nlp.driver.shared import arrived, carried
 from raytrain_nlp.driver.train import prepare
 from raytrain_nlp.errors import InputError, Problem, RunError
 from raytrain_nlp.paths import SweepPaths, read_json, redact
-from raytrain_nlp.remote.mirror import is_remote, local_folder, push_tree, remote_of, shown
+from raytrain_nlp.remote.mirror import push_tree
+from raytrain_nlp.remote.places import is_remote, local_folder, remote_of, shown
 from raytrain_nlp.tuning.book import FAILED, RUNNING, Book, TrialRecord
 from raytrain_nlp.tuning.planner import plan_concurrency, plan_local
 from raytrain_nlp.tuning.registration import check_registration, register_best

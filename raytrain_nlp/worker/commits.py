@@ -12,7 +12,7 @@ from pathlib import Path
 
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.errors import StorageError
-from raytrain_nlp.remote import mirror
+from raytrain_nlp.remote import mirror, places
 from raytrain_nlp.worker.collectives import broadcast_object, find_common_checkpoint, gather_objects
 
 _POLL_S = 0.5
@@ -171,7 +171,7 @@ def build_commits(
     root: Path, rank: int, save_total_limit: int | None, on_commit: Callable[[int, float], None], before_commit: Callable[[], None]
 ) -> Commits:
     """For a run's folder, wherever it is."""
-    if mirror.remote_of(root) is None:
+    if places.remote_of(root) is None:
         return Commits(root, rank, save_total_limit, on_commit)
     local = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return RemoteCommits(root, rank, save_total_limit, on_commit, *local, before_commit)

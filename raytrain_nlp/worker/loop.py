@@ -13,7 +13,8 @@ from raytrain_nlp.config import TrainJob, load_job
 from raytrain_nlp.config.lora import MERGE
 from raytrain_nlp.errors import InputError, NonFiniteLossError, RunError
 from raytrain_nlp.paths import RunPaths, read_json, write_json
-from raytrain_nlp.remote.mirror import push, shown
+from raytrain_nlp.remote.mirror import push
+from raytrain_nlp.remote.places import shown
 from raytrain_nlp.scratch import scratch_folder
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.user_code import describe, fails_in_users_code

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from raytrain_nlp.paths import RunPaths, read_json
-from raytrain_nlp.remote.mirror import delete, refetch, remote_of
+from raytrain_nlp.remote.mirror import delete, refetch
+from raytrain_nlp.remote.places import remote_of
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.worker.collectives import gather_objects
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from raytrain_nlp.errors import StorageError
 from raytrain_nlp.paths import RunPaths
-from raytrain_nlp.remote import mirror
+from raytrain_nlp.remote import mirror, places
 from raytrain_nlp.remote.courier import Courier, Outbox
 from raytrain_nlp.tracking.events import EventLog
 
@@ -20,7 +20,7 @@ def event_log(paths: RunPaths, driver: int, rank: int) -> Iterator[tuple[EventLo
 
     In object storage each start of the first rank has an object of its own, which grows; the driver joins them.
     """
-    if rank or mirror.remote_of(paths.run) is None:
+    if rank or places.remote_of(paths.run) is None:
         yield EventLog(None if rank else paths.events), lambda: None
         return
     paths.worker_events.mkdir(parents=True, exist_ok=True)
@@ -38,8 +38,8 @@ def event_log(paths: RunPaths, driver: int, rank: int) -> Iterator[tuple[EventLo
 @contextlib.contextmanager
 def errors_of_before(paths: RunPaths, rank: int) -> Iterator[None]:
     """While inside this node keeps copies of the run; at first of what ranks before this one said of their end, at last its log is sent."""
-    with mirror.in_use(paths.run):
-        if mirror.remote_of(paths.run):
+    with places.in_use(paths.run):
+        if places.remote_of(paths.run):
             for file in (paths.user_error, paths.feed_error, paths.logs / f"rank-{rank}.log"):
                 mirror.refetch(file)
         try:

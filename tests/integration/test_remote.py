@@ -1,0 +1,87 @@
+"""What runs in object storage rest on: the lease, requests that fail, copies that go when nobody needs them."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from object_store import ObjectStore
+
+from raytrain_nlp.driver.lease import held
+from raytrain_nlp.errors import InputError, StorageError
+from raytrain_nlp.remote import mirror, places
+
+
+@pytest.fixture
+def place(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The local place of a folder in the bucket, on a node of its own."""
+    for name, value in object_store.environment.items():
+        monkeypatch.setenv(name, value)
+    return places.local_folder(f"s3://bucket/{tmp_path.name}", tmp_path)
+
+
+def test_a_place_tells_its_address(tmp_path: Path) -> None:
+    place = places.local_folder("s3://bucket/a/b/", tmp_path)
+    assert places.remote_of(place / "c.json") == "s3://bucket/a/b/c.json" and places.base_of(place) == tmp_path
+    assert places.remote_of(tmp_path) is None and places.local_folder(str(tmp_path)) == tmp_path
+    assert places.shown(place) == "s3://bucket/a/b" and places.shown(tmp_path) == str(tmp_path)
+
+
+def test_second_driver_on_another_host_is_refused(place: Path, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease = place / "driver.json"
+    with held(lease):
+        monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+        with pytest.raises(InputError, match=f"another driver is writing the run .* {places.shown(place)}"), held(lease):
+            pass
+    assert not object_store.objects("bucket", f"{place.name}/")
+    with held(lease):
+        assert f"{place.name}/driver.json" in object_store.objects("bucket", f"{place.name}/")
+
+
+def test_writes_that_fail_are_tried_again_and_told_in_the_end(place: Path, object_store: ObjectStore, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"content")
+    object_store.behave(failing=0.5)
+    before = object_store.requests()["failed"]
+    for number in range(8):
+        mirror.push(file, to=place / str(number))
+    object_store.behave(failing=1.0)
+    with pytest.raises(StorageError, match="s3://bucket cannot write"):
+        mirror.push(file, patience=1, to=place / "never")
+    object_store.behave()
+    assert object_store.requests()["failed"] > before
+    assert set(object_store.objects("bucket", f"{place.name}/").values()) == {b"content"}
+
+
+def test_trees_travel_whole_and_only_what_is_missing(place: Path, object_store: ObjectStore, tmp_path: Path) -> None:
+    for name in ("a", "b/c", "manifest.json"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(name)
+    mirror.push_tree(place, last="manifest.json")
+    requests = object_store.requests()["all"]
+    mirror.push_tree(place, last="manifest.json")
+    assert object_store.requests()["all"] == requests + 1  # it looks, and sends nothing
+    other = places.local_folder(places.shown(place), tmp_path / "other")
+    mirror.fetch_tree(other)
+    assert {str(path.relative_to(other)): path.read_text() for path in other.rglob("*") if path.is_file()} == {name: name for name in ("a", "b/c", "manifest.json")}
+    mirror.delete_tree(place, first="manifest.json")
+    assert not mirror.list_tree(place) and not mirror.refetch(other / "a") and not (other / "a").exists()
+
+
+def test_who_leaves_last_removes_the_copies(place: Path) -> None:
+    with places.in_use(place):
+        with places.in_use(place):
+            place.mkdir(parents=True)
+            (place / "copy").touch()
+        assert (place / "copy").exists()
+    assert not place.exists()
+    with pytest.raises(StorageError), places.in_use(place):
+        place.mkdir(parents=True)
+        (place / "unsent").touch()
+        raise StorageError("the storage is away")
+    assert (place / "unsent").exists()  # it is nowhere else
+
+
+def test_a_file_that_could_not_be_read_leaves_nothing(place: Path, object_store: ObjectStore) -> None:
+    assert not mirror.fetch(place / "nothing") and not place.exists() or not any(place.iterdir())
