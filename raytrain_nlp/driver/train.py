@@ -151,7 +151,7 @@ def run_resolved(
         flush()
         resolved = replace(resolved, spec=replace(spec, driver=record.values["drivers"]))
         fit = fit or (ElasticFit if job.workers.elastic else Fit)(say=observer.stage)
-        return _run(job, resolved, paths, record, observer, job_text, tracked, fit)
+        return _run(job, resolved, paths, record, observer, job_text, tracked, fit, flush)
 
 
 def run_params(job: TrainJob) -> dict[str, Any]:
@@ -160,7 +160,15 @@ def run_params(job: TrainJob) -> dict[str, Any]:
 
 
 def _run(
-    job: TrainJob, resolved: Resolved, paths: RunPaths, record: RunRecord, observer: Observer, job_text: str, tracked: bool, fit: Fit
+    job: TrainJob,
+    resolved: Resolved,
+    paths: RunPaths,
+    record: RunRecord,
+    observer: Observer,
+    job_text: str,
+    tracked: bool,
+    fit: Fit,
+    flush: Callable[[], None],
 ) -> TrainResult:
     """Track, follow and fit; whatever happens, the record and the tracker learn how it ended."""
     spec, params = resolved.spec, run_params(job)
@@ -173,7 +181,10 @@ def _run(
     paths.user_error.unlink(missing_ok=True)
     try:
         with followed(paths, observer), _windows_beside(job, resolved, paths):
-            outcome = fit(job, spec, paths)
+            try:
+                outcome = fit(job, spec, paths)
+            finally:
+                flush()  # the last events of the workers, which the tracker is to have before it closes
         if "error" in outcome:
             raise outcome["error"]
         status = "FINISHED"
