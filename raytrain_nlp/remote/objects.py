@@ -122,5 +122,8 @@ def _make_filesystem(scheme: str, pid: int) -> Any:
 
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if scheme == "s3":
-        options["config_kwargs"] = {"read_timeout": _READ_TIMEOUT_S, "connect_timeout": _CONNECT_TIMEOUT_S}
-    return fsspec.filesystem(scheme, **options)
+        options["config_kwargs"] = {"read_timeout": _READ_TIMEOUT_S, "connect_timeout": _CONNECT_TIMEOUT_S, "retries": {"total_max_attempts": 1}}
+    filesystem = fsspec.filesystem(scheme, **options)
+    if scheme == "s3":
+        filesystem.retries = 1  # trying again is done above, for as long as the caller has patience
+    return filesystem
