@@ -107,8 +107,12 @@ class Node:
         for member in family:
             if "raylet" in member.name():  # one that was drained may have ended itself
                 member.kill()
+        _, left = psutil.wait_procs(family, timeout=20)
+        self.process.kill()  # `ray start --block` does not end where a drained raylet has ended by itself
         self.process.wait(60)
-        psutil.wait_procs(family, timeout=20)
+        for member in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
 
 
 @contextlib.contextmanager

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from raytrain_nlp.errors import InputError, Problem, RunError
 from raytrain_nlp.paths import SweepPaths, read_json, redact
 from raytrain_nlp.remote.mirror import push_tree
 from raytrain_nlp.remote.places import is_remote, local_folder, remote_of, shown
+from raytrain_nlp.tuning.around import quiet_tune, tune_environment
 from raytrain_nlp.tuning.book import FAILED, RUNNING, Book, TrialRecord
 from raytrain_nlp.tuning.planner import plan_concurrency, plan_local
 from raytrain_nlp.tuning.registration import check_registration, register_best
@@ -30,16 +30,6 @@ from raytrain_nlp.tuning.results import SweepResult, counts_of, table_of, write_
 
 # What a resumed sweep may not change: its trials would no longer be of one kind.
 _FIXED = ("search_space", "metric", "mode", "scheduler", "searcher", "seed", "job")
-_TUNE_SETTINGS = {
-    "RAY_AIR_NEW_OUTPUT": "0",  # the live table is ours
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial ends with a reason, not with a figure
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # they are in the table
-    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # Tune's own state is not what a sweep is resumed from
-    "TUNE_WARN_THRESHOLD_S": "60",
-    "TUNE_FORCE_TRIAL_CLEANUP_S": "60",
-}
 _LOCAL_RAY = {"RAY_worker_maximum_startup_concurrency": "16"}
 """Processes are forked, not booted: many at once cost little. Ray would also warn of more than four times its default."""
 _SLOT = "node:__internal_head__"
@@ -197,7 +187,7 @@ def _tune(
         population = {"search_alg": StudySearcher(points), "num_samples": -1, **limit}
     # a bracket of hyperband is filled by trials that wait, while Tune would ask for one at a time
     waiting = {"TUNE_MAX_PENDING_TRIALS_PG": str(plan.num_trials)} if config.scheduler.type == "hyperband" else {}
-    with _tune_environment(waiting), _quiet(verbose):
+    with tune_environment(waiting), quiet_tune(verbose):
         tune.run(
             tune.with_parameters(TrialActor, settings=settings),
             name="tune",
@@ -320,32 +310,3 @@ def _check_name(plan: Sweep, paths: SweepPaths, resume: bool, overwrite: bool) -
 
 def _compared(value: Any) -> Any:
     return {key: part for key, part in value.items() if key not in ("tracking", "storage_path", "name")} if isinstance(value, dict) else value
-
-
-@contextlib.contextmanager
-def _tune_environment(more: dict[str, str]) -> Iterator[None]:
-    """Tune's settings, and `more`; and it must not copy the driver's keys of object storage into the actors' runtime environment,
-    where anyone sees them who sees the dashboard. Processes have the environment of their node anyway."""
-    from ray.tune.execution import class_cache
-
-    copied = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
-    class_cache.ENV_VARS_TO_PROPAGATE -= copied
-    try:
-        with environment({**_TUNE_SETTINGS, **more}):
-            yield
-    finally:
-        class_cache.ENV_VARS_TO_PROPAGATE |= copied
-
-
-@contextlib.contextmanager
-def _quiet(verbose: bool) -> Iterator[None]:
-    import logging
-
-    logger = logging.getLogger("ray.tune")
-    level = logger.level
-    if not verbose:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
