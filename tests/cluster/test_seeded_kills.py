@@ -48,10 +48,11 @@ def test_thirty_kills(cluster: Any, folder: Path, tmp_path: Path) -> None:
     job = job_of(folder, "under-fire", 2, max_failures=KILLS)
     job["checkpoint"] = {"save_steps": SAVE}
     victims = Victims(head, folder, add, job)
-    killed, step = [], 0
+    killed = []
     for number in range(KILLS):
-        step = max(event["step"] for event in events(victims.run)) if number else 0
-        reach(victims.driver, victims.run, min(step + draw.randint(0, 8), STEPS - 1), victims.starts)
+        made = max(event.get("step", 0) for event in events(victims.run)) if number else 0
+        step = min(made + draw.randint(0, 8), STEPS - 1)
+        reach(victims.driver, victims.run, step, victims.starts)
         killed.append(draw.choice(("worker", "node", "driver")))
         victims.kill(killed[-1], draw)
         print(f"{number + 1:2d}: step {step}, {killed[-1]} killed", flush=True)
