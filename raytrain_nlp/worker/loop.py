@@ -85,7 +85,9 @@ def run_body(spec: WorkerSpec, paths: RunPaths, scratch: str, stop_asked: Callab
 def _run_rank(
     spec: WorkerSpec, paths: RunPaths, scratch: str, stop_asked: Callable[[], bool], events: EventLog, flush: Callable[[], None]
 ) -> dict[str, Any]:
+    from raytrain_nlp.worker.agreement import Agreement
     from raytrain_nlp.worker.collectives import gather_objects
+    from raytrain_nlp.worker.loader import find_row
     from raytrain_nlp.worker.meter import peak_memory
     from raytrain_nlp.worker.notice import noticed
     from raytrain_nlp.worker.shared_folder import check_shared
@@ -102,12 +104,13 @@ def _run_rank(
     _announce(events, start, world_size)
     loaders = _build_loaders(spec, job, start, world_size, rank, -(-whole.workers.num_workers // world_size))
     with noticed(paths, events, rank) as move_asked:
-        trainer = _build_trainer(spec, job, paths, events, loaders, scratch, (stop_asked, move_asked), commits)
+        agreement = Agreement(find_row(spec.train), stop_asked, move_asked)
+        trainer = _build_trainer(spec, job, paths, events, loaders, scratch, agreement, commits)
         events.write("phase", phase="model")
         trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         commits.finish()
     loaders[0].close()
-    result = {"stopped": True} if trainer.stopped else {"moved": True} if trainer.moving else _finish(trainer, job, paths, world_size, spec)
+    result = {"stopped": True} if agreement.stopped else {"moved": True} if agreement.moving else _finish(trainer, job, paths, world_size, spec)
     events.write("end", step=trainer.state.global_step, peak_memory=gather_objects(peak_memory()))
     trainer.release()
     return result
@@ -144,8 +147,7 @@ def _build_loaders(spec: WorkerSpec, job: TrainJob, start: int, world_size: int,
 
 
 def _build_trainer(
-    spec: WorkerSpec, job: TrainJob, paths: RunPaths, events: EventLog, loaders: tuple[Any, Any], scratch: str, asked: tuple[Callable[[], bool], Callable[[], bool]],
-    commits: Any,
+    spec: WorkerSpec, job: TrainJob, paths: RunPaths, events: EventLog, loaders: tuple[Any, Any], scratch: str, agreement: Any, commits: Any
 ) -> Any:
     from transformers import PrinterCallback, set_seed
 
@@ -154,7 +156,6 @@ def _build_trainer(
     from raytrain_nlp.worker.arguments import apply_deepspeed_environment, build_arguments
     from raytrain_nlp.worker.checkpointer import Checkpointer
     from raytrain_nlp.worker.extensions import build_callbacks, find_trainer_class, find_user_metrics
-    from raytrain_nlp.worker.loader import find_row
     from raytrain_nlp.worker.metrics import build_metrics
     from raytrain_nlp.worker.trainer import build_trainer_class
 
@@ -186,11 +187,9 @@ def _build_trainer(
             adapter_only=job.lora is not None,
             renew_hyperparameters=spec.renew_hyperparameters,
         ),
-        locate_row=find_row(spec.train),
+        agreement=agreement,
         keep_labels=keep_labels,
         gather_for_generation=getattr(job.task, "gather_for_generation", False),
-        stop_asked=asked[0],
-        move_asked=asked[1],
     )
     trainer.remove_callback(PrinterCallback)
     set_seed(arguments.seed + arguments.process_index)  # dropout and noise differ between ranks

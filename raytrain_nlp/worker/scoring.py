@@ -92,7 +92,7 @@ def _build_trainer(spec: ScoringSpec, job: TrainJob, paths: RunPaths, scratch: s
         train_loader=None,
         eval_loader=loader,
         checkpointer=None,
-        locate_row=None,
+        agreement=None,
         keep_labels=keep_labels,
         gather_for_generation=getattr(job.task, "gather_for_generation", False),
     )

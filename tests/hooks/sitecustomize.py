@@ -54,8 +54,8 @@ def _digests(inputs):
 
 
 def _patch_trainer(module):
-    mixin = module.FeedMixin
-    training_step, finite = mixin.training_step, mixin._begin_finite
+    mixin, agreement = module.FeedMixin, module.Agreement
+    training_step, begin = mixin.training_step, agreement.begin
 
     def recorded(self, model, inputs, num_items_in_batch=None):
         batch, wanted = inputs.micro_batch, _wanted()
@@ -67,13 +67,13 @@ def _patch_trainer(module):
         _kill("mid_step", batch.step + 1)
         return loss
 
-    def poisoned(self, loss):
+    def poisoned(self, loss, micro_batch):
         nan = _wanted().get("nan")
-        if nan and nan["rank"] == int(os.environ["RANK"]) and nan["step"] == self._micro_batch.step + 1:
+        if nan and nan["rank"] == int(os.environ["RANK"]) and nan["step"] == micro_batch.step + 1:
             loss = loss * float("nan")
-        return finite(self, loss)
+        return begin(self, loss, micro_batch)
 
-    mixin.training_step, mixin._begin_finite = recorded, poisoned
+    mixin.training_step, agreement.begin = recorded, poisoned
 
 
 def _patch_store(module):
