@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable
@@ -21,6 +22,8 @@ from raytrain_nlp.paths import fsync_dir, write_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+_OF_A_RANK = re.compile(r"(?:zero_pp_rank_|rng-)(\d+)")
+"""DeepSpeed's names of what one rank alone wrote and reads, and ours."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,17 @@ def list_checkpoints(root: Path) -> list[Checkpoint]:
     return sorted(found, key=lambda checkpoint: checkpoint.manifest.step)
 
 
-def damage(checkpoint: Checkpoint, rank: int = 0, world_size: int = 1) -> str | None:
-    """What is wrong with this rank's share of a checkpoint's files (each file is hashed by one rank), or None."""
-    for i, entry in enumerate(checkpoint.manifest.files):
+def files_of_ranks(manifest: Manifest, ranks: Iterable[int], world_size: int) -> list[FileEntry]:
+    """What some ranks of `world_size` read of a checkpoint: not what belongs to others; all of it where another number of ranks wrote it."""
+    if manifest.world_size != world_size:
+        return manifest.files
+    mine = {*ranks}
+    return [entry for entry in manifest.files if (found := _OF_A_RANK.search(entry.path)) is None or int(found[1]) in mine]
+
+
+def damage(checkpoint: Checkpoint, rank: int = 0, world_size: int = 1, files: list[FileEntry] | None = None) -> str | None:
+    """What is wrong with this rank's share of a checkpoint's files, or of `files` (each is hashed by one rank), or None."""
+    for i, entry in enumerate(checkpoint.manifest.files if files is None else files):
         path = checkpoint.path / entry.path
         if path.is_symlink() or not path.is_file():
             return f"{entry.path} is missing"

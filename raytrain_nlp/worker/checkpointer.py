@@ -149,9 +149,7 @@ class Checkpointer:
     def load_best(self, trainer: Any, folder: str | None) -> None:
         """Weights of the best checkpoint into the trained model, verified first."""
         best = next((found for found in store.list_checkpoints(self.root) if str(found.path) == folder), None)
-        if best is not None:
-            self.commits.bring(best.manifest.step)
-        wrong = "is missing" if best is None else store.damage(best)
+        wrong = "is missing" if best is None else self.commits.damage(best)
         if wrong:
             raise CheckpointError(f"the best checkpoint cannot be loaded: {folder} {wrong}.")
         if trainer.is_deepspeed_enabled:

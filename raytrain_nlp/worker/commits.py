@@ -13,7 +13,7 @@ from pathlib import Path
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.errors import StorageError
 from raytrain_nlp.remote import mirror, places
-from raytrain_nlp.worker.collectives import broadcast_object, find_common_checkpoint, gather_objects
+from raytrain_nlp.worker.collectives import broadcast_object, gather_objects
 
 _POLL_S = 0.5
 _OTHERS_S = 1_200.0
@@ -26,6 +26,7 @@ class Commits:
 
     root: Path
     rank: int
+    world_size: int
     save_total_limit: int | None
     on_commit: Callable[[int, float], None]
     """Called with (step, seconds) on the first rank after each commit."""
@@ -36,7 +37,11 @@ class Commits:
             self.root.mkdir(parents=True, exist_ok=True)
             store.clean_leftovers(self.root)
         broadcast_object(None)  # nobody looks before the leftovers are gone
-        return find_common_checkpoint(self.root, note)
+        return store.find_checkpoint(self.root, self.damage, note)
+
+    def damage(self, checkpoint: store.Checkpoint) -> str | None:
+        """What is wrong with a checkpoint, the same on all ranks, or None: then what a rank reads of it is at hand. Every rank must call it."""
+        return _first(store.damage(checkpoint, self.rank, self.world_size))
 
     def commit(self, staging: Path, mine: list[store.FileEntry], manifest: store.Manifest, keep: set[int], started: float) -> None:
         """Make a checkpoint of what all ranks have staged. Every rank calls it, with the files it wrote itself."""
@@ -45,16 +50,14 @@ class Commits:
             store.apply_retention(self.root, self.save_total_limit, keep)
             self.on_commit(manifest.step, time.perf_counter() - started)
 
-    def bring(self, step: int) -> None:
-        """Have all files of a committed checkpoint at hand; every rank must call it."""
-
     def finish(self) -> None:
         """Wait until what was committed is safe; every rank must call it."""
 
 
 @dataclass
 class RemoteCommits(Commits):
-    """In object storage. Each node keeps what its own ranks wrote of the newest checkpoint; the storage says which are committed.
+    """In object storage, which says what is committed. Each node keeps what its own ranks wrote of the newest checkpoint, and copies
+    of others what its ranks read: their own parts and what is common to all.
 
     A rank's thread sends its files, then a mark; the first rank's sends the manifest once all marks are there.
     """
@@ -71,7 +74,7 @@ class RemoteCommits(Commits):
 
     def find(self, note: Callable[[str], None]) -> store.Checkpoint | None:
         self._together(self._take_index)
-        return store.find_checkpoint(self.root, self._damage, note)
+        return super().find(note)
 
     def commit(self, staging: Path, mine: list[store.FileEntry], manifest: store.Manifest, keep: set[int], started: float) -> None:
         self.finish()  # one is on its way at a time
@@ -82,15 +85,11 @@ class RemoteCommits(Commits):
         self._thread = threading.Thread(target=self._send, args=(manifest, mine, staging.name, keep, started), name="upload", daemon=True)
         self._thread.start()
 
-    def bring(self, step: int) -> None:
-        self._together(lambda: mirror.fetch_tree(self.root / store.checkpoint_name(step)))
-
     def finish(self) -> None:
         if self._thread is not None:
             self._thread.join()
-        errors = [error for error in gather_objects(str(self._error) if self._error else None) if error]
-        if errors:
-            raise StorageError(f"a checkpoint could not be kept: {errors[0]}.")
+        if error := _first(str(self._error) if self._error else None):
+            raise StorageError(f"a checkpoint could not be kept: {error}.")
 
     def _take_index(self) -> None:
         """Manifests as the storage has them; what is neither committed there nor on its way is removed."""
@@ -105,21 +104,23 @@ class RemoteCommits(Commits):
             mirror.delete(self.root / name for name in there if name.partition("/")[0] not in committed)
         mirror.fetch_tree(self.root, lambda name: name.partition("/")[2] == store.MANIFEST, again=True)
 
-    def _damage(self, checkpoint: store.Checkpoint) -> str | None:
-        """What is wrong with a checkpoint in the storage: files of this node that differ from it are copied again before they are blamed."""
+    def damage(self, checkpoint: store.Checkpoint) -> str | None:
+        """As it is said of the storage: copies of this node that differ from it are made again before they are blamed."""
+        first = self.rank - self.local_rank  # Ray Train numbers the ranks of a node in a row
+        files = store.files_of_ranks(checkpoint.manifest, range(first, first + self.local_world_size), self.world_size)
+        names = {entry.path for entry in files}
 
         def copy(again: bool) -> None:
-            if again:
-                for entry in checkpoint.manifest.files:
-                    (checkpoint.path / entry.path).unlink(missing_ok=True)
-            mirror.fetch_tree(checkpoint.path)
+            for name in names if again else ():
+                (checkpoint.path / name).unlink(missing_ok=True)
+            mirror.fetch_tree(checkpoint.path, names.__contains__)
 
         wrong = None
         for again in (False, True):
             self._together(lambda again=again: copy(again))
-            found = gather_objects(store.damage(checkpoint, self.local_rank, self.local_world_size))
-            if (wrong := next((text for text in found if text), None)) is None:
-                return None
+            wrong = _first(store.damage(checkpoint, self.local_rank, self.local_world_size, files))
+            if wrong is None:
+                break
         return wrong
 
     def _together(self, action: Callable[[], None]) -> None:
@@ -130,7 +131,7 @@ class RemoteCommits(Commits):
                 action()
             except StorageError as error:
                 failed = str(error)
-        if told := next((text for text in gather_objects(failed) if text), None):
+        if told := _first(failed):
             raise StorageError(told)
 
     def _send(self, manifest: store.Manifest, mine: list[store.FileEntry], attempt: str, keep: set[int], started: float) -> None:
@@ -168,10 +169,15 @@ class RemoteCommits(Commits):
 
 
 def build_commits(
-    root: Path, rank: int, save_total_limit: int | None, on_commit: Callable[[int, float], None], before_commit: Callable[[], None]
+    root: Path, rank: int, world_size: int, save_total_limit: int | None, on_commit: Callable[[int, float], None], before_commit: Callable[[], None]
 ) -> Commits:
     """For a run's folder, wherever it is."""
+    common = root, rank, world_size, save_total_limit, on_commit
     if places.remote_of(root) is None:
-        return Commits(root, rank, save_total_limit, on_commit)
-    local = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return RemoteCommits(root, rank, save_total_limit, on_commit, *local, before_commit)
+        return Commits(*common)
+    return RemoteCommits(*common, int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1)), before_commit)
+
+
+def _first(text: str | None) -> str | None:
+    """Of all ranks' texts the first, on all ranks."""
+    return next((found for found in gather_objects(text) if found), None)

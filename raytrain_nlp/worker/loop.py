@@ -122,7 +122,7 @@ def _build_commits(paths: RunPaths, job: TrainJob, events: EventLog, rank: int, 
     def told(step: int, seconds: float) -> None:
         events.write("checkpoint", step=step, seconds=round(seconds, 3))
 
-    return build_commits(paths.checkpoints, rank, job.arguments().get("save_total_limit"), told, flush)
+    return build_commits(paths.checkpoints, rank, int(os.environ["WORLD_SIZE"]), job.arguments().get("save_total_limit"), told, flush)
 
 
 def _differences(before: dict[str, str], now: dict[str, str]) -> str:

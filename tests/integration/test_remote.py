@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from object_store import ObjectStore
 
+from raytrain_nlp.checkpoint import store
 from raytrain_nlp.driver.lease import held
 from raytrain_nlp.errors import InputError, StorageError
 from raytrain_nlp.remote import mirror, places
+from raytrain_nlp.worker.commits import Commits, build_commits
 
 
 @pytest.fixture
@@ -67,6 +69,43 @@ def test_trees_travel_whole_and_only_what_is_missing(place: Path, object_store: 
     assert {str(path.relative_to(other)): path.read_text() for path in other.rglob("*") if path.is_file()} == {name: name for name in ("a", "b/c", "manifest.json")}
     mirror.delete_tree(place, first="manifest.json")
     assert not mirror.list_tree(place) and not mirror.refetch(other / "a") and not (other / "a").exists()
+
+
+OF_ALL = ["latest", "scheduler.state", "trainer_state.json"]
+OF_EACH = ["step/zero_pp_rank_{}_mp_rank_00_model_states.pt", "step/bf16_zero_pp_rank_{}_mp_rank_00_optim_states.pt", "rng-{}.state"]
+
+
+def commits_of(place: Path, monkeypatch: pytest.MonkeyPatch, rank: int, world_size: int) -> Commits:
+    """Of a rank that is alone on its node."""
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    return build_commits(place, rank, world_size, None, lambda step, seconds: None, lambda: None)
+
+
+def copies(place: Path) -> set[str]:
+    return {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()} - {store.MANIFEST}
+
+
+def test_a_node_copies_what_its_ranks_read(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own parts and what is common; all where another number of ranks wrote it; a copy that differs is made again; what is damaged there is told."""
+    staging = store.staging_dir(place, 5)
+    paths = [staging / name for name in OF_ALL] + [staging / name.format(rank) for name in OF_EACH for rank in range(12)]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.name)
+    store.commit(place, staging, store.Manifest(5, 12, 3, "data", {}, store.describe_files(staging, paths)))
+    mirror.push_tree(place)
+    other = places.local_folder(places.shown(place), tmp_path / "other")
+    mine = {*OF_ALL, *(name.format(1) for name in OF_EACH)}
+    found = commits_of(other, monkeypatch, 1, 12).find(pytest.fail)
+    assert found.path == other / "checkpoint-5" and copies(found.path) == mine
+    (found.path / "latest").write_text("LATEST")
+    assert commits_of(other, monkeypatch, 1, 12).damage(found) is None and (found.path / "latest").read_text() == "latest"
+    mirror.write_marker(found.path / "rng-1.state", "RNG-1")
+    (found.path / "rng-1.state").unlink()
+    assert commits_of(other, monkeypatch, 1, 12).damage(found) == "rng-1.state has 5 bytes instead of 11"
+    assert commits_of(other, monkeypatch, 0, 12).damage(found) is None
+    assert commits_of(other, monkeypatch, 0, 1).damage(found) is not None and len(copies(found.path)) == len(paths)
 
 
 def test_who_leaves_last_removes_the_copies(place: Path) -> None:
