@@ -21,6 +21,10 @@ PATIENCE_S = 300.0
 """How long a request is tried again."""
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.5, 15.0
 _BULK = 1_000
+_IN_PARTS = 50 * 2**20
+"""Files from this size on may travel in parts, in bytes."""
+_PART_ATTEMPTS = 5
+"""A part is tried again by itself: of a thousand parts one always fails."""
 _READ_TIMEOUT_S, _CONNECT_TIMEOUT_S = 60, 10
 _FINAL = (FileNotFoundError, PermissionError)
 """No second try makes these good."""
@@ -43,7 +47,8 @@ class Objects:
 
     def put(self, file: Path, key: str, patience: float = PATIENCE_S) -> None:
         """The content of a file as an object."""
-        self._try(lambda fs: fs.put_file(str(file), self._path(key)), f"write {key}", patience)
+        attempts = _PART_ATTEMPTS if file.stat().st_size >= _IN_PARTS else 1
+        self._try(lambda fs: fs.put_file(str(file), self._path(key)), f"write {key}", patience, attempts)
 
     def put_bytes(self, content: bytes, key: str, patience: float = PATIENCE_S) -> None:
         self._try(lambda fs: fs.pipe_file(self._path(key), content), f"write {key}", patience)
@@ -92,11 +97,11 @@ class Objects:
     def _path(self, key: str) -> str:
         return f"{self._bucket}/{key}" if key else self._bucket
 
-    def _try(self, action: Callable[[Any], T], what: str, patience: float = PATIENCE_S) -> T:
+    def _try(self, action: Callable[[Any], T], what: str, patience: float = PATIENCE_S, attempts: int = 1) -> T:
         end, pause = time.monotonic() + patience, _FIRST_PAUSE_S
         while True:
             try:
-                return action(_filesystem(self._scheme, os.getpid()))
+                return action(_filesystem(self._scheme, os.getpid(), attempts))
             except FileNotFoundError:
                 raise
             except Exception as error:  # noqa: BLE001 - the clients of object storage raise kinds of their own
@@ -110,20 +115,21 @@ class Objects:
 _making = threading.Lock()
 
 
-def _filesystem(scheme: str, pid: int) -> Any:
+def _filesystem(scheme: str, pid: int, attempts: int) -> Any:
     with _making:
-        return _make_filesystem(scheme, pid)
+        return _make_filesystem(scheme, pid, attempts)
 
 
 @functools.lru_cache(maxsize=4)
-def _make_filesystem(scheme: str, pid: int) -> Any:
+def _make_filesystem(scheme: str, pid: int, attempts: int) -> Any:
     """fsspec's file system, of this process alone: a fork must not use the connections of its parent."""
     import fsspec
 
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if scheme == "s3":
-        options["config_kwargs"] = {"read_timeout": _READ_TIMEOUT_S, "connect_timeout": _CONNECT_TIMEOUT_S, "retries": {"total_max_attempts": 1}}
+        retries = {"total_max_attempts": attempts, "mode": "standard"}
+        options["config_kwargs"] = {"read_timeout": _READ_TIMEOUT_S, "connect_timeout": _CONNECT_TIMEOUT_S, "retries": retries}
     filesystem = fsspec.filesystem(scheme, **options)
     if scheme == "s3":
-        filesystem.retries = 1  # trying again is done above, for as long as the caller has patience
+        filesystem.retries = 1  # s3fs's own; botocore tries a request again, and `Objects` the whole, for as long as its caller has patience
     return filesystem

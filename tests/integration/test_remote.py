@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 from pathlib import Path
 
@@ -54,6 +55,21 @@ def test_writes_that_fail_are_tried_again_and_told_in_the_end(place: Path, objec
     object_store.behave()
     assert object_store.requests()["failed"] > before
     assert set(object_store.objects("bucket", f"{place.name}/").values()) == {b"content"}
+
+
+def test_a_large_file_travels_in_parts_that_fail(place: Path, object_store: ObjectStore, tmp_path: Path) -> None:
+    """Five requests must go well, of which every second fails: a part that is lost does not cost the whole."""
+    content = random.Random(0).randbytes(110 * 2**20)
+    (tmp_path / "large").write_bytes(content)
+    object_store.behave(failing=0.5)
+    before = object_store.requests()
+    mirror.push(tmp_path / "large", to=place / "large")
+    object_store.behave()
+    made = {key: value - before[key] for key, value in object_store.requests().items()}
+    assert made["failed"] and made["all"] - made["failed"] >= 5
+    mirror.fetch(place / "large")
+    assert (place / "large").read_bytes() == content
+    mirror.delete([place / "large"])
 
 
 def test_trees_travel_whole_and_only_what_is_missing(place: Path, object_store: ObjectStore, tmp_path: Path) -> None:
