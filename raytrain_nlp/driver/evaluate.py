@@ -125,7 +125,8 @@ def _resolve(
     run: Run, job: TrainJob, weights: Weights, paths: RunPaths, wait_connected: Callable[[], None], observer: Observer, keep_rows: bool
 ) -> tuple[Any, int, str | None]:
     """What the workers need; rows left out, and the file that tells them."""
-    from raytrain_nlp.data.prepare import QUARANTINE, PrepareSpec, prepare_tokens
+    from raytrain_nlp.data.pieces import PrepareSpec
+    from raytrain_nlp.data.prepare import QUARANTINE, prepare_tokens
     from raytrain_nlp.data.shards import MANIFEST, TokenStore
     from raytrain_nlp.data.split import Split
     from raytrain_nlp.driver.export import write_weights

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.config import TrainJob
-from raytrain_nlp.data.prepare import apply_preprocess
+from raytrain_nlp.data.pieces import apply_preprocess
 from raytrain_nlp.data.readers import Row, read_rows
 from raytrain_nlp.data.sources import Piece, split_file
 from raytrain_nlp.data.windows import split_windows

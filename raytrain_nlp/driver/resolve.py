@@ -18,8 +18,9 @@ import numpy as np
 
 from raytrain_nlp.config import TrainJob, public_values
 from raytrain_nlp.data.packing import Blocks, build_blocks
+from raytrain_nlp.data.pieces import PrepareSpec
 from raytrain_nlp.data.plan import PlanSpec
-from raytrain_nlp.data.prepare import QUARANTINE, MapPieces, PrepareSpec, find_tokens, prepare_tokens
+from raytrain_nlp.data.prepare import QUARANTINE, MapPieces, find_tokens, prepare_tokens
 from raytrain_nlp.data.shards import MANIFEST, TokenStore
 from raytrain_nlp.data.sources import SourceFile
 from raytrain_nlp.data.split import Split, SplitSpec

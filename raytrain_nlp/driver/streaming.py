@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.data.packing import build_blocks
-from raytrain_nlp.data.prepare import QUARANTINE, MapPieces, PrepareSpec, find_tokens, prepare_pieces
+from raytrain_nlp.data.pieces import PrepareSpec
+from raytrain_nlp.data.prepare import QUARANTINE, MapPieces, find_tokens, prepare_pieces
 from raytrain_nlp.data.shards import TokenStore
 from raytrain_nlp.data.sources import Piece
 from raytrain_nlp.data.split import Split

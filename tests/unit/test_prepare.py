@@ -19,8 +19,9 @@ import pytest
 
 from raytrain_nlp.config.classification import TextClassification
 from raytrain_nlp.config.model import TokenizerTraining
-from raytrain_nlp.data import prepare, sources
-from raytrain_nlp.data.prepare import QUARANTINE, PrepareSpec, find_tokens, prepare_tokens
+from raytrain_nlp.data import pieces, sources
+from raytrain_nlp.data.pieces import PrepareSpec
+from raytrain_nlp.data.prepare import QUARANTINE, find_tokens, prepare_tokens
 from raytrain_nlp.data.shards import TokenStore
 from raytrain_nlp.data.sources import find_files
 from raytrain_nlp.errors import InputError
@@ -225,8 +226,8 @@ def test_any_number_of_pieces_and_shards_gives_the_same(
     assert (one.num_rows, one.manifest["bad_rows"], len(one.manifest["shards"])) == (48, 24, 2)
     for piece_bytes, shard_rows, encode_rows in ((1 << 20, 5, 2), (700, 3, 2), (90, 1000, 1000), (25, 1, 1)):
         monkeypatch.setattr(sources, "PIECE_BYTES", piece_bytes)
-        monkeypatch.setattr(prepare, "SHARD_ROWS", shard_rows)
-        monkeypatch.setattr(prepare, "_ENCODE_ROWS", encode_rows)
+        monkeypatch.setattr(pieces, "SHARD_ROWS", shard_rows)
+        monkeypatch.setattr(pieces, "_ENCODE_ROWS", encode_rows)
         many = prepared(tmp_path / f"many-{piece_bytes}", spec(), *paths)
         assert len(many.manifest["shards"]) >= 8
         assert everything(many) == everything(one)

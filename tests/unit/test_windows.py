@@ -15,8 +15,8 @@ import pytest
 from raytrain_nlp.config.language import CausalLm
 from raytrain_nlp.config.model import TokenizerTraining
 from raytrain_nlp.data import windows
+from raytrain_nlp.data.pieces import PrepareSpec
 from raytrain_nlp.data.plan import PlanSpec
-from raytrain_nlp.data.prepare import PrepareSpec
 from raytrain_nlp.data.sources import find_files
 from raytrain_nlp.data.split import SplitSpec
 from raytrain_nlp.data.windows import WindowedSpec, WindowedSplit, split_windows
