@@ -7,10 +7,11 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from raytrain_nlp.config import TrainJob
+from raytrain_nlp.driver import local_ray
 from raytrain_nlp.driver.forkserver import forked_processes
 from raytrain_nlp.errors import InputError, Problem, RunError
 
@@ -19,23 +20,10 @@ _abandoned: threading.Thread | None = None
 """Starts or ends a Ray that a refused job no longer needs."""
 _SERVICE_PROCESSES = 4
 """Processes beside workers and feed: Ray Train's synchronization, autoscaling and statistics actors, and one to spare."""
-_MOST_MAPPERS = 32
-MapItems = Callable[[Callable[[Any], Any], "list[Any]"], "Iterable[Any]"]
 _SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of a job mean the driver's directory
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
-}
-_LOCAL_SETTINGS = {
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # no spot notice can come
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # the end of a short run is seen at once
-    # a worker that registers later is turned away, and the driver then waits for the first ones without end
-    "RAY_worker_register_timeout_seconds": "600",
-    "RAY_worker_niceness": "0",  # Ray would run the training itself below everything else on this machine
-    # every process of Ray, idle or not, wakes up a hundred times a second: with a few CPUs that is felt in training
-    "RAY_idle_worker_killing_time_threshold_ms": "30000",
-    "REPORTER_UPDATE_INTERVAL_MS": "60000",
-    "RAY_DASHBOARD_AGENT_CHECK_PARENT_INTERVAL_S": "2",
 }
 
 
@@ -50,10 +38,10 @@ def is_local() -> bool:
 
 def check_workers(job: TrainJob) -> list[Problem]:
     """On this machine alone: are there as many CPUs and GPUs as the workers ask for?"""
-    cpus, wanted = os.cpu_count() or 1, _worker_cpus(job) * job.workers.num_workers
+    cpus, wanted = os.cpu_count() or 1, worker_cpus(job) * job.workers.num_workers
     if not is_local() or wanted <= cpus:
         return []
-    what = f"{job.workers.num_workers} workers x {_worker_cpus(job):g} CPU need {wanted:g} CPUs, this machine has {cpus}"
+    what = f"{job.workers.num_workers} workers x {worker_cpus(job):g} CPU need {wanted:g} CPUs, this machine has {cpus}"
     return [Problem("workers.num_workers", what, "Lower num_workers or resources_per_worker.CPU, or run on a cluster.")]
 
 
@@ -79,16 +67,16 @@ def connect(
     quiet: dict[str, Any] = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
     settings = {**_SETTINGS, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(job.workers.start_timeout_s)}
     if local:  # idle processes beyond one for each feed end when the rush of the start is over
-        settings |= {**_LOCAL_SETTINGS, "RAY_num_workers_soft_limit": str(job.workers.num_workers * runs)}
+        settings |= {**local_ray.SETTINGS, "RAY_num_workers_soft_limit": str(job.workers.num_workers * runs)}
     loaded = ["peft"] if job.lora is not None else []
-    with _unsaid(verbose), environment(settings), forked_processes(*loaded) if local and not job.workers.use_gpu else contextlib.nullcontext():
+    with local_ray.unsaid(verbose), environment(settings), forked_processes(*loaded) if local and not job.workers.use_gpu else contextlib.nullcontext():
         with _one_line("Ray cannot be started" if local else f"the cluster at {os.environ.get('RAY_ADDRESS', 'auto')} does not answer"):
             if local:
-                cpus = math.ceil(runs * job.workers.num_workers * (_worker_cpus(job) + job.data.feed_cpus_per_worker))
+                cpus = math.ceil(runs * job.workers.num_workers * (worker_cpus(job) + job.data.feed_cpus_per_worker))
                 # a logical CPU is only a number; Ray boots one idle process for each, and this run needs these
                 num_cpus = max(cpus, os.cpu_count() or 1) + _SERVICE_PROCESSES
                 # "local": with no address, Ray would try the cluster that a `ray start` of this machine has left written down, alive or not
-                with _lean(verbose):
+                with local_ray.lean(verbose):
                     ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
             else:
                 ray.init(address="auto", **quiet)
@@ -98,38 +86,6 @@ def connect(
         finally:
             _owns_ray = False
             ray.shutdown()
-
-
-@contextlib.contextmanager
-def _unsaid(verbose: bool) -> Iterator[None]:
-    """Ray prints what raylets tell, as that one has died, to the driver's standard output, whatever the level of its logs is."""
-    import ray._private.worker as of_ray
-
-    printed = getattr(of_ray, "print_to_stdstream", None)
-    if not verbose and printed is not None:
-        of_ray.print_to_stdstream = lambda *args, **kwargs: None
-    try:
-        yield
-    finally:
-        if printed is not None:
-            of_ray.print_to_stdstream = printed
-
-
-@contextlib.contextmanager
-def _lean(verbose: bool) -> Iterator[None]:
-    """Ray without what the Ray of one driver on one machine has no use for: dashboard, autoscaler, and, unless its output is
-    wanted, what carries it to the driver (ranks have log files of their own). Each is a process that takes seconds to start."""
-    from ray._private.node import Node
-
-    unused = ["start_monitor", "start_api_server", *([] if verbose else ["start_log_monitor"])]
-    kept = {name: vars(Node)[name] for name in unused if name in vars(Node)}  # private parts: one that is gone is only not left out
-    for name in kept:
-        setattr(Node, name, lambda node, **arguments: None)
-    try:
-        yield
-    finally:
-        for name, method in kept.items():
-            setattr(Node, name, method)
 
 
 @contextlib.contextmanager
@@ -230,65 +186,6 @@ def boot_processes(job: TrainJob) -> None:
         get_or_create_stats_actor()
 
 
-def map_on_cluster(function: Callable[[dict[str, Any]], dict[str, Any]], items: list[dict[str, Any]], verbose: bool = False) -> Iterable[dict[str, Any]]:
-    """`function` over `items` with Ray Data: in order, results streamed, a bounded number in flight."""
-    import ray.data
-
-    set_data_context(verbose)
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(function, num_cpus=1)
-    return dataset.iter_rows()
-
-
-def set_data_context(verbose: bool) -> None:
-    """Ray Data in this process: results in the order of their inputs, nothing of its own on the terminal."""
-    import ray.data
-
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    context.execution_no_progress_timeout_s = -1
-    if not verbose:
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
-@contextlib.contextmanager
-def map_beside_training(job: TrainJob, stop: threading.Event) -> Iterator[MapItems]:
-    """A `map` for work beside training: in order, on CPUs that workers and feeds leave, and behind both where they share cores.
-
-    It raises `RunError` once `stop` is set.
-    """
-    import ray
-    from ray.util import ActorPool
-
-    class Mapper:
-        def __init__(self) -> None:
-            os.nice(10)
-
-        def run(self, function: Callable[[Any], Any], item: Any) -> Any:
-            return function(item)
-
-    cpus = (os.cpu_count() or 1) if owns_ray() else ray.cluster_resources().get("CPU", 0)
-    count = int(max(1, min(cpus - job.workers.num_workers * (_worker_cpus(job) + job.data.feed_cpus_per_worker), _MOST_MAPPERS)))
-    actor = ray.remote(Mapper).options(num_cpus=job.data.feed_cpus_per_worker, max_restarts=-1, max_task_retries=2)
-    actors = [actor.remote() for _ in range(count)]
-    pool = ActorPool(actors)
-
-    def results(function: Callable[[Any], Any], items: list[Any]) -> Iterator[Any]:
-        for item in items:
-            pool.submit(lambda mapper, item: mapper.run.remote(function, item), item)
-        while pool.has_next():
-            if stop.is_set():
-                raise RunError("stopped")
-            with contextlib.suppress(TimeoutError):
-                yield pool.get_next(timeout=1)
-
-    try:
-        yield results
-    finally:
-        for mapper in actors:
-            ray.kill(mapper)
-
-
 def _import_feed() -> None:
     import time
 
@@ -297,5 +194,5 @@ def _import_feed() -> None:
     time.sleep(0.2)  # long enough that the other tasks get processes of their own
 
 
-def _worker_cpus(job: TrainJob) -> float:
+def worker_cpus(job: TrainJob) -> float:
     return job.workers.resources_per_worker.get("CPU", 1)

@@ -12,8 +12,9 @@ from typing import Any
 
 from raytrain_nlp.config import TrainJob, load_job, public_values
 from raytrain_nlp.config.data import sources_of
-from raytrain_nlp.driver.cluster import check_workers, connect_ahead, map_on_cluster
+from raytrain_nlp.driver.cluster import check_workers, connect_ahead
 from raytrain_nlp.driver.fit import Fit
+from raytrain_nlp.driver.mapping import map_on_cluster
 from raytrain_nlp.driver.observer import Observer, followed
 from raytrain_nlp.driver.runs import Run, Weights, find_run, find_weights
 from raytrain_nlp.errors import InputError, Problem

@@ -203,7 +203,7 @@ def _make(spec: Any, job: TrainJob, files: list[Any], done: list[str], verbose: 
     from ray.exceptions import RayError
 
     from raytrain_nlp.data.sources import split_file
-    from raytrain_nlp.driver.cluster import set_data_context
+    from raytrain_nlp.driver.mapping import set_data_context
     from raytrain_nlp.worker.predictor import Predictor, read_chunks
 
     pieces = [asdict(piece) for file in files for piece in split_file(file, _PIECE_BYTES)]

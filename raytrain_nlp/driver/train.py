@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from raytrain_nlp.config import TrainJob, dump_job, load_job, public_values
 from raytrain_nlp.config.load import JobSource
-from raytrain_nlp.driver.cluster import check_workers, connect_ahead, map_beside_training, map_on_cluster
+from raytrain_nlp.driver.cluster import check_workers, connect_ahead
 from raytrain_nlp.driver.elastic import ElasticFit
 from raytrain_nlp.driver.fit import Fit
+from raytrain_nlp.driver.mapping import map_beside_training, map_on_cluster
 from raytrain_nlp.driver.observer import Observer, followed
 from raytrain_nlp.driver.record import RunRecord, check_data, check_name, check_storage, flatten, open_run
 from raytrain_nlp.driver.shared import arrived, carried

@@ -14,8 +14,8 @@ def test_ray_data_and_the_driver_prepare_the_same(shared_ray: Any, tmp_path: Pat
     from raytrain_nlp.config import load_job
     from raytrain_nlp.data import sources
     from raytrain_nlp.data.shards import TokenStore
-    from raytrain_nlp.driver.cluster import map_on_cluster
     from raytrain_nlp.driver.inputs import find_job_files
+    from raytrain_nlp.driver.mapping import map_on_cluster
     from raytrain_nlp.driver.resolve import resolve
 
     monkeypatch.setattr(sources, "PIECE_BYTES", 4_000)  # a dozen pieces
