@@ -41,7 +41,7 @@ class Victims:
         self.starts += 1
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3000)
 def test_thirty_kills(cluster: Any, folder: Path, tmp_path: Path) -> None:
     head, add = cluster
     draw = random.Random(SEED)
