@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 SETTINGS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # no spot notice can come
@@ -16,6 +18,8 @@ SETTINGS = {
     "REPORTER_UPDATE_INTERVAL_MS": "60000",
     "RAY_DASHBOARD_AGENT_CHECK_PARENT_INTERVAL_S": "2",
 }
+_START_S = 120.0
+"""How long a raylet may take to start. Ray itself gives it 30 s, however busy the machine is."""
 
 
 @contextlib.contextmanager
@@ -37,14 +41,34 @@ def unsaid(verbose: bool) -> Iterator[None]:
 def lean(verbose: bool) -> Iterator[None]:
     """Ray without what the Ray of one driver on one machine has no use for: dashboard, autoscaler, and, unless its output is
     wanted, what carries it to the driver (ranks have log files of their own). Each is a process that takes seconds to start."""
+    from ray._private import services
     from ray._private.node import Node
 
     unused = ["start_monitor", "start_api_server", *([] if verbose else ["start_log_monitor"])]
     kept = {name: vars(Node)[name] for name in unused if name in vars(Node)}  # private parts: one that is gone is only not left out
     for name in kept:
         setattr(Node, name, lambda node, **arguments: None)
+    get_node = services.get_node
+    services.get_node = _patient(get_node)
     try:
         yield
     finally:
+        services.get_node = get_node
         for name, method in kept.items():
             setattr(Node, name, method)
+
+
+def _patient(get_node: Callable[..., Any]) -> Callable[..., Any]:
+    """Ray's question for a node that has just been started, which raises `RuntimeError` while it is not there."""
+
+    def wait(*args: Any, **kwargs: Any) -> Any:
+        end = time.monotonic() + _START_S
+        while True:
+            try:
+                return get_node(*args, **kwargs)
+            except RuntimeError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.2)
+
+    return wait

@@ -45,7 +45,8 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace, folder: Path, store: ObjectStore, where: str, repetition: int) -> dict[str, Any]:
-    job = bench.build_job(args, folder / "runs", f"{where}-{repetition}", bench.mrpc(), ["sentence1", "sentence2"], 3, checkpoint={"save_strategy": "steps", "save_steps": args.steps // SAVES})
+    saves = {"save_strategy": "steps", "save_steps": args.steps // SAVES}
+    job = bench.build_job(args, folder / "runs", f"{where}-{repetition}", bench.mrpc(), ["sentence1", "sentence2"], 3, checkpoint=saves)
     flags = ("--set", "storage_path=s3://bucket/runs") if where == "s3" else ()
     before = store.requests()["failed"]
     store.behave(args.delay, args.failing)
