@@ -84,7 +84,8 @@ class _Part:
     def _state_of(self, parts: list[dict[str, Any]], key: str, value: Any, count: int) -> list[Any]:
         """For each group: the moments of its own values, or what is the same for all of them, as a step."""
         if not isinstance(value, StoredTensor) or value.shape == ():
-            return [read_tree(value)] * count
+            same = read_tree(value)
+            return [same.clone() if isinstance(same, torch.Tensor) else same for _ in range(count)]  # the optimizer counts in place
         states = parts[0][self.optimizer_key]["state"]
         weights = parts[0][self.weights_key]
         if any(len(state[key].shape) != 1 or state[key].size < stored.size for state, stored in zip(states.values(), weights, strict=True)):

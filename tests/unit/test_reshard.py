@@ -104,6 +104,9 @@ def test_each_rank_gets_what_it_would_have_written(tmp_path: Path, monkeypatch: 
             assert torch.equal(found[weights_key][index], cut("value", group, rank, after))
             state = found[optimizer_key]["state"][index]
             assert state["step"] == 4 and all(torch.equal(state[key], cut(key, group, rank, after)) for key in ("exp_avg", "exp_avg_sq"))
+        for state in found[optimizer_key]["state"].values():
+            state["step"] += 1  # in place, as Adam counts: each group for itself
+        assert [float(state["step"]) for state in found[optimizer_key]["state"].values()] == [5, 5]
         assert [(group["lr"], group["params"]) for group in found[optimizer_key]["param_groups"]] == [(0.1, [0]), (0.2, [1])]
         model = part.model()
         assert model["dp_world_size"] == after
