@@ -70,7 +70,7 @@ def test_killed_and_resumed(google: Any, hooks_file: Path, tmp_path: Path) -> No
     _, err = driver.communicate(timeout=300)
     assert driver.returncode == -9 and (tmp_path / "marker").exists(), err
     ended = run_cli("train", job, "--resume", "--json", env=env)
-    assert ended.returncode == 0 and "resuming at step 10" in ended.stderr, ended.stderr
+    assert ended.returncode == 0 and "resuming at step" in ended.stderr, ended.stderr
     assert google.cat_file("bucket/runs/killed/model/model.safetensors") == (truth / "model" / "model.safetensors").read_bytes()
     record = json.loads(google.cat_file("bucket/runs/killed/run.json"))
     names = {path.removeprefix("bucket/runs/killed/") for path in google.find("bucket/runs/killed")}
