@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from raytrain_nlp.driver.huge_pages import huge_pages
 from raytrain_nlp.scratch import scratch_folder
 
 _LAUNCHER = Path(__file__).with_name("fork_launcher.py")
@@ -53,9 +54,10 @@ def forked_processes(*modules: str) -> Iterator[None]:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(address)
             listener.listen(64)
+            variables = {**os.environ, "OMP_NUM_THREADS": "1", **huge_pages()}
             server = subprocess.Popen(
                 [sys.executable, "-m", "raytrain_nlp.driver.forkserver", str(listener.fileno()), *modules],
-                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[listener.fileno()], env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[listener.fileno()], env=variables,
             )  # fmt: skip
         try:  # while it loads, this process imports Ray
             with _ray_uses(str(executable)):

@@ -161,11 +161,11 @@ def run_ours(args: argparse.Namespace, case: Case, folder: Path, seed: int, trai
 
 
 def run_peer(args: argparse.Namespace, case: Case, folder: Path, seed: int, training: dict[str, Any]) -> tuple[Any, Path]:
-    """`average_tokens_across_devices`, on by default, would multiply the loss of models that ignore `num_items_in_batch` by the
-    number of processes (transformers 5.23)."""
+    """`average_tokens_across_devices`, on by default, is right for decoders; it would multiply the loss of models that ignore
+    `num_items_in_batch` (BERT, T5, BART) by the number of processes (transformers 5.23)."""
     values = {
         **peer_values(case), "train": data(case, "train", folder), "output_dir": folder / "model", "seed": seed, "use_cpu": True,
-        "average_tokens_across_devices": False, **training,
+        "average_tokens_across_devices": case.kind in ("causal-lm", "completion"), **training,
     }  # fmt: skip
     if isinstance(case.model, str):
         values["model"] = pretrained(args, case, folder)
