@@ -43,7 +43,7 @@ def build_scheduler(config: SweepJob, length: Mapping[str, float], slots: int = 
         return _to_the_end(schedulers.MedianStoppingRule)(**common)
     if isinstance(section, Pbt):
         mutations = {key: _mutation(entry) for key, entry in config.search_space.items() if entry.searched}
-        return _keeping(schedulers.PopulationBasedTraining, slots)(**common, hyperparam_mutations=mutations, log_config=False)
+        return _keeping(_seeded(schedulers.PopulationBasedTraining, config.seed), slots)(**common, hyperparam_mutations=mutations, log_config=False)
     return schedulers.FIFOScheduler()
 
 
@@ -69,6 +69,32 @@ def _to_the_end(kind: type) -> Any:
             return TrialScheduler.CONTINUE if result.get(LAST) else super().on_trial_result(controller, trial, result)
 
     return ToTheEnd
+
+
+def _seeded(kind: type, seed: int) -> type:
+    """Population based training whose draws, of whom to copy and what to change, are the seed's. Tune draws from the generators
+    of the process, on which whatever else runs in it draws as well."""
+    import random
+
+    import numpy as np
+
+    class Seeded(kind):
+        _states = random.Random(seed).getstate(), np.random.RandomState(seed).get_state()
+
+        def _checkpoint_or_exploit(self, *args: Any, **kwargs: Any) -> None:
+            outside = random.getstate(), np.random.get_state()
+            _restore(*self._states)
+            try:
+                super()._checkpoint_or_exploit(*args, **kwargs)
+            finally:
+                self._states = random.getstate(), np.random.get_state()
+                _restore(*outside)
+
+    def _restore(python: Any, numpy: Any) -> None:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+    return Seeded
 
 
 def _keeping(kind: type, slots: int) -> type:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -203,6 +204,30 @@ def test_a_trial_is_not_stopped_when_only_its_model_is_left_to_write(tmp_path: P
             verdict = scheduler.on_trial_result(controller, trial, {"training_iteration": time, "eval_accuracy": 0.5, LAST: last and time == 3})
         verdicts.append(verdict)
     assert verdicts == ["CONTINUE", "STOP"]
+
+
+def test_whom_pbt_copies_and_what_it_changes_are_the_seeds(tmp_path: Path) -> None:
+    def draws(seed: int, disturbed: bool) -> list[tuple[str, dict[str, Any]]]:
+        space = {"training.learning_rate": SPACE["training.learning_rate"], "training.weight_decay": {"choice": [0.0, 0.1, 0.2]}}
+        scheduler = build_scheduler(sweep_of(tmp_path, space, scheduler={"type": "pbt"}, seed=seed).config, {"training_iteration": 3})
+        bad, *good = (Played(name=name, config={"training.learning_rate": 1e-3, "training.weight_decay": 0.1}) for name in "abcde")
+        scheduler._trial_state = {trial: SimpleNamespace(last_checkpoint="a checkpoint") for trial in (bad, *good)}
+        found: list[tuple[str, dict[str, Any]]] = []
+        scheduler._exploit = lambda controller, trial, donor: found.append((donor.name, scheduler._get_new_config(trial, donor)[0]))
+        for _ in range(6):
+            if disturbed:
+                random.random()
+                np.random.random()
+            scheduler._checkpoint_or_exploit(bad, None, good, [bad])
+        return found
+
+    random.seed(0)
+    np.random.seed(0)
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    first = draws(7, disturbed=False)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+    assert draws(7, disturbed=True) == first != draws(8, disturbed=False)
+    assert len({donor for donor, _ in first}) > 1
 
 
 @pytest.mark.parametrize("unit", ["training_iteration", "step", "epoch"])
