@@ -57,7 +57,11 @@ def encode(peer: PeerArguments, rows: Rows, tokenizer: Any) -> Rows:
     """Rows as the example script of this task makes them."""
     texts = [[str(row[column]) for row in rows] for column in peer.columns]
     if peer.kind in ("causal-lm", "masked-lm"):
-        return group_texts(tokenizer(texts[0], return_special_tokens_mask=peer.kind == "masked-lm"), peer.max_length)
+        blocks = group_texts(tokenizer(texts[0], return_special_tokens_mask=peer.kind == "masked-lm"), peer.max_length)
+        if peer.kind == "causal-lm":
+            for block in blocks:  # no prediction; `Trainer` would count it for GPT-2 and divide the loss by one too many (transformers 5.23)
+                block["labels"][0] = IGNORED
+        return blocks
     if peer.kind == "completion":
         pairs = zip(tokenizer(texts[0])["input_ids"], tokenizer(texts[1], add_special_tokens=False)["input_ids"])
         ids = [(prompt, [*completion, tokenizer.eos_token_id]) for prompt, completion in pairs]
