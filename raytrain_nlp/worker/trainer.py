@@ -10,7 +10,6 @@ import inspect
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate.utils import DistributedDataParallelKwargs
 from transformers import Trainer
 
@@ -21,6 +20,7 @@ from raytrain_nlp.worker.evaluating import EvaluationMixin
 from raytrain_nlp.worker.loader import FeedBatch, TrainLoader
 from raytrain_nlp.worker.meter import Meter
 from raytrain_nlp.worker.shared_memory import SharedMeanKwargs
+from raytrain_nlp.worker.weight import GlobalWeight
 
 
 class FeedMixin(EvaluationMixin):
@@ -40,7 +40,7 @@ class FeedMixin(EvaluationMixin):
     ):
         self._task, self._train_loader, self._checkpointer, self.agreement = task, train_loader, checkpointer, agreement
         self._committed = False
-        self._global_weight: float | None = None
+        self._global_weight: GlobalWeight | None = None
         self._micro_batch: Any = None
         self._meter = Meter()
         self.fresh_groups: list[dict[str, Any]] = []
@@ -82,20 +82,11 @@ class FeedMixin(EvaluationMixin):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, Any]:
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         self._meter.add(batches, self._train_loader.feed.wait_s)
-        self._global_weight = self._weigh(batches, device) if batches else None
+        self._global_weight = GlobalWeight(batches, self._task.rows_weigh, device) if batches else None
         return batches, None
 
-    def _weigh(self, batches: list, device: Any) -> float:
-        """What the loss of a global batch is a mean over. The plan knows its rows; predicted tokens are counted on all ranks."""
-        if self._task.rows_weigh:
-            return batches[0].micro_batch.global_rows
-        weight = torch.tensor(sum(batch.micro_batch.weight for batch in batches), dtype=torch.int64, device=device)
-        if self.accelerator.num_processes > 1:
-            dist.all_reduce(weight)
-        return max(weight.item(), 1)
-
     def _get_num_items_in_batch(self, batch_samples: list, device: Any) -> None:
-        """Not needed: see `_weigh`."""
+        """Not needed: see `GlobalWeight`."""
 
     # Loss
 
@@ -125,7 +116,7 @@ class FeedMixin(EvaluationMixin):
         loss, outputs = result if return_outputs else (result, None)
         self.agreement.begin(loss.detach(), micro_batch)
         # mean over this micro-batch -> its part of the mean over the global batch; gradients are averaged over ranks
-        loss = loss * (micro_batch.weight * self.accelerator.num_processes / self._global_weight)
+        loss = loss * (micro_batch.weight * self.accelerator.num_processes / self._global_weight.value())
         return (loss, outputs) if return_outputs else loss
 
     def _complete(self, inputs: Any) -> dict[str, Any]:
