@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
+from raytrain_nlp.config import TrainJob
 from raytrain_nlp.config.schedulers import Asha, HyperBand, MedianStopping, Pbt
 from raytrain_nlp.config.search_space import SearchKey
 from raytrain_nlp.config.sweep import SweepJob
@@ -45,6 +46,18 @@ def build_scheduler(config: SweepJob, length: Mapping[str, float], slots: int = 
         mutations = {key: _mutation(entry) for key, entry in config.search_space.items() if entry.searched}
         return _keeping(_seeded(schedulers.PopulationBasedTraining, config.seed), slots)(**common, hyperparam_mutations=mutations, log_config=False)
     return schedulers.FIFOScheduler()
+
+
+def length_of(job: TrainJob, spec: Any) -> dict[str, float]:
+    """How long a whole trial of the base job is: evaluations, steps, epochs; `spec` is its workers'."""
+    arguments = job.arguments()
+    epochs = spec.total_steps / spec.steps_per_epoch
+    if arguments["eval_strategy"] == "epoch":
+        evaluations = math.ceil(epochs)
+    else:
+        every = arguments["eval_steps"]
+        evaluations = int(spec.total_steps // max(every if every >= 1 else every * spec.total_steps, 1))
+    return {"training_iteration": evaluations, "step": spec.total_steps, "epoch": epochs}
 
 
 def replay(scheduler: Any, book: Book, config: SweepJob) -> None:

@@ -22,12 +22,12 @@ from raytrain_nlp.errors import CheckpointError, InputError
 from raytrain_nlp.paths import RunPaths, SweepPaths
 from raytrain_nlp.tuning.book import FAILED, FINISHED, STOPPED, Book
 from raytrain_nlp.tuning.inherit import apply_pointer, donate
+from raytrain_nlp.tuning.opening import check_name, open_sweep
 from raytrain_nlp.tuning.planner import plan_concurrency
 from raytrain_nlp.tuning.results import table_of, write_table
 from raytrain_nlp.tuning.schedulers import LAST, build_scheduler, replay
 from raytrain_nlp.tuning.searcher import NoUseToGoOn
 from raytrain_nlp.tuning.study import Study
-from raytrain_nlp.tuning.sweep import _check_name, _open
 
 SPACE = {
     "training.learning_rate": {"loguniform": [1e-5, 1e-1]},
@@ -253,15 +253,15 @@ def test_many_failures_or_a_wrong_metric_end_the_sweep(paths: SweepPaths) -> Non
 def test_a_name_that_is_taken_is_refused_and_a_resumed_sweep_is_the_same(tmp_path: Path) -> None:
     plan = sweep_of(tmp_path)
     paths = SweepPaths(tmp_path / "runs", "sweep")
-    assert not _check_name(plan, paths, False, False)
-    assert "there is no sweep 'sweep'" in str(_check_name(plan, paths, True, False)[0])
+    assert not check_name(plan, paths, False, False)
+    assert "there is no sweep 'sweep'" in str(check_name(plan, paths, True, False)[0])
     with open_run(paths, False) as record:
-        _open(plan, paths, record)
-    assert "exists already (running). Add --resume" in str(_check_name(plan, paths, False, False)[0])
-    assert not _check_name(plan, paths, False, True) and not _check_name(plan, paths, True, False)
-    assert "excludes --resume" in str(_check_name(plan, paths, True, True)[0])
+        open_sweep(plan, paths, record)
+    assert "exists already (running). Add --resume" in str(check_name(plan, paths, False, False)[0])
+    assert not check_name(plan, paths, False, True) and not check_name(plan, paths, True, False)
+    assert "excludes --resume" in str(check_name(plan, paths, True, True)[0])
     other = sweep_of(tmp_path, scheduler={"type": "asha"}, job={"training": {"learning_rate": 0.5}})
-    assert [problem.where for problem in _check_name(other, paths, True, False)] == ["scheduler", "job"]
+    assert [problem.where for problem in check_name(other, paths, True, False)] == ["scheduler", "job"]
 
 
 def test_the_table_has_a_row_for_each_trial(tmp_path: Path, paths: SweepPaths) -> None:
