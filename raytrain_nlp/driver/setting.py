@@ -16,7 +16,7 @@ _MOMENTS = {"sgd": 0, "adafactor": 0, "lion": 4, "lomo": 0, "rmsprop": 4, "adagr
 
 def find_setting(job: TrainJob, model: Any) -> Setting:
     """What DeepSpeed, DDP and the optimizer will be told."""
-    from raytrain_nlp.worker.arguments import CPU_BUCKET_MB, build_deepspeed
+    from raytrain_nlp.worker.arguments import build_deepspeed
 
     values, use_gpu = job.arguments(), job.workers.use_gpu
     config = build_deepspeed(job.deepspeed, use_gpu) if job.deepspeed.enabled else {}
@@ -36,7 +36,6 @@ def find_setting(job: TrainJob, model: Any) -> Setting:
         offload_optimizer=_offloaded(zero, "offload_optimizer"), offload_param=_offloaded(zero, "offload_param"),
         reduce_bucket=elements("reduce_bucket_size", 500_000_000, hidden * hidden), prefetch_bucket=elements("prefetch_bucket_size", 50_000_000, 0.9 * hidden * hidden),
         max_live=elements("max_live_parameters", 1_000_000_000, 1e9), overlap=bool(zero.get("overlap_comm", overlap)),
-        ddp_bucket_bytes=int(values.get("ddp_bucket_cap_mb") or (25 if use_gpu else CPU_BUCKET_MB)) << 20,
     )  # fmt: skip
 
 

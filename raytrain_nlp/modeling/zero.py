@@ -57,7 +57,6 @@ class Setting:
     prefetch_bucket: int = 50_000_000
     max_live: int = 1_000_000_000
     overlap: bool = False
-    ddp_bucket_bytes: int = 25 << 20
 
 
 @dataclass(frozen=True)
@@ -161,16 +160,5 @@ def _buffers(weights: Weights, setting: Setting) -> tuple[float, Callable[[int],
 
 
 def _shared_windows(gradients: float, setting: Setting) -> float:
-    """Windows of shared memory in which CPU ranks average gradients (`worker/shared_memory.py`): each rank maps those of all.
-
-    Windows of one size are two sets used in turn: both are written where a step has several pieces of that size.
-    """
-    if setting.use_gpu:
-        return 0.0
-    pieces: list[int] = []
-    left = int(gradients)
-    while left > 0:
-        size = min(left, setting.ddp_bucket_bytes)
-        pieces += [_WINDOW] * (size // _WINDOW) + ([size % _WINDOW] if size % _WINDOW else [])
-        left -= size
-    return setting.num_workers * sum(size * (2 if pieces.count(size) > 1 else 1) for size in set(pieces))
+    """Windows of shared memory in which CPU ranks average gradients (`worker/shared_memory.py`): two of each rank, mapped by all."""
+    return 0.0 if setting.use_gpu else setting.num_workers * 2 * min(gradients, _WINDOW)
