@@ -62,7 +62,7 @@ class RunPaths:
         self.model = self.run / "model"
         self.base_model = self.run / "base_model"
         self.logs = self.run / "logs"
-        self.user_error = self.run / "user_error.json"
+        self.failure = self.run / "failure.json"
         self.feed_error = self.run / "feed_error.json"
         self.feed_wants = self.run / "feed_wants.json"
         self.move = self.run / "move.json"

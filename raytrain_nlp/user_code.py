@@ -1,20 +1,16 @@
-"""The user's own code: found by `package.module:name`, and its frames when it fails."""
+"""The user's own code: found by `package.module:name`, and told from others' by its file."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
 import inspect
-import re
 import sys
 import traceback
 from dataclasses import dataclass
 from typing import Any
 
 from raytrain_nlp.errors import InputError, Problem
-
-_OTHER_RANK = re.compile(r"\bgloo\b|\bNCCL\b|\bTCPStore\b|connection (reset|closed|refused)|broken pipe", re.I)
-"""In what torch.distributed raises, which for gloo is a plain `RuntimeError`."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +54,6 @@ def describe(error: BaseException) -> str:
     place = f" at {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
     message = " ".join(str(error).split())[:300]
     return f"{type(error).__name__}{': ' if message else ''}{message}{place}"
-
-
-def fails_in_users_code(error: BaseException) -> bool:
-    """Is it an error of the user's code, one that would come again? What the world outside did (files, network, other ranks) may pass."""
-    if not isinstance(error, Exception) or isinstance(error, OSError) or _comes_from_another_rank(error):
-        return False
-    return any(is_users(frame.filename) for frame in traceback.extract_tb(error.__traceback__))
-
-
-def _comes_from_another_rank(error: Exception) -> bool:
-    """A rank that dies is told to the others wherever they wait for it, which may be inside the user's training step."""
-    return isinstance(error, RuntimeError) and bool(type(error).__name__.startswith("Dist") or _OTHER_RANK.search(str(error)))
 
 
 def is_users(file: str) -> bool:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from raytrain_nlp.config import TrainJob
-from raytrain_nlp.driver.fit import Fit, explain, has_moved
+from raytrain_nlp.driver.fit import Fit, explain, failure_told, has_moved, less_memory
 from raytrain_nlp.driver.nodes import bundles_of, free_nodes, left_over, living_nodes
 from raytrain_nlp.driver.room import wait_for_room
 from raytrain_nlp.errors import RunError
 from raytrain_nlp.paths import RunPaths, write_json
-from raytrain_nlp.remote.mirror import push, refetch
+from raytrain_nlp.remote.mirror import push
 from raytrain_nlp.tracking.events import read_events
 
 _POLL_S = 2.0
@@ -44,8 +45,8 @@ class ElasticFit(Fit):
                 if replaced.is_set():
                     continue
                 failures += 1
-                told = explain(error, paths, self._todo)
-                if refetch(paths.user_error) or failures > job.workers.max_failures >= 0:
+                told = explain(error, paths, self._todo, functools.partial(less_memory, job, spec))
+                if failure_told(paths) or failures > job.workers.max_failures >= 0:
                     raise told from error
                 self._say(f"failure {failures}: {str(told).split(' Logs of all ranks')[0]} Going on with the workers there is room for")
                 continue

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable
 from typing import Any
 
+from raytrain_nlp.checkpoint import store
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.driver.groups import free_groups_of, free_orphans
 from raytrain_nlp.driver.huge_pages import huge_pages
 from raytrain_nlp.driver.room import wait_for_room
 from raytrain_nlp.errors import RunError
+from raytrain_nlp.failures import out_of_memory, tells_of_another_rank
 from raytrain_nlp.paths import RunPaths, read_json
 from raytrain_nlp.remote.mirror import refetch
 from raytrain_nlp.remote.places import shown
 
 _ABORT_S = 10.0
+_LONGEST = 1000
+"""Characters of what is told of a failure."""
 
 
 class Fit:
@@ -53,7 +58,7 @@ class Fit:
             if self.aborted.is_set() and isinstance(error, ray.exceptions.RayActorError):
                 raise RunError("stopped") from error
             free_orphans()
-            raise explain(error, paths, self._todo) from error
+            raise explain(error, paths, self._todo, functools.partial(less_memory, job, spec)) from error
 
     def run(self, job: TrainJob, config: dict[str, Any], paths: RunPaths) -> dict[str, Any]:
         """The loop of each worker with `config`; returns what the first one's returns, raises what Ray raises."""
@@ -125,6 +130,17 @@ def has_moved(outcome: dict[str, Any]) -> bool:
     return bool(outcome.get("result", {}).get("moved"))
 
 
+def less_memory(job: TrainJob, spec: Any) -> str:
+    """The nearest setting that needs less memory than what ran out, by the planner; nothing where it cannot say."""
+    if getattr(spec, "train", None) is None:
+        return "Lower training.per_device_eval_batch_size."
+    with contextlib.suppress(Exception):  # a run that has failed is not to fail once more over advice
+        from raytrain_nlp.driver.memory import advise_after_failure
+
+        return advise_after_failure(job, spec)
+    return ""
+
+
 def _start_controller(arguments: dict[str, Any]) -> Any:
     """The controller as `TorchTrainer` starts it, on this node."""
     import ray
@@ -137,26 +153,42 @@ def _start_controller(arguments: dict[str, Any]) -> Any:
     return ray.remote(**options)(TrainController).remote(**arguments)
 
 
-def explain(error: BaseException, paths: RunPaths, todo: str = "") -> BaseException:
-    """What ended a run as one line; an error that is none of Ray Train's is left as it is."""
+def explain(error: BaseException, paths: RunPaths, todo: str = "", advise: Callable[[], str] = lambda: "") -> BaseException:
+    """What ended a run as one line; an error that is none of Ray Train's is left as it is.
+
+    `todo` is said where going on may help; `advise` is asked where memory was not enough.
+    """
     import ray.train
 
     if not isinstance(error, ray.train.TrainingFailedError):
         return error
-    refetch(paths.user_error)
-    told = read_json(paths.user_error)  # by the rank that failed; where no restart was left, no worker has returned it
-    reason = f"the user's code failed: {told['error']}." if told else _reason(error)
-    return RunError(f"{reason} Logs of all ranks: {shown(paths.logs)}.{todo}")
+    told = failure_told(paths)  # by the rank that failed; where no restart was left, no worker has returned it
+    reason = told or _reason(error)
+    if out_of_memory(reason):
+        reason += f" {advise() or 'Lower per_device_train_batch_size.'}"
+    return RunError(f"{reason} Logs of all ranks: {shown(paths.logs)}.{_once_mended(paths, todo) if told else todo}")
+
+
+def failure_told(paths: RunPaths) -> str | None:
+    """What a rank has said of a failure that would come again, in a line."""
+    refetch(paths.failure)
+    told = read_json(paths.failure) or {}
+    return told["error"] if told.get("again") else None
+
+
+def _once_mended(paths: RunPaths, todo: str) -> str:
+    goes_on = "--resume" in todo and store.list_checkpoints(paths.checkpoints)
+    return f" It would come again: mend it first{', then continue with --resume' if goes_on else ''}."
 
 
 def _reason(error: BaseException) -> str:
-    """One line from what Ray Train raises: the last line of the first rank's own traceback."""
-    failures = getattr(error, "worker_failures", None) or {}
-    for rank, failure in sorted(failures.items()):
-        lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
-        if "running low on memory" in str(failure):
+    """One line from what Ray Train raises: the last line of the traceback of the first rank that failed by itself."""
+    failures = {rank: str(failure) for rank, failure in (getattr(error, "worker_failures", None) or {}).items()}
+    for rank, failure in sorted(failures.items(), key=lambda item: (tells_of_another_rank(item[1]), item[0])):
+        lines = [line.strip() for line in failure.splitlines() if line.strip()]
+        if "running low on memory" in failure:
             return f"rank {rank} was killed: its node ran out of memory. Lower per_device_train_batch_size, or ask for more CPUs a worker."
-        if lines:
-            return f"rank {rank} failed: {lines[-1][:300].rstrip('.')}."
+        if lines:  # of an error of ours the class says nothing more
+            return f"rank {rank}: {lines[-1].removeprefix('raytrain_nlp.errors.RunError: ')[:_LONGEST].rstrip('.')}."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]  # of an exception without a message, the traceback is all
-    return f"{(lines or [type(error).__name__])[-1][:300].rstrip('.')}."
+    return f"{(lines or [type(error).__name__])[-1][:_LONGEST].rstrip('.')}."

@@ -13,7 +13,7 @@ from typing import Any
 
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.driver.setting import count_weights, find_setting
-from raytrain_nlp.driver.shapes import Shape, checkpoint_activations, widest_shape
+from raytrain_nlp.driver.shapes import Shape, build_traced_model, checkpoint_activations, widest_shape
 from raytrain_nlp.driver.sizes import find_available, parse_bytes
 from raytrain_nlp.modeling.trace import StepTrace, trace_step
 from raytrain_nlp.modeling.zero import Setting, Weights, step_memory
@@ -21,6 +21,10 @@ from raytrain_nlp.modeling.zero import Setting, Weights, step_memory
 PARTS = ("weights", "gradients", "optimizer", "activations", "buffers", "process")
 _USABLE = 0.95
 """Of what a worker has: allocators round up, and leave holes."""
+_LESS = 0.8
+"""Of a plan that was thought to fit and did not."""
+_PROCESS = 10**9
+"""Bytes of a worker's process without a model, about: what is asked for is a difference."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,18 @@ def plan_memory(job: TrainJob, model: Any, split: Any, eval_split: Any, base: in
     if plan.fits is not False:
         return plan
     return replace(plan, advice=_advise(job, weights, setting, traces, checkpointing, shape.rows, available * _USABLE - base))
+
+
+def advise_after_failure(job: TrainJob, spec: Any) -> str:
+    """After workers ran out of memory: the nearest setting that fits into what they have, or well below what the plan thought would do."""
+    from raytrain_nlp.data.split import Split, SplitSpec
+
+    if not isinstance(spec.train, SplitSpec):
+        return ""
+    model = build_traced_model(job, spec.labels, spec.tokenizer_dir)
+    splits = Split(spec.train), Split(spec.validation) if spec.validation else None
+    plan = plan_memory(job, model, *splits, _PROCESS, None)
+    return plan.advice or plan_memory(job, model, *splits, _PROCESS, str(round(plan.total * _LESS))).advice or ""
 
 
 # One setting

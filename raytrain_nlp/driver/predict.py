@@ -227,8 +227,8 @@ def _make(spec: Any, job: TrainJob, files: list[Any], done: list[str], verbose: 
                 rate = (rows - first[0]) / seconds
             observer.stage(f"{rows:,} rows" + (f"  {rate:,.0f} rows/s" if rate else ""))
     except RayError as error:
-        reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
-        raise RunError(f"a predictor failed: {reason[:300].rstrip('.')}. What is done is kept; run it again to continue.") from error
+        reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1].removeprefix("raytrain_nlp.errors.RunError: ")
+        raise RunError(f"a predictor failed: {reason[:1000].rstrip('.')}. What is done is kept; run it again to continue.") from error
     return rate
 
 

@@ -118,7 +118,7 @@ class _Carrier:
                 elsewhere = True
         if elsewhere:
             mirror.refetch(self._paths.progress)
-            mirror.refetch(self._paths.user_error)
+            mirror.refetch(self._paths.failure)
 
     def _join(self) -> None:
         log = None
@@ -130,7 +130,7 @@ class _Carrier:
 
     def _own_files(self) -> list[Path]:
         paths = self._paths
-        others = {paths.lock, paths.lease, paths.progress, paths.tracking, paths.user_error, paths.run / TRIAL}
+        others = {paths.lock, paths.lease, paths.progress, paths.tracking, paths.failure, paths.run / TRIAL}
         files = [path for path in paths.run.glob("*") if path.is_file() and path not in others and not path.name.startswith(".") and "mlflow.db" not in path.name]
         files += [path for folder in ("mlartifacts", "plots") for path in (paths.run / folder).rglob("*") if path.is_file()]
         return sorted(files) + (sorted(paths.trials.glob(f"*/{TRIAL}")) if isinstance(paths, SweepPaths) else [])

@@ -20,6 +20,7 @@ from raytrain_nlp.driver.record import RunRecord, check_data, check_name, check_
 from raytrain_nlp.driver.shared import arrived, carried
 from raytrain_nlp.errors import InputError, RunError
 from raytrain_nlp.paths import RunPaths, read_json
+from raytrain_nlp.remote.mirror import delete
 from raytrain_nlp.remote.places import is_remote, local_folder, shown
 from raytrain_nlp.tracking.events import EventLog, read_events
 from raytrain_nlp.tracking.mirrors import Mirror
@@ -179,7 +180,8 @@ def _run(
     tracker = Tracker(paths, job.tracking, params, job_text, observer.warn).start() if tracked else None
     mirrors = [Mirror(name, paths, params, job.tracking.experiment_name or "raytrain_nlp", observer.warn).start() for name in job.tracking.report_to]
     status = "FAILED"
-    paths.user_error.unlink(missing_ok=True)
+    paths.failure.unlink(missing_ok=True)
+    delete([paths.failure])
     try:
         with followed(paths, observer), _windows_beside(job, resolved, paths):
             try:

@@ -7,6 +7,7 @@ from typing import Any
 
 from raytrain_nlp.config.model import ModelConfig
 from raytrain_nlp.errors import InputError, Problem
+from raytrain_nlp.failures import from_another_rank, out_of_memory, raised_in
 from raytrain_nlp.tasks.base import Task
 
 
@@ -31,7 +32,9 @@ def load_model(config: ModelConfig, task: Task, labels: list[str], tokenizer: An
             )
         else:
             model = auto_class.from_config(build_model_config(config, task, labels, tokenizer), **common)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AttributeError, AssertionError) as error:
+        if raised_in(error, "deepspeed") or out_of_memory(str(error)) or from_another_rank(error):
+            raise  # no fault of the model
         name = config.name_or_path or config.config["model_type"]
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise InputError(Problem("model", f"cannot be loaded for this task ({name}: {reason})", "Check name, config and task.")) from error

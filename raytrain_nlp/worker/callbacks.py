@@ -13,6 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from raytrain_nlp.tracking.events import EventLog
+from raytrain_nlp.worker.clock import CLOCK
 
 _PROGRESS_S = 0.5
 
@@ -73,6 +74,28 @@ class EvalProgress(TrainerCallback):
         if now - self._shown >= _PROGRESS_S or self._step == self._total_steps:
             self._shown = now
             _write_progress(self._progress, {"step": self._step, "total": self._total_steps})
+
+
+class ClockCallback(TrainerCallback):
+    """Sets `CLOCK`."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        CLOCK.start(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        CLOCK.done(state.global_step)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        CLOCK.pause()
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        CLOCK.pause()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        CLOCK.pause()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        CLOCK.pause()
 
 
 def _write_progress(path: Path, progress: dict[str, Any]) -> None:

@@ -12,12 +12,13 @@ from raytrain_nlp.checkpoint import store
 from raytrain_nlp.config import TrainJob, load_job
 from raytrain_nlp.config.lora import MERGE
 from raytrain_nlp.errors import InputError, NonFiniteLossError, RunError
+from raytrain_nlp.failures import Failure, find_failure
 from raytrain_nlp.paths import RunPaths, read_json, write_json
 from raytrain_nlp.remote.mirror import push
 from raytrain_nlp.remote.places import shown
 from raytrain_nlp.scratch import scratch_folder
 from raytrain_nlp.tracking.events import EventLog
-from raytrain_nlp.user_code import describe, fails_in_users_code
+from raytrain_nlp.worker.clock import CLOCK
 from raytrain_nlp.worker.logs import rank_log
 from raytrain_nlp.worker.spec import WorkerSpec
 
@@ -25,8 +26,8 @@ from raytrain_nlp.worker.spec import WorkerSpec
 def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Ray Train's `train_loop_per_worker`.
 
-    Returns `{"result": ...}`, or `{"error": ...}` for errors that all ranks see alike and that no restart can mend. An error in
-    the user's code is raised, as other ranks may be waiting for this one; the workers that Ray starts again then return it.
+    Returns `{"result": ...}`, or `{"error": ...}` for errors that all ranks see alike and that no restart can mend. Others are
+    raised, as other ranks may be waiting for this one; of one that would come again the workers that Ray starts next return it.
     """
     return run_guarded(config["spec"], run_body)
 
@@ -37,8 +38,8 @@ def run_guarded(spec: Any, body: Callable[[Any, RunPaths, str], dict[str, Any]])
 
     paths, rank = RunPaths(spec.storage_path, spec.name), int(os.environ["RANK"])
     with errors_of_before(paths, rank):
-        if told := read_json(paths.user_error):
-            return {"error": RunError(f"the user's code failed: {told['error']}. Logs of all ranks: {shown(paths.logs)}.")}
+        if (told := read_json(paths.failure)) and told["again"]:
+            return {"error": RunError(f"{told['error']} It would come again: mend it first. Logs of all ranks: {shown(paths.logs)}.")}
         if told := read_json(paths.feed_error):
             return {"error": RunError(told["error"])}
         _set_threads()
@@ -54,10 +55,23 @@ def _run_logged(spec: Any, paths: RunPaths, rank: int, body: Callable[[Any, RunP
             return {"error": error}
         except BaseException as error:
             traceback.print_exc()
-            if fails_in_users_code(error):
-                write_json(paths.user_error, {"error": describe(error)})
-                push(paths.user_error)
-            raise
+            if (failure := find_failure(error)) is None:
+                raise
+            _tell(failure, paths, rank)
+            raise RunError(failure.error) from error  # its traceback is in the log
+
+
+def _tell(failure: Failure, paths: RunPaths, rank: int) -> None:
+    """To the driver, and to the workers that are started next: they end at once where it would come again.
+
+    What fails with the same words at the same step of the same rank twice would do so a third time.
+    """
+    told, mine = read_json(paths.failure) or {}, [CLOCK.step, failure.error]
+    again = failure.again or told.get("ranks", {}).get(str(rank)) == mine
+    if told.get("again"):  # another rank was first
+        return
+    write_json(paths.failure, {"error": failure.error, "again": again, "ranks": {**told.get("ranks", {}), str(rank): mine}})
+    push(paths.failure)
 
 
 def _set_threads() -> None:
@@ -79,6 +93,7 @@ def run_body(spec: WorkerSpec, paths: RunPaths, scratch: str, stop_asked: Callab
     rank = int(os.environ["RANK"])
     with event_log(paths, spec.driver, rank) as (events, flush):
         events.write("phase", phase="worker")
+        CLOCK.start(0)
         return _run_rank(spec, paths, scratch, stop_asked, events, flush)
 
 
@@ -91,6 +106,7 @@ def _run_rank(
     from raytrain_nlp.worker.meter import peak_memory
     from raytrain_nlp.worker.notice import noticed
     from raytrain_nlp.worker.shared_folder import check_shared
+    from raytrain_nlp.worker.watch import watched
 
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     whole = load_job(spec.job)
@@ -107,7 +123,8 @@ def _run_rank(
         agreement = Agreement(find_row(spec.train), stop_asked, move_asked)
         trainer = _build_trainer(spec, job, paths, events, loaders, scratch, agreement, commits)
         events.write("phase", phase="model")
-        trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+        with watched(trainer.model, paths, events, rank, world_size):
+            trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         commits.finish()
     loaders[0].close()
     result = {"stopped": True} if agreement.stopped else {"moved": True} if agreement.moving else _finish(trainer, job, paths, world_size, spec)
@@ -154,6 +171,7 @@ def _build_trainer(
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
     from raytrain_nlp.tasks import build_task
     from raytrain_nlp.worker.arguments import apply_deepspeed_environment, build_arguments
+    from raytrain_nlp.worker.callbacks import ClockCallback
     from raytrain_nlp.worker.checkpointer import Checkpointer
     from raytrain_nlp.worker.extensions import build_callbacks, find_trainer_class, find_user_metrics
     from raytrain_nlp.worker.metrics import build_metrics
@@ -192,6 +210,7 @@ def _build_trainer(
         gather_for_generation=getattr(job.task, "gather_for_generation", False),
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(ClockCallback())
     set_seed(arguments.seed + arguments.process_index)  # dropout and noise differ between ranks
     return trainer
 

@@ -40,7 +40,7 @@ def errors_of_before(paths: RunPaths, rank: int) -> Iterator[None]:
     """While inside this node keeps copies of the run; at first of what ranks before this one said of their end, at last its log is sent."""
     with places.in_use(paths.run):
         if places.remote_of(paths.run):
-            for file in (paths.user_error, paths.feed_error, paths.logs / f"rank-{rank}.log"):
+            for file in (paths.failure, paths.feed_error, paths.logs / f"rank-{rank}.log"):
                 mirror.refetch(file)
         try:
             yield

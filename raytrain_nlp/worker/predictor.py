@@ -23,6 +23,7 @@ from raytrain_nlp.config import load_job
 from raytrain_nlp.data.outputs import BAD, open_output, part_name, to_table
 from raytrain_nlp.data.readers import BadRow, Row, read_rows
 from raytrain_nlp.data.sources import Piece
+from raytrain_nlp.failures import told_plainly
 from raytrain_nlp.remote.mirror import fetch_tree
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import CollateContext, Lengths
@@ -91,7 +92,8 @@ class Predictor:
         self._preprocess = spec.preprocess.load() if spec.preprocess else None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
-        counts = [self._part(part, _unpacked(table)) for part, table in zip(batch["part"], batch["table"], strict=True)]
+        with told_plainly():
+            counts = [self._part(part, _unpacked(table)) for part, table in zip(batch["part"], batch["table"], strict=True)]
         return {"part": list(batch["part"]), "rows": counts}
 
     def _part(self, name: str, table: pa.Table) -> int:

@@ -23,6 +23,7 @@ LAYERS = [
     {"config"},
     {"remote"},
     {"paths", "scratch"},
+    {"failures"},
     {"user_code"},
     {"errors"},
 ]
