@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from raytrain_nlp.config.base import Section
+from raytrain_nlp.config.deepspeed_keys import ZERO, canonical_config
 from raytrain_nlp.errors import Problem
 
 _SAME = {
@@ -47,16 +48,20 @@ class DeepSpeedConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _read(cls, values: object) -> object:
-        if not isinstance(values, dict) or not isinstance(values.get("config_file"), str) or values.get("config") is not None:
+        if not isinstance(values, dict):
+            return values
+        if isinstance(values.get("config"), dict):
+            return {**values, "config": canonical_config(values["config"])}
+        if not isinstance(values.get("config_file"), str) or values.get("config") is not None:
             return values
         path = Path(os.path.expanduser(values["config_file"]))
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
+            config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_twins)
         except FileNotFoundError:
             raise ValueError(f"config_file: there is no such file ({path}) || Check the path.") from None
         except (OSError, ValueError) as error:
             raise ValueError(f"config_file: is not JSON ({path}: {error}) || Correct the file.") from None
-        return {**values, "config": config}
+        return {**values, "config": canonical_config(config) if isinstance(config, dict) else config}
 
     @model_validator(mode="after")
     def _stages(self) -> DeepSpeedConfig:
@@ -71,8 +76,8 @@ class DeepSpeedConfig(Section):
         return self
 
     def _check_config(self) -> DeepSpeedConfig:
-        zero = self.config.get("zero_optimization", {})
-        if not isinstance(self.config, dict) or not isinstance(zero, dict):
+        zero = self.config.get(ZERO, {})
+        if not isinstance(zero, dict):
             raise ValueError("config: zero_optimization should be a mapping || See DeepSpeed's documentation.")
         if (stage := zero.get("stage", 0)) not in (0, 1, 2, 3):
             raise ValueError(f"config: zero_optimization.stage should be 0, 1, 2 or 3 ({stage!r}) || Correct it.")
@@ -92,6 +97,14 @@ class DeepSpeedConfig(Section):
     def enabled(self) -> bool:
         """Does DeepSpeed run at all?"""
         return self.config is not None or self.zero_stage > 0
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object none of whose keys stands there twice: the last one would win without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"the key {next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))!r} stands there twice")
+    return found
 
 
 def apply_deepspeed_config(config: dict[str, Any], values: dict[str, Any], num_workers: int) -> list[Problem]:

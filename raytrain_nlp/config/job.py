@@ -15,6 +15,7 @@ from raytrain_nlp.config.cluster import CheckpointConfig, TrackingConfig, Worker
 from raytrain_nlp.config.code import TrainerConfig
 from raytrain_nlp.config.data import DataConfig
 from raytrain_nlp.config.deepspeed import DeepSpeedConfig, apply_deepspeed_config
+from raytrain_nlp.config.deepspeed_keys import check_keys
 from raytrain_nlp.config.lora import check_lora
 from raytrain_nlp.config.model import ModelConfig
 from raytrain_nlp.config.seq2seq import Seq2Seq
@@ -122,6 +123,7 @@ class TrainJob(Section):
         problems += self._check_duplicates(values) + self._check_generation(values)
         problems += check_lora(self.lora) if self.lora is not None else []
         if self.deepspeed.config is not None:
+            problems += check_keys(self.deepspeed.config)
             problems += apply_deepspeed_config(self.deepspeed.config, values, self.workers.num_workers)
         values = self._with_defaults(values)
         problems += _check_quantization(self)

@@ -29,6 +29,7 @@ from raytrain_nlp.driver.inputs import Files
 from raytrain_nlp.driver.labels import find_known_rows, find_labels, majority_accuracy
 from raytrain_nlp.driver.models import check_model, find_tokenizer
 from raytrain_nlp.driver.streaming import WindowPreparer
+from raytrain_nlp.driver.values import check_schedule
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.modeling.tokenizer import load_tokenizer
 from raytrain_nlp.paths import cache_dir
@@ -120,6 +121,8 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
         raise InputError(
             Problem("training.dataloader_drop_last", f"drops all {train.plan.num_rows} rows: less than one global batch", "Lower the batch size or drop it.")
         )
+    if problems := check_schedule(job, _total_steps(job, steps)):
+        raise InputError(problems)
     spec = WorkerSpec(
         job=public_values(job),
         storage_path=str(storage),

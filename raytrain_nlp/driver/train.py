@@ -112,7 +112,12 @@ def _train(job: TrainJob, paths: RunPaths, resume: bool, overwrite: bool, verbos
 def prepare(job: TrainJob, files: Files, storage: Path, wait_connected: Callable[[], None], observer: Observer, verbose: bool = False) -> Resolved:
     """Tokens found or made, the run planned; `wait_connected` is called where that needs the cluster."""
     from raytrain_nlp.driver.resolve import SMALL_BYTES, resolve
+    from raytrain_nlp.driver.values import check_values, notes_of
 
+    if problems := check_values(job):
+        raise InputError(problems)
+    for note in notes_of(job):
+        observer.warn(note)
     small = files.bytes_before(job.data.streaming) <= SMALL_BYTES
     observer.stage("preparing tokens")
 

@@ -95,9 +95,9 @@ def _complete(config: dict[str, Any], use_gpu: bool) -> dict[str, Any]:
     config.setdefault("steps_per_print", 10**9)
     config.setdefault("zero_allow_untested_optimizer", True)
     if config.get("zero_optimization", {}).get("stage") == 3:
-        config["zero_optimization"].setdefault("stage3_gather_16bit_weights_on_model_save", True)  # `model/` needs whole weights
+        config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True  # `model/` needs whole weights
     if not use_gpu:
-        config.setdefault("zero_force_ds_cpu_optimizer", False)  # torch's Adam, as below
+        config["zero_force_ds_cpu_optimizer"] = False  # torch's Adam, as above: DeepSpeed's would be compiled
         optimizer = config.get("optimizer", {})
         if str(optimizer.get("type", "")).lower() in ("adam", "adamw"):
             optimizer.setdefault("params", {}).setdefault("torch_adam", True)
