@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -25,7 +26,7 @@ def _problem(finding: Any, model: type[BaseModel], root: str) -> Problem:
     written, _ = _follow(model, location)
     where = ".".join(part for part in [root, *written] if part)
     value = finding.get("input")
-    shown = f" ({value!r})" if isinstance(value, (str, int, float, bool)) else ""
+    shown = _shown(value, finding["type"])
     if finding["type"] == "extra_forbidden":
         valid = {name for section in _follow(model, location[:-1])[1] for name in _names(section)}
         return Problem(where, "unknown key", nearest(location[-1], valid) or f"Valid keys: {', '.join(sorted(valid))}.")
@@ -38,9 +39,27 @@ def _problem(finding: Any, model: type[BaseModel], root: str) -> Problem:
         return Problem(f"{where}.type", f"unknown type ('{context['tag']}')", f"Use one of {context['expected_tags']}.")
     message = finding["msg"].removeprefix("Value error, ").removeprefix("Input ")
     what, _, todo = message.partition(" || ")
+    if finding["type"] in ("string_type", "literal_error"):
+        todo = todo or _unquoted(value)
     if finding["type"] != "value_error" and not what.startswith(("should", "is")):
         what = f"is wrong: {what}"
     return Problem(where or "job", f"{what}{shown}", todo)
+
+
+def _shown(value: Any, kind: str) -> str:
+    if isinstance(value, date) or (value is None and kind == "string_type"):
+        return f" ({'null' if value is None else value})"
+    return f" ({value!r})" if isinstance(value, (str, int, float, bool)) else ""
+
+
+def _unquoted(value: Any) -> str:
+    """What to do where YAML has made something else of a word that is meant as text."""
+    if isinstance(value, bool):
+        words = "yes, on and true" if value else "no, off and false"
+        return f"YAML reads a bare {words} as {value}: quote the word, e.g. {chr(34)}{'yes' if value else 'no'}{chr(34)}."
+    if isinstance(value, (int, float, date)):
+        return f'YAML reads it as a {"date" if isinstance(value, date) else "number"}: quote it, e.g. "{value}".'
+    return 'YAML reads a bare null, ~ or nothing as no value: quote the word, e.g. "null".' if value is None else ""
 
 
 def _follow(model: type[BaseModel], location: list[str]) -> tuple[list[str], list[type[BaseModel]]]:

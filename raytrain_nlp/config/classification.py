@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from raytrain_nlp.config.base import Section
+from raytrain_nlp.config.labels import label_text
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 GLUE_COLUMNS = {
@@ -30,7 +31,10 @@ class TextClassification(Section):
     label_column: str = "label"
     """Column with integer or string labels; lists of them for several classes; numbers for regression."""
     label_names: list[str] | None = Field(None, min_length=2)
-    """All labels in the order of their ids; default: the sorted labels of the training split."""
+    """All labels in the order of their ids; default: those that a `datasets` file declares, else the sorted labels of the training
+    split, in the order of the head where the model has one with these names."""
+    multi_hot: bool | None = None
+    """Lists of labels hold a 0 or 1 for each class, not the classes themselves; default: found out from the first rows."""
 
     @model_validator(mode="before")
     @classmethod
@@ -45,9 +49,16 @@ class TextClassification(Section):
     def _one_name(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
 
+    @field_validator("label_names", mode="before")
+    @classmethod
+    def _numbers(cls, value: object) -> object:
+        """Numbers are labels, too; a bare `no` or `yes`, which YAML has made False and True, is not what was written."""
+        return [label_text(name) if type(name) in (int, float) and name % 1 == 0 else name for name in value] if isinstance(value, list) else value
+
     @field_validator("label_names")
     @classmethod
     def _distinct(cls, value: list[str] | None) -> list[str] | None:
+        value = value and [label_text(name) for name in value]
         if value is not None and len(set(value)) != len(value):
             raise ValueError("names a label twice || Give each label once.")
         return value
@@ -56,6 +67,8 @@ class TextClassification(Section):
     def _one_kind(self) -> TextClassification:
         if self.problem_type == "regression" and self.label_names:
             raise ValueError("label_names: a regression has no classes || Remove label_names, or problem_type.")
+        if self.multi_hot is not None and self.problem_type != PROBLEM_TYPES[1]:
+            raise ValueError(f"multi_hot: is for lists of labels, not for {self.problem_type} || Remove it, or set problem_type: {PROBLEM_TYPES[1]}.")
         if self.glue and (self.glue == "stsb") != (self.problem_type == "regression") or (self.glue and self.problem_type == PROBLEM_TYPES[1]):
             raise ValueError(f"problem_type: {self.problem_type} is not what GLUE's {self.glue} is || Remove problem_type or glue.")
         return self

@@ -132,6 +132,7 @@ def _resolve(
     from raytrain_nlp.data.split import Split
     from raytrain_nlp.driver.export import write_weights
     from raytrain_nlp.driver.inputs import find_split_files
+    from raytrain_nlp.driver.label_names import check_declared
     from raytrain_nlp.driver.labels import find_known_rows
     from raytrain_nlp.driver.resolve import SMALL_BYTES, build_context, build_split
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
@@ -141,6 +142,8 @@ def _resolve(
 
     files = find_split_files(job, "validation", run.storage)
     task, tokenizer_dir = build_task(job.task), run.token_dir()
+    if task.label_column:
+        check_declared(files, run.labels, task.label_column, "--data")
     preprocess = UserObject(job.trainer.preprocess, "trainer.preprocess", os.getcwd()) if job.trainer.preprocess else None
     prepare = PrepareSpec(
         job.task, str(tokenizer_dir), tokenizer_dir.name, task.lengths(job.data.max_length, "validation"), job.data.max_bad_rows, preprocess

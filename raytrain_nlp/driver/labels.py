@@ -5,22 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from typing import Any
 
 import numpy as np
 
 from raytrain_nlp.config import TrainJob
+from raytrain_nlp.config.labels import label_ids, sorted_labels
 from raytrain_nlp.data.shards import TokenStore
 from raytrain_nlp.data.split import Split
+from raytrain_nlp.driver.heads import check_width, find_head, follow_head
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.tasks import build_task
-from raytrain_nlp.tasks.problems import sorted_labels
 
 
-def find_labels(job: TrainJob, train: TokenStore) -> list[str]:
+def find_labels(job: TrainJob, train: TokenStore) -> tuple[list[str], list[str]]:
+    """The labels in the order of their ids, and what the user should know of it; none where the task has no classes. Raises `InputError`."""
     task = build_task(job.task)
     if task.label_column is None:
-        return []
+        if (outputs := task.model_kwargs([]).get("num_labels")) and (head := find_head(job)):
+            check_width(head, outputs)
+        return [], []
     labels = job.task.label_names or sorted_labels(list(train.manifest["labels"]))
     if not labels:
         raise InputError(Problem("data.train", f"no row has a label in column '{job.task.label_column}'", "Name the column with labels."))
@@ -28,12 +33,13 @@ def find_labels(job: TrainJob, train: TokenStore) -> list[str]:
         raise InputError(Problem("data.train", f"all labels of column '{job.task.label_column}' are equal ({labels[0]!r})", "Classification needs two labels."))
     if len(labels) > max(1000, train.num_rows // 2):
         raise InputError(Problem("task.label_column", f"has {len(labels)} different labels in {train.num_rows} rows", "Name the column with classes."))
-    return labels
+    head = find_head(job)
+    return follow_head(labels, head) if head else (labels, [])
 
 
 def find_known_rows(store: TokenStore, labels: list[str], max_bad_rows: float) -> tuple[str | None, list[dict[str, Any]]]:
     """Which rows of a validation split have labels that training knows; the others as quarantine entries."""
-    names = set(labels)
+    names = set(label_ids(labels))
     if names.issuperset(store.manifest["labels"]):
         return None, []
     column = store.column("label")
@@ -58,5 +64,8 @@ def find_known_rows(store: TokenStore, labels: list[str], max_bad_rows: float) -
 def majority_accuracy(split: Split) -> float:
     """Counted shard by shard: validation data may be large."""
     counts = split.store.value_counts("label", None if split.spec.rows_file else split.plan.spec.num_rows)
-    known = [count for label, count in counts.items() if label in split.spec.context.label_ids]
-    return max(known) / sum(known)
+    ids, known = split.spec.context.label_ids, Counter()
+    for label, count in counts.items():
+        if label in ids:
+            known[ids[label]] += count
+    return max(known.values()) / known.total()

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from raytrain_nlp.data.sources import SourceFile
 from raytrain_nlp.data.split import Split, SplitSpec
 from raytrain_nlp.data.windows import WindowedSpec, split_windows
 from raytrain_nlp.driver.inputs import Files
+from raytrain_nlp.driver.label_names import name_labels
 from raytrain_nlp.driver.labels import find_known_rows, find_labels, majority_accuracy
 from raytrain_nlp.driver.models import check_model, find_tokenizer
 from raytrain_nlp.driver.streaming import WindowPreparer
@@ -63,6 +64,8 @@ class Resolved:
     quarantine: list[tuple[str, Path | None, list[dict[str, Any]]]]
     windows: WindowPreparer | None = None
     """What prepares the training rows, where they are streamed; the counts above then leave them out."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know of the job before it starts, a line each."""
 
     def counts(self) -> dict[str, Any]:
         """Rows by what became of them; of streamed ones those of the windows prepared so far."""
@@ -89,6 +92,7 @@ class Resolved:
 def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, verbose: bool = False) -> Resolved:
     """Prepare the tokens of a job (or find them prepared) and plan its run. Raises `InputError` for what data and model say."""
     preprocess = UserObject(job.trainer.preprocess, "trainer.preprocess", os.getcwd()) if job.trainer.preprocess else None
+    job, notes = name_labels(job, files, preprocess)
     tokenizer_dir = find_tokenizer(job, files, storage, preprocess)
     tokenizer, task = load_tokenizer(str(tokenizer_dir)), build_task(job.task)
     if lacks := task.check_tokenizer(tokenizer):
@@ -106,7 +110,7 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
             fresh = find_tokens(folder) is None
             stores[split] = TokenStore(prepare_tokens(split_files, prepare, folder, map_pieces, f"data.{split}"))
             tokenized += stores[split].num_rows if fresh else 0
-    labels = find_labels(job, stores["train"]) if windows is None else []
+    labels, told = find_labels(job, stores["train"]) if windows is None else ([], [])
     context = build_context(tokenizer, labels)
     train = build_split(job, stores["train"], None, context, "train", job.data.max_train_rows) if windows is None else windows.spec
     validation, unseen = None, []
@@ -153,6 +157,7 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
             for split, found in stores.items()
         ],
         windows=windows,
+        notes=notes + told,
     )
 
 

@@ -75,7 +75,8 @@ def find_run(folder: str | Path) -> Run:
     record = read_json(paths.record)
     if not isinstance(record, dict) or "job" not in record:
         raise InputError(Problem("RUN", f"is no folder of a run ({shown(path)})", _similar(path) or "Name storage_path/name of a run, e.g. runs/quickstart."))
-    job = load_job({**record["job"], "storage_path": shown(paths.storage), "name": path.name})
+    task = {"task": record["task"]} if record.get("task") else {}  # with what the data have said of the labels
+    job = load_job({**record["job"], **task, "storage_path": shown(paths.storage), "name": path.name})
     fetch_tree(paths.model, lambda name: "tokenizer" in name or name in _WEIGHTLESS)
     tokenizer = next((found for found in (_here(record.get("tokenizer", ""), paths), paths.model) if (found / "tokenizer_config.json").exists()), None)
     if tokenizer is None:

@@ -127,7 +127,10 @@ def prepare(job: TrainJob, files: Files, storage: Path, wait_connected: Callable
         wait_connected()
         return _counted(map_on_cluster(function, items, verbose), len(items), observer)
 
-    return resolve(job, files, storage, map_pieces, verbose)
+    resolved = resolve(job, files, storage, map_pieces, verbose)
+    for note in resolved.notes:
+        observer.warn(note)
+    return resolved
 
 
 def run_resolved(
@@ -152,8 +155,9 @@ def run_resolved(
         write_quarantine(resolved, paths.quarantine)
         spec = resolved.spec
         record.update(
-            status="running", job=spec.job, drivers=record.values["drivers"] + 1, data_fingerprint=spec.data_fingerprint, labels=spec.labels,
-            tokenizer=spec.tokenizer_dir, versions=spec.versions, lengths=resolved.lengths(),
+            status="running", job=public_values(job), task=spec.job["task"], drivers=record.values["drivers"] + 1,
+            data_fingerprint=spec.data_fingerprint, labels=spec.labels, tokenizer=spec.tokenizer_dir, versions=spec.versions,
+            lengths=resolved.lengths(),
         )  # fmt: skip
         flush()
         resolved = replace(resolved, spec=replace(spec, driver=record.values["drivers"]))

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from raytrain_nlp.config.labels import label_ids
+
 IGNORED = -100
 """Label of a token that is not predicted, in `transformers` and in `torch.nn.CrossEntropyLoss`."""
 
@@ -60,7 +62,8 @@ class CollateContext:
 
     @property
     def label_ids(self) -> dict[str, int]:
-        return {name: i for i, name in enumerate(self.labels)}
+        """The id of each text that stands for a label."""
+        return label_ids(self.labels)
 
 
 class Task(Protocol):

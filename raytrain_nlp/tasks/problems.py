@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 
+from raytrain_nlp.config.labels import declared_names, is_multi_hot, label_text
 from raytrain_nlp.tasks.base import Metrics
 
 GLUE_METRICS = {
@@ -28,23 +30,24 @@ class SingleLabel:
 
     def __init__(self, label_names: list[str] | None = None):
         self.label_names = label_names
+        self._named = declared_names(label_names) if label_names else None
 
     def check(self, label: Any) -> str | None:
         """Why a value is no label, or None."""
         if label is None or label == "":
             return "is null or empty"
-        if not isinstance(label, (str, int, bool)) and not (isinstance(label, float) and label.is_integer()):
+        if not isinstance(label, (str, int, bool)) and not (isinstance(label, (float, Decimal)) and label == label // 1):
             hint = {float: " (numbers: task.problem_type: regression)", list: " (lists: task.problem_type: multi_label_classification)"}
             return f"is {type(label).__name__}, not an integer or text{hint.get(type(label), '')}"
         if not _is_unicode(label_text(label)):
             return "has a lone surrogate, which is no Unicode text"
-        if self.label_names is not None and label_text(label) not in self.label_names:
-            return f"has label '{label_text(label)}', which is not in task.label_names"
+        if self._named is not None and label_text(label) not in self._named:
+            return f"has label '{label_text(label)}', which is none of the names ({', '.join(self.label_names or [])[:80]})"
         return None
 
     def stored(self, label: Any) -> Any:
-        """The value as it is kept beside the tokens."""
-        return label_text(label)
+        """The value as it is kept beside the tokens: the label's canonical text, or its name among those declared."""
+        return self._named[label_text(label)] if self._named else label_text(label)
 
     def classes(self, stored: list) -> Iterable[str]:
         """The classes of stored values, one after the other."""
@@ -88,24 +91,34 @@ class SingleLabel:
 
 
 class MultiLabel(SingleLabel):
-    """Any number of classes, none included: a list of integers or texts."""
+    """Any number of classes, none included: a list of integers or texts, or (`multi_hot`) a 0 or 1 for each of `label_names`."""
 
     single_class = False
+
+    def __init__(self, label_names: list[str] | None = None, multi_hot: bool = False):
+        super().__init__(label_names)
+        self._columns = label_names if multi_hot else None
 
     def check(self, label: Any) -> str | None:
         if not isinstance(label, list):
             return f"is {'null' if label is None else type(label).__name__}, not a list of labels"
+        if self._columns is not None:
+            if len(label) != len(self._columns):
+                return f"has {len(label)} values where there are {len(self._columns)} classes"
+            return None if is_multi_hot(label) else f"holds more than 0 and 1 ({str(label)[:60]})"
         return next((reason.replace("is ", "holds a label that is ", 1) for one in label if (reason := super(MultiLabel, self).check(one))), None)
 
     def stored(self, label: Any) -> Any:
-        return sorted({label_text(one) for one in label})
+        if self._columns is not None:
+            return sorted(name for name, value in zip(self._columns, label, strict=True) if value)
+        return sorted({super(MultiLabel, self).stored(one) for one in label})
 
     def classes(self, stored: list) -> Iterable[str]:
         return (label for row in stored for label in row)
 
     def tensor(self, stored: list, label_ids: dict[str, int]) -> np.ndarray:
         """Float32 [rows, labels], 1 for the labels of a row."""
-        made = np.zeros((len(stored), len(label_ids)), dtype=np.float32)
+        made = np.zeros((len(stored), max(label_ids.values()) + 1), dtype=np.float32)
         for i, row in enumerate(stored):
             made[i, [label_ids[label] for label in row]] = 1
         return made
@@ -201,21 +214,6 @@ def glue_metrics(glue: str, metrics: Metrics) -> Metrics:
     metrics = {**metrics, "matthews_correlation": metrics.get("mcc", 0.0)}
     chosen = {name: metrics[name] for name in GLUE_METRICS[glue]}
     return {**chosen, "combined_score": sum(chosen.values()) / len(chosen)} if len(chosen) > 1 else chosen
-
-
-def label_text(label: Any) -> str:
-    """One spelling for 1, 1.0, True-as-1 and "1", so that JSON, CSV and Parquet agree."""
-    if isinstance(label, (bool, float)):
-        label = int(label)
-    return str(label).strip()
-
-
-def sorted_labels(labels: list[str]) -> list[str]:
-    """Labels in the order of their ids: by number where all are integers, else by text."""
-    try:
-        return sorted(labels, key=int)
-    except ValueError:
-        return sorted(labels)
 
 
 def _is_unicode(text: str) -> bool:

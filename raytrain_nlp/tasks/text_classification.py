@@ -13,7 +13,7 @@ from raytrain_nlp.tasks.problems import MultiLabel, Regression, SingleLabel, glu
 
 _PROBLEMS = {
     "single_label_classification": lambda config: SingleLabel(config.label_names),
-    "multi_label_classification": lambda config: MultiLabel(config.label_names),
+    "multi_label_classification": lambda config: MultiLabel(config.label_names, bool(config.multi_hot)),
     "regression": lambda config: Regression(),
 }
 

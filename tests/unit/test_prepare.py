@@ -135,7 +135,7 @@ def test_label_outside_the_given_names_is_bad(tmp_path: Path, spec: Callable[...
     """Where the job names all labels, a row with another one is told."""
     rows = [{"text": "a", "label": label} for label in ("yes", "no", "maybe", "yes ")]
     store = prepared(tmp_path / "tokens", spec(label_names=["no", "yes"]), write(tmp_path / "a.jsonl", rows))
-    assert [(entry["line"], entry["reason"]) for entry in quarantine(store)] == [(3, "field 'label' has label 'maybe', which is not in task.label_names")]
+    assert [(entry["line"], entry["reason"]) for entry in quarantine(store)] == [(3, "field 'label' has label 'maybe', which is none of the names (no, yes)")]
     assert store.column("label").tolist() == ["yes", "no", "yes"]
 
 

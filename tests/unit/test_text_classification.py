@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from raytrain_nlp.config.classification import TextClassification
+from raytrain_nlp.config.labels import label_text, sorted_labels
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import CollateContext, Place
-from raytrain_nlp.tasks.problems import label_text, sorted_labels
 
 PLACE = Place(0, 0, np.arange(3))
 PAIR = build_task(TextClassification(type="text-classification", text_columns=["a", "b"], label_column="y"))
