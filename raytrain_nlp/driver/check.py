@@ -13,6 +13,7 @@ from raytrain_nlp.config import TrainJob, load_job
 from raytrain_nlp.config.load import JobSource
 from raytrain_nlp.data.plan import split_batch
 from raytrain_nlp.data.split import Split
+from raytrain_nlp.devices import hidden_gpus
 from raytrain_nlp.driver.cluster import check_workers, connect, connect_ahead
 from raytrain_nlp.driver.cluster_file import plan_nodes
 from raytrain_nlp.driver.observer import Observer
@@ -121,7 +122,7 @@ def check(
 
     storage = local_folder(job.storage_path)
     observer.stage("looking at the data")
-    with in_use(storage), process_measured(job, storage) as find_base:
+    with in_use(storage), hidden_gpus(job.workers.use_gpu), process_measured(job, storage) as find_base:
         files = find_job_files(job, storage)
         about = sum(file.size for file in files.train), worker_memory, observer
         if not calibrate:

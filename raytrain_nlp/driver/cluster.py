@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import os
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from raytrain_nlp.config import TrainJob
+from raytrain_nlp.devices import WITHOUT_GPU, hidden_gpus
 from raytrain_nlp.driver import local_ray
 from raytrain_nlp.driver.forkserver import forked_processes
 from raytrain_nlp.errors import InputError, Problem, RunError
@@ -79,13 +81,20 @@ def connect(
                 with local_ray.lean(verbose):
                     ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
             else:
-                ray.init(address="auto", **quiet)
+                ray.init(address="auto", **_without_gpu(job), **quiet)
         try:
             wait_for_room(job, say, stop, fixed=local)
             yield
         finally:
             _owns_ray = False
             ray.shutdown()
+
+
+def _without_gpu(job: TrainJob) -> dict[str, Any]:
+    """What has all processes of a cluster that work for a job without GPUs see none: those of a Ray started here inherit it."""
+    given = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env") or {}
+    hidden = {name: value for name, value in WITHOUT_GPU.items() if name not in (given.get("env_vars") or {})}  # `ray job submit` has given it
+    return {} if job.workers.use_gpu else {"runtime_env": {"env_vars": hidden}}
 
 
 @contextlib.contextmanager
@@ -113,7 +122,6 @@ def connect_ahead(
             ready.set()
 
     thread = threading.Thread(target=run, name="ray", daemon=True)
-    thread.start()
 
     def wait() -> None:
         ready.wait()
@@ -121,7 +129,9 @@ def connect_ahead(
             raise failure[0]
 
     try:
-        yield wait
+        with hidden_gpus(job.workers.use_gpu):  # in this thread: the environment is the whole process's
+            thread.start()
+            yield wait
     except InputError:
         _abandoned = thread
         raise

@@ -10,6 +10,7 @@ from typing import Any
 
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.config import TrainJob
+from raytrain_nlp.devices import WITHOUT_GPU
 from raytrain_nlp.driver.groups import free_groups_of, free_orphans
 from raytrain_nlp.driver.huge_pages import huge_pages
 from raytrain_nlp.driver.room import wait_for_room
@@ -79,7 +80,7 @@ class Fit:
                 name=f"driver-{len(list(paths.ray.glob('*'))) if paths.ray.exists() else 0}",
                 storage_path=str(paths.ray),
                 failure_config=ray.train.FailureConfig(max_failures=job.workers.max_failures),
-                worker_runtime_env=None if job.workers.use_gpu else {"env_vars": huge_pages()},
+                worker_runtime_env=None if job.workers.use_gpu else {"env_vars": {**huge_pages(), **WITHOUT_GPU}},
             ),
         )
         return trainer.fit().return_value

@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from raytrain_nlp.devices import WITHOUT_GPU
 from raytrain_nlp.driver.huge_pages import huge_pages
 from raytrain_nlp.scratch import scratch_folder
 
@@ -54,7 +55,7 @@ def forked_processes(*modules: str) -> Iterator[None]:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(address)
             listener.listen(64)
-            variables = {**os.environ, "OMP_NUM_THREADS": "1", **huge_pages()}
+            variables = {**os.environ, "OMP_NUM_THREADS": "1", **huge_pages(), **WITHOUT_GPU}
             server = subprocess.Popen(
                 [sys.executable, "-m", "raytrain_nlp.driver.forkserver", str(listener.fileno()), *modules],
                 stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[listener.fileno()], env=variables,

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.config import TrainJob, load_job, public_values
-from raytrain_nlp.driver.cluster import check_workers, connect_ahead
+from raytrain_nlp.devices import WITHOUT_GPU
+from raytrain_nlp.driver.cluster import check_workers, connect_ahead, owns_ray
 from raytrain_nlp.driver.observer import Observer
 from raytrain_nlp.driver.runs import Run, Weights, find_run, find_weights
 from raytrain_nlp.errors import InputError, Problem, RunError
@@ -214,7 +215,7 @@ def _make(spec: Any, job: TrainJob, files: list[Any], done: list[str], verbose: 
     chunks = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(functools.partial(read_chunks, spec=spec), num_cpus=job.data.feed_cpus_per_worker)
     dataset = chunks.repartition(target_num_rows_per_block=1).map_batches(  # else one predictor would get all chunks of a piece
         Predictor, fn_constructor_args=(spec,), batch_size=1, concurrency=workers.num_workers, num_cpus=resources.get("CPU", 1),
-        num_gpus=resources.get("GPU", 1) if workers.use_gpu else None,
+        **({"num_gpus": resources.get("GPU", 1)} if workers.use_gpu else {} if owns_ray() else {"runtime_env": {"env_vars": WITHOUT_GPU}}),
     )  # fmt: skip
     rows, first, rate = 0, None, None
     observer.stage("starting the predictors")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from raytrain_nlp import devices
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.driver.cluster import is_local
 from raytrain_nlp.errors import InputError, Problem, RunError
@@ -41,11 +42,9 @@ def parse_bytes(text: str, where: str) -> int:
 
 
 def find_available(job: TrainJob) -> int | None:
-    """Of the GPU this machine has, or of this machine's memory for each of its workers; of other machines nothing is known here."""
+    """Of the smallest GPU this machine has, or of this machine's memory for each of its workers; of other machines nothing is known here."""
     if job.workers.use_gpu:
-        import torch
-
-        return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+        return min((gpu.memory for gpu in devices.local_gpus() if gpu.memory), default=None)
     if not is_local():
         return None
     total = psutil.virtual_memory().total
@@ -70,7 +69,7 @@ def process_measured(job: TrainJob, storage: Path) -> Iterator[Callable[[], int]
     if known.get("versions") == versions:
         yield lambda: known["bytes"]
         return
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **devices.WITHOUT_GPU}
     process = subprocess.Popen([sys.executable, "-c", _BASE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
     def wait() -> int:

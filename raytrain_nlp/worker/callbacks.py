@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 from transformers import TrainerCallback
 
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.worker.clock import CLOCK
+from raytrain_nlp.worker.device import device_figures
 
 _PROGRESS_S = 0.5
 
@@ -50,15 +50,13 @@ class EventCallback(TrainerCallback):
     def _system(self) -> dict[str, float]:
         """MLflow's names for system metrics; megabytes and percent, of this node and this process."""
         memory = psutil.virtual_memory()
-        figures = {
+        return {
             "system/cpu_utilization_percentage": psutil.cpu_percent(),
             "system/system_memory_usage_megabytes": memory.used / 1e6,
             "system/system_memory_usage_percentage": memory.percent,
             "system/process_memory_megabytes": self._process.memory_info().rss / 1e6,
+            **device_figures(),
         }
-        if torch.cuda.is_available():
-            figures["system/gpu_memory_peak_megabytes"] = torch.cuda.max_memory_allocated() / 1e6
-        return figures
 
 
 class EvalProgress(TrainerCallback):

@@ -17,6 +17,7 @@ from raytrain_nlp.checkpoint import store
 from raytrain_nlp.checkpoint.state import load_state, save_state
 from raytrain_nlp.errors import CheckpointError
 from raytrain_nlp.modeling.lora import trainable_state
+from raytrain_nlp.worker import device
 from raytrain_nlp.worker.collectives import broadcast_object, gather_objects
 from raytrain_nlp.worker.commits import Commits
 
@@ -172,18 +173,14 @@ def apply_hyperparameters(trainer: Any) -> None:
 
 
 def _rng_state() -> dict[str, Any]:
-    state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.random.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.random.get_rng_state()
-    return state
+    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.random.get_rng_state(), **device.rng_state()}
 
 
 def _set_rng_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.random.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.random.set_rng_state(state["cuda"])
+    device.set_rng_state(state)
 
 
 def _scaler_state(trainer: Any) -> dict[str, Any] | None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import Any
 
-import psutil
-import torch
-
 from raytrain_nlp.worker.collectives import gather_objects
+from raytrain_nlp.worker.device import free_memory
 
 _SHARE = 0.8
 """Of the free memory, at most, for whole weights."""
@@ -31,7 +28,8 @@ def gathered_weights(trainer: Any) -> Iterator[Any]:
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
     sharded = [parameter for parameter in offload.module.parameters() if parameter.ds_status == ZeroParamStatus.NOT_AVAILABLE]
-    if not _all_have_room(sum(parameter.ds_numel * parameter.element_size() for parameter in sharded)):
+    whole = sum(parameter.ds_numel * parameter.element_size() for parameter in sharded)
+    if not all(gather_objects(whole < _SHARE * free_memory())):
         yield None
         return
     with deepspeed.zero.GatheredParameters(sharded):
@@ -44,11 +42,3 @@ def gathered_weights(trainer: Any) -> Iterator[Any]:
         finally:
             offload.setup_zero_stage3_hooks()
             del parameter_offload.FWD_MODULE_STACK[modules:]  # it holds the root module since DeepSpeed's own set-up
-
-
-def _all_have_room(size: int) -> bool:
-    """Have all ranks memory for `size` bytes more? Ranks of one machine share its memory."""
-    if torch.cuda.is_available():
-        return all(gather_objects(size < _SHARE * torch.cuda.mem_get_info()[0]))
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return all(gather_objects(size * ranks < _SHARE * psutil.virtual_memory().available))

@@ -19,6 +19,7 @@ from raytrain_nlp.remote.places import shown
 from raytrain_nlp.scratch import scratch_folder
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.worker.clock import CLOCK
+from raytrain_nlp.worker.device import peak_memory, settle_device
 from raytrain_nlp.worker.logs import rank_log
 from raytrain_nlp.worker.spec import WorkerSpec
 
@@ -36,6 +37,7 @@ def run_guarded(spec: Any, body: Callable[[Any, RunPaths, str], dict[str, Any]])
     """`body(spec, paths, scratch)` with this rank's log, and its errors as `run_worker` returns them."""
     from raytrain_nlp.worker.outgoing import errors_of_before
 
+    settle_device(bool((spec.job.get("workers") or {}).get("use_gpu")))
     paths, rank = RunPaths(spec.storage_path, spec.name), int(os.environ["RANK"])
     with errors_of_before(paths, rank):
         if (told := read_json(paths.failure)) and told["again"]:
@@ -103,7 +105,6 @@ def _run_rank(
     from raytrain_nlp.worker.agreement import Agreement
     from raytrain_nlp.worker.collectives import gather_objects
     from raytrain_nlp.worker.loader import find_row
-    from raytrain_nlp.worker.meter import peak_memory
     from raytrain_nlp.worker.notice import noticed
     from raytrain_nlp.worker.shared_folder import check_shared
     from raytrain_nlp.worker.watch import watched

@@ -1,12 +1,8 @@
-"""Throughput, padding and waiting, for the log; the memory a rank has used."""
+"""Throughput, padding and waiting, for the log."""
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
-
-import torch
 
 from raytrain_nlp.worker.loader import FeedBatch
 
@@ -42,15 +38,3 @@ class Meter:
         self._since, self._wait_before = now, self._wait
         self._rows = self._tokens = self._own_tokens = self._own_padded = 0
         return rates
-
-
-def peak_memory() -> int:
-    """Most bytes this process has had so far: of its GPU what torch reserved, else resident memory, with the pages it shares
-    with the process it was forked from, as the kernel counts them where memory runs out."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_reserved()
-    try:
-        with open("/proc/self/status", encoding="ascii") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -28,6 +28,7 @@ from raytrain_nlp.remote.mirror import fetch_tree
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import CollateContext, Lengths
 from raytrain_nlp.user_code import UserObject, describe
+from raytrain_nlp.worker.device import settle_device
 
 ERROR = "error"
 """Column that says why a row has no prediction."""
@@ -72,6 +73,8 @@ class Predictor:
     """Holds the model; one chunk after the other."""
 
     def __init__(self, spec: PredictSpec):
+        job = load_job(spec.job)
+        settle_device(job.workers.use_gpu)
         import torch
 
         from raytrain_nlp.modeling.load import load_trained
@@ -79,7 +82,6 @@ class Predictor:
 
         threads = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
         torch.set_num_threads(int(threads) if threads else 1)
-        job = load_job(spec.job)
         self._spec, self._task = spec, build_task(job.task)
         self._tokenizer = load_tokenizer(spec.tokenizer_dir)
         lengths = self._task.lengths(job.data.max_length, "validation")

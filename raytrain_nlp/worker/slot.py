@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from raytrain_nlp.worker.device import held_memory, release_cache, reset_peak
 from raytrain_nlp.worker.loop import run_body, run_guarded
 
 
@@ -33,7 +34,7 @@ def run_slot(config: dict[str, Any]) -> dict[str, Any]:
         done, spec = given
         with _as_before():
             result = run_guarded(spec, functools.partial(run_body, stop_asked=_listen(desk, slot, done) if rank == 0 else lambda: False))
-        ray.get(desk.finish.remote(slot, done, rank, world_size, result, resident_bytes()))
+        ray.get(desk.finish.remote(slot, done, rank, world_size, result, held_memory()))
     return {}
 
 
@@ -58,8 +59,7 @@ def _as_before() -> Iterator[None]:
     import torch
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-        file.write("5")  # the peak of memory counts from here
+    reset_peak()
     environment, threads, deterministic = dict(os.environ), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     try:
         yield
@@ -70,15 +70,6 @@ def _as_before() -> Iterator[None]:
         torch.use_deterministic_algorithms(deterministic)
         unset_hf_deepspeed_config()
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_cache()
         with contextlib.suppress(OSError, AttributeError):  # glibc keeps what is freed; others have no such call
             ctypes.CDLL(None).malloc_trim(0)
-
-
-def resident_bytes() -> int:
-    """Memory of this process, and of its GPU where it has one."""
-    import psutil
-    import torch
-
-    return psutil.Process().memory_info().rss + (torch.cuda.memory_allocated() if torch.cuda.is_available() else 0)

@@ -7,6 +7,7 @@ variable RAYTRAIN_NLP_TEST_HOOKS names, read anew by each process:
     {"kill": {"point": NAME, "rank": R, "step": N, "marker": FILE}}   SIGKILL this process there, once (marker); or a list of such
     {"nan": {"rank": R, "step": N}}                        a loss that is not a number
     {"hold": true}                                         a prediction that never comes to its second part
+    {"gpu": FILE}                                          torch finds a GPU unless the environment hides it when torch first looks; a line for each look
 """
 
 import importlib.abc
@@ -63,6 +64,8 @@ def _patch_trainer(module):
             with open(os.path.join(wanted["record_rows"], f"{os.getpid()}.jsonl"), "a", encoding="utf-8") as file:
                 entry = {"rank": int(os.environ["RANK"]), "step": batch.step, "micro": batch.micro, "rows": batch.rows.tolist(), "content": _digests(inputs)}
                 file.write(json.dumps(entry) + "\n")
+        if "gpu" in wanted and "deepspeed" in sys.modules:
+            _note({"accelerator": sys.modules["deepspeed"].accelerator.get_accelerator().device_name()})
         loss = training_step(self, model, inputs, num_items_in_batch)
         _kill("mid_step", batch.step + 1)
         return loss
@@ -112,7 +115,34 @@ def _patch_predictor(module):
     module.Predictor._part = held
 
 
+def _patch_cuda(module):
+    if "gpu" not in _wanted():
+        return
+    answers = []
+
+    def asked(what):
+        if not answers:
+            answers.append(os.environ.get("CUDA_VISIBLE_DEVICES") != "")
+        frame, files = sys._getframe(2), []
+        while frame is not None:
+            files.append(frame.f_code.co_filename)
+            frame = frame.f_back
+        torch = os.path.dirname(os.path.dirname(module.__file__)) + os.sep
+        by = next((file for file in files if not file.startswith(torch)), "")
+        _note({"asked": what, "answer": answers[0], "by": by})
+        return answers[0]
+
+    module.is_available = lambda: asked("is_available")
+    module.device_count = lambda: int(asked("device_count"))
+
+
+def _note(entry):
+    with open(_wanted()["gpu"], "a", encoding="utf-8") as file:
+        file.write(json.dumps({"pid": os.getpid(), **entry}) + "\n")
+
+
 _PATCHES = {
+    "torch.cuda": _patch_cuda,
     "raytrain_nlp.worker.trainer": _patch_trainer, "raytrain_nlp.checkpoint.store": _patch_store, "raytrain_nlp.worker.predictor": _patch_predictor,
 }  # fmt: skip
 

@@ -22,7 +22,7 @@ LAYERS = [
     {"tasks"},
     {"config"},
     {"remote"},
-    {"paths", "scratch"},
+    {"paths", "scratch", "devices"},
     {"failures"},
     {"user_code"},
     {"errors"},
