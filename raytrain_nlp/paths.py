@@ -24,13 +24,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.errors import InputError, Problem
+from raytrain_nlp.files import replacing
 
 TRIAL = "trial.json"
 """In the folder of a trial: what its sweep knows of it."""
@@ -105,17 +104,8 @@ def cache_dir(storage_path: str | Path, kind: str) -> Path:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never a part of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, ensure_ascii=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path, errors="backslashreplace") as file:  # what UTF-8 has not, half a pair of surrogates, JSON writes so
+        json.dump(value, file, indent=1, ensure_ascii=False)
 
 
 def read_json(path: Path) -> Any:
@@ -124,17 +114,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(Problem(str(path), f"cannot be read ({error})", "Restore the file, or start again with --overwrite.")) from None
-
-
-def fsync_dir(path: Path) -> None:
-    """Make a rename in `path` durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def redact(uri: str) -> str:

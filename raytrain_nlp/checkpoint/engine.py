@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointComm
 
 from raytrain_nlp.checkpoint.reshard import fitted
 from raytrain_nlp.checkpoint.state import load_state, save_state
+from raytrain_nlp.checkpoint.whole import tag_of
 
 
 class SafeCheckpointEngine(CheckpointEngine):
@@ -43,14 +43,11 @@ def apply_safe_checkpoints(engine: Any) -> SafeCheckpointEngine:
     safe, load = SafeCheckpointEngine(), engine.load_checkpoint
 
     def load_checkpoint(folder: str, *args: Any, **kwargs: Any) -> Any:
+        if not args:  # else the tag is given
+            kwargs.setdefault("tag", tag_of(Path(folder)))  # DeepSpeed would join whatever `latest` says
         with fitted(engine, Path(folder)):
             return load(folder, *args, **kwargs)
 
     engine.checkpoint_engine, engine.load_checkpoint = safe, load_checkpoint
     engine._copy_recovery_script = lambda save_path: None
     return safe
-
-
-def latest_file(folder: str) -> str:
-    """The file DeepSpeed names its newest tag in."""
-    return os.path.join(folder, "latest")

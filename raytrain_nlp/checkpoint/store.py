@@ -7,58 +7,30 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
-import shutil
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from raytrain_nlp.checkpoint.manifest import FORMAT as FORMAT
+from raytrain_nlp.checkpoint.manifest import MANIFEST, Checkpoint, Damaged, FileEntry, Manifest, checkpoint_name, read_checkpoint
+from raytrain_nlp.confined import UnsafeName, below, what_is_wrong
 from raytrain_nlp.errors import CheckpointError
-from raytrain_nlp.paths import fsync_dir, write_json
+from raytrain_nlp.files import fsync_dir, fsync_tree, remove
+from raytrain_nlp.paths import write_json
+from raytrain_nlp.remote.places import shown
 
-MANIFEST = "manifest.json"
-FORMAT = 1
+_NAME = re.compile(r"checkpoint-[0-9]+")
 _OF_A_RANK = re.compile(r"(?:zero_pp_rank_|rng-)(\d+)")
 """DeepSpeed's names of what one rank alone wrote and reads, and ours."""
 
 
-@dataclass(frozen=True)
-class FileEntry:
-    """One file of a checkpoint, as its writer saw it."""
-
-    path: str
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What makes a folder a checkpoint."""
-
-    step: int
-    world_size: int
-    zero_stage: int
-    data_fingerprint: str
-    versions: dict[str, str]
-    files: list[FileEntry]
-    format: int = FORMAT
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A committed checkpoint; its files are not verified yet."""
-
-    path: Path
-    manifest: Manifest
-
-
-def checkpoint_name(step: int) -> str:
-    """Folder name of a step's checkpoint, as Hugging Face names it."""
-    return f"checkpoint-{step}"
+def step_of(name: str) -> int | None:
+    """The step in the name of a checkpoint's folder; None where it is no such name."""
+    return int(name.rpartition("-")[2]) if _NAME.fullmatch(name) else None
 
 
 def staging_dir(root: Path, step: int) -> Path:
@@ -80,26 +52,29 @@ def describe_files(folder: Path, paths: Iterable[Path]) -> list[FileEntry]:
 def commit(root: Path, staging: Path, manifest: Manifest) -> Checkpoint:
     """Turn a complete staging folder into a checkpoint. Until the rename nothing can see it; after it all of it is there."""
     write_json(staging / MANIFEST, asdict(manifest))
-    fsync_dir(staging)
+    fsync_tree(staging, files=False)  # each rank has seen to its files
     target = root / checkpoint_name(manifest.step)
-    if target.exists():  # a damaged one of the same step, which resume passed over
+    if os.path.lexists(target):  # a damaged one of the same step, which resume passed over
         retire(target)
     staging.rename(target)
     fsync_dir(root)
     return Checkpoint(target, manifest)
 
 
-def list_checkpoints(root: Path) -> list[Checkpoint]:
-    """All folders with a readable manifest, oldest step first."""
-    found = []
+def scan(root: Path) -> tuple[list[Checkpoint], list[Damaged]]:
+    """All folders of checkpoints, oldest step first: those whose manifest can be read, and those that are damaged there already."""
+    good: list[Checkpoint] = []
+    damaged: list[Damaged] = []
     for path in root.glob("checkpoint-*") if root.is_dir() else ():
-        try:
-            values = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            values["files"] = [FileEntry(**entry) for entry in values["files"]]
-            found.append(Checkpoint(path, Manifest(**values)))
-        except (OSError, ValueError, TypeError, KeyError):
-            continue
-    return sorted(found, key=lambda checkpoint: checkpoint.manifest.step)
+        if step_of(path.name) is not None:
+            found = read_checkpoint(path)
+            (good if isinstance(found, Checkpoint) else damaged).append(found)
+    return sorted(good, key=lambda found: found.manifest.step), damaged
+
+
+def list_checkpoints(root: Path) -> list[Checkpoint]:
+    """Those whose manifest can be read, oldest step first. Who chooses one to go on from asks `find_checkpoint`, which names the others."""
+    return scan(root)[0]
 
 
 def files_of_ranks(manifest: Manifest, ranks: Iterable[int], world_size: int) -> list[FileEntry]:
@@ -113,32 +88,66 @@ def files_of_ranks(manifest: Manifest, ranks: Iterable[int], world_size: int) ->
 def damage(checkpoint: Checkpoint, rank: int = 0, world_size: int = 1, files: list[FileEntry] | None = None) -> str | None:
     """What is wrong with this rank's share of a checkpoint's files, or of `files` (each is hashed by one rank), or None."""
     for i, entry in enumerate(checkpoint.manifest.files if files is None else files):
-        path = checkpoint.path / entry.path
-        if path.is_symlink() or not path.is_file():
-            return f"{entry.path} is missing"
-        if path.stat().st_size != entry.size:
-            return f"{entry.path} has {path.stat().st_size} bytes instead of {entry.size}"
-        if i % world_size == rank:
-            with path.open("rb") as file:
-                if _digest(file).hexdigest() != entry.sha256:
-                    return f"{entry.path} does not match its hash"
+        if wrong := what_is_wrong(entry.path):
+            return f"a file of its manifest {wrong}"
+        try:
+            if wrong := _damage_of(checkpoint.path, entry, with_hash=i % world_size == rank):
+                return f"{entry.path} {wrong}"
+        except OSError as error:
+            return f"{entry.path} cannot be read: {error.strerror or error}"
     return None
 
 
-def find_checkpoint(root: Path, agree: Callable[[Checkpoint], str | None] = damage, note: Callable[[str], None] = lambda line: None) -> Checkpoint | None:
-    """The newest good checkpoint, or None where there is none at all.
+def _damage_of(folder: Path, entry: FileEntry, with_hash: bool) -> str | None:
+    path = folder / entry.path
+    if path.is_symlink() or not path.is_file():
+        return "is missing"
+    try:
+        below(folder, entry.path)
+    except UnsafeName:
+        return "lies behind a link that leads out of it"
+    if path.stat().st_size != entry.size:
+        return f"has {path.stat().st_size} bytes instead of {entry.size}"
+    if not with_hash:
+        return None
+    with path.open("rb") as file:
+        return None if _digest(file).hexdigest() == entry.sha256 else "does not match its hash"
 
-    `agree` says what is wrong with one; on several ranks it must say the same on all. Raises `CheckpointError` where
-    there are checkpoints but none is good: starting from step 0 would then lose work without a word.
+
+def find_checkpoint(
+    root: Path,
+    agree: Callable[[Checkpoint], str | None] = damage,
+    note: Callable[[str], None] = lambda line: None,
+    scanned: tuple[list[Checkpoint], list[Damaged]] | None = None,
+) -> Checkpoint | None:
+    """The newest good checkpoint, or None where there is none at all. Each damaged one that is passed over is noted.
+
+    Args:
+        agree: says what is wrong with one; on several ranks it must say the same on all.
+        scanned: what is there, where another process has looked.
+
+    Raises `CheckpointError` where there are checkpoints but none is good: starting from step 0 would then lose work without a word.
     """
-    checkpoints = list_checkpoints(root)
-    for checkpoint in reversed(checkpoints):
-        wrong = agree(checkpoint)
-        if wrong is None:
-            return checkpoint
-        note(f"{checkpoint.path.name} is damaged ({wrong}); using the one before it.")
-    if checkpoints:
-        raise CheckpointError(f"{root}: none of {len(checkpoints)} checkpoints is intact. Restore one, or start again with --overwrite.")
+    good, bad = scanned or scan(root)
+    chosen, wrong = None, {}
+    for found in sorted([*good, *bad], key=lambda found: step_of(found.path.name), reverse=True):
+        if isinstance(found, Damaged):
+            why = found.why
+        elif chosen is None:
+            why = agree(found)
+        else:
+            continue
+        if why is None:
+            chosen = found
+            continue
+        wrong[found.path] = why
+        note(f"{found.path.name} is damaged ({why}); {'using the one before it' if chosen is None else 'it is passed over'}.")
+    if chosen:
+        return chosen
+    if wrong:
+        newest = next(iter(wrong))
+        what = f"none of {len(wrong)} checkpoints is intact (the newest, {newest.name}: {wrong[newest]})"
+        raise CheckpointError(f"{shown(root)}: {what}. Restore one, or start again with --overwrite.")
     return None
 
 
@@ -155,13 +164,13 @@ def retire(path: Path) -> None:
     """Delete a checkpoint so that a kill half-way leaves no damaged one: its name goes first."""
     trash = path.parent / f".retired-{path.name}-{uuid.uuid4().hex[:8]}"
     path.rename(trash)
-    shutil.rmtree(trash, ignore_errors=True)
+    remove(trash)
 
 
 def clean_leftovers(root: Path) -> None:
     """Remove what killed processes left half-written or half-deleted. Only while nobody writes."""
     for path in root.glob(".*-*") if root.is_dir() else ():
-        shutil.rmtree(path, ignore_errors=True)
+        remove(path)
 
 
 def _digest(file: Any) -> Any:

@@ -20,6 +20,7 @@ import torch
 
 from raytrain_nlp.checkpoint.state import StoredTensor, open_state
 from raytrain_nlp.checkpoint.store import Checkpoint
+from raytrain_nlp.confined import UnsafeName, part
 from raytrain_nlp.errors import CheckpointError
 
 
@@ -108,14 +109,18 @@ def _join(parts: list[torch.Tensor], shape: Any) -> torch.Tensor:
 
 def model_file(folder: Path, rank: int | None = None) -> Path:
     """Where DeepSpeed put the model's state: of a rank under stage 3, else the only one."""
-    return folder / _tag(folder) / (f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" if rank is not None else "mp_rank_00_model_states.pt")
+    return folder / tag_of(folder) / (f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" if rank is not None else "mp_rank_00_model_states.pt")
 
 
 def optimizer_file(folder: Path, rank: int) -> Path:
     """Where DeepSpeed put a rank's part of the optimizer; under bf16 by another name."""
-    path = folder / _tag(folder) / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+    path = folder / tag_of(folder) / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
     return path if path.exists() else path.with_name(f"bf16_{path.name}")
 
 
-def _tag(folder: Path) -> str:
-    return (folder / "latest").read_text(encoding="utf-8").strip()
+def tag_of(folder: Path) -> str:
+    """The folder of DeepSpeed's files in a checkpoint, as its `latest` names it. Raises `CheckpointError` where that is no folder's name."""
+    try:
+        return part((folder / "latest").read_text(encoding="utf-8").strip())
+    except (OSError, ValueError, UnsafeName) as error:
+        raise CheckpointError(f"{folder / 'latest'}: names no folder of the checkpoint ({error}).") from None

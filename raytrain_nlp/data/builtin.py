@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from raytrain_nlp.data.number_words import number_rows, numbers_origin
 from raytrain_nlp.data.python_docs import collect_python_docs, python_docs_origin
 from raytrain_nlp.data.summaries import collect_summaries, summaries_origin
 from raytrain_nlp.errors import InputError, Problem, nearest
+from raytrain_nlp.files import replacing
 
 PREFIX = "builtin:"
 SPLITS = ("train", "validation")
@@ -66,13 +65,5 @@ def builtin_fingerprint(name: str) -> str:
 
 def _write_lines(path: Path, lines: list[str]) -> None:
     """Write a text file so that a reader sees all of it or none."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace", newline="\n") as file:
-            file.writelines(f"{line}\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path, errors="replace", newline="\n") as file:
+        file.writelines(f"{line}\n" for line in lines)

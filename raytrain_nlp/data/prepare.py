@@ -23,7 +23,8 @@ from raytrain_nlp.data.pieces import FORMAT, HERE, PieceSummary, PrepareSpec, pr
 from raytrain_nlp.data.shards import LENGTHS, MANIFEST
 from raytrain_nlp.data.sources import Piece, SourceFile, split_file
 from raytrain_nlp.errors import InputError, Problem
-from raytrain_nlp.paths import fsync_dir, read_json, write_json
+from raytrain_nlp.files import fsync_dir
+from raytrain_nlp.paths import read_json, write_json
 from raytrain_nlp.remote.mirror import delete, fetch, fetch_tree
 from raytrain_nlp.remote.places import remote_of
 

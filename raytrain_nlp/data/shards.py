@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raytrain_nlp.confined import below
 from raytrain_nlp.remote.mirror import fetch
 
 MANIFEST = "manifest.json"
@@ -87,7 +88,7 @@ class TokenStore:
 
     def _shard(self, index: int) -> dict[str, Any]:
         if index not in self._shards:
-            path = self.folder / self.manifest["shards"][index]["file"]
+            path = below(self.folder, self.manifest["shards"][index]["file"])
             fetch(path)
             file = pa.memory_map(str(path))
             batch = pa.ipc.open_file(file).get_batch(0)

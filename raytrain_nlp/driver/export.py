@@ -12,7 +12,7 @@ from typing import Any
 from raytrain_nlp.driver.observer import Observer
 from raytrain_nlp.driver.runs import Run, Weights, find_run, find_weights
 from raytrain_nlp.errors import InputError, Problem
-from raytrain_nlp.paths import fsync_dir
+from raytrain_nlp.files import replace_folder
 from raytrain_nlp.remote.places import is_remote
 from raytrain_nlp.tracking.registry import PIPELINES, check_registrable, register_model
 
@@ -84,7 +84,7 @@ def export(
             check_registrable(found.job.task.type, staging)
             observer.stage("registering")
             version = register_model(found.job.tracking, found.storage, found.mlflow_run_id, staging, found.job.task.type, register)
-        _replace(staging, target)
+        replace_folder(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     adapter = (target / "adapter_config.json").exists()
@@ -184,14 +184,3 @@ def _check_output(target: Path, overwrite: bool, run: Run) -> list[Problem]:
     if target.is_dir() and any(target.iterdir()) and not overwrite:
         return [Problem("--output", f"is not empty ({target})", "Name another folder, or add --overwrite.")]
     return []
-
-
-def _replace(staging: Path, target: Path) -> None:
-    if target.exists():
-        old = target.parent / f".{target.name}-old-{uuid.uuid4().hex[:8]}"
-        target.rename(old)
-        staging.rename(target)
-        shutil.rmtree(old)
-    else:
-        staging.rename(target)
-    fsync_dir(target.parent)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
-import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from raytrain_nlp.driver.cluster import check_workers, connect_ahead, owns_ray
 from raytrain_nlp.driver.observer import Observer
 from raytrain_nlp.driver.runs import Run, Weights, find_run, find_weights
 from raytrain_nlp.errors import InputError, Problem, RunError
+from raytrain_nlp.files import temporary_folder
 from raytrain_nlp.remote.mirror import delete_tree, push_tree
 
 CHUNK_ROWS = 512
@@ -95,17 +96,26 @@ def predict(
     parts = f"{target}.parts"
     what = _what(found, weights, files, options, prefix)
     done = _begin(target, parts, what, overwrite)
-    with tempfile.TemporaryDirectory(prefix="weights-", dir=found.paths.run) as scratch, connect_ahead(job, verbose, say=observer.stage) as wait_connected:
+    with _scratch(found, weights) as scratch, connect_ahead(job, verbose, say=observer.stage) as wait_connected:
         observer.stage("reading the model")
-        spec = _spec(found, job, weights, parts, Path(scratch), options, batch_size, prefix, observer)
+        spec = _spec(found, job, weights, parts, scratch, options, batch_size, prefix, observer)
         wait_connected()
-        push_tree(Path(scratch), again=True)
-        try:
-            rate = _make(spec, job, files, done, verbose, observer)
-        finally:
-            delete_tree(Path(scratch))
+        rate = _make(spec, job, files, done, verbose, observer)
     result = _finish(target, parts, kind, set(done), prefix, observer)
     return replace(result, seconds=time.monotonic() - started, rows_per_second=rate)
+
+
+@contextlib.contextmanager
+def _scratch(run: Run, weights: Weights) -> Iterator[Path]:
+    """Where the weights of a checkpoint are put together, for all nodes. Those of `model/` are used where they are: the run may be somebody else's."""
+    if weights.checkpoint is None:
+        yield run.paths.run
+        return
+    with temporary_folder(run.paths.run, "weights-") as folder:
+        try:
+            yield folder
+        finally:
+            delete_tree(folder)
 
 
 def _job_of(run: Run, overrides: Iterable[str]) -> TrainJob:
@@ -189,6 +199,7 @@ def _spec(
     if weights.checkpoint:
         folder = scratch / "model"
         write_weights(run, weights, folder, None, False, observer.stage)
+        push_tree(scratch, again=True)
     preprocess = UserObject(job.trainer.preprocess, "trainer.preprocess", os.getcwd()) if job.trainer.preprocess else None
     return PredictSpec(
         job=public_values(job), weights=str(folder), tokenizer_dir=str(run.tokenizer), labels=run.labels,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import time
 import uuid
@@ -19,12 +20,15 @@ from raytrain_nlp.config.training import check_training
 from raytrain_nlp.driver.lease import held
 from raytrain_nlp.driver.shared import delete_run
 from raytrain_nlp.errors import CheckpointError, InputError, Problem, StorageError
+from raytrain_nlp.files import recover_folder, remove
 from raytrain_nlp.paths import RunPaths, read_json, write_json
 from raytrain_nlp.remote.mirror import delete, write_marker
 from raytrain_nlp.remote.objects import SCHEMES
 from raytrain_nlp.remote.places import is_remote, local_folder, remote_of, shown
 
 _PROBE_S = 20.0
+_LEFT = re.compile(r"\..+[.-][0-9a-f]{8}")
+"""A name that only what is being written has (`files.temporary_name`, and folders before they are put in place)."""
 # What a resumed run may not change: it would no longer be the run that was interrupted.
 _FIXED = ("seed", "task", "model", "data", "training", "deepspeed", "workers.num_workers", "workers.use_gpu", "early_stopping")
 _FREE = ("training.logging_steps", "training.logging_first_step", "data.feed_cpus_per_worker", "data.max_bad_rows")
@@ -93,10 +97,11 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[Problem]:
 
 
 def _check_checkpoints(paths: RunPaths) -> list[Problem]:
-    if remote_of(paths.run):  # the workers look at the files, which are not here
-        return []
     try:
-        store.find_checkpoint(paths.checkpoints)
+        if remote_of(paths.run):  # the manifests are here; the files are not, and the workers look at them
+            store.find_checkpoint(paths.checkpoints, lambda checkpoint: None)
+        else:
+            store.find_checkpoint(paths.checkpoints)
     except CheckpointError as error:
         return [Problem("--resume", str(error))]
     return []
@@ -144,9 +149,19 @@ def open_run(paths: RunPaths, overwrite: bool) -> Iterator[RunRecord]:
         except OSError:
             raise InputError(Problem("name", f"another driver is writing the run ({where})", "Wait for it, or stop it.")) from None
         with held(paths.lease):
+            _clean(paths)
             if overwrite:
                 delete_run(paths)
                 for entry in paths.run.iterdir():
                     if entry not in (paths.lock, paths.lease):
                         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
             yield RunRecord(paths)
+
+
+def _clean(paths: RunPaths) -> None:
+    """Bring back what a killed process had put aside, and remove what it had not put in place."""
+    for folder in (paths.model, paths.base_model):
+        recover_folder(folder)
+    for path in paths.run.iterdir():
+        if _LEFT.fullmatch(path.name) and not path.name.startswith(f".{paths.lease.name}."):
+            remove(path)

@@ -32,6 +32,7 @@ from raytrain_nlp.driver.models import check_model, find_tokenizer
 from raytrain_nlp.driver.streaming import WindowPreparer
 from raytrain_nlp.driver.values import check_schedule
 from raytrain_nlp.errors import InputError, Problem
+from raytrain_nlp.files import replacing
 from raytrain_nlp.modeling.tokenizer import load_tokenizer
 from raytrain_nlp.paths import cache_dir
 from raytrain_nlp.remote.mirror import push_tree
@@ -166,7 +167,7 @@ def write_quarantine(resolved: Resolved, path: Path) -> None:
     path.unlink(missing_ok=True)  # of the driver before this one
     if not any(resolved.bad_rows.values()):
         return
-    with path.open("w", encoding="utf-8", errors="backslashreplace") as out:  # a lone surrogate then is a JSON escape
+    with replacing(path, errors="backslashreplace") as out:  # a lone surrogate then is a JSON escape
         for split, file, unseen in resolved.quarantine:
             if file is not None:
                 with file.open(encoding="utf-8") as lines:

@@ -11,11 +11,12 @@ from typing import Any
 
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.config import TrainJob, load_job
+from raytrain_nlp.confined import what_is_wrong
 from raytrain_nlp.driver.shared import bring_run
 from raytrain_nlp.errors import CheckpointError, InputError, Problem, nearest
 from raytrain_nlp.paths import TRIAL, RunPaths, SweepPaths, cache_dir, read_json
 from raytrain_nlp.remote.mirror import fetch, fetch_tree
-from raytrain_nlp.remote.places import base_of, in_use, is_remote, local_folder, remote_of, shown
+from raytrain_nlp.remote.places import in_use, is_remote, local_folder, remote_of, shown
 from raytrain_nlp.scratch import scratch_folder
 
 _WEIGHTLESS = ("config.json", "adapter_config.json", "generation_config.json")
@@ -66,26 +67,26 @@ def find_run(folder: str | Path) -> Run:
     sweep = SweepPaths(path.parent, path.name)
     if record := read_json(sweep.record):
         best = (record.get("result") or {}).get("best_trial")
-        if best is None:
+        if not isinstance(best, int):
             raise InputError(Problem("RUN", f"the sweep has no best trial yet ({shown(path)})", "Wait for its end, or name a run below its trials/."))
         path = sweep.trial(best).run
         if remote_of(path):
             bring_run(RunPaths(path.parent, path.name))
     paths = RunPaths(path.parent, path.name)
     record = read_json(paths.record)
-    if not isinstance(record, dict) or "job" not in record:
+    if not isinstance(record, dict) or not isinstance(record.get("job"), dict):
         raise InputError(Problem("RUN", f"is no folder of a run ({shown(path)})", _similar(path) or "Name storage_path/name of a run, e.g. runs/quickstart."))
     task = {"task": record["task"]} if record.get("task") else {}  # with what the data have said of the labels
     job = load_job({**record["job"], **task, "storage_path": shown(paths.storage), "name": path.name})
     fetch_tree(paths.model, lambda name: "tokenizer" in name or name in _WEIGHTLESS)
-    tokenizer = next((found for found in (_here(record.get("tokenizer", ""), paths), paths.model) if (found / "tokenizer_config.json").exists()), None)
-    if tokenizer is None:
-        raise InputError(Problem("RUN", f"has no tokenizer yet ({path})", "Start it again with --resume."))
     labels = record.get("labels") or (record.get("result") or {}).get("labels") or []
     trial = (path.parent.parent / sweep.record.name).exists()
-    storage = path.parent.parent.parent if trial else paths.storage
+    storage = (path.parent.parent.parent if trial else paths.storage).resolve()
+    tokenizer = _find_tokenizer(record.get("tokenizer"), paths, storage)
+    if tokenizer is None:
+        raise InputError(Problem("RUN", f"has no tokenizer yet ({path})", "Start it again with --resume."))
     tracked = read_json(path / TRIAL) if trial else record
-    return Run(paths, job, labels, tokenizer, record, storage.resolve(), (tracked or {}).get("mlflow_run_id"))
+    return Run(paths, job, labels, tokenizer, record, storage, (tracked or {}).get("mlflow_run_id"))
 
 
 def find_weights(run: Run, which: str | int | None) -> Weights:
@@ -98,8 +99,9 @@ def find_weights(run: Run, which: str | int | None) -> Weights:
         fetch_tree(run.paths.model)
     if which is None and (run.paths.model / "config.json").exists() or which is None and (run.paths.model / "adapter_config.json").exists():
         return Weights("model", run.paths.model)
-    checkpoints = {found.manifest.step: found for found in store.list_checkpoints(run.paths.checkpoints)}
-    if not checkpoints:
+    good, damaged = store.scan(run.paths.checkpoints)
+    checkpoints = {found.manifest.step: found for found in good}
+    if not checkpoints and not damaged:
         raise InputError(Problem("RUN", f"has neither a model nor a checkpoint ({run.paths.run})", "Continue it with train --resume."))
     if which in (None, "last"):
         try:
@@ -107,7 +109,9 @@ def find_weights(run: Run, which: str | int | None) -> Weights:
         except CheckpointError as error:
             raise InputError(Problem("RUN", str(error))) from None
         return Weights(found.path.name, found.path, found)
-    step = _best_step(max(checkpoints.items())[1]) if which == "best" else int(which) if str(which).isdigit() else None
+    step = _best_step(max(checkpoints.items())[1]) if which == "best" and checkpoints else int(which) if str(which).isdecimal() else None
+    if wrong := next((found.why for found in damaged if store.step_of(found.path.name) == step), None):
+        raise InputError(Problem("--checkpoint", f"the checkpoint of step {step} is damaged ({wrong})", "Choose another."))
     if step not in checkpoints:
         asked = f"step {step}" if step is not None else "a best step" if which == "best" else repr(which)
         raise InputError(Problem("--checkpoint", f"there is no checkpoint of {asked}", f"Give last, best or a step: {', '.join(map(str, checkpoints))}."))
@@ -128,13 +132,13 @@ def at_hand(folder: str | Path) -> Path:
     return path
 
 
-def _here(folder: str, paths: RunPaths) -> Path:
-    """A folder of the cache that a driver, maybe on another node, has named."""
-    if (url := remote_of(folder)) and (base := base_of(paths.run)):
-        path = local_folder(url, base)
-        fetch_tree(path)
-        return path
-    return Path(folder)
+def _find_tokenizer(named: object, paths: RunPaths, storage: Path) -> Path | None:
+    """The tokenizer's folder, of which a record gives the name alone: it lies in the cache of the storage, or in `model/`."""
+    name = str(named).rpartition("/")[2]
+    caches = [] if what_is_wrong(name) else [cache_dir(root, "tokenizers") / name for root in dict.fromkeys((storage, paths.storage.resolve()))]
+    for folder in caches:
+        fetch_tree(folder)
+    return next((folder for folder in (*caches, paths.model) if (folder / "tokenizer_config.json").exists()), None)
 
 
 def _damage(checkpoint: store.Checkpoint) -> str | None:
@@ -145,9 +149,10 @@ def _damage(checkpoint: store.Checkpoint) -> str | None:
 def _best_step(newest: store.Checkpoint) -> int | None:
     try:
         fetch(newest.path / "trainer_state.json")
-        return json.loads((newest.path / "trainer_state.json").read_text(encoding="utf-8")).get("best_global_step")
-    except (OSError, ValueError):
+        step = json.loads((newest.path / "trainer_state.json").read_text(encoding="utf-8")).get("best_global_step")
+    except (OSError, ValueError, AttributeError):
         return None
+    return step if isinstance(step, int) else None
 
 
 def _similar(path: Path) -> str:

@@ -174,8 +174,4 @@ def _database_of(paths: RunPaths) -> Path:
 
 def delete_run(paths: RunPaths) -> None:
     """What the storage has of a run, its record first and its lease not at all."""
-    names = mirror.list_tree(paths.run)
-    if paths.record.name in names:
-        mirror.delete([paths.record])
-    mirror.delete(paths.run / name for name in names if name != paths.lease.name)
-
+    mirror.delete_tree(paths.run, first=paths.record.name, keep=paths.lease.name)

@@ -19,6 +19,7 @@ from raytrain_nlp.driver.observer import Observer, followed
 from raytrain_nlp.driver.record import RunRecord, check_data, check_name, check_storage, flatten, open_run
 from raytrain_nlp.driver.shared import arrived, carried
 from raytrain_nlp.errors import InputError, RunError
+from raytrain_nlp.files import replacing
 from raytrain_nlp.paths import RunPaths, read_json
 from raytrain_nlp.remote.mirror import delete
 from raytrain_nlp.remote.places import is_remote, local_folder, shown
@@ -151,7 +152,8 @@ def run_resolved(
         if resume:
             check_data(record, resolved.spec.data_fingerprint)
         job_text = dump_job(job)
-        paths.job.write_text(job_text, encoding="utf-8")
+        with replacing(paths.job) as file:
+            file.write(job_text)
         write_quarantine(resolved, paths.quarantine)
         spec = resolved.spec
         record.update(

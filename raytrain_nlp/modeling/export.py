@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from raytrain_nlp.paths import fsync_dir
+from raytrain_nlp.files import replace_folder
 
 
 def gather_weights(trainer: Any) -> dict[str, Any] | None:
@@ -41,10 +41,7 @@ def write_model(model: Any, state: dict[str, Any], tokenizer: Any, folder: Path,
         shutil.rmtree(staging)
         merged.save_pretrained(staging)
     tokenizer.save_pretrained(staging)
-    if folder.exists():
-        shutil.rmtree(folder)
-    staging.rename(folder)
-    fsync_dir(folder.parent)
+    replace_folder(staging, folder)
 
 
 def save_base_model(model: Any, folder: Path, is_first: bool) -> None:
@@ -61,8 +58,7 @@ def save_base_model(model: Any, folder: Path, is_first: bool) -> None:
     if is_first and not folder.exists():
         staging = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:8]}"
         model.save_pretrained(staging, state_dict=state)
-        staging.rename(folder)
-        fsync_dir(folder.parent)
+        replace_folder(staging, folder)
     model.name_or_path = str(folder)  # what PEFT writes into the adapter's config
 
 

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.config.model import ModelConfig, TokenizerTraining
+from raytrain_nlp.confined import below, part
 from raytrain_nlp.errors import InputError, Problem, nearest
+from raytrain_nlp.files import replacing
 from raytrain_nlp.remote.mirror import fetch, fetch_tree, push, push_tree
 
 
@@ -75,9 +77,10 @@ def train_tokenizer(texts: Iterable[str], training: TokenizerTraining, kind: str
     parts = [key, training.model_dump(), kind, version("tokenizers"), max_length]
     pointer = cache / f"trained-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}"
     if fetch(pointer):
-        fetch_tree(cache / pointer.read_text())
-    if pointer.exists() and (cache / pointer.read_text()).exists():
-        return cache / pointer.read_text()
+        found = below(cache, part(pointer.read_text(encoding="utf-8")))
+        fetch_tree(found)
+        if found.is_dir():
+            return found
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -99,9 +102,8 @@ def train_tokenizer(texts: Iterable[str], training: TokenizerTraining, kind: str
         )
     limit = {"model_max_length": max_length} if max_length else {}
     folder = _keep(PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=chosen["inputs"], **limit, **chosen["names"]), cache)
-    temporary = cache / f".{uuid.uuid4().hex}"
-    temporary.write_text(folder.name)
-    temporary.replace(pointer)
+    with replacing(pointer) as file:
+        file.write(folder.name)
     push(pointer)
     return folder
 

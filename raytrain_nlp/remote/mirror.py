@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from raytrain_nlp.confined import below
 from raytrain_nlp.remote.objects import Objects
 from raytrain_nlp.remote.places import parts_of
 
@@ -36,16 +37,20 @@ def refetch(path: Path, patience: float | None = None) -> bool:
 
 
 def fetch_tree(folder: Path, wanted: Callable[[str], bool] = lambda name: True, again: bool = False) -> None:
-    """The files of a folder that are not here, or are of another size; all `wanted` ones with `again`."""
+    """The files of a folder that are not here, or are of another size; all `wanted` ones with `again`.
+
+    Raises `UnsafeName` for a key that would be a file outside of the folder; nothing has been copied then.
+    """
     if (place := _place(folder)) is None:
         return
     objects, key = place
-    cut = len(key) + 1
-    missing = [
-        (name, folder / name[cut:])
-        for name, size in objects.find(key).items()
-        if wanted(name[cut:]) and (again or not _has_size(folder / name[cut:], size))
-    ]
+    missing = []
+    for name, size in objects.find(key).items():
+        inner = name[len(key) + 1 :]
+        if wanted(inner):
+            path = below(folder, inner)
+            if again or not _has_size(path, size):
+                missing.append((name, path))
     _all(lambda item: objects.get(*item), missing)
 
 
@@ -75,11 +80,14 @@ def push_tree(folder: Path, last: str = "", wanted: Callable[[str], bool] = lamb
 
 
 def list_tree(folder: Path) -> dict[str, int]:
-    """Names below a folder in the storage, with their sizes."""
+    """Names below a folder in the storage, with their sizes. Raises `UnsafeName` where one is no path below the folder."""
     if (place := _place(folder)) is None:
         return {}
     objects, key = place
-    return {name[len(key) + 1 :]: size for name, size in objects.find(key).items()}
+    sizes = {name[len(key) + 1 :]: size for name, size in objects.find(key).items()}
+    for name in sizes:
+        below(folder, name)
+    return sizes
 
 
 def delete(paths: Iterable[Path]) -> None:
@@ -89,12 +97,18 @@ def delete(paths: Iterable[Path]) -> None:
         places[0][0].delete(key for _, key in places)
 
 
-def delete_tree(folder: Path, first: str = "") -> None:
-    """Delete a folder in the storage; the file named `first` before all others, so that what it vouches for is never half there."""
-    names = list(list_tree(folder))
-    if first in names:
-        delete([folder / first])
-    delete(folder / name for name in names if name != first)
+def delete_tree(folder: Path, first: str = "", keep: str = "") -> None:
+    """Delete a folder in the storage; the file named `first` before all others, so that what it vouches for is never half there.
+
+    Here keys are never paths: what no copy may have (`a//b`, `../x`) goes, too.
+    """
+    if (place := _place(folder)) is None:
+        return
+    objects, key = place
+    keys = list(objects.find(key))
+    if (vouching := f"{key}/{first}") in keys:
+        objects.delete([vouching])
+    objects.delete(name for name in keys if name not in (vouching, f"{key}/{keep}"))
 
 
 def write_marker(path: Path, content: str = "", patience: float | None = None) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from raytrain_nlp.paths import TRIAL, SweepPaths, trial_name, write_json
+from raytrain_nlp.errors import InputError, Problem
+from raytrain_nlp.paths import TRIAL, SweepPaths, read_json, trial_name, write_json
 
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
 
@@ -99,5 +99,9 @@ class Book:
 def _read(paths: SweepPaths) -> Iterator[TrialRecord]:
     known = {entry.name for entry in fields(TrialRecord)}
     for file in sorted(paths.trials.glob(f"trial-*/{TRIAL}")):
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_json(file)
+        number = values.get("number") if isinstance(values, dict) else None
+        if not isinstance(number, int) or trial_name(number) != file.parent.name:
+            what = f"is not the record of {file.parent.name}"
+            raise InputError(Problem(str(file), what, "Restore the file, or start again with --overwrite."))
         yield TrialRecord(**{key: value for key, value in values.items() if key in known})

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.checkpoint import store
+from raytrain_nlp.confined import below, part
 from raytrain_nlp.errors import CheckpointError
-from raytrain_nlp.paths import RunPaths, fsync_dir
+from raytrain_nlp.files import fsync_dir, fsync_tree
+from raytrain_nlp.paths import RunPaths
 
+_GIVEN = "donated"
 _KEPT = 3
 """Checkpoints of a trial that others may still ask for; links, so they take no room while the trial keeps them itself."""
 
@@ -34,14 +37,14 @@ class Pointer:
 
 def donate(paths: RunPaths, step: int, training_iteration: int) -> Pointer:
     """Keep the newest checkpoint up to `step` for others, whatever the trial's own retention does."""
-    given = paths.run / "donated"
+    given = paths.run / _GIVEN
     found = [checkpoint for checkpoint in store.list_checkpoints(paths.checkpoints) if checkpoint.manifest.step <= step]
     if not found:
         return Pointer(paths.run.name, "", 0, 0)
     target = given / found[-1].path.name
     if not target.exists():
         given.mkdir(exist_ok=True)
-        _link(found[-1].path, target)
+        _link(found[-1], target)
         store.apply_retention(given, _KEPT, set())
     return Pointer(paths.run.name, str(target), found[-1].manifest.step, training_iteration)
 
@@ -53,20 +56,21 @@ def apply_pointer(pointer: Pointer, paths: RunPaths, note: Callable[[str], None]
             store.retire(checkpoint.path)
     if not pointer.folder or (pointer.trial == paths.run.name and (paths.checkpoints / Path(pointer.folder).name).exists()):
         return
-    donor = _find(pointer, note)
+    donor = _find(pointer, paths.storage, note)
     if wrong := store.damage(donor):
         raise CheckpointError(f"the checkpoint of {pointer.trial} at step {donor.manifest.step} cannot be inherited: {wrong}.")
     paths.checkpoints.mkdir(parents=True, exist_ok=True)
     target = paths.checkpoints / donor.path.name
     if target.exists():
         store.retire(target)
-    _link(donor.path, target)
+    _link(donor, target)
     note(f"goes on from step {donor.manifest.step} of {pointer.trial}.")
 
 
-def _find(pointer: Pointer, note: Callable[[str], None]) -> store.Checkpoint:
-    given = store.list_checkpoints(Path(pointer.folder).parent)
-    wanted = next((checkpoint for checkpoint in given if str(checkpoint.path) == pointer.folder), None)
+def _find(pointer: Pointer, trials: Path, note: Callable[[str], None]) -> store.Checkpoint:
+    """The pointer comes from a file: it names a trial and a checkpoint, and never says where they lie."""
+    given = store.list_checkpoints(below(trials, part(pointer.trial)) / _GIVEN)
+    wanted = next((checkpoint for checkpoint in given if checkpoint.path.name == Path(pointer.folder).name), None)
     if wanted is None and given:
         note(f"step {pointer.step} of {pointer.trial} is not kept any more; its step {given[-1].manifest.step} is taken.")
     if not given:
@@ -74,16 +78,21 @@ def _find(pointer: Pointer, note: Callable[[str], None]) -> store.Checkpoint:
     return wanted or given[-1]
 
 
-def _link(source: Path, target: Path) -> None:
-    """A folder's files under another name: hard links, or copies where the file system has none. There when it is whole."""
+def _link(checkpoint: store.Checkpoint, target: Path) -> None:
+    """A checkpoint's files under another name: hard links, or copies where the file system has none. There when it is whole."""
     staging = target.parent / f".linked-{target.name}-{uuid.uuid4().hex[:8]}"
-    shutil.copytree(source, staging, copy_function=_link_file)
+    for name in (*(entry.path for entry in checkpoint.manifest.files), store.MANIFEST):
+        source, there = below(checkpoint.path, name), staging / name
+        there.parent.mkdir(parents=True, exist_ok=True)
+        if source.exists():  # what is missing is told by who is to go on from it
+            _link_file(source, there)
+    fsync_tree(staging)
     staging.rename(target)
     fsync_dir(target.parent)
 
 
-def _link_file(source: str, target: str) -> None:
+def _link_file(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        shutil.copy2(source, target)
+        shutil.copyfile(source, target)

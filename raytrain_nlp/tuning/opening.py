@@ -10,6 +10,7 @@ from raytrain_nlp.config import public_values
 from raytrain_nlp.config.sweep import Sweep
 from raytrain_nlp.driver.record import RunRecord
 from raytrain_nlp.errors import Problem
+from raytrain_nlp.files import replacing
 from raytrain_nlp.paths import SweepPaths, read_json, redact
 from raytrain_nlp.remote.places import is_remote, shown
 
@@ -57,7 +58,8 @@ def open_sweep(plan: Sweep, paths: SweepPaths, record: RunRecord) -> str:
     """Keep what the sweep is, and return it as its job file's text."""
     values = _settings(plan)
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    paths.job.write_text(text, encoding="utf-8")
+    with replacing(paths.job) as file:
+        file.write(text)
     paths.trials.mkdir(exist_ok=True)
     record.update(kind="sweep", status="running", sweep=values, drivers=record.values["drivers"] + 1)
     return text

@@ -12,6 +12,7 @@ import yaml
 
 from raytrain_nlp.config.search_space import tie
 from raytrain_nlp.config.sweep import Sweep
+from raytrain_nlp.files import replace_folder, replacing
 from raytrain_nlp.paths import SweepPaths
 from raytrain_nlp.remote.mirror import fetch_tree
 from raytrain_nlp.tuning.book import FAILED, FINISHED, STOPPED, Book, TrialRecord
@@ -80,7 +81,7 @@ def table_of(sweep: Sweep, book: Book) -> list[dict[str, Any]]:
 
 
 def write_table(rows: list[dict[str, Any]], paths: SweepPaths) -> None:
-    with paths.table.open("w", encoding="utf-8", newline="") as file:
+    with replacing(paths.table, newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]) if rows else ["trial"])
         writer.writeheader()
         writer.writerows(rows)
@@ -90,13 +91,12 @@ def write_best(sweep: Sweep, paths: SweepPaths, best: TrialRecord) -> None:
     """The best job as a file, and its model as `model/`, replaced as a whole."""
     values = {**sweep.trial_values(best.params), "name": f"{sweep.config.name[:95]}-best"}
     head = f"# Trial {best.number} of the sweep {sweep.config.name}: {sweep.config.metric} {best.value(sweep.config.metric):.6g}.\n"
-    paths.best.write_text(head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    with replacing(paths.best) as file:
+        file.write(head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     fetch_tree(paths.trial(best.number).model)
     source, staging = paths.trial(best.number), paths.run / f".model-{uuid.uuid4().hex[:8]}"
     shutil.copytree(source.model, staging)
-    if paths.model.exists():
-        shutil.rmtree(paths.model)
-    staging.rename(paths.model)
+    replace_folder(staging, paths.model)
 
 
 def counts_of(book: Book) -> dict[str, int]:

@@ -149,10 +149,10 @@ class Checkpointer:
 
     def load_best(self, trainer: Any, folder: str | None) -> None:
         """Weights of the best checkpoint into the trained model, verified first."""
-        best = next((found for found in store.list_checkpoints(self.root) if str(found.path) == folder), None)
-        wrong = "is missing" if best is None else self.commits.damage(best)
+        best = next((found for part in store.scan(self.root) for found in part if str(found.path) == folder), None)
+        wrong = "it is missing" if best is None else best.why if isinstance(best, store.Damaged) else self.commits.damage(best)
         if wrong:
-            raise CheckpointError(f"the best checkpoint cannot be loaded: {folder} {wrong}.")
+            raise CheckpointError(f"the best checkpoint cannot be loaded: {folder}: {wrong}.")
         if trainer.is_deepspeed_enabled:
             trainer.deepspeed.load_checkpoint(folder, load_module_strict=not self.adapter_only)
         else:

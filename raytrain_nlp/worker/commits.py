@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from raytrain_nlp.checkpoint import store
+from raytrain_nlp.confined import what_is_wrong
 from raytrain_nlp.errors import StorageError
+from raytrain_nlp.files import fsync_dir, remove
 from raytrain_nlp.remote import mirror, places
 from raytrain_nlp.worker.collectives import broadcast_object, gather_objects
 
@@ -35,9 +36,10 @@ class Commits:
         """The newest good checkpoint, the same on all ranks; every rank must call it."""
         if self.rank == 0:
             self.root.mkdir(parents=True, exist_ok=True)
+            fsync_dir(self.root.parent)
             store.clean_leftovers(self.root)
-        broadcast_object(None)  # nobody looks before the leftovers are gone
-        return store.find_checkpoint(self.root, self.damage, note)
+        scanned = broadcast_object(store.scan(self.root) if self.rank == 0 else None)  # one list for all: shared folders show changes late
+        return store.find_checkpoint(self.root, self.damage, note, scanned)
 
     def damage(self, checkpoint: store.Checkpoint) -> str | None:
         """What is wrong with a checkpoint, the same on all ranks, or None: then what a rank reads of it is at hand. Every rank must call it."""
@@ -96,16 +98,18 @@ class RemoteCommits(Commits):
         self.root.mkdir(parents=True, exist_ok=True)
         store.clean_leftovers(self.root)
         there = mirror.list_tree(self.root)
-        committed = {name.partition("/")[0] for name in there if name.endswith(f"/{store.MANIFEST}")}
+        committed = _with_manifest(there)
         for folder in self.root.glob("checkpoint-*"):
             if folder.name not in committed:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove(folder)
         if self.rank == 0:
             mirror.delete(self.root / name for name in there if name.partition("/")[0] not in committed)
         mirror.fetch_tree(self.root, lambda name: name.partition("/")[2] == store.MANIFEST, again=True)
 
     def damage(self, checkpoint: store.Checkpoint) -> str | None:
         """As it is said of the storage: copies of this node that differ from it are made again before they are blamed."""
+        if wrong := next(filter(None, (what_is_wrong(entry.path) for entry in checkpoint.manifest.files)), None):
+            return f"a file of its manifest {wrong}"
         first = self.rank - self.local_rank  # Ray Train numbers the ranks of a node in a row
         files = store.files_of_ranks(checkpoint.manifest, range(first, first + self.local_world_size), self.world_size)
         names = {entry.path for entry in files}
@@ -161,8 +165,7 @@ class RemoteCommits(Commits):
         """Delete all but the newest checkpoints in the storage."""
         if self.save_total_limit is None:
             return
-        names = [name.partition("/")[0] for name in mirror.list_tree(self.root) if name.endswith(f"/{store.MANIFEST}")]
-        steps = sorted(int(name.rpartition("-")[2]) for name in names)
+        steps = sorted(step for name in _with_manifest(mirror.list_tree(self.root)) if (step := store.step_of(name)) is not None)
         for step in steps[: -self.save_total_limit]:
             if step not in keep:
                 mirror.delete_tree(self.root / store.checkpoint_name(step), first=store.MANIFEST)
@@ -176,6 +179,11 @@ def build_commits(
     if places.remote_of(root) is None:
         return Commits(*common)
     return RemoteCommits(*common, int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1)), before_commit)
+
+
+def _with_manifest(names: Iterable[str]) -> set[str]:
+    """Of the names below the checkpoints' folder, the folders that have a manifest."""
+    return {folder for folder, _, name in (name.partition("/") for name in names) if name == store.MANIFEST}
 
 
 def _first(text: str | None) -> str | None:

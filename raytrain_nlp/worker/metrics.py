@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers.trainer_utils import EvalPrediction
 
+from raytrain_nlp.files import replacing
 from raytrain_nlp.tasks.base import Metrics, Task
 from raytrain_nlp.tasks.seq2seq import decode
 
@@ -42,4 +43,5 @@ def build_metrics(task: Task, labels: list[str], tokenizer: Any, user: Compute |
 def write_generated(path: Path, predictions: Any, labels: Any, tokenizer: Any) -> None:
     """What the exported model generated for each validation row, in their order: JSON Lines of prediction and reference."""
     pairs = zip(decode(predictions, tokenizer), decode(labels, tokenizer), strict=True)
-    path.write_text("".join(json.dumps({"prediction": guess, "reference": truth}, ensure_ascii=False) + "\n" for guess, truth in pairs), encoding="utf-8")
+    with replacing(path) as file:
+        file.writelines(json.dumps({"prediction": guess, "reference": truth}, ensure_ascii=False) + "\n" for guess, truth in pairs)

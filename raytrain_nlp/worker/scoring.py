@@ -10,6 +10,7 @@ from typing import Any
 
 from raytrain_nlp.config import TrainJob, load_job
 from raytrain_nlp.data.split import Split, SplitSpec
+from raytrain_nlp.files import replacing
 from raytrain_nlp.paths import RunPaths
 from raytrain_nlp.remote.mirror import fetch_tree, push
 from raytrain_nlp.tracking.events import EventLog
@@ -102,7 +103,7 @@ def _build_trainer(spec: ScoringSpec, job: TrainJob, paths: RunPaths, scratch: s
 
 def _write_rows(path: Path, split: Split, rows: Any) -> None:
     """A line for each row, in their order: number, place in its file, and what was found."""
-    with path.open("w", encoding="utf-8") as file:
+    with replacing(path) as file:
         for number, row in enumerate(rows):
             source, _, line = split.locate(number).rpartition(":")
             file.write(json.dumps({"row": number, "source": source, "line": int(line), **row}, ensure_ascii=False) + "\n")

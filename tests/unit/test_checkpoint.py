@@ -87,7 +87,7 @@ def test_the_newest_good_checkpoint_is_found(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-15" / "sub" / "f2").write_bytes(b"short")
     (tmp_path / "checkpoint-10" / "manifest.json").write_text("{")
     assert store.find_checkpoint(tmp_path, note=notes.append).manifest.step == 5
-    assert [note.split(" ")[0] for note in notes] == ["checkpoint-100", "checkpoint-20", "checkpoint-15"]
+    assert [note.split(" ")[0] for note in notes] == ["checkpoint-100", "checkpoint-20", "checkpoint-15", "checkpoint-10"]
     assert "missing" in notes[0] and "does not match its hash" in notes[1] and "5 bytes instead of 1000" in notes[2]
 
 

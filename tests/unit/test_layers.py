@@ -24,6 +24,7 @@ LAYERS = [
     {"remote"},
     {"paths", "scratch", "devices"},
     {"failures"},
+    {"confined", "files"},
     {"user_code"},
     {"errors"},
 ]
