@@ -13,7 +13,8 @@ class DataConfig(Section):
     """Rows in, batches out. Formats follow the file suffix: .jsonl .json .csv .tsv .parquet .arrow .txt (also .gz)."""
 
     train: Source
-    """File, glob, folder, list of them, s3://..., gs://..., hf://dataset/config:split; or data made on the spot:
+    """File, glob, folder (of `datasets.save_to_disk`, too), FOLDER:SPLIT, list of them, s3://..., gs://..., hf://dataset/config:split;
+    or data made on the spot:
     builtin:docstrings (text, label), builtin:docstrings/summaries (text, summary), builtin:numbers (translation: en, de),
     builtin:python-docs (text)."""
     validation: Source | None = None

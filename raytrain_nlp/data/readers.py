@@ -2,43 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import io
-import json
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from fsspec.spec import AbstractBufferedFile
 
-from raytrain_nlp.data.sources import Piece, open_source, told_if_damaged
+from raytrain_nlp.data.encodings import as_utf8, is_json_lines, not_utf8
+from raytrain_nlp.data.json_rows import is_table, row_of_line, rows_of_list, rows_of_whole
+from raytrain_nlp.data.rows import BadRow, Blank, Row, bad_row
+from raytrain_nlp.data.separated import MOST_BYTES, read_separated
+from raytrain_nlp.data.sources import Piece, open_source, saved_parts, told_if_damaged
+from raytrain_nlp.errors import InputError, Problem
 
-MAX_LINE_BYTES = 64 << 20
+__all__ = ["BadRow", "Blank", "Row", "read_rows"]
+MAX_LINE_BYTES = MOST_BYTES
 _BUFFER_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class Row:
-    """One parsed row and its place in the piece: lines and row numbers start at 0."""
-
-    line: int
-    values: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class BadRow:
-    """A row that goes to quarantine."""
-
-    line: int
-    reason: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Blank:
-    """A line without a row; it matters for the numbers of the lines behind it only."""
-
-    line: int
+_SAVED_ROWS = 1_024
+"""Rows of a saved dataset that are gathered at once."""
 
 
 def read_rows(piece: Piece) -> Iterator[Row | BadRow | Blank]:
@@ -49,12 +32,16 @@ def read_rows(piece: Piece) -> Iterator[Row | BadRow | Blank]:
 
 def _read_lines(piece: Piece) -> Iterator[tuple[int, bytes]]:
     """Numbered lines that start inside the piece: a line belongs to the piece its first byte is in."""
-    with _buffered(open_source(piece.path)) as file:
+    with _buffered(open_source(piece.path)) as source:
+        file, end = source, piece.end
         if piece.start:
             file.seek(piece.start - 1)
             file.readline(MAX_LINE_BYTES)
+        else:
+            file, recoded = as_utf8(source)
+            end = None if recoded else end  # its places are not the file's
         number = 0
-        while piece.end is None or file.tell() < piece.end:
+        while end is None or file.tell() < end:
             line = file.readline(MAX_LINE_BYTES)
             if not line:
                 return
@@ -70,38 +57,44 @@ def _buffered(file: Any) -> Any:
 
 
 def _read_jsonl(piece: Piece) -> Iterator[Row | BadRow | Blank]:
+    if piece.start == 0 and not _is_lines(piece.path):
+        yield from rows_of_whole(_content(piece.path))
+        return
     for number, line in _read_lines(piece):
-        yield _row_of_json(number, line) if line.strip() else Blank(number)
-
-
-def _row_of_json(number: int, line: bytes) -> Row | BadRow:
-    try:
-        values = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return _bad(number, f"not UTF-8 at byte {error.start}", line)
-    except (ValueError, RecursionError) as error:
-        return _bad(number, f"not JSON ({error})", line)
-    if not isinstance(values, dict):
-        return _bad(number, f"not a JSON object but {type(values).__name__}", line)
-    return Row(number, values)
+        yield row_of_line(number, line)
 
 
 def _read_json(piece: Piece) -> Iterator[Row | BadRow | Blank]:
-    """`.json` holds JSON Lines or one array of objects."""
-    with open_source(piece.path) as file:
-        first = file.read(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    if first != b"[":
-        yield from _read_jsonl(piece)
+    """Lines, as long as they are; from the first line on that is no whole object, objects of several lines."""
+    if not _is_lines(piece.path):
+        yield from rows_of_whole(_content(piece.path))
         return
-    with open_source(piece.path) as file:
-        content = file.read()
-    try:
-        array = json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        yield _bad(0, f"the whole file is not JSON ({error})", content)
-        return
-    for number, values in enumerate(array):
-        yield Row(number, values) if isinstance(values, dict) else _bad(number, "not a JSON object", str(values).encode())
+    alone: Row | None = None
+    for number, line in _read_lines(piece):
+        row = row_of_line(number, line)
+        if isinstance(row, Row) and is_table(row.values) and not number:
+            alone = row
+            continue
+        if alone and not isinstance(row, Blank):
+            yield alone
+            alone = None
+        if isinstance(row, BadRow) and row.reason.startswith("not JSON") and line.lstrip().startswith(b"{"):
+            rest = _content(piece.path).split(b"\n", number)[number]
+            yield from (replace(found, line=found.line + number) for found in rows_of_whole(rest))
+            return
+        yield row
+    if alone:
+        yield from rows_of_list(alone.values["data"])
+
+
+def _is_lines(path: str) -> bool:
+    with open_source(path) as file:
+        return is_json_lines(as_utf8(file)[0].read(1 << 16))
+
+
+def _content(path: str) -> bytes:
+    with open_source(path) as file:
+        return as_utf8(file)[0].read()
 
 
 def _read_text(piece: Piece) -> Iterator[Row | BadRow | Blank]:
@@ -112,44 +105,7 @@ def _read_text(piece: Piece) -> Iterator[Row | BadRow | Blank]:
         try:
             yield Row(number, {"text": line.decode("utf-8")})
         except UnicodeDecodeError as error:
-            yield _bad(number, f"not UTF-8 at byte {error.start}", line)
-
-
-def _separated(delimiter: str) -> Callable[[Piece], Iterator[Row | BadRow]]:
-    def read(piece: Piece) -> Iterator[Row | BadRow]:
-        csv.field_size_limit(MAX_LINE_BYTES)  # its default, 128 KiB, is a chapter
-        with open_source(piece.path) as file:
-            # surrogateescape keeps a bad byte in its row, where it can be told, instead of ending the file
-            text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-            rows = csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL)
-            header = next(rows, [])
-            line = rows.line_num
-            while True:
-                try:
-                    values = next(rows)
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    yield _bad(line, f"not CSV ({error})", b"")
-                    line = rows.line_num
-                    continue
-                if values:
-                    yield _row_of_cells(line, header, values)
-                if values and len(values) != len(header):  # a quote left open takes further rows with it: each of them is told
-                    for inside in range(line + 1, rows.line_num):
-                        yield _bad(inside, f"inside the row of line {line + 1}, by a quote left open there", b"")
-                line = rows.line_num
-
-    return read
-
-
-def _row_of_cells(line: int, header: list[str], values: list[str]) -> Row | BadRow:
-    shown = ",".join(values).encode("utf-8", "surrogateescape")
-    if len(values) != len(header):
-        return _bad(line, f"{len(values)} fields where the header has {len(header)}", shown)
-    if any("\udc80" <= sign <= "\udcff" for value in values for sign in value):
-        return _bad(line, "not UTF-8", shown)
-    return Row(line, dict(zip(header, values, strict=True)))
+            yield bad_row(number, not_utf8(error), line)
 
 
 def _read_parquet(piece: Piece) -> Iterator[Row | BadRow]:
@@ -157,6 +113,7 @@ def _read_parquet(piece: Piece) -> Iterator[Row | BadRow]:
 
     with open_source(piece.path) as handle:
         file = parquet.ParquetFile(handle)
+        _check_names(file.schema_arrow.names, piece.path)
         yield from _rows_of_batches(file.iter_batches(batch_size=1024, row_groups=list(range(piece.start, piece.end or 0))))
 
 
@@ -166,11 +123,35 @@ def _read_arrow(piece: Piece) -> Iterator[Row | BadRow]:
     with open_source(piece.path) as handle:
         is_file = handle.read(6) == b"ARROW1"
         handle.seek(0)
-        if is_file:
-            reader = pa.ipc.open_file(handle)
-            yield from _rows_of_batches(reader.get_batch(i) for i in range(reader.num_record_batches))
-        else:
-            yield from _rows_of_batches(pa.ipc.open_stream(handle))
+        reader = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(handle)
+        _check_names(reader.schema.names, piece.path)
+        yield from _rows_of_batches((reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else reader)
+
+
+def _read_saved(piece: Piece) -> Iterator[Row | BadRow]:
+    """A dataset saved with indices: the rows they name, in their order."""
+    import pyarrow as pa
+
+    rows, indices = (pa.concat_tables([_table(path) for path in paths]) for paths in saved_parts(piece.path))
+    _check_names(rows.column_names, piece.path)
+    order = indices.column(0)
+    for start in range(0, len(order), _SAVED_ROWS):
+        yield from (replace(row, line=row.line + start) for row in _rows_of_batches(rows.take(order.slice(start, _SAVED_ROWS)).combine_chunks().to_batches()))
+
+
+def _table(path: str) -> Any:
+    import pyarrow as pa
+
+    handle = open_source(path) if "://" in path else pa.memory_map(path)
+    is_file = handle.read(6) == b"ARROW1"
+    handle.seek(0)
+    return (pa.ipc.open_file if is_file else pa.ipc.open_stream)(handle).read_all()
+
+
+def _check_names(names: list[str], path: str) -> None:
+    """Raises `InputError` where two columns have one name: a row could hold but one of them."""
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError(Problem(path, f"has the column '{twice[0]}' more than once", "Rename or remove one of them."))
 
 
 def _rows_of_batches(batches: Any) -> Iterator[Row | BadRow]:
@@ -181,7 +162,7 @@ def _rows_of_batches(batches: Any) -> Iterator[Row | BadRow]:
         except UnicodeDecodeError:  # one bad string must not cost its whole batch
             rows = [_decoded(batch.slice(i, 1)) for i in range(batch.num_rows)]
         for values in rows:
-            yield Row(number, values) if values is not None else _bad(number, "not UTF-8", b"")
+            yield Row(number, values) if values is not None else bad_row(number, "not UTF-8", b"")
             number += 1
 
 
@@ -192,16 +173,13 @@ def _decoded(batch: Any) -> dict[str, Any] | None:
         return None
 
 
-def _bad(line: int, reason: str, text: bytes) -> BadRow:
-    return BadRow(line, reason, text[:500].decode("utf-8", "backslashreplace"))
-
-
 _READERS: dict[str, Callable[[Piece], Iterator[Row | BadRow | Blank]]] = {
     "jsonl": _read_jsonl,
     "json": _read_json,
     "text": _read_text,
-    "csv": _separated(","),
-    "tsv": _separated("\t"),
+    "csv": read_separated,
+    "tsv": read_separated,
     "parquet": _read_parquet,
     "arrow": _read_arrow,
+    "saved": _read_saved,
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -11,6 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from raytrain_nlp.data.encodings import is_split_by_lines
+from raytrain_nlp.data.folders import STATE, find_in_folder, split_spec, without_stale
 from raytrain_nlp.errors import InputError, Problem, nearest
 
 PIECE_BYTES = 16 << 20
@@ -18,7 +22,7 @@ _FORMATS = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
     ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow", ".txt": "text", ".text": "text",
 }  # fmt: skip
-_NO_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+_NO_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", STATE}
 """What `datasets.save_to_disk` writes beside its Arrow files."""
 _FULL_HASH_BYTES = 256 << 20
 
@@ -60,7 +64,7 @@ def find_files(specs: list[str], where: str) -> list[SourceFile]:
 def split_file(file: SourceFile, piece_bytes: int | None = None) -> Iterator[Piece]:
     """The pieces of a file, in order, of about `piece_bytes` (default: PIECE_BYTES) where its format allows."""
     piece_bytes = piece_bytes or PIECE_BYTES
-    if file.format in ("jsonl", "text") and not file.path.lower().endswith(".gz"):
+    if file.format in ("jsonl", "text") and not file.path.lower().endswith(".gz") and _in_lines(file.path, file.format, file.digest):
         for start in range(0, file.size, piece_bytes):
             yield Piece(file.path, file.format, start, min(start + piece_bytes, file.size))
     elif file.format == "parquet":
@@ -117,21 +121,23 @@ def _expand(spec: str, where: str) -> list[str]:
     import fsspec
 
     try:
-        filesystem, path = fsspec.core.url_to_fs(spec)
+        filesystem, _ = fsspec.core.url_to_fs(spec)
         filesystem.invalidate_cache()  # a long-lived process must see what has changed since it listed the store
-        remote = "://" in spec
+        remote, given = "://" in spec, spec
+        spec, split = split_spec(filesystem, spec)
+        path = fsspec.core.url_to_fs(spec)[1]
         if any(sign in spec for sign in "*?[") and (remote or not filesystem.exists(path)):
-            found = sorted(name for name in filesystem.glob(path) if filesystem.isfile(name))
+            found = without_stale(filesystem, sorted(name for name in filesystem.glob(path) if filesystem.isfile(name)))
             if not found:
                 raise InputError(Problem(where, f"no file matches ({spec})", "Correct the pattern."))
         elif filesystem.isdir(path):
-            found = sorted(name for name in filesystem.find(path) if _is_data(name.removeprefix(path)))
+            found = find_in_folder(filesystem, path, split, _is_data, where, spec)
             if not found:
                 raise InputError(Problem(where, f"the folder has no data file ({spec})", f"Known suffixes: {' '.join(_FORMATS)}."))
         elif filesystem.exists(path):
             found = [path]
         else:
-            raise InputError(Problem(where, f"there is no such file or folder ({spec})", _similar(filesystem, path) or "Check the path."))
+            raise InputError(Problem(where, f"there is no such file or folder ({given})", _similar(filesystem, path) or "Check the path."))
     except ImportError as error:
         raise InputError(Problem(where, f"cannot reach {spec} ({error})", "Install raytrain-nlp[s3] or [gcs].")) from None
     except InputError:
@@ -161,8 +167,12 @@ def _format_of(path: str) -> str | None:
 
 
 def _identify(path: str, where: str) -> SourceFile:
+    """A file with what identifies its content; of a dataset with indices its `state.json`, for all its files."""
     import fsspec
 
+    if path.rpartition("/")[2] == STATE:
+        parts = [_identify(part, where) for part in [*saved_parts(path)[0], *saved_parts(path)[1]]]
+        return SourceFile(path, "saved", sum(part.size for part in parts), hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest())
     kind = _format_of(path)
     if kind is None:
         raise InputError(Problem(where, f"unknown file format ({path})", f"Known suffixes: {' '.join(_FORMATS)}, also with .gz."))
@@ -174,6 +184,20 @@ def _identify(path: str, where: str) -> SourceFile:
         return SourceFile(path, kind, info["size"], _digest(filesystem, inner, info))
     except OSError as error:
         raise InputError(Problem(where, f"cannot be read ({path}: {error.strerror or error})", "Check its permissions.")) from None
+
+
+def saved_parts(state: str) -> tuple[list[str], list[str]]:
+    """The Arrow files of a saved dataset by its `state.json`: those of rows, and those of indices."""
+    with open_source(state) as file:
+        values = json.loads(file.read())
+    rows, indices = ([f"{state.rpartition('/')[0]}/{entry['filename']}" for entry in values.get(name) or []] for name in ("_data_files", "_indices_data_files"))
+    return rows, indices
+
+
+@functools.lru_cache(maxsize=1024)
+def _in_lines(path: str, kind: str, digest: str) -> bool:
+    with told_if_damaged(path, kind), open_source(path) as file:
+        return is_split_by_lines(file.read(1 << 16), kind)
 
 
 def _digest(filesystem: Any, path: str, info: dict[str, Any]) -> str:

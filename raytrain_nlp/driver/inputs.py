@@ -11,6 +11,7 @@ from raytrain_nlp.config import TrainJob
 from raytrain_nlp.config.data import sources_of
 from raytrain_nlp.data.builtin import PREFIX, build_builtin
 from raytrain_nlp.data.readers import Row, read_rows
+from raytrain_nlp.data.separated import repeated_columns
 from raytrain_nlp.data.sources import SourceFile, find_files, split_file
 from raytrain_nlp.errors import InputError, Problem, nearest
 from raytrain_nlp.modeling.tokenizer import check_local_model
@@ -53,6 +54,8 @@ def find_split_files(job: TrainJob, split: str, storage: Path) -> list[SourceFil
     where = f"data.{split}"
     specs = [_builtin(spec, split, storage, where) for spec in sources_of(getattr(job.data, split))]
     files = find_files(specs, where)
+    if problems := check_repeated(files, None if job.trainer.preprocess else build_task(job.task).required_columns(), where):
+        raise InputError(problems)
     if not job.trainer.preprocess and (problems := check_columns(files, build_task(job.task).required_columns(), where)):  # it may make the columns
         raise InputError(problems)
     return files
@@ -75,6 +78,13 @@ def check_columns(files: list[SourceFile], required: list[str], where: str) -> l
             if rows and column not in present
         ]
     return problems
+
+
+def check_repeated(files: list[SourceFile], required: list[str] | None, where: str) -> list[Problem]:
+    """Columns that a header holds twice, of those the task reads (None: of all); of the others each is kept, under the name pandas gives it."""
+    found = [(file.path, name) for file in files[:64] if file.format in ("csv", "tsv") for name in repeated_columns(file.path, file.format)]
+    what = "Rename or remove one of them."
+    return [Problem(where, f"the column '{name}' stands more than once in {path}", what) for path, name in found if required is None or name in required]
 
 
 def _problems_of(check: Callable[[], None]) -> list[Problem]:

@@ -128,11 +128,12 @@ def _job_of(run: Run, overrides: Iterable[str]) -> TrainJob:
 def _find_files(specs: str | list[str], job: TrainJob) -> list[Any]:
     from raytrain_nlp.config.data import sources_of
     from raytrain_nlp.data.sources import find_files
-    from raytrain_nlp.driver.inputs import check_columns
+    from raytrain_nlp.driver.inputs import check_columns, check_repeated
     from raytrain_nlp.tasks import build_task
 
     files = find_files(sources_of(specs), "--input")
-    if not job.trainer.preprocess and (problems := check_columns(files, build_task(job.task).input_columns(), "--input")):
+    required = None if job.trainer.preprocess else build_task(job.task).input_columns()
+    if problems := check_repeated(files, required, "--input") or check_columns(files, required or [], "--input"):
         raise InputError(problems)
     return files
 

@@ -244,7 +244,9 @@ def test_bad_lines_of_text_have_their_number(tmp_path: Path) -> None:
     """A line of text that is not UTF-8 is told at its line and byte; blank lines are no rows."""
     (tmp_path / "a.txt").write_bytes(b"one\n\ncaf\xe9\nfour\n\xff\n")
     assert values(tmp_path / "a.txt")[::2] == [{"text": "one"}, {"text": "four"}]
-    assert bad(tmp_path / "a.txt") == [(3, "not UTF-8 at byte 3"), (5, "not UTF-8 at byte 0")]
+    told = bad(tmp_path / "a.txt")
+    assert [(line, reason.split(" (")[0]) for line, reason in told] == [(3, "not UTF-8 at byte 3"), (5, "not UTF-8 at byte 0")]
+    assert "0xe9: Latin-1 or Windows-1252?" in told[0][1]
 
 
 def test_bad_rows_of_csv_have_the_line_they_begin_on(tmp_path: Path) -> None:
@@ -254,7 +256,8 @@ def test_bad_rows_of_csv_have_the_line_they_begin_on(tmp_path: Path) -> None:
     ]  # fmt: skip
     (tmp_path / "a.csv").write_bytes(b"\r\n".join(lines))
     told = bad(tmp_path / "a.csv")
-    assert told[:3] == [(4, "1 fields where the header has 2"), (5, "3 fields where the header has 2"), (7, "not UTF-8")]
+    assert told[:2] == [(4, "1 fields where the header has 2"), (5, "3 fields where the header has 2")]
+    assert told[2][0] == 7 and told[2][1].startswith("not UTF-8 (0xe9: Latin-1")
     assert told[3:] == [(8, "3 fields where the header has 2"), (9, "inside the row of line 8, by a quote left open there")]
     good = [(row.line + 1, row.values) for row in read(tmp_path / "a.csv") if isinstance(row, Row)]
     assert good == [(2, {"text": "two\r\nlines", "label": "a"}), (10, {"text": "last", "label": "e"})]
@@ -280,7 +283,7 @@ def test_items_of_a_json_array_that_are_no_objects_have_their_number(tmp_path: P
     """In a JSON array a bad item is told by its number; an array cut off is one bad row for the file."""
     (tmp_path / "a.json").write_text('[{"text": "a"}, 3, {"text": "b"}, null]')
     (tmp_path / "b.json").write_text('[{"text": "a"}, ')
-    assert bad(tmp_path / "a.json") == [(2, "not a JSON object"), (4, "not a JSON object")]
+    assert bad(tmp_path / "a.json") == [(2, "not a JSON object but int"), (4, "not a JSON object but NoneType")]
     ((line, reason),) = bad(tmp_path / "b.json")
     assert (line, reason.startswith("the whole file is not JSON (")) == (1, True)
 

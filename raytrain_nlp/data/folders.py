@@ -1,0 +1,116 @@
+"""Which files of a folder are data, and of which split: folders of `datasets.save_to_disk`, and folders of files named after splits.
+
+    save_to_disk of a Dataset       state.json names its Arrow files, and the file of its indices where rows were selected or shuffled
+    save_to_disk of a DatasetDict   dataset_dict.json names its splits, a folder each
+    FOLDER:SPLIT                    a split of a DatasetDict, or of files that are named as `datasets` names and finds them
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from collections.abc import Callable
+from typing import Any
+
+from raytrain_nlp.errors import InputError, Problem, nearest
+
+STATE = "state.json"
+_SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-\d{5}")
+_KEYWORDS = {
+    "train": ("train", "training"), "validation": ("validation", "valid", "dev", "val"), "test": ("test", "testing", "eval", "evaluation"),
+}  # fmt: skip
+"""What `datasets` finds splits by, in names of files and folders (`datasets.data_files.SPLIT_KEYWORDS`)."""
+_NAMED = {split: re.compile(rf"(?:^|[-._ 0-9])(?:{'|'.join(words)})(?:[-._ 0-9]|$)", re.I) for split, words in _KEYWORDS.items()}
+_CACHE = re.compile(r"(?:cache|indices|tmp)[-_]?\w*\.arrow")
+
+
+def split_spec(filesystem: Any, spec: str) -> tuple[str, str | None]:
+    """A path, and the split where it ends with one: `FOLDER:SPLIT`."""
+    folder, colon, split = spec.rpartition(":")
+    if not colon or not re.fullmatch(r"[\w][\w.\-]*", split) or filesystem.exists(filesystem._strip_protocol(spec)):
+        return spec, None
+    return (folder, split) if filesystem.isdir(filesystem._strip_protocol(folder)) else (spec, None)
+
+
+def find_in_folder(filesystem: Any, folder: str, split: str | None, is_data: Callable[[str], bool], where: str, spec: str) -> list[str]:
+    """The data files of a folder, in order. Raises `InputError` where a split must be named, or is not there."""
+    folder = folder.rstrip("/")
+    if (listed := _read(filesystem, f"{folder}/dataset_dict.json")) is not None:
+        splits = listed.get("splits") or []
+        chosen = _choose(splits, split, where, spec)
+        folder, split = f"{folder}/{chosen}", None
+    if filesystem.exists(f"{folder}/{STATE}") and (saved := _saved_files(filesystem, folder)) is not None:
+        if split:
+            raise InputError(Problem(where, f"is one dataset, not several splits ({spec}:{split})", f"Write {spec}."))
+        return saved
+    found = sorted(name for name in filesystem.find(folder) if is_data(name.removeprefix(folder)))
+    return _of_split(without_stale(filesystem, found), folder, split, where, spec)
+
+
+def without_stale(filesystem: Any, names: list[str]) -> list[str]:
+    """Without Arrow files that lie beside saved data and are none of it: cached maps, indices, shards of a save before this one."""
+    kept: dict[str, set[str] | None] = {}
+    for folder in {posixpath.dirname(name) for name in names if name.endswith(".arrow")}:
+        kept[folder] = set(saved) if (saved := _saved_files(filesystem, folder)) is not None else None
+
+    def is_stale(name: str) -> bool:
+        folder, base = posixpath.split(name)
+        if not name.endswith(".arrow"):
+            return False
+        saved = kept[folder]
+        return name not in saved if saved is not None and not _is_state(saved) else bool(_CACHE.fullmatch(base)) and filesystem.exists(f"{folder}/dataset_info.json")
+
+    return [name for name in names if not is_stale(name)]
+
+
+def _is_state(saved: set[str]) -> bool:
+    return any(name.endswith(f"/{STATE}") for name in saved)
+
+
+def _saved_files(filesystem: Any, folder: str) -> list[str] | None:
+    """The files of a saved dataset; its `state.json` alone, where rows come in the order of indices; None where the folder is none."""
+    state = _read(filesystem, f"{folder}/{STATE}")
+    if not isinstance(state, dict) or not isinstance(state.get("_data_files"), list):
+        return None
+    if state.get("_indices_data_files"):
+        return [f"{folder}/{STATE}"]
+    return [f"{folder}/{entry['filename']}" for entry in state["_data_files"]]
+
+
+def _of_split(names: list[str], folder: str, split: str | None, where: str, spec: str) -> list[str]:
+    """Those of one split. Where all files are named after splits, of which there are several, one must be chosen."""
+    found = {name: _split_of(name.removeprefix(f"{folder}/")) for name in names}
+    splits = list(dict.fromkeys(filter(None, found.values())))
+    if split is None and (len(splits) < 2 or None in found.values()):
+        return names
+    chosen = _choose(splits, split, where, spec)
+    return [name for name, of in found.items() if of == chosen]
+
+
+def _split_of(path: str) -> str | None:
+    *folders, name = path.split("/")
+    if shard := _SHARD.match(name):
+        return shard["split"]
+    return next((split for part in [name.partition(".")[0], *reversed(folders)] for split, named in _NAMED.items() if named.search(part)), None)
+
+
+def _choose(splits: list[str], split: str | None, where: str, spec: str) -> str:
+    if split is None and len(splits) == 1:
+        return splits[0]
+    if split is None:
+        examples = " or ".join(f"{spec}:{name}" for name in splits[:2])
+        raise InputError(Problem(where, f"holds the splits {', '.join(splits)} ({spec})", f"Choose one: {examples}; or name files."))
+    if split not in splits:
+        hint = nearest(split, splits) or f"Its splits: {', '.join(splits)}."
+        raise InputError(Problem(where, f"has no split '{split}' ({spec})", hint if splits else "Name files."))
+    return split
+
+
+def _read(filesystem: Any, path: str) -> Any:
+    """A JSON file, or None."""
+    try:
+        with filesystem.open(path, "rb") as file:
+            return json.loads(file.read())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
