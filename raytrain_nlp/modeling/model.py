@@ -17,6 +17,9 @@ def load_model(config: ModelConfig, task: Task, labels: list[str], tokenizer: An
     Raises `InputError` where name, config or weights do not make a model for the task.
     """
     import transformers
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+    from raytrain_nlp.modeling.alike import apply_experts
 
     auto_class = getattr(transformers, task.auto_model)
     common: dict[str, Any] = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
@@ -43,6 +46,7 @@ def load_model(config: ModelConfig, task: Task, labels: list[str], tokenizer: An
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     task.apply_to_model(model, tokenizer)
+    apply_experts(model, is_deepspeed_zero3_enabled())
     return model
 
 

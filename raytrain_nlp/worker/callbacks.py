@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 from transformers import TrainerCallback
 
+from raytrain_nlp.modeling.alike import SharedDraws, forget_gradients
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.worker.clock import CLOCK
 from raytrain_nlp.worker.device import device_figures
@@ -72,6 +73,17 @@ class EvalProgress(TrainerCallback):
         if now - self._shown >= _PROGRESS_S or self._step == self._total_steps:
             self._shown = now
             _write_progress(self._progress, {"step": self._step, "total": self._total_steps})
+
+
+class LayerdropCallback(TrainerCallback):
+    """Layers are drawn anew in each step, on all ranks alike."""
+
+    def __init__(self, draws: SharedDraws):
+        self._draws = draws
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        self._draws.begin(state.global_step)
+        forget_gradients(getattr(optimizer, "optimizer", optimizer))
 
 
 class ClockCallback(TrainerCallback):

@@ -169,10 +169,11 @@ def _build_trainer(
 ) -> Any:
     from transformers import PrinterCallback, set_seed
 
+    from raytrain_nlp.modeling.alike import SharedDraws
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
     from raytrain_nlp.tasks import build_task
     from raytrain_nlp.worker.arguments import apply_deepspeed_environment, build_arguments
-    from raytrain_nlp.worker.callbacks import ClockCallback
+    from raytrain_nlp.worker.callbacks import ClockCallback, LayerdropCallback
     from raytrain_nlp.worker.checkpointer import Checkpointer
     from raytrain_nlp.worker.extensions import build_callbacks, find_trainer_class, find_user_metrics
     from raytrain_nlp.worker.metrics import build_metrics
@@ -186,6 +187,10 @@ def _build_trainer(
     tokenizer = load_tokenizer(spec.tokenizer_dir)
     set_seed(arguments.seed)  # every rank and every number of workers starts from the same weights
     model = _load_model(spec, job, paths, arguments, task, tokenizer)
+    draws = SharedDraws(arguments.seed)
+    draws.apply(model)
+    if draws.modules and arguments.ddp_find_unused_parameters is None:
+        arguments.ddp_find_unused_parameters = True  # those of layers that are skipped
     compute_metrics, preprocess_logits, keep_labels = build_metrics(task, spec.labels, tokenizer, find_user_metrics(job, spec.code_folder))
     trainer = build_trainer_class(find_trainer_class(job, task, spec.code_folder))(
         model=model,
@@ -212,6 +217,8 @@ def _build_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ClockCallback())
+    if draws.modules:
+        trainer.add_callback(LayerdropCallback(draws))
     set_seed(arguments.seed + arguments.process_index)  # dropout and noise differ between ranks
     return trainer
 
