@@ -3,6 +3,7 @@
     RaytrainNlpError
     ├── InputError          the user's input is wrong: exit code 2, one line per problem
     └── RunError            the run failed: exit code 1
+        ├── Stopped             by Ctrl-C or a signal: exit code 130
         ├── CheckpointError     no checkpoint can be loaded, or one cannot be written
         ├── NonFiniteLossError  the loss became NaN or infinite; stopped before the update
         └── FeedError           the feed handed a rank something else than the plan says
@@ -47,6 +48,10 @@ class InputError(RaytrainNlpError):
 
 class RunError(RaytrainNlpError):
     """The run failed for a reason that is not in the user's input."""
+
+
+class Stopped(RunError):
+    """The user, or a signal, has stopped the command. Says where it stands and how to go on."""
 
 
 class CheckpointError(RunError):

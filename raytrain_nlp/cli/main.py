@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from typing import Annotated, Any, NoReturn
@@ -10,7 +9,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from raytrain_nlp.cli import check, doctor, evaluate, export, from_hf, init, predict, report, submit, sweep, train
-from raytrain_nlp.errors import InputError, RunError
+from raytrain_nlp.driver import interrupts
+from raytrain_nlp.errors import InputError, RunError, Stopped
 
 app = typer.Typer(
     name="raytrain-nlp",
@@ -50,34 +50,31 @@ def options(version: Annotated[bool, typer.Option("--version", callback=_version
 
 
 def main() -> None:
-    """0 = done, 1 = the run failed, 2 = the user's input is wrong."""
-    try:
-        sys.exit(app(standalone_mode=False))
-    except InputError as error:
-        for problem in error.problems:
-            print(f"error: {_one_line(problem)}", file=sys.stderr)
-        _exit_refused()
-    except RunError as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
-        sys.exit(1)
-    except (KeyboardInterrupt, typer.Abort):
-        sys.exit(1)
-    except Exception as error:  # a fault of ours, or of the machine: the traceback is for the report
-        if hasattr(error, "format_message"):  # a usage error of typer's
-            _exit_usage(error)
-        traceback.print_exc()
-        print(f"error: unexpected {type(error).__name__}: {_one_line(error)}", file=sys.stderr)
-        sys.exit(1)
+    """0 = done, 1 = the run failed, 2 = the user's input is wrong, 130 = stopped by Ctrl-C (by another signal 128 + its number)."""
+    with interrupts.handled():
+        try:
+            code = app(standalone_mode=False)
+        except InputError as error:
+            code = _tell(2, *error.problems)
+        except Stopped as error:
+            code = _tell(interrupts.exit_code(), error)
+        except RunError as error:
+            code = _tell(1, error)
+        except (KeyboardInterrupt, typer.Abort):
+            code = _tell(interrupts.exit_code(), "stopped.")
+        except Exception as error:  # a fault of ours, or of the machine: the traceback is for the report
+            if hasattr(error, "format_message"):  # a usage error of typer's
+                _exit_usage(error)
+            traceback.print_exc()
+            code = _tell(1, f"unexpected {type(error).__name__}: {error}")
+        sys.exit(code)
 
 
-def _exit_refused() -> NoReturn:
-    """Exit code 2, without waiting for a Ray that was started ahead and is not up yet."""
-    cluster = sys.modules.get("raytrain_nlp.driver.cluster")
-    if cluster is not None and cluster.is_abandoning():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(2)
-    sys.exit(2)
+def _tell(code: int, *problems: object) -> int:
+    """A line for each; those of a stop, which the user wanted, are no errors."""
+    for problem in problems:
+        print(f"{'error: ' if code < 128 else ''}{_one_line(problem)}", file=sys.stderr)
+    return code
 
 
 def _exit_usage(error: Any) -> NoReturn:

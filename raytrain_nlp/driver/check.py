@@ -14,7 +14,7 @@ from raytrain_nlp.config.load import JobSource
 from raytrain_nlp.data.plan import split_batch
 from raytrain_nlp.data.split import Split
 from raytrain_nlp.devices import hidden_gpus
-from raytrain_nlp.driver.cluster import check_workers, connect, connect_ahead
+from raytrain_nlp.driver.cluster import Connection, check_workers, connect_ahead
 from raytrain_nlp.driver.cluster_file import plan_nodes
 from raytrain_nlp.driver.observer import Observer
 from raytrain_nlp.driver.record import check_storage
@@ -126,16 +126,16 @@ def check(
         files = find_job_files(job, storage)
         about = sum(file.size for file in files.train), worker_memory, observer
         if not calibrate:
-            with contextlib.ExitStack() as stack:  # a Ray is started only where there is much to prepare
-                resolved = prepare(job, files, storage, lambda: stack.enter_context(connect(job)), observer)
+            with contextlib.closing(Connection(job)) as connection:  # a Ray is started only where there is much to prepare
+                resolved = prepare(job, files, storage, connection, observer)
             return replace(_report(job, resolved, find_base, *about), nodes=nodes)
         from raytrain_nlp.driver.calibrate import STEPS
         from raytrain_nlp.driver.calibrate import calibrate as run_steps
 
-        with connect_ahead(job, False) as wait_connected:
-            resolved = prepare(job, files, storage, wait_connected, observer)
+        with connect_ahead(job) as connection:
+            resolved = prepare(job, files, storage, connection, observer)
             report = replace(_report(job, resolved, find_base, *about), nodes=nodes)
-            wait_connected()
+            connection()
             return replace(report, calibration=run_steps(job, resolved, calibration_steps or STEPS, price, observer))
 
 

@@ -7,19 +7,18 @@ import json
 import logging
 import math
 import os
-import threading
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.devices import WITHOUT_GPU, hidden_gpus
-from raytrain_nlp.driver import local_ray
-from raytrain_nlp.driver.forkserver import forked_processes
-from raytrain_nlp.errors import InputError, Problem, RunError
+from raytrain_nlp.driver import interrupts, local_ray
+from raytrain_nlp.driver.local_ray import LocalRay
+from raytrain_nlp.driver.ray_head import HeadSettings
+from raytrain_nlp.errors import Problem, RunError
 
 _owns_ray = False
-_abandoned: threading.Thread | None = None
-"""Starts or ends a Ray that a refused job no longer needs."""
 _SERVICE_PROCESSES = 4
 """Processes beside workers and feed: Ray Train's synchronization, autoscaling and statistics actors, and one to spare."""
 _SETTINGS = {
@@ -31,11 +30,7 @@ _SETTINGS = {
 
 def is_local() -> bool:
     """Will the driver start a Ray of its own (no cluster address is set and none is connected)?"""
-    import sys
-
-    _settle()
-    ray = sys.modules.get("ray")
-    return not os.environ.get("RAY_ADDRESS") and not (ray is not None and ray.is_initialized())
+    return not os.environ.get("RAY_ADDRESS") and not is_connected()
 
 
 def check_workers(job: TrainJob) -> list[Problem]:
@@ -47,47 +42,87 @@ def check_workers(job: TrainJob) -> list[Problem]:
     return [Problem("workers.num_workers", what, "Lower num_workers or resources_per_worker.CPU, or run on a cluster.")]
 
 
-@contextlib.contextmanager
-def connect(
-    job: TrainJob, verbose: bool = False, runs: int = 1, say: Callable[[str], None] | None = None, stop: threading.Event | None = None
-) -> Iterator[None]:
-    """A connected Ray with room for the job, or for so many `runs` of it; a Ray started here ends here.
+class Connection:
+    """The driver's way to its Ray, started by `start` or by the first call. Everything happens in the thread that calls, which is the
+    main one: no import of Ray's meets another that is half done."""
 
-    With `say`, nodes that an autoscaler can start are asked for and waited for, until `stop` is set; without it they count as there.
-    """
-    import ray
+    def __init__(self, job: TrainJob, verbose: bool = False, runs: int = 1, say: Callable[[str], None] | None = None) -> None:
+        self._job, self._verbose, self._runs, self._say = job, verbose, runs, say
+        self._stack = contextlib.ExitStack()
+        self._local: LocalRay | None = None
+        self._connected = self._has_room = False
+        self._asked: Any = None
+        """Nodes that an autoscaler was asked for."""
 
-    from raytrain_nlp.driver.room import wait_for_room
+    def start(self) -> None:
+        """Start a Ray of the driver's own, beside whatever the driver goes on with; a cluster is connected to at once, and asked for its nodes."""
+        self._stack.enter_context(hidden_gpus(self._job.workers.use_gpu))
+        if is_connected():
+            self._connected = True
+            return
+        local = is_local()
+        settings = {**_SETTINGS, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(self._job.workers.start_timeout_s)}
+        if local:  # idle processes beyond one for each feed end when the rush of the start is over
+            settings |= {**local_ray.SETTINGS, "RAY_num_workers_soft_limit": str(self._job.workers.num_workers * self._runs)}
+        self._stack.enter_context(environment(settings))
+        if local:
+            self._local = LocalRay(HeadSettings(self._logical_cpus(), self._forked(), self._verbose))
+            self._stack.callback(self._local.end)
+            self._stack.enter_context(interrupts.at_once(self._local.kill))
+        else:
+            self._connect()
 
-    _settle()
-    if ray.is_initialized():
-        wait_for_room(job, say, stop)
-        yield
-        return
-    global _owns_ray
-    local = _owns_ray = is_local()
-    quiet: dict[str, Any] = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
-    settings = {**_SETTINGS, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(job.workers.start_timeout_s)}
-    if local:  # idle processes beyond one for each feed end when the rush of the start is over
-        settings |= {**local_ray.SETTINGS, "RAY_num_workers_soft_limit": str(job.workers.num_workers * runs)}
-    loaded = ["peft"] if job.lora is not None else []
-    with local_ray.unsaid(verbose), environment(settings), forked_processes(*loaded) if local and not job.workers.use_gpu else contextlib.nullcontext():
-        with _one_line("Ray cannot be started" if local else f"the cluster at {os.environ.get('RAY_ADDRESS', 'auto')} does not answer"):
-            if local:
-                cpus = math.ceil(runs * job.workers.num_workers * (worker_cpus(job) + job.data.feed_cpus_per_worker))
-                # a logical CPU is only a number; Ray boots one idle process for each, and this run needs these
-                num_cpus = max(cpus, os.cpu_count() or 1) + _SERVICE_PROCESSES
-                # "local": with no address, Ray would try the cluster that a `ray start` of this machine has left written down, alive or not
-                with local_ray.lean(verbose):
-                    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
-            else:
-                ray.init(address="auto", **_without_gpu(job), **quiet)
-        try:
-            wait_for_room(job, say, stop, fixed=local)
-            yield
-        finally:
-            _owns_ray = False
-            ray.shutdown()
+    def connect_if_up(self) -> None:
+        """Connect to a Ray that was started, unless that would have to wait: workers then boot while the driver is still busy."""
+        if not self._connected and self._local is not None and self._local.is_up():
+            self._connect()
+
+    def __call__(self) -> None:
+        """Return when Ray is connected and its nodes hold the job."""
+        if not self._connected and self._local is None:
+            self.start()
+        if not self._connected:
+            self._connect()
+        if not self._has_room:
+            from raytrain_nlp.driver.room import wait_for_room
+
+            wait_for_room(self._job, self._say, fixed=self._local is not None, asked=self._asked)
+            self._has_room = True
+
+    def close(self) -> None:
+        """Disconnect; a Ray that was started here ends, with all its processes."""
+        self._stack.close()
+
+    def _connect(self) -> None:
+        import ray
+
+        global _owns_ray
+        self._stack.enter_context(local_ray.unsaid(self._verbose))
+        quiet: dict[str, Any] = {} if self._verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
+        if self._local:
+            local_ray.connect(self._local.address(), **quiet)
+            _owns_ray = True
+        else:
+            with _one_line(f"the cluster at {os.environ.get('RAY_ADDRESS', 'auto')} does not answer"):
+                ray.init(address="auto", **_without_gpu(self._job), **quiet)
+        interrupts.keep_handlers()
+        self._connected = True
+        self._stack.callback(_disconnect)
+        if self._local is None:
+            from raytrain_nlp.driver.room import ask_for_room
+
+            self._asked = ask_for_room(self._job) if self._say is not None else None
+        boot_processes(self._job)
+
+    def _logical_cpus(self) -> int:
+        """A logical CPU is only a number; Ray boots one idle process for each, and this run needs these."""
+        workers = self._job.workers.num_workers
+        cpus = math.ceil(self._runs * workers * (worker_cpus(self._job) + self._job.data.feed_cpus_per_worker))
+        return max(cpus, os.cpu_count() or 1) + _SERVICE_PROCESSES
+
+    def _forked(self) -> list[str] | None:
+        """What the fork server loads; a process that has asked for a GPU cannot be forked."""
+        return None if self._job.workers.use_gpu else ["peft"] if self._job.lora is not None else []
 
 
 def _without_gpu(job: TrainJob) -> dict[str, Any]:
@@ -98,57 +133,39 @@ def _without_gpu(job: TrainJob) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def connect_ahead(
-    job: TrainJob, verbose: bool, runs: int = 1, say: Callable[[str], None] | None = None
-) -> Iterator[Callable[[], None]]:
-    """Ray started in a thread, with warm workers, while the driver prepares; yields a function that waits until it is there.
+def connect_ahead(job: TrainJob, verbose: bool = False, runs: int = 1, say: Callable[[str], None] | None = None) -> Iterator[Connection]:
+    """Ray started beside the driver, for the job or for so many `runs` of it; call what is yielded to wait until it is there and holds the job.
 
-    Who is refused a job does not wait until that Ray has started and ended again.
+    With `say`, nodes that an autoscaler can start are asked for and waited for; without it they count as there. Who is refused
+    a job does not wait until that Ray has started.
     """
-    global _abandoned
-    ready, done = threading.Event(), threading.Event()
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            with connect(job, verbose, runs, say, done):
-                if not done.is_set():  # the driver has not refused the job meanwhile
-                    boot_processes(job)
-                ready.set()
-                done.wait()
-        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
-            failure.append(error)
-        finally:
-            ready.set()
-
-    thread = threading.Thread(target=run, name="ray", daemon=True)
-
-    def wait() -> None:
-        ready.wait()
-        if failure:
-            raise failure[0]
-
+    connection = Connection(job, verbose, runs, say)
     try:
-        with hidden_gpus(job.workers.use_gpu):  # in this thread: the environment is the whole process's
-            thread.start()
-            yield wait
-    except InputError:
-        _abandoned = thread
-        raise
+        connection.start()
+        yield connection
     finally:
-        done.set()
-        if _abandoned is not thread:
-            thread.join()
+        connection.close()
 
 
-def is_abandoning() -> bool:
-    """Is there still a Ray that nobody needs? A process that ends now takes it along: Ray's own processes die with their parent."""
-    return _abandoned is not None and _abandoned.is_alive()
+@contextlib.contextmanager
+def connect(job: TrainJob, verbose: bool = False, runs: int = 1, say: Callable[[str], None] | None = None) -> Iterator[None]:
+    """A connected Ray with room for the job, or for so many `runs` of it; a Ray started here ends here."""
+    with connect_ahead(job, verbose, runs, say) as wait:
+        wait()
+        yield
 
 
-def _settle() -> None:
-    if is_abandoning() and threading.current_thread() is not _abandoned:
-        _abandoned.join()
+def is_connected() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
+
+def _disconnect() -> None:
+    import ray
+
+    global _owns_ray
+    _owns_ray = False
+    ray.shutdown()
 
 
 @contextlib.contextmanager
@@ -174,7 +191,7 @@ def environment(settings: dict[str, str]) -> Iterator[None]:
 
 
 def owns_ray() -> bool:
-    """Was the connected Ray started by `connect`?"""
+    """Was the connected Ray started by this driver?"""
     return _owns_ray
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from raytrain_nlp.cluster.quiet import quiet
 from raytrain_nlp.config import TrainJob
-from raytrain_nlp.driver.nodes import bundles_of, left_over, nodes_for, quiet, read_scaling, worker_of
+from raytrain_nlp.driver.nodes import bundles_of, left_over, nodes_for, read_scaling, worker_of
 from raytrain_nlp.driver.room import listed
 from raytrain_nlp.errors import InputError, Problem
 

@@ -14,8 +14,8 @@ from raytrain_nlp.driver.fit import Fit, explain, failure_told, has_moved, less_
 from raytrain_nlp.driver.nodes import bundles_of, free_nodes, left_over, living_nodes
 from raytrain_nlp.driver.room import wait_for_room
 from raytrain_nlp.errors import RunError
-from raytrain_nlp.paths import RunPaths, write_json
-from raytrain_nlp.remote.mirror import push
+from raytrain_nlp.paths import RunPaths
+from raytrain_nlp.run.handover import ask_to_move, ends_after_checkpoint
 from raytrain_nlp.tracking.events import read_events
 
 _POLL_S = 2.0
@@ -28,7 +28,7 @@ class ElasticFit(Fit):
     """
 
     def __init__(self, say: Callable[[str], None] = lambda line: None) -> None:
-        super().__init__(abortable=True, say=say)
+        super().__init__(say=say)
 
     def __call__(self, job: TrainJob, spec: Any, paths: RunPaths) -> dict[str, Any]:
         import ray.train
@@ -50,7 +50,7 @@ class ElasticFit(Fit):
                     raise told from error
                 self._say(f"failure {failures}: {str(told).split(' Logs of all ranks')[0]} Going on with the workers there is room for")
                 continue
-            if not has_moved(outcome):
+            if not has_moved(outcome) or ends_after_checkpoint(paths):
                 return outcome
 
     def _size(self, job: TrainJob) -> int:
@@ -76,8 +76,7 @@ class ElasticFit(Fit):
                         self.abort()
                         self.aborted.clear()  # this group only, not the run
                 elif time.monotonic() - started > job.workers.resize_interval_s and (more := _growing(job, count)):
-                    write_json(paths.move, {"reason": f"there is room for {more} workers"})
-                    push(paths.move)
+                    ask_to_move(paths, f"there is room for {more} workers")
                     return
 
         thread = threading.Thread(target=watch, name="elastic", daemon=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.config import TrainJob, load_job, public_values
 from raytrain_nlp.config.data import sources_of
-from raytrain_nlp.driver.cluster import check_workers, connect_ahead
+from raytrain_nlp.driver.cluster import Connection, check_workers, connect_ahead
 from raytrain_nlp.driver.fit import Fit
 from raytrain_nlp.driver.mapping import map_on_cluster
 from raytrain_nlp.driver.observer import Observer, followed
@@ -80,9 +80,9 @@ def evaluate(
     paths = RunPaths(found.paths.run / "evaluations", f"{weights.name}-{uuid.uuid4().hex[:8]}")
     observer.stage("looking at the data")
     try:
-        with connect_ahead(job, verbose, say=observer.stage) as wait_connected:
-            spec, bad, quarantine = _resolve(found, job, weights, paths, wait_connected, observer, scores is not None)
-            wait_connected()
+        with connect_ahead(job, verbose, say=observer.stage) as connection:
+            spec, bad, quarantine = _resolve(found, job, weights, paths, connection, observer, scores is not None)
+            connection()
             push_tree(paths.run / "weights", again=True)
             from raytrain_nlp.worker.scoring import SCORES, run_scoring
 
@@ -123,7 +123,7 @@ def _job_of(run: Run, data: str | list[str] | None, overrides: Iterable[str]) ->
 
 
 def _resolve(
-    run: Run, job: TrainJob, weights: Weights, paths: RunPaths, wait_connected: Callable[[], None], observer: Observer, keep_rows: bool
+    run: Run, job: TrainJob, weights: Weights, paths: RunPaths, connection: Connection, observer: Observer, keep_rows: bool
 ) -> tuple[Any, int, str | None]:
     """What the workers need; rows left out, and the file that tells them."""
     from raytrain_nlp.data.pieces import PrepareSpec
@@ -153,8 +153,9 @@ def _resolve(
 
     def map_pieces(function: Any, items: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
         if small:
+            connection.connect_if_up()
             return map(function, items)
-        wait_connected()
+        connection()
         return map_on_cluster(function, items)
 
     store = TokenStore(prepare_tokens(files, prepare, cache_dir(run.storage, "tokens") / prepare.key(files), map_pieces, "--data"))

@@ -11,6 +11,7 @@ from typing import Any
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.devices import WITHOUT_GPU
+from raytrain_nlp.driver.cluster import owns_ray
 from raytrain_nlp.driver.groups import free_groups_of, free_orphans
 from raytrain_nlp.driver.huge_pages import huge_pages
 from raytrain_nlp.driver.room import wait_for_room
@@ -19,6 +20,7 @@ from raytrain_nlp.failures import out_of_memory, tells_of_another_rank
 from raytrain_nlp.paths import RunPaths, read_json
 from raytrain_nlp.remote.mirror import refetch
 from raytrain_nlp.remote.places import shown
+from raytrain_nlp.run.handover import ends_after_checkpoint
 
 _ABORT_S = 10.0
 _LONGEST = 1000
@@ -29,7 +31,6 @@ class Fit:
     """`TorchTrainer.fit()`, which another thread may end; once more wherever its workers had to leave a node.
 
     Args:
-        abortable: another thread may call `abort`; what Ray does for Ctrl-C in the main thread is then left out.
         loop: what each worker runs; default: `worker.loop.run_worker`.
         todo: what the user may do after a failure.
         say: is given a line while nodes are waited for.
@@ -37,12 +38,11 @@ class Fit:
 
     def __init__(
         self,
-        abortable: bool = False,
         loop: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         todo: str = " Continue with --resume.",
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._abortable, self._loop, self._todo, self._say = abortable, loop, todo, say
+        self._loop, self._todo, self._say = loop, todo, say
         self._controller: Any = None
         self._starting = threading.Lock()
         self.aborted = threading.Event()
@@ -52,7 +52,7 @@ class Fit:
         import ray.train
 
         try:
-            while has_moved(outcome := self.run(job, {"spec": spec}, paths)):
+            while has_moved(outcome := self.run(job, {"spec": spec}, paths)) and not ends_after_checkpoint(paths):
                 wait_for_room(job, self._say, patient=True)
             return outcome
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
@@ -83,7 +83,12 @@ class Fit:
                 worker_runtime_env=None if job.workers.use_gpu else {"env_vars": {**huge_pages(), **WITHOUT_GPU}},
             ),
         )
-        return trainer.fit().return_value
+        try:
+            return trainer.fit().return_value
+        except KeyboardInterrupt:
+            if not owns_ray():  # else its workers end with it
+                self.abort()
+            raise
 
     def abort(self) -> None:
         """End the workers and give their resources back, now; `__call__` then raises."""
@@ -108,12 +113,12 @@ class Fit:
         fit = self
         unused = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 
-        class LeanTorchTrainer(TorchTrainer):
+        class AbortableTorchTrainer(TorchTrainer):
             def _create_default_callbacks(self) -> list[Any]:
                 return [callback for callback in super()._create_default_callbacks() if type(callback).__name__ not in unused]
 
-        class AbortableTorchTrainer(LeanTorchTrainer):
             def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+                """Without Ray Train's own handler of Ctrl-C, which would end the workers without a checkpoint."""
                 import ray
 
                 with fit._starting:
@@ -123,7 +128,15 @@ class Fit:
                 ray.get(fit._controller.run.remote())
                 return ray.get(fit._controller.get_result.remote())
 
-        return AbortableTorchTrainer if self._abortable else LeanTorchTrainer
+        return AbortableTorchTrainer
+
+
+def load_libraries() -> None:
+    """Import what a fit needs, so that it is there before other threads of this process begin to import."""
+    import ray.train.torch  # noqa: F401
+    from ray.train.v2._internal.execution import controller  # noqa: F401
+
+    import raytrain_nlp.worker.loop  # noqa: F401
 
 
 def has_moved(outcome: dict[str, Any]) -> bool:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raytrain_nlp.cluster.draining import draining_nodes
+from raytrain_nlp.cluster.quiet import quiet
 from raytrain_nlp.config import TrainJob
 
 Resources = Mapping[str, float]
@@ -68,8 +69,6 @@ def living_nodes() -> list[dict[str, float]]:
     """Resources of each node there is, but for those that are being drained."""
     import ray
 
-    from raytrain_nlp.worker.notice import draining_nodes
-
     leaving = draining_nodes()
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
 
@@ -77,8 +76,6 @@ def living_nodes() -> list[dict[str, float]]:
 def free_nodes() -> list[dict[str, float]]:
     """What nobody uses of each node there is, but for those that are being drained."""
     from ray._private.state import available_resources_per_node
-
-    from raytrain_nlp.worker.notice import draining_nodes
 
     leaving = draining_nodes()
     return [dict(resources) for node, resources in available_resources_per_node().items() if node not in leaving]
@@ -193,14 +190,3 @@ def read_monitor(address: str) -> Scaling | None:
 
 def _with_slack(resources: Resources) -> dict[str, float]:
     return {name: amount + _SLACK if amount else 0 for name, amount in resources.items()}
-
-
-@contextlib.contextmanager
-def quiet(name: str) -> Iterator[None]:
-    """Without a logger's warnings: what is wrong is told by who asked."""
-    logger = logging.getLogger(name)
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before

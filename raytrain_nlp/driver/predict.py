@@ -96,10 +96,10 @@ def predict(
     parts = f"{target}.parts"
     what = _what(found, weights, files, options, prefix)
     done = _begin(target, parts, what, overwrite)
-    with _scratch(found, weights) as scratch, connect_ahead(job, verbose, say=observer.stage) as wait_connected:
+    with _scratch(found, weights) as scratch, connect_ahead(job, verbose, say=observer.stage) as connection:
         observer.stage("reading the model")
         spec = _spec(found, job, weights, parts, scratch, options, batch_size, prefix, observer)
-        wait_connected()
+        connection()
         rate = _make(spec, job, files, done, verbose, observer)
     result = _finish(target, parts, kind, set(done), prefix, observer)
     return replace(result, seconds=time.monotonic() - started, rows_per_second=rate)

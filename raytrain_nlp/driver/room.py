@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -20,13 +19,14 @@ _SLACK = 1e-6
 _TODO = "Lower num_workers or resources_per_worker, or add nodes."
 
 
-def wait_for_room(job: TrainJob, say: Callable[[str], None] | None, stop: threading.Event | None = None, fixed: bool = False, patient: bool = False) -> None:
-    """Return when the cluster's nodes can hold the job, or `stop` is set; where they cannot, its autoscaler is asked for nodes.
+def wait_for_room(job: TrainJob, say: Callable[[str], None] | None, fixed: bool = False, patient: bool = False, asked: Any | None = None) -> None:
+    """Return when the cluster's nodes can hold the job; where they cannot, its autoscaler is asked for nodes.
 
     Args:
         say: is given a line now and then while nodes are waited for. None: what the autoscaler could start is enough.
         fixed: the cluster is known to have no autoscaler.
         patient: it has held the job before, so a node that is gone may come again, whoever sees to that; nothing is refused.
+        asked: what `ask_for_room` returned; is given back.
 
     Raises:
         InputError: no node there is, nor any that may be started, can ever hold it.
@@ -34,13 +34,29 @@ def wait_for_room(job: TrainJob, say: Callable[[str], None] | None, stop: thread
     """
     job = job.smallest
     bundles = bundles_of(job)
-    if not left_over(bundles, living_nodes()):
-        return
-    scaling = Scaling([], 0) if fixed or patient else find_scaling()
-    if scaling is not None and not patient and (problems := _never(job, bundles, scaling)):
-        raise InputError(problems)
-    if say is not None:
-        _wait(job, bundles, scaling, say, stop or threading.Event())
+    with contextlib.ExitStack() as stack:
+        if asked is not None:
+            stack.callback(_take_back, asked)
+        if not left_over(bundles, living_nodes()):
+            return
+        scaling = Scaling([], 0) if fixed or patient else find_scaling()
+        if scaling is not None and not patient and (problems := _never(job, bundles, scaling)):
+            raise InputError(problems)
+        if say is not None:
+            group = asked if asked is not None else _ask(bundles)
+            stack.callback(_take_back, group)
+            _wait(job, bundles, scaling, say, group)
+
+
+def ask_for_room(job: TrainJob) -> Any | None:
+    """Have an autoscaler start the nodes that the job lacks, without waiting for them; what is returned is given to `wait_for_room`.
+
+    Raises:
+        InputError: they can never come.
+    """
+    wait_for_room(job, None)
+    bundles = bundles_of(job.smallest)
+    return _ask(bundles) if left_over(bundles, living_nodes()) else None
 
 
 def listed(resources: dict[str, float]) -> str:
@@ -77,27 +93,33 @@ def _too_little(job: TrainJob, nodes: list[dict[str, float]], whose: str) -> lis
     return problems or [Problem("workers", what, "Lower num_workers or resources_per_worker, or add nodes or larger ones.")]
 
 
-def _wait(job: TrainJob, bundles: list[dict[str, float]], scaling: Scaling | None, say: Callable[[str], None], stop: threading.Event) -> None:
+def _ask(bundles: list[dict[str, float]]) -> Any:
     """Ask with a placement group: all or nothing, and given back when this driver ends, however it ends."""
-    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.placement_group import placement_group
 
+    return placement_group(bundles, strategy="PACK")
+
+
+def _take_back(group: Any) -> None:
+    from ray.util.placement_group import remove_placement_group
+
+    remove_placement_group(group)
+
+
+def _wait(job: TrainJob, bundles: list[dict[str, float]], scaling: Scaling | None, say: Callable[[str], None], group: Any) -> None:
     start, said, told = time.monotonic(), "", 0.0
-    group = placement_group(bundles, strategy="PACK")
-    try:
-        while left_over(bundles, living_nodes()) and not stop.is_set():
-            waited = time.monotonic() - start
-            line = _line(job, bundles)
-            if waited > job.workers.start_timeout_s:
-                todo = "Raise workers.start_timeout_s, or look at the autoscaler (ray status)."
-                raise RunError(f"the nodes have not come within workers.start_timeout_s ({job.workers.start_timeout_s:g} s): {line}. {todo}")
-            if scaling is None and _is_refused(group):
-                raise InputError(Problem("workers", f"the cluster's autoscaler has no node type that holds them: {line}", _TODO))
-            if line != said or waited - told >= _SAID_S:
-                said, told = line, waited
-                say(f"waiting for nodes, {waited:.0f} s of {job.workers.start_timeout_s:g}: {line}")
-            stop.wait(_POLL_S)
-    finally:
-        remove_placement_group(group)
+    while left_over(bundles, living_nodes()):
+        waited = time.monotonic() - start
+        line = _line(job, bundles)
+        if waited > job.workers.start_timeout_s:
+            todo = "Raise workers.start_timeout_s, or look at the autoscaler (ray status)."
+            raise RunError(f"the nodes have not come within workers.start_timeout_s ({job.workers.start_timeout_s:g} s): {line}. {todo}")
+        if scaling is None and _is_refused(group):
+            raise InputError(Problem("workers", f"the cluster's autoscaler has no node type that holds them: {line}", _TODO))
+        if line != said or waited - told >= _SAID_S:
+            said, told = line, waited
+            say(f"waiting for nodes, {waited:.0f} s of {job.workers.start_timeout_s:g}: {line}")
+        time.sleep(_POLL_S)
 
 
 def _line(job: TrainJob, bundles: list[dict[str, float]]) -> str:

@@ -7,22 +7,26 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from raytrain_nlp.config import TrainJob, dump_job, load_job, public_values
 from raytrain_nlp.config.load import JobSource
-from raytrain_nlp.driver.cluster import check_workers, connect_ahead
+from raytrain_nlp.driver import interrupts
+from raytrain_nlp.driver.cluster import Connection, check_workers, connect_ahead
 from raytrain_nlp.driver.elastic import ElasticFit
-from raytrain_nlp.driver.fit import Fit
+from raytrain_nlp.driver.fit import Fit, has_moved, load_libraries
 from raytrain_nlp.driver.mapping import map_beside_training, map_on_cluster
 from raytrain_nlp.driver.observer import Observer, followed
 from raytrain_nlp.driver.record import RunRecord, check_data, check_name, check_storage, flatten, open_run
 from raytrain_nlp.driver.shared import arrived, carried
-from raytrain_nlp.errors import InputError, RunError
+from raytrain_nlp.driver.stopping import stopped, stops_at_checkpoint
+from raytrain_nlp.errors import InputError, Stopped
 from raytrain_nlp.files import replacing
 from raytrain_nlp.paths import RunPaths, read_json
 from raytrain_nlp.remote.mirror import delete
 from raytrain_nlp.remote.places import is_remote, local_folder, shown
+from raytrain_nlp.run.handover import forget
 from raytrain_nlp.tracking.events import EventLog, read_events
 from raytrain_nlp.tracking.mirrors import Mirror
 from raytrain_nlp.tracking.tracker import Tracker
@@ -30,6 +34,10 @@ from raytrain_nlp.tracking.tracker import Tracker
 if TYPE_CHECKING:
     from raytrain_nlp.driver.inputs import Files
     from raytrain_nlp.driver.resolve import Resolved
+
+
+_STATUS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
+"""MLflow's words for how a run ended, and those of its record."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,14 @@ def train(
         RunError: the run failed. What was committed can be resumed.
     """
     observer = observer or Observer()
+    with interrupts.handled():
+        try:
+            return _start(job, overrides, resume, overwrite, verbose, observer)
+        except KeyboardInterrupt:
+            raise Stopped("stopped before the workers started. Run the same command again.") from None
+
+
+def _start(job: JobSource, overrides: Iterable[str], resume: bool, overwrite: bool, verbose: bool, observer: Observer) -> TrainResult:
     job = load_job(job, overrides)
     paths = RunPaths(local_folder(job.storage_path), job.name)
     problems = check_storage(job) + check_workers(job)
@@ -104,14 +120,14 @@ def _train(job: TrainJob, paths: RunPaths, resume: bool, overwrite: bool, verbos
 
     observer.stage("looking at the data")
     files = find_job_files(job, paths.storage)
-    with connect_ahead(job, verbose, say=observer.stage) as wait_connected:
-        resolved = prepare(job, files, paths.storage, wait_connected, observer, verbose)
-        wait_connected()
+    with connect_ahead(job, verbose, say=observer.stage) as connection:
+        resolved = prepare(job, files, paths.storage, connection, observer, verbose)
+        connection()
         return run_resolved(job, resolved, paths, observer, resume=resume, overwrite=overwrite)
 
 
-def prepare(job: TrainJob, files: Files, storage: Path, wait_connected: Callable[[], None], observer: Observer, verbose: bool = False) -> Resolved:
-    """Tokens found or made, the run planned; `wait_connected` is called where that needs the cluster."""
+def prepare(job: TrainJob, files: Files, storage: Path, connection: Connection | None, observer: Observer, verbose: bool = False) -> Resolved:
+    """Tokens found or made, the run planned; with the cluster where there is much to make, to which there is a `connection` or is to be one."""
     from raytrain_nlp.driver.resolve import SMALL_BYTES, resolve
     from raytrain_nlp.driver.values import check_values, notes_of
 
@@ -124,8 +140,11 @@ def prepare(job: TrainJob, files: Files, storage: Path, wait_connected: Callable
 
     def map_pieces(function: Any, items: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
         if small:
+            if connection:
+                connection.connect_if_up()
             return map(function, items)
-        wait_connected()
+        if connection:
+            connection()
         return _counted(map_on_cluster(function, items, verbose), len(items), observer)
 
     resolved = resolve(job, files, storage, map_pieces, verbose)
@@ -161,10 +180,14 @@ def run_resolved(
             data_fingerprint=spec.data_fingerprint, labels=spec.labels, tokenizer=spec.tokenizer_dir, versions=spec.versions,
             lengths=resolved.lengths(),
         )  # fmt: skip
-        flush()
-        resolved = replace(resolved, spec=replace(spec, driver=record.values["drivers"]))
-        fit = fit or (ElasticFit if job.workers.elastic else Fit)(say=observer.stage)
-        return _run(job, resolved, paths, record, observer, job_text, tracked, fit, flush)
+        try:
+            flush()
+            resolved = replace(resolved, spec=replace(spec, driver=record.values["drivers"]))
+            fit = fit or (ElasticFit if job.workers.elastic else Fit)(say=observer.stage)
+            return _run(job, resolved, paths, record, observer, job_text, tracked, fit, flush)
+        except KeyboardInterrupt:
+            record.update(status=_STATUS["KILLED"])
+            raise stopped(paths) from None
 
 
 def run_params(job: TrainJob) -> dict[str, Any]:
@@ -173,50 +196,31 @@ def run_params(job: TrainJob) -> dict[str, Any]:
 
 
 def _run(
-    job: TrainJob,
-    resolved: Resolved,
-    paths: RunPaths,
-    record: RunRecord,
-    observer: Observer,
-    job_text: str,
-    tracked: bool,
-    fit: Fit,
-    flush: Callable[[], None],
+    job: TrainJob, resolved: Resolved, paths: RunPaths, record: RunRecord, observer: Observer, job_text: str, tracked: bool, fit: Fit, flush: Callable[[], None]
 ) -> TrainResult:
     """Track, follow and fit; whatever happens, the record and the tracker learn how it ended."""
-    spec, params = resolved.spec, run_params(job)
+    spec = resolved.spec
     if resolved.windows:
         spec = replace(spec, train=resolved.windows.attach(paths))
     EventLog(paths.events).write("log", step=0, metrics=flatten({f"data/{key}": value for key, value in resolved.counts().items()}))
-    tracker = Tracker(paths, job.tracking, params, job_text, observer.warn).start() if tracked else None
-    mirrors = [Mirror(name, paths, params, job.tracking.experiment_name or "raytrain_nlp", observer.warn).start() for name in job.tracking.report_to]
-    status = "FAILED"
     paths.failure.unlink(missing_ok=True)
     delete([paths.failure])
-    try:
-        with followed(paths, observer), _windows_beside(job, resolved, paths):
+    forget(paths)
+    load_libraries()  # while no other thread imports anything
+    with _Tracking(job, paths, record, job_text, tracked, observer) as tracking:
+        with followed(paths, observer), _windows_beside(job, resolved, paths), stops_at_checkpoint(paths, tracking.end_at_once):
             try:
                 outcome = fit(job, spec, paths)
             finally:
                 flush()  # the last events of the workers, which the tracker is to have before it closes
         if "error" in outcome:
             raise outcome["error"]
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise RunError(f"stopped. Continue with --resume; checkpoints are in {shown(paths.checkpoints)}.") from None
-    finally:
-        record.update(status=status.lower())
-        if tracker:
-            tracker.close(status)
-        for mirror in mirrors:
-            mirror.close(status)
-        if tracker:
-            record.update(mlflow_run_id=tracker.run_id)
+        if has_moved(outcome):
+            raise KeyboardInterrupt
     restarts = sum(event["kind"] in ("start", "resume") for event, _ in read_events(paths.events)) - 1
     result = TrainResult(
         run_dir=shown(paths.run),
-        mlflow_run_id=tracker.run_id if tracker else None,
+        mlflow_run_id=tracking.run_id,
         model_dir=shown(paths.model),
         labels=spec.labels,
         restarts=restarts,
@@ -225,6 +229,40 @@ def _run(
     )
     record.update(result=result.to_dict())
     return result
+
+
+class _Tracking:
+    """A run's tracker and mirrors while inside; they and its record are told how it ended: by what leaves, or by `end_at_once`."""
+
+    def __init__(self, job: TrainJob, paths: RunPaths, record: RunRecord, job_text: str, tracked: bool, observer: Observer) -> None:
+        params, experiment = run_params(job), job.tracking.experiment_name or "raytrain_nlp"
+        self._paths, self._record = paths, record
+        self._tracker = Tracker(paths, job.tracking, params, job_text, observer.warn) if tracked else None
+        self._mirrors = [Mirror(name, paths, params, experiment, observer.warn) for name in job.tracking.report_to]
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run, once there is one."""
+        return self._tracker.run_id if self._tracker else None
+
+    def __enter__(self) -> _Tracking:
+        for one in filter(None, [self._tracker, *self._mirrors]):
+            one.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        status = "FINISHED" if kind is None else "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+        self._record.update(status=_STATUS[status])
+        for one in filter(None, [self._tracker, *self._mirrors]):
+            one.close(status)
+        if self._tracker:
+            self._record.update(mlflow_run_id=self.run_id)
+
+    def end_at_once(self) -> None:
+        """In another thread, a moment before the process ends."""
+        self._record.update(status=_STATUS["KILLED"])
+        if self._tracker:
+            self._tracker.end_at_once("KILLED")
 
 
 def _windows_beside(job: TrainJob, resolved: Resolved, paths: RunPaths) -> contextlib.AbstractContextManager[None]:

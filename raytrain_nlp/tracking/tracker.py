@@ -25,9 +25,12 @@ from raytrain_nlp.remote.places import remote_of
 from raytrain_nlp.tracking.events import read_events
 
 RUN_TAG = "raytrain_nlp.run_uid"
+STATUS_TAG = "raytrain_nlp.status"
+"""MLflow has no word of its own for a run that its user has stopped."""
 _BATCH = 500
 _POLL_S = 0.5
 _MAX_BACKOFF_S = 15.0
+_MOMENT_S = 1.5
 _NO_NAME = re.compile(r"[^/\w.\- :]")
 
 
@@ -89,6 +92,11 @@ class Tracker:
         if not self._closing.is_set():
             self._status = status
             self._closing.set()
+
+    def end_at_once(self, status: str) -> None:
+        """`close` for a process that is about to end: waits a moment only and says nothing."""
+        self.finish(status)
+        self._thread.join(_MOMENT_S)
 
     def _backlog(self) -> bool:
         return self._status is not None or next(read_events(self._paths.events, self._state["offset"]), None) is not None
@@ -154,6 +162,8 @@ class Tracker:
         write_json(self._paths.tracking, self._state)
 
     def _finish(self) -> None:
+        if self._status == "KILLED":
+            self._client.set_tag(self.run_id, STATUS_TAG, "stopped")
         self._client.set_terminated(self.run_id, self._status)
         self._status = None
 
@@ -174,6 +184,7 @@ class Tracker:
             self._save()
         else:
             client.update_run(self.run_id, status="RUNNING")
+            client.set_tag(self.run_id, STATUS_TAG, "running")
         self._client = client
         return client
 

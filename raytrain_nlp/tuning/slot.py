@@ -80,7 +80,7 @@ class _Group:
         self._desk, self._name = desk, uuid.uuid4().hex
         self._memory: int | None = None
         self._failure: BaseException | None = None
-        self._fit = Fit(abortable=True, loop=run_slot)
+        self._fit = Fit(loop=run_slot)
         self._thread = threading.Thread(target=self._serve, args=(job, paths), name="slot", daemon=True)
         self._thread.start()
 

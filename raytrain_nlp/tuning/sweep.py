@@ -70,9 +70,9 @@ def _sweep(plan: Sweep, paths: SweepPaths, largest: TrainJob, overwrite: bool, v
     observer.stage("looking at the data")
     files = find_job_files(plan.job, paths.storage)
     slots = plan_local(largest, plan.config.max_concurrent_trials) if local else 1
-    with environment(_LOCAL_RAY if local else {}), connect_ahead(largest, verbose, slots, observer.stage) as wait_connected:
-        resolved = prepare(plan.job, files, paths.storage, wait_connected, observer, verbose)
-        wait_connected()
+    with environment(_LOCAL_RAY if local else {}), connect_ahead(largest, verbose, slots, observer.stage) as connection:
+        resolved = prepare(plan.job, files, paths.storage, connection, observer, verbose)
+        connection()
         concurrent = min(slots if local else plan_concurrency(plan.jobs, nodes_of_cluster(), plan.config.max_concurrent_trials), plan.num_trials)
         from raytrain_nlp.tuning.schedulers import build_scheduler, length_of
 

@@ -24,7 +24,7 @@ from ray.tune import Trainable
 
 from raytrain_nlp.config import load_job
 from raytrain_nlp.config.search_space import SearchSpace, apply_point
-from raytrain_nlp.driver.fit import Fit
+from raytrain_nlp.driver.fit import Fit, load_libraries
 from raytrain_nlp.driver.observer import Observer
 from raytrain_nlp.driver.train import prepare, run_resolved
 from raytrain_nlp.errors import InputError, RaytrainNlpError
@@ -66,6 +66,7 @@ class TrialActor(Trainable):
     """One slot of the sweep: one trial after the other."""
 
     def setup(self, config: dict[str, Any], settings: TrialSettings | None = None) -> None:
+        _load_libraries()
         self._settings, self._slot = settings, Slot(settings.desk) if settings.desk is not None else None
         self._trial = Trial(settings, self.trial_name, config, self._slot)
 
@@ -99,7 +100,7 @@ class Trial(Observer):
         values = apply_point(settings.values, settings.space, point)
         self._job = load_job({**values, "name": name, "storage_path": settings.trials})
         self._paths = RunPaths(settings.trials, self._job.name)
-        self._fit = slot.turn() if slot else Fit(abortable=True)
+        self._fit = slot.turn() if slot else Fit()
         if slot:
             slot.open(self._job, self._paths)
         self._results: queue.Queue[dict[str, Any]] = queue.Queue()
@@ -157,7 +158,7 @@ class Trial(Observer):
         EventLog(self._ready_folder()).write("phase", phase="trial")
         with _one_at_a_time(cache_dir(storage, "sweeps") / "prepare.lock"):  # trials that need other tokens make them once
             files = find_job_files(self._job, storage)
-            resolved = prepare(self._job, files, storage, lambda: None, self)
+            resolved = prepare(self._job, files, storage, None, self)
         self._total_steps = resolved.spec.total_steps
         spec = replace(resolved.spec, storage_path=self._settings.trials, renew_hyperparameters=self._settings.changes)
         if self._pointer:
@@ -193,6 +194,18 @@ class Trial(Observer):
 
     def warn(self, text: str) -> None:
         EventLog(self._paths.events).write("notice", text=text)
+
+
+def _load_libraries() -> None:
+    """What the threads of slot and trial will use: two that import at the same time can find each other's modules half made."""
+    import torch  # noqa: F401
+    import transformers  # noqa: F401
+
+    import raytrain_nlp.driver.inputs
+    import raytrain_nlp.driver.models
+    import raytrain_nlp.driver.resolve  # noqa: F401
+
+    load_libraries()
 
 
 @contextmanager

@@ -10,11 +10,12 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
+from raytrain_nlp.cluster.draining import draining_nodes
 from raytrain_nlp.paths import RunPaths, read_json
-from raytrain_nlp.remote.mirror import delete, refetch
+from raytrain_nlp.remote.mirror import refetch
 from raytrain_nlp.remote.places import remote_of
+from raytrain_nlp.run.handover import ends_after_checkpoint, forget
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.worker.collectives import gather_objects
 
@@ -31,14 +32,15 @@ def noticed(paths: RunPaths, events: EventLog, rank: int) -> Iterator[Callable[[
     if rank:
         yield given.is_set
         return
-    paths.move.unlink(missing_ok=True)
-    delete([paths.move])
+    if not ends_after_checkpoint(paths):  # that one is meant for all workers of this driver
+        forget(paths)
 
     def look() -> None:
         while not over.wait(_POLL_S if remote_of(paths.run) is None else _REMOTE_POLL_S):
             if reason := _asked(paths) or _drained(nodes):
                 given.set()
-                events.write("notice", text=f"{reason}: a checkpoint is committed, and the run goes on from it.")
+                then = "ends" if ends_after_checkpoint(paths) else "goes on from it"
+                events.write("notice", text=f"{reason}: a checkpoint is committed, and the run {then}.")
                 return
 
     thread = threading.Thread(target=look, name="notice", daemon=True)
@@ -68,15 +70,3 @@ def _drained(nodes: list[str | None]) -> str | None:
             left = f" within {max(deadline / 1000 - time.time(), 0):.0f} s" if deadline else ""
             return f"node {node[:8]} of rank {nodes.index(node)} is to go{left}"
     return None
-
-
-def draining_nodes() -> dict[str, int]:
-    """Nodes that have been told to go, with the deadline in milliseconds since the epoch (0 = none)."""
-    import ray
-    from ray._private.state import state
-
-    drained: dict[str, Any] = {}
-    with contextlib.suppress(Exception):  # Ray raises what it likes while its head is away
-        if ray.is_initialized():
-            drained = state.get_draining_nodes()
-    return drained

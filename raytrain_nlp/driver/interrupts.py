@@ -1,0 +1,189 @@
+"""Ctrl-C, SIGTERM and a closed terminal: the first is answered at once and ends things in good order, the second ends everything now.
+
+    signal --wakeup fd--> watcher thread: says the line, asks for a checkpoint where training runs, or kills
+           --Python's handler, in the main thread--> KeyboardInterrupt, where nothing has to be waited for
+
+The watcher answers also while the main thread is in a call of C code, which holds Python's own handler up. It imports nothing,
+and what it calls are the hooks registered here; one that raises is passed over, for the process is ending. It ends with `handled`.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+
+import psutil
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_LOOK_S = 0.5
+_DECISION_S = 5.0
+_LAST_WORDS_S = 2.0
+"""What is registered with `at_once` may take so long altogether."""
+_FIRST = "stopping; Ctrl-C again ends at once."
+_SECOND = "ending at once."
+
+
+class Interrupted(KeyboardInterrupt):
+    """What the first signal raises in the main thread."""
+
+
+class _Watch:
+    def __init__(self) -> None:
+        self.first: int | None = None
+        """The signal that came first."""
+        self._raises = False
+        self._decided = threading.Event()
+        self._raised: weakref.ref[BaseException] | None = None
+        self._own = 0
+        """Signals that the watcher has sent to itself."""
+        self.hooks: list[Callable[[], str | None]] = []
+        self.last_words: list[Callable[[], None]] = []
+        self._read, self._write = socket.socketpair()
+        self._write.setblocking(False)
+        self._over = threading.Event()
+        self._before: dict[int, object] = {}
+
+    def install(self) -> None:
+        taken = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # by nohup, or for a shell's background job
+        self._before = {number: signal.signal(number, self._handle) for number in taken}
+        self._wakeup = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._watch, name="interrupts", daemon=True)
+        self._thread.start()
+
+    def keep(self) -> None:
+        for number in self._before:
+            signal.signal(number, self._handle)
+
+    def remove(self) -> None:
+        self._over.set()
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._write.close()
+        self._thread.join()
+        self._read.close()
+
+    def _handle(self, number: int, frame: object) -> None:
+        self._decided.wait(_DECISION_S)
+        if not self._raises or (self._raised is not None and self._raised() is not None):
+            return
+        error = Interrupted()
+        self._raised = weakref.ref(error)
+        try:
+            raise error
+        finally:
+            del error
+
+    # In the watcher's thread
+
+    def _watch(self) -> None:
+        while not self._over.is_set():
+            ready = select.select([self._read], [], [], _LOOK_S)[0]
+            for number in self._read.recv(64) if ready else b"":
+                self._heard(number)
+            if self._raised is not None and self._raised() is None and not self._over.is_set():
+                self._own += 1  # it was raised where exceptions are thrown away, as in a destructor
+                _thread.interrupt_main()
+
+    def _heard(self, number: int) -> None:
+        if self._own:
+            self._own -= 1
+        elif self.first is None:
+            self.first = number
+            line = next(filter(None, map(_quietly, reversed(self.hooks))), None)
+            self._raises = line is None
+            _say(line or _FIRST)
+            self._decided.set()
+        else:
+            _say(_SECOND)
+            end_now(128 + self.first)
+
+
+_active: _Watch | None = None
+
+
+@contextlib.contextmanager
+def handled() -> Iterator[None]:
+    """While inside, signals are answered as this module says. Inside another of its kind, or outside the main thread, nothing changes."""
+    global _active
+    if _active is not None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    watch = _active = _Watch()
+    watch.install()
+    try:
+        yield
+    finally:
+        _active = None
+        watch.remove()
+
+
+def keep_handlers() -> None:
+    """Take back the handlers that a library has put in place of these (`ray.init()` takes SIGTERM's)."""
+    if _active is not None and threading.current_thread() is threading.main_thread():
+        _active.keep()
+
+
+def exit_code() -> int:
+    """Of a process that a signal ends in good order; 130 for Ctrl-C."""
+    return 128 + ((_active and _active.first) or signal.SIGINT)
+
+
+@contextlib.contextmanager
+def asking(hook: Callable[[], str | None]) -> Iterator[None]:
+    """While inside, the first signal calls `hook`, in the watcher's thread; a line it returns is said, and the main thread goes on to an end
+    it knows itself. None: the main thread is interrupted.
+    """
+    yield from _registered(hook, "hooks")
+
+
+@contextlib.contextmanager
+def at_once(last_word: Callable[[], None]) -> Iterator[None]:
+    """While inside, the second signal calls it before the process ends; for what takes a moment and must not be left undone."""
+    yield from _registered(last_word, "last_words")
+
+
+def _registered(function: Callable[[], object], where: str) -> Iterator[None]:
+    hooks: list[Callable[[], object]] = getattr(_active, where) if _active is not None else []
+    hooks.append(function)
+    try:
+        yield
+    finally:
+        hooks.remove(function)
+
+
+def end_now(code: int) -> None:
+    """End this process and all that it has started, without any `finally` of it."""
+    started = list(_active.last_words) if _active is not None else []
+    threads = [threading.Thread(target=_quietly, args=(last_word,), daemon=True) for last_word in reversed(started)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(_LAST_WORDS_S / len(threads))
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+    os._exit(code)
+
+
+def _quietly(function: Callable[[], str | None]) -> str | None:
+    try:
+        return function()
+    except Exception:  # noqa: BLE001 - the process is ending, whatever this is
+        return None
+
+
+def _say(line: str) -> None:
+    """Over the live line, where there is one; past Python's buffers and their locks, which the main thread may hold."""
+    start = "\r\x1b[K" if sys.stderr is not None and sys.stderr.isatty() else ""
+    with contextlib.suppress(OSError, ValueError):
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{start}{line}\n".encode())

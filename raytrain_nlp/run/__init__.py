@@ -1,0 +1,1 @@
+"""A run's folder, as driver and workers both use it."""
