@@ -64,7 +64,11 @@ class PieceSummary:
     lines: int = 0
     bad: int = 0
     left_out: int = 0
-    """Rows the user's `preprocess` returned None for."""
+    """Rows the user's `preprocess` returned None for, and those of which nothing is learned."""
+    unlearned: int = 0
+    """Of `left_out`, those of which nothing is learned; they are told beside the bad ones."""
+    spread: int = 0
+    """Rows that have become several."""
     labels: dict[str, int] = field(default_factory=dict)
     shards: list[dict[str, Any]] = field(default_factory=list)
     bad_file: str | None = None
@@ -126,10 +130,23 @@ def _shard_columns(piece: Piece, task: Any, tokenizer: Any, spec: PrepareSpec, s
     bad_path = staging / f"bad-{index:06d}.jsonl"
     bad_path.unlink(missing_ok=True)  # of a process that died in this piece
 
+    def tell(line: int, reason: str, text: str, **more: bool) -> None:
+        with bad_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"line": line, "reason": _escaped(reason), "row": _escaped(text), **more}, ensure_ascii=False) + "\n")
+        summary.bad_file = bad_path.name
+
     def encode() -> None:
-        encoded = {"line": [line for line, _ in good], **task.encode([values for _, values in good], tokenizer, spec.lengths)}
-        for name, values in encoded.items():
+        encoded = task.encode_rows([values for _, values in good], tokenizer, spec.lengths)
+        for name, values in {"line": [good[place][0] for place in encoded.rows], **encoded.columns}.items():
             columns.setdefault(name, []).extend(values)
+        for place, reason in encoded.refused.items():
+            tell(good[place][0], reason, _shown(good[place][1]))
+        for place, reason in encoded.unlearned.items():
+            tell(good[place][0], reason, _shown(good[place][1]), left_out=True)
+        summary.bad += len(encoded.refused)
+        summary.left_out += len(encoded.unlearned)
+        summary.unlearned += len(encoded.unlearned)
+        summary.spread += sum(count > 1 for count in Counter(encoded.rows).values())
         good.clear()
 
     preprocess = spec.preprocess.load() if spec.preprocess else None
@@ -145,11 +162,8 @@ def _shard_columns(piece: Piece, task: Any, tokenizer: Any, spec: PrepareSpec, s
             row = Row(row.line, values)
         reason = row.reason if isinstance(row, BadRow) else task.check_row(row.values)
         if reason is not None:
-            text = row.text if isinstance(row, BadRow) else json.dumps(row.values, ensure_ascii=False, default=str)[:500]
-            with bad_path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"line": row.line, "reason": _escaped(reason), "row": _escaped(text)}, ensure_ascii=False) + "\n")
+            tell(row.line, reason, row.text if isinstance(row, BadRow) else _shown(row.values))
             summary.bad += 1
-            summary.bad_file = bad_path.name
             continue
         good.append((row.line, row.values))
         if len(good) == _ENCODE_ROWS:
@@ -159,7 +173,7 @@ def _shard_columns(piece: Piece, task: Any, tokenizer: Any, spec: PrepareSpec, s
             columns.clear()
     if good:
         encode()
-    if columns:
+    if columns.get("line"):
         yield columns
 
 
@@ -173,6 +187,10 @@ def apply_preprocess(preprocess: Preprocess, row: Row, path: str) -> dict[str, A
     if values is not None and not isinstance(values, dict):
         raise InputError(Problem("trainer.preprocess", f"returned {type(values).__name__}, not a dict or None", "Return the row."))
     return values
+
+
+def _shown(values: dict[str, Any]) -> str:
+    return json.dumps(values, ensure_ascii=False, default=str)[:500]
 
 
 def _escaped(text: str) -> str:

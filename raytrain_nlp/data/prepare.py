@@ -104,7 +104,7 @@ def _commit(staging: Path, summaries: list[PieceSummary], lines: dict[str, int])
     lines_before = Counter(lines)
     shards: list[dict[str, Any]] = []
     labels: Counter[str] = Counter()
-    bad_rows = left_out = 0
+    bad_rows = left_out = unlearned = spread = 0
     with (staging / QUARANTINE).open("w", encoding="utf-8", errors="backslashreplace") as quarantine:
         for summary in summaries:
             first_line = lines_before[summary.path] + 1
@@ -120,10 +120,13 @@ def _commit(staging: Path, summaries: list[PieceSummary], lines: dict[str, int])
             labels.update(summary.labels)
             bad_rows += summary.bad
             left_out += summary.left_out
+            unlearned += summary.unlearned
+            spread += summary.spread
     rows = sum(shard["rows"] for shard in shards)
     _join_lengths(staging, shards, rows)
     tokens = sum(shard["tokens"] for shard in shards)
     manifest = {"format": FORMAT, "rows": rows, "bad_rows": bad_rows, "left_out": left_out, "tokens": tokens, "labels": dict(labels), "shards": shards}
+    manifest |= {"unlearned": unlearned, "spread": spread}
     manifest["lines"] = {path: lines_before[path] for path in {summary.path for summary in summaries}}
     write_json(staging / MANIFEST, manifest)
     return manifest
@@ -146,17 +149,27 @@ def _join_lengths(staging: Path, shards: list[dict[str, Any]], rows: int) -> Non
 
 def _check_rows(manifest: dict[str, Any], spec: PrepareSpec, where: str, staging: Path) -> None:
     total, bad = manifest["rows"] + manifest["bad_rows"], manifest["bad_rows"]
+    if not total and manifest["unlearned"]:
+        todo = "Raise data.max_length, or give rows with shorter prompts."
+        raise InputError(Problem(where, f"nothing is learned of any row; the first: {first_told(staging, left_out=True)}", todo))
     if not total:
         raise InputError(Problem(where, "has no rows", "Give a file with rows."))
     too_many = bad / total > spec.max_bad_rows if spec.max_bad_rows < 1 else bad > spec.max_bad_rows
     if too_many or not manifest["rows"]:
-        with (staging / QUARANTINE).open(encoding="utf-8") as file:
-            first = json.loads(next(file))
         raise InputError(
             Problem(
                 where,
                 f"{bad} of {total} rows are bad, more than data.max_bad_rows ({spec.max_bad_rows:g}); the first: "
-                f"{first['source']}:{first['line']}: {first['reason']}",
+                f"{first_told(staging)}",
                 "Mend the rows, or raise data.max_bad_rows.",
             )
         )
+
+
+def first_told(folder: Path, left_out: bool = False) -> str:
+    """`source:line: reason` of the first bad row in the quarantine of a folder of tokens, or of the first of which nothing is learned."""
+    with (folder / QUARANTINE).open(encoding="utf-8") as file:
+        for told in map(json.loads, file):
+            if told.get("left_out", False) == left_out:
+                return f"{told['source']}:{told['line']}: {told['reason']}"
+    return ""

@@ -134,7 +134,7 @@ def _resolve(
     from raytrain_nlp.driver.inputs import find_split_files
     from raytrain_nlp.driver.label_names import check_declared
     from raytrain_nlp.driver.labels import find_known_rows
-    from raytrain_nlp.driver.resolve import SMALL_BYTES, build_context, build_split
+    from raytrain_nlp.driver.resolve import SMALL_BYTES, build_context, build_split, tell_store
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
     from raytrain_nlp.tasks import build_task
     from raytrain_nlp.user_code import UserObject
@@ -159,6 +159,8 @@ def _resolve(
         return map_on_cluster(function, items)
 
     store = TokenStore(prepare_tokens(files, prepare, cache_dir(run.storage, "tokens") / prepare.key(files), map_pieces, "--data"))
+    for note in tell_store(store, "--data"):
+        observer.warn(note)
     rows_file, unseen = find_known_rows(store, run.labels, job.data.max_bad_rows)
     rows = min(store.num_rows - len(unseen), job.data.max_validation_rows or store.num_rows)
     validation = build_split(job, store, rows_file, build_context(load_tokenizer(str(tokenizer_dir)), run.labels), "validation", rows)
@@ -173,7 +175,7 @@ def _resolve(
         job=public_values(_on_base(job, run)), storage_path=str(paths.storage), name=paths.run.name, weights=str(folder), tokenizer_dir=str(tokenizer_dir),
         labels=run.labels, validation=validation, eval_steps=Split(validation).plan.steps_per_epoch, code_folder=os.getcwd(), keep_rows=keep_rows,
     )  # fmt: skip
-    return spec, bad, str(store.folder / QUARANTINE) if store.manifest["bad_rows"] else None
+    return spec, bad, str(store.folder / QUARANTINE) if store.manifest["bad_rows"] + store.manifest["unlearned"] else None
 
 
 def _on_base(job: TrainJob, run: Run) -> TrainJob:

@@ -144,7 +144,7 @@ def _data(names: list[str], runs: list[Run]) -> tuple[list[str], list[list[str]]
             source = public_values(run.job)["data"].get(split)
             if source:
                 rows.append([name, split, str(source), *("" if count is None else f"{count:,}" for count in counts), tokens])
-    return ["run", "split", "source", "rows used", "in quarantine", "left out by preprocess", "tokens of a row, median"], rows
+    return ["run", "split", "source", "rows used", "in quarantine", "left out", "tokens of a row, median"], rows
 
 
 def _sweep(sweep: SweepPaths) -> list[str]:

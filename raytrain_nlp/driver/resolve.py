@@ -20,7 +20,7 @@ from raytrain_nlp.config import TrainJob, public_values
 from raytrain_nlp.data.packing import Blocks, build_blocks
 from raytrain_nlp.data.pieces import PrepareSpec
 from raytrain_nlp.data.plan import PlanSpec
-from raytrain_nlp.data.prepare import QUARANTINE, MapPieces, find_tokens, prepare_tokens
+from raytrain_nlp.data.prepare import QUARANTINE, MapPieces, find_tokens, first_told, prepare_tokens
 from raytrain_nlp.data.shards import MANIFEST, TokenStore
 from raytrain_nlp.data.sources import SourceFile
 from raytrain_nlp.data.split import Split, SplitSpec
@@ -55,7 +55,7 @@ class Resolved:
     rows: dict[str, int]
     """Rows used, for each split; blocks, where the task packs."""
     left_out: dict[str, int]
-    """Rows the user's `preprocess` left out."""
+    """Rows the user's `preprocess` left out, and those of which nothing is learned."""
     bad_rows: dict[str, int]
     tokenized_rows: int
     """Rows tokenized now, not found in the cache."""
@@ -154,18 +154,18 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
         dropped_rows=dropped,
         majority_accuracy=majority_accuracy(Split(validation)) if validation and task.single_class else None,
         quarantine=[
-            (split, found.folder / QUARANTINE if found.manifest["bad_rows"] else None, unseen if split == "validation" else [])
+            (split, found.folder / QUARANTINE if found.manifest["bad_rows"] + found.manifest["unlearned"] else None, unseen if split == "validation" else [])
             for split, found in stores.items()
         ],
         windows=windows,
-        notes=notes + told,
+        notes=notes + told + [note for split, found in stores.items() for note in tell_store(found, f"data.{split}")],
     )
 
 
 def write_quarantine(resolved: Resolved, path: Path) -> None:
     """All rows left out of the run, one JSON object a line: split, source, line, reason, row."""
     path.unlink(missing_ok=True)  # of the driver before this one
-    if not any(resolved.bad_rows.values()):
+    if not any(file or unseen for _, file, unseen in resolved.quarantine):
         return
     with replacing(path, errors="backslashreplace") as out:  # a lone surrogate then is a JSON escape
         for split, file, unseen in resolved.quarantine:
@@ -189,6 +189,18 @@ def _window_preparer(job: TrainJob, files: list[SourceFile], prepare: PrepareSpe
 
 
 # Plan
+
+
+def tell_store(store: TokenStore, where: str) -> list[str]:
+    """What the user should know of rows that are left out, or have become several."""
+    manifest, notes = store.manifest, []
+    if count := manifest["unlearned"]:
+        first = first_told(store.folder, left_out=True)
+        notes.append(f"{where}: {count:,} of {manifest['rows'] + count:,} rows are left out, nothing of them is learned; the first: {first}")
+    if count := manifest["spread"]:
+        what = f"the chat template renders earlier turns of the assistant otherwise than the last one: {count:,} chats are a row for each such turn"
+        notes.append(f"{where}: {what}, {manifest['rows']:,} rows in all.")
+    return notes
 
 
 def _count_steps(train: SplitSpec) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from raytrain_nlp.data.packing import build_blocks
 from raytrain_nlp.data.pieces import PrepareSpec
-from raytrain_nlp.data.prepare import QUARANTINE, MapPieces, find_tokens, prepare_pieces
+from raytrain_nlp.data.prepare import QUARANTINE, MapPieces, find_tokens, first_told, prepare_pieces
 from raytrain_nlp.data.shards import TokenStore
 from raytrain_nlp.data.sources import Piece
 from raytrain_nlp.data.split import Split
@@ -127,9 +127,7 @@ class WindowPreparer:
         total = self._read + manifest["rows"] + manifest["bad_rows"]
         judged = most >= 1 or total >= _JUDGED_ROWS or self._next == self.spec.count - 1
         if judged and bad > (most if most >= 1 else most * total):
-            with (folder / QUARANTINE).open(encoding="utf-8") as file:
-                last = json.loads(next(file, "null"))
-            shown = f"; one of them: {last['source']}:{last['line']}: {last['reason']}" if last else ""
+            shown = f"; one of them: {told}" if (told := first_told(folder)) else ""
             what = f"{bad} of {total} rows so far are bad, more than data.max_bad_rows ({most:g}){shown}"
             raise InputError(Problem("data.train", what, "Mend the rows, or raise data.max_bad_rows."))
 

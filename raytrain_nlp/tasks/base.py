@@ -7,7 +7,7 @@ the rest in the workers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,6 +27,20 @@ class Lengths:
 
     source: int | None
     target: int | None = None
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What rows of data become."""
+
+    columns: Columns
+    """Token columns."""
+    rows: list[int]
+    """Of each encoded row, the place of the row it is made of: none, one or several are made of each, in order."""
+    refused: dict[int, str] = field(default_factory=dict)
+    """Bad rows: place and reason."""
+    unlearned: dict[int, str] = field(default_factory=dict)
+    """Rows that are left out, because no token of theirs is learned: place and reason."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +125,9 @@ class Task(Protocol):
     def encode(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Columns:
         """Good rows to token columns; `input_ids` is the column lengths are taken from."""
 
+    def encode_rows(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Encoded:
+        """`encode`, and what cannot be encoded or would teach nothing."""
+
     def classes(self, columns: Columns) -> Iterable[str]:
         """The classes in encoded rows, one for each time it occurs; nothing where `label_column` is None."""
 
@@ -179,6 +196,23 @@ class TaskDefaults:
     def lengths(self, max_length: int, split: str) -> Lengths:
         return Lengths(max_length)
 
+    def encode_rows(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Encoded:
+        """A row that the tokenizer or its template takes for wrong is a bad row by itself."""
+        try:
+            return self.encoded(rows, tokenizer, lengths)
+        except Exception as error:  # noqa: BLE001 - a template raises whatever it likes
+            if len(rows) == 1:
+                return Encoded({}, [], {0: self.refusal(error)})
+            return join_encoded([self.encode_rows([row], tokenizer, lengths) for row in rows])
+
+    def encoded(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Encoded:
+        """`encode`, a row of tokens for each row."""
+        return Encoded(self.encode(rows, tokenizer, lengths), list(range(len(rows))))
+
+    def refusal(self, error: Exception) -> str:
+        """Why a row cannot be encoded, of what was raised."""
+        return f"cannot be tokenized ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+
     def classes(self, columns: Columns) -> Iterable[str]:
         return ()
 
@@ -218,6 +252,17 @@ class TaskDefaults:
         if "token_type_ids" in columns and "token_type_ids" in context.model_inputs:
             batch["token_type_ids"] = pad(columns["token_type_ids"], context.pad_token_type_id, side).astype(np.int8)
         return batch
+
+
+def join_encoded(parts: list[Encoded]) -> Encoded:
+    """What single rows became, as what all of them became."""
+    columns: Columns = {}
+    for part in parts:
+        for name, values in part.columns.items():
+            columns.setdefault(name, []).extend(values)
+    rows = [place for place, part in enumerate(parts) for _ in part.rows]
+    told = ({place: reason for place, part in enumerate(parts) for reason in of(part).values()} for of in (lambda part: part.refused, lambda part: part.unlearned))
+    return Encoded(columns, rows, *told)
 
 
 def check_text(values: dict[str, Any], column: str) -> str | None:

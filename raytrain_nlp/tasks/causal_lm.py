@@ -11,7 +11,21 @@ import numpy as np
 
 from raytrain_nlp.config.language import CausalLm
 from raytrain_nlp.tasks import chat
-from raytrain_nlp.tasks.base import IGNORED, CollateContext, Columns, Lengths, Metrics, Packing, Place, TaskDefaults, attention_mask, check_text, pad, unicode_text
+from raytrain_nlp.tasks.base import (
+    IGNORED,
+    CollateContext,
+    Columns,
+    Encoded,
+    Lengths,
+    Metrics,
+    Packing,
+    Place,
+    TaskDefaults,
+    attention_mask,
+    check_text,
+    pad,
+    unicode_text,
+)
 
 _MAX_EXPONENT = 700
 
@@ -67,17 +81,43 @@ class CausalLmTask(TaskDefaults):
 
     # Tokens. `targets` (int8) says of each token whether it is learned; absent where all are.
 
+    def encode_rows(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Encoded:
+        """Without the rows of which nothing is learned: an answer that was cut off leaves a row of loss 0."""
+        encoded = super().encode_rows(rows, tokenizer, lengths)
+        if lengths.source is None:  # packed: nothing is cut
+            return encoded
+        columns = encoded.columns
+        learned = [any(row[1:]) for row in columns["targets"]] if "targets" in columns else [len(row) > 1 for row in columns.get("input_ids", [])]
+        kept = [place for place, row in enumerate(learned) if row]
+        left = {encoded.rows[place] for place in kept}
+        reasons = {row: self._unlearned(encoded, row, lengths.source) for row in dict.fromkeys(encoded.rows) if row not in left}
+        columns = {name: [values[place] for place in kept] for name, values in columns.items()}
+        return Encoded(columns, [encoded.rows[place] for place in kept], encoded.refused, reasons)
+
+    def _unlearned(self, encoded: Encoded, row: int, length: int) -> str:
+        longest = max(len(ids) for ids, of in zip(encoded.columns["input_ids"], encoded.rows, strict=True) if of == row)
+        what = "the answer begins" if "targets" in encoded.columns else "what is to be predicted lies"
+        return f"{what} behind the first {length} tokens (data.max_length)" if longest >= length else "it has no token to learn"
+
+    def refusal(self, error: Exception) -> str:
+        return chat.refusal(error) if self.kind == "messages" else super().refusal(error)
+
     def encode(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Columns:
+        return self.encoded(rows, tokenizer, lengths).columns
+
+    def encoded(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Encoded:
+        """A chat may become several rows of tokens."""
         if self.kind == "text":
             texts = [unicode_text(row[self.columns[0]]) for row in rows]
             ids = tokenizer(texts, truncation=lengths.source is not None, max_length=lengths.source, return_attention_mask=False)["input_ids"]
-            return {"input_ids": [self._ended(row, tokenizer, lengths) for row in ids]}
-        pairs = self._encode_messages(rows, tokenizer) if self.kind == "messages" else self._encode_completions(rows, tokenizer)
-        ids, targets = ([row[i][: lengths.source] for row in pairs] for i in (0, 1))
-        return {"input_ids": ids, "targets": targets} if self.config.completion_only_loss else {"input_ids": ids}
-
-    def _encode_messages(self, rows: list[dict[str, Any]], tokenizer: Any) -> list[tuple[list[int], list[int]]]:
-        return [chat.encode_messages(row[self.columns[0]], tokenizer) for row in rows]
+            return Encoded({"input_ids": [self._ended(row, tokenizer, lengths) for row in ids]}, list(range(len(rows))))
+        if self.kind == "messages":
+            made = [chat.encode_messages(row[self.columns[0]], tokenizer, self.config.completion_only_loss) for row in rows]
+        else:
+            made = [[pair] for pair in self._encode_completions(rows, tokenizer)]
+        ids, targets = ([pair[i][: lengths.source] for pairs in made for pair in pairs] for i in (0, 1))
+        columns = {"input_ids": ids, "targets": targets} if self.config.completion_only_loss else {"input_ids": ids}
+        return Encoded(columns, [place for place, pairs in enumerate(made) for _ in pairs])
 
     def _encode_completions(self, rows: list[dict[str, Any]], tokenizer: Any) -> list[tuple[list[int], list[int]]]:
         """Prompt and completion are tokenized apart, so that no token stands on both sides of the border."""

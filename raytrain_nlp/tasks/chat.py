@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 from raytrain_nlp.tasks.base import unicode_text
+
+_MARKED = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
 def check_messages(values: dict[str, Any], column: str, answered: bool = True) -> str | None:
@@ -32,24 +35,57 @@ def encode_question(messages: list[dict[str, Any]], tokenizer: Any) -> list[int]
     return _tokens(tokenizer, [{**message, "content": unicode_text(message["content"])} for message in messages], add_generation_prompt=True)
 
 
-def encode_messages(messages: list[dict[str, Any]], tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Tokens of a chat, and 1 for each token the assistant has to produce: its words and what ends its turn.
+def encode_messages(messages: list[dict[str, Any]], tokenizer: Any, answers_only: bool = True) -> list[tuple[list[int], list[int]]]:
+    """The rows a chat becomes: tokens, and 1 for each token the assistant has to produce, which are its words and what ends its turn.
 
-    Templates that mark generation themselves (`{% generation %}`) are asked; for others the chat up to each turn of the
-    assistant is rendered with and without that turn, and what is new belongs to it.
+    Templates that mark generation themselves (`{% generation %}`) are asked, and give one row. For others the chat up to each turn
+    of the assistant is rendered with and without that turn, and what is new belongs to it. A turn that a template renders otherwise
+    once more turns follow (those of reasoning models drop what was thought, some move the system's words) is learned as it is
+    rendered when it is the last one: in a row of its own, which ends with it. Without `answers_only` all of a chat is learned, as one
+    row. Raises what the template raises.
     """
     messages = [{**copy.copy(message), "content": unicode_text(message["content"])} for message in messages]
-    if "generation %}" in tokenizer.chat_template or "generation -%}" in tokenizer.chat_template:
+    if _MARKED.search(_template_of(tokenizer)):
         made = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
-        return list(made["input_ids"]), list(made["assistant_masks"])
+        return [(list(made["input_ids"]), list(made["assistant_masks"]))]
     ids = _tokens(tokenizer, messages)
-    targets = [0] * len(ids)
+    if not answers_only:
+        return [(ids, [1] * len(ids))]
+    whole, rows, tail = (ids, [0] * len(ids)), [], None
     for i, message in enumerate(messages):
-        if message["role"] == "assistant":
-            start = _common(_tokens(tokenizer, messages[:i], add_generation_prompt=True), ids)
-            stop = _common(_tokens(tokenizer, messages[: i + 1]), ids)
-            targets[start:stop] = [1] * (stop - start)
-    return ids, targets
+        if message["role"] != "assistant":
+            continue
+        prompt, turn = _tokens(tokenizer, messages[:i], add_generation_prompt=True), _tokens(tokenizer, messages[: i + 1])
+        stop = _common(turn, ids)
+        if stop < len(turn) and tail is None:
+            tail = _tail(tokenizer)
+        if stop >= len(turn) - (tail or 0):
+            start = _common(prompt, ids)
+            whole[1][start:stop] = [1] * (stop - start)
+        else:
+            start = _common(prompt, turn)
+            rows.append((turn, [0] * start + [1] * (len(turn) - start)))
+    return [*rows, whole] if any(whole[1]) else rows or [whole]
+
+
+def refusal(error: Exception) -> str:
+    """Why a template takes no chat, of what it raised."""
+    reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+    return f"the chat template refuses it ({reason})"
+
+
+def _template_of(tokenizer: Any) -> str:
+    template = tokenizer.chat_template
+    return template if isinstance(template, str) else "".join(map(str, template.values())) if isinstance(template, dict) else ""
+
+
+def _tail(tokenizer: Any) -> int:
+    """How many tokens a template may put behind the words of the last turn, which stand there only as long as it is the last one."""
+    try:
+        one, other = (_tokens(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": word}])[::-1] for word in ("b", "c"))
+    except Exception:  # noqa: BLE001 - a template that takes no chat as short as this
+        return 1
+    return _common(one, other)
 
 
 def _tokens(tokenizer: Any, messages: list[dict[str, Any]], **kwargs: Any) -> list[int]:

@@ -26,7 +26,7 @@ from raytrain_nlp.data.sources import Piece
 from raytrain_nlp.failures import told_plainly
 from raytrain_nlp.remote.mirror import fetch_tree
 from raytrain_nlp.tasks import build_task
-from raytrain_nlp.tasks.base import CollateContext, Lengths
+from raytrain_nlp.tasks.base import CollateContext, Columns, Lengths
 from raytrain_nlp.user_code import UserObject, describe
 from raytrain_nlp.worker.device import settle_device
 
@@ -116,10 +116,10 @@ class Predictor:
 
         found: list[dict[str, Any] | None] = [None] * len(rows)
         inputs, errors = self._checked(rows)
+        columns = self._encoded(inputs, errors)
         good = [i for i, error in enumerate(errors) if error is None]
         if not good:
             return found, errors
-        columns = self._task.encode_inputs([inputs[i] for i in good], self._tokenizer, self._lengths)
         tokens = {key: [np.asarray(row, dtype=np.int32) for row in column] for key, column in columns.items()}
         order = np.argsort([-len(row) for row in tokens["input_ids"]], kind="stable")  # batches of rows of like length
         for start in range(0, len(order), self._spec.batch_rows):
@@ -131,6 +131,20 @@ class Predictor:
             for i, result in zip(chosen, results, strict=True):
                 found[good[i]] = result
         return found, errors
+
+    def _encoded(self, inputs: list[Any], errors: list[str | None]) -> Columns:
+        """Token columns of the rows without an error. One that the tokenizer or its template does not take gets its error here."""
+        good = [i for i, error in enumerate(errors) if error is None]
+        try:
+            return self._task.encode_inputs([inputs[i] for i in good], self._tokenizer, self._lengths) if good else {}
+        except Exception:  # noqa: BLE001 - a template raises whatever it likes: each row by itself says which it was
+            for i in good:
+                try:
+                    self._task.encode_inputs([inputs[i]], self._tokenizer, self._lengths)
+                except Exception as error:  # noqa: BLE001
+                    errors[i] = self._task.refusal(error)
+            good = [i for i in good if errors[i] is None]
+            return self._task.encode_inputs([inputs[i] for i in good], self._tokenizer, self._lengths) if good else {}
 
     def _checked(self, rows: list[dict[str, Any]]) -> tuple[list[Any], list[str | None]]:
         """Rows as the task reads them, and why one cannot be read."""
