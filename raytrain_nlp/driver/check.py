@@ -16,6 +16,7 @@ from raytrain_nlp.data.split import Split
 from raytrain_nlp.devices import hidden_gpus
 from raytrain_nlp.driver.cluster import Connection, check_workers, connect_ahead
 from raytrain_nlp.driver.cluster_file import plan_nodes
+from raytrain_nlp.driver.interrupts import stoppable
 from raytrain_nlp.driver.observer import Observer
 from raytrain_nlp.driver.record import check_storage
 from raytrain_nlp.driver.sizes import parse_bytes, process_measured
@@ -87,6 +88,7 @@ class CheckReport:
         }
 
 
+@stoppable("stopped. Nothing was started; run it again.")
 def check(
     job: JobSource,
     *,

@@ -14,6 +14,7 @@ from raytrain_nlp.config import TrainJob, load_job, public_values
 from raytrain_nlp.config.data import sources_of
 from raytrain_nlp.driver.cluster import Connection, check_workers, connect_ahead
 from raytrain_nlp.driver.fit import Fit
+from raytrain_nlp.driver.interrupts import stoppable
 from raytrain_nlp.driver.mapping import map_on_cluster
 from raytrain_nlp.driver.observer import Observer, followed
 from raytrain_nlp.driver.runs import Run, Weights, find_run, find_weights
@@ -48,6 +49,7 @@ class EvaluateResult:
         return asdict(self)
 
 
+@stoppable("stopped. Run it again.")
 def evaluate(
     run: str | Path,
     *,

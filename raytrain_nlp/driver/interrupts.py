@@ -3,14 +3,15 @@
     signal --wakeup fd--> watcher thread: says the line, asks for a checkpoint where training runs, or kills
            --Python's handler, in the main thread--> KeyboardInterrupt, where nothing has to be waited for
 
-The watcher answers also while the main thread is in a call of C code, which holds Python's own handler up. It imports nothing,
-and what it calls are the hooks registered here; one that raises is passed over, for the process is ending. It ends with `handled`.
+The watcher answers also while the main thread is in a call of C code, which holds Python's own handler up. It imports nothing but psutil,
+at the very end, and what it calls are the hooks registered here; one that raises is passed over, for the process is ending. It ends with `handled`.
 """
 
 from __future__ import annotations
 
 import _thread
 import contextlib
+import functools
 import os
 import select
 import signal
@@ -19,9 +20,11 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
 
-import psutil
+from raytrain_nlp.errors import Stopped
 
+P, T = ParamSpec("P"), TypeVar("T")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOOK_S = 0.5
 _DECISION_S = 5.0
@@ -126,6 +129,23 @@ def handled() -> Iterator[None]:
         watch.remove()
 
 
+def stoppable(line: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """A function that is run while signals are `handled`, and raises `Stopped` with this line where it was interrupted."""
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> T:
+            with handled():
+                try:
+                    return function(*args, **kwargs)
+                except KeyboardInterrupt:
+                    raise Stopped(line) from None
+
+        return run
+
+    return decorate
+
+
 def keep_handlers() -> None:
     """Take back the handlers that a library has put in place of these (`ray.init()` takes SIGTERM's)."""
     if _active is not None and threading.current_thread() is threading.main_thread():
@@ -168,6 +188,8 @@ def end_now(code: int) -> None:
         thread.start()
     for thread in threads:
         thread.join(_LAST_WORDS_S / len(threads))
+    import psutil
+
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):

@@ -15,6 +15,7 @@ from typing import Any
 from raytrain_nlp.config import TrainJob, load_job, public_values
 from raytrain_nlp.devices import WITHOUT_GPU
 from raytrain_nlp.driver.cluster import check_workers, connect_ahead, owns_ray
+from raytrain_nlp.driver.interrupts import stoppable
 from raytrain_nlp.driver.observer import Observer
 from raytrain_nlp.driver.runs import Run, Weights, find_run, find_weights
 from raytrain_nlp.errors import InputError, Problem, RunError
@@ -48,6 +49,7 @@ class PredictResult:
         return asdict(self)
 
 
+@stoppable("stopped. What is done is kept; run it again to continue.")
 def predict(
     run: str | Path,
     input: str | list[str],

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from raytrain_nlp.config import TrainJob, dump_job, load_job, public_values
 from raytrain_nlp.config.load import JobSource
-from raytrain_nlp.driver import interrupts
 from raytrain_nlp.driver.cluster import Connection, check_workers, connect_ahead
 from raytrain_nlp.driver.elastic import ElasticFit
 from raytrain_nlp.driver.fit import Fit, has_moved, load_libraries
+from raytrain_nlp.driver.interrupts import stoppable
 from raytrain_nlp.driver.mapping import map_beside_training, map_on_cluster
 from raytrain_nlp.driver.observer import Observer, followed
 from raytrain_nlp.driver.record import RunRecord, check_data, check_name, check_storage, flatten, open_run
 from raytrain_nlp.driver.shared import arrived, carried
 from raytrain_nlp.driver.stopping import stopped, stops_at_checkpoint
-from raytrain_nlp.errors import InputError, Stopped
+from raytrain_nlp.errors import InputError
 from raytrain_nlp.files import replacing
 from raytrain_nlp.paths import RunPaths, read_json
 from raytrain_nlp.remote.mirror import delete
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from raytrain_nlp.driver.resolve import Resolved
 
 
-_STATUS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
+STATUS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
 """MLflow's words for how a run ended, and those of its record."""
 
 
@@ -72,6 +72,7 @@ class TrainResult:
         return asdict(self)
 
 
+@stoppable("stopped before the workers started. Run the same command again.")
 def train(
     job: JobSource,
     *,
@@ -94,14 +95,6 @@ def train(
         RunError: the run failed. What was committed can be resumed.
     """
     observer = observer or Observer()
-    with interrupts.handled():
-        try:
-            return _start(job, overrides, resume, overwrite, verbose, observer)
-        except KeyboardInterrupt:
-            raise Stopped("stopped before the workers started. Run the same command again.") from None
-
-
-def _start(job: JobSource, overrides: Iterable[str], resume: bool, overwrite: bool, verbose: bool, observer: Observer) -> TrainResult:
     job = load_job(job, overrides)
     paths = RunPaths(local_folder(job.storage_path), job.name)
     problems = check_storage(job) + check_workers(job)
@@ -186,7 +179,7 @@ def run_resolved(
             fit = fit or (ElasticFit if job.workers.elastic else Fit)(say=observer.stage)
             return _run(job, resolved, paths, record, observer, job_text, tracked, fit, flush)
         except KeyboardInterrupt:
-            record.update(status=_STATUS["KILLED"])
+            record.update(status=STATUS["KILLED"])
             raise stopped(paths) from None
 
 
@@ -252,7 +245,7 @@ class _Tracking:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         status = "FINISHED" if kind is None else "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
-        self._record.update(status=_STATUS[status])
+        self._record.update(status=STATUS[status])
         for one in filter(None, [self._tracker, *self._mirrors]):
             one.close(status)
         if self._tracker:
@@ -260,7 +253,7 @@ class _Tracking:
 
     def end_at_once(self) -> None:
         """In another thread, a moment before the process ends."""
-        self._record.update(status=_STATUS["KILLED"])
+        self._record.update(status=STATUS["KILLED"])
         if self._tracker:
             self._tracker.end_at_once("KILLED")
 

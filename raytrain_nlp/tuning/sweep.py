@@ -9,11 +9,12 @@ from typing import Any
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.config.sweep import Sweep, SweepSource, load_sweep
 from raytrain_nlp.driver.cluster import check_workers, connect_ahead, environment, is_local
+from raytrain_nlp.driver.interrupts import at_once, stoppable
 from raytrain_nlp.driver.nodes import need_of, nodes_of_cluster
 from raytrain_nlp.driver.record import RunRecord, check_storage, open_run
 from raytrain_nlp.driver.shared import arrived, carried
-from raytrain_nlp.driver.train import prepare
-from raytrain_nlp.errors import InputError, Problem, RunError
+from raytrain_nlp.driver.train import STATUS, prepare
+from raytrain_nlp.errors import InputError, Problem, RunError, Stopped
 from raytrain_nlp.paths import SweepPaths
 from raytrain_nlp.remote.mirror import push_tree
 from raytrain_nlp.remote.places import is_remote, local_folder, shown
@@ -29,6 +30,7 @@ _LOCAL_RAY = {"RAY_worker_maximum_startup_concurrency": "16"}
 """Processes are forked, not booted: many at once cost little. Ray would also warn of more than four times its default."""
 
 
+@stoppable("stopped before the trials started. Run the same command again.")
 def sweep(
     job: SweepSource,
     *,
@@ -96,17 +98,23 @@ def _run(
     record.update(tokenized_rows=record.values.get("tokenized_rows", 0) + resolved.tokenized_rows)
     observer.begin(plan, concurrent)
     status, best, artifacts = "FAILED", None, []
+
+    def end_at_once() -> None:
+        record.update(status=STATUS["KILLED"])
+        tree.end_at_once("KILLED")
+
     try:
         try:
-            run_trials(plan, paths, book, study, tree, concurrent, scheduler, observer, verbose)
+            with at_once(end_at_once):
+                run_trials(plan, paths, book, study, tree, concurrent, scheduler, observer, verbose)
         except KeyboardInterrupt:
             status = "KILLED"
-            raise RunError(f"stopped. Continue with --resume; the trials are in {shown(paths.trials)}.") from None
+            raise Stopped(f"stopped. Continue with --resume; the trials are in {shown(paths.trials)}.") from None
         best = book.best(config.metric, config.mode)
         artifacts = _leave(plan, paths, book, study, best, observer)
         status = _judge(plan, book, best)
     finally:
-        record.update(status=status.lower())
+        record.update(status=STATUS[status])
         run_id = tree.close(status, best, [path for path in artifacts if path.exists()])
     version = register_best(plan, paths, best, observer.warn) if config.register_model else None
     rows = table_of(plan, book)

@@ -72,6 +72,14 @@ class Tree:
         self._parent.close(status)
         return self.run_id
 
+    def end_at_once(self, status: str) -> None:
+        """For a process that is about to end: the parent and its trials by now, waiting a moment only."""
+        trackers = [*self._children.values(), self._parent]
+        for tracker in trackers:
+            tracker.finish(status)
+        for tracker in trackers:
+            tracker.end_at_once(status)
+
     def _child(self, record: TrialRecord) -> Tracker:
         paths = self._paths.trial(record.number)
         job = load_job({**self._sweep.trial_values(record.params), "name": record.name, "storage_path": str(self._paths.trials)})

@@ -1,0 +1,17 @@
+"""What the command `raytrain-nlp` starts: ready for a Ctrl-C before anything that takes time is imported."""
+
+from __future__ import annotations
+
+import sys
+
+from raytrain_nlp.driver import interrupts
+
+
+def main() -> None:
+    with interrupts.handled():
+        try:
+            from raytrain_nlp.cli.main import main as run
+        except KeyboardInterrupt:
+            print("stopped.", file=sys.stderr)
+            sys.exit(interrupts.exit_code())
+        run()
