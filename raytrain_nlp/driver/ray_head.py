@@ -142,7 +142,7 @@ def _patient(node: Any, get_node: Callable[..., Any]) -> Callable[..., Any]:
         end = time.monotonic() + _START_S
         while True:
             try:
-                return get_node(*args, **{**kwargs, "timeout_s": 3.0})
+                return get_node(*args, **kwargs)
             except RuntimeError:
                 if node.dead_processes() or time.monotonic() > end:
                     raise
