@@ -122,6 +122,7 @@ def apply_deepspeed_config(config: dict[str, Any], values: dict[str, Any], num_w
     for i, name in enumerate(("adam_beta1", "adam_beta2")):
         if isinstance(betas, list) and len(betas) == 2 and values.setdefault(name, betas[i]) != betas[i]:
             problems.append(_contradiction("optimizer.params.betas", betas[i], f"training.{name}", values[name]))
+    problems += _made_twice(config, values)
     total = config.get("train_batch_size", "auto")
     parts = values.get("gradient_accumulation_steps", 1) * num_workers
     if isinstance(total, int) and "per_device_train_batch_size" not in values and total % parts == 0:
@@ -130,6 +131,20 @@ def apply_deepspeed_config(config: dict[str, Any], values: dict[str, Any], num_w
         product = f"{values.get('per_device_train_batch_size', 8)} x {values.get('gradient_accumulation_steps', 1)} x {num_workers}"
         what = "per_device_train_batch_size x gradient_accumulation_steps x num_workers"
         problems.append(_contradiction("train_batch_size", total, what, product))
+    return problems
+
+
+def _made_twice(config: dict[str, Any], values: dict[str, Any]) -> list[Problem]:
+    """The configuration's optimizer or scheduler goes before the job's, which `transformers` would leave unread."""
+    problems = []
+    for section, names, same in (
+        ("optimizer", ("optim", "optim_args", "optim_target_modules"), {"adamw": ("adamw_torch", "adamw_torch_fused"), "adam": ("adamw_torch", "adamw_torch_fused")}),
+        ("scheduler", ("lr_scheduler_type", "lr_scheduler_kwargs"), {"warmuplr": ("constant_with_warmup",), "warmupdecaylr": ("linear",), "warmupcosinelr": ("cosine",)}),
+    ):
+        kind = str(_find(config, f"{section}.type"))
+        for name in names:
+            if section in config and name in values and values[name] not in same.get(kind.lower(), ()):
+                problems.append(Problem(f"deepspeed.config.{section}", f"goes before training.{name} ({kind} and {values[name]})", "Remove one of them."))
     return problems
 
 

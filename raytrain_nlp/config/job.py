@@ -255,8 +255,10 @@ def _check_evaluation(job: TrainJob, values: dict[str, Any]) -> list[Problem]:
             problems.append(
                 Problem(where, f"needs save_steps to be a multiple of eval_steps ({values.get('save_steps', 500):g} and {values['eval_steps']:g})", "Correct one.")
             )
-        if values.get("metric_for_best_model") is None:
-            values["metric_for_best_model"] = "loss"
+    if job.early_stopping and not evaluates and not problems:
+        problems.append(Problem("early_stopping", "needs evaluations", "Set training.eval_strategy and data.validation."))
+    if (values.get("load_best_model_at_end") or job.early_stopping) and values.get("metric_for_best_model") is None:
+        values["metric_for_best_model"] = "loss"
     return problems
 
 

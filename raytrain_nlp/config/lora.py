@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -21,6 +22,8 @@ _OURS = {
     "peft_version": "It is that of the installed package; remove it.",
     "auto_mapping": "PEFT sets it; remove it.",
 }
+_PISSA = re.compile(r"pissa_niter_[1-9]\d*")
+"""PiSSA by so many iterations of a fast SVD; PEFT's annotation spells the number `[number of iters]`."""
 _NEEDS_DATA = {"eva": "eva_config", "corda": "corda_config", "lora_ga": "lora_ga_config"}
 
 
@@ -33,7 +36,7 @@ def check_lora(lora: dict[str, Any]) -> list[Problem]:
             problems.append(Problem(at, "is not set here", _OURS[key]))
         elif key not in fields:
             problems.append(Problem(at, "unknown key", nearest(key, fields) or "See peft.LoraConfig for the valid names."))
-        else:
+        elif not (key == "init_lora_weights" and isinstance(value, str) and _PISSA.fullmatch(value)):
             try:
                 fields[key].validate_python(value)
             except ValidationError as error:

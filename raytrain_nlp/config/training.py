@@ -64,13 +64,23 @@ _OURS = {
     "do_eval": "Give data.validation and eval_strategy.",
     "do_predict": "Remove it.",
     "sortish_sampler": "Rows are grouped by length; see train_sampling_strategy.",
+    **dict.fromkeys(("hub_model_id", "hub_strategy", "hub_always_push", "hub_private_repo", "hub_revision"), "Push `model/` yourself; a run needs no hub token."),
+    **dict.fromkeys(("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), "Use the section `tracking`."),
+    "disable_tqdm": "The command line shows one live line; remove it.",
+    "save_on_each_node": "storage_path is a folder that all nodes share; remove it.",
+    "dataloader_pin_memory": "Ray Data feeds the workers; remove it.",
+    "label_names": "The labels of a batch are called `labels`; remove it.",
+    "bf16_full_eval": "Evaluation computes as training does; use bf16.",
+    "fp16_full_eval": "Evaluation computes as training does; use fp16.",
     "batch_eval_metrics": "Metrics are computed once over all rows; remove it.",
 }
 _POSITIVE = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "num_train_epochs",
-    "logging_steps", "eval_steps", "save_steps",
+    "logging_steps", "eval_steps", "save_steps", "save_total_limit", "torch_empty_cache_steps", "ddp_timeout", "eval_accumulation_steps",
 )  # fmt: skip
-_NOT_NEGATIVE = ("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "adam_epsilon", "neftune_noise_alpha")
+_NOT_NEGATIVE = ("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "adam_epsilon", "neftune_noise_alpha", "eval_delay")
+_BELOW_ONE = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
+"""At least 0 and below 1."""
 
 
 def check_training(training: dict[str, Any], where: str = "training") -> tuple[dict[str, Any], list[Problem]]:
@@ -109,6 +119,8 @@ def _wrong_number(key: str, given: Any, value: Any) -> str | None:
         return "must be above 0"
     if key in ("logging_steps", "eval_steps", "save_steps") and value > 1 and value != int(value):
         return "must be a whole number, or a share of all steps below 1"
+    if key in _BELOW_ONE and not 0 <= value < 1:
+        return "must be at least 0 and below 1"
     return "must not be below 0" if key in _NOT_NEGATIVE and value < 0 else None
 
 

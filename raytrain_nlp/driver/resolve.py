@@ -30,7 +30,7 @@ from raytrain_nlp.driver.label_names import name_labels
 from raytrain_nlp.driver.labels import find_known_rows, find_labels, majority_accuracy
 from raytrain_nlp.driver.models import check_model, find_tokenizer
 from raytrain_nlp.driver.streaming import WindowPreparer
-from raytrain_nlp.driver.values import check_schedule
+from raytrain_nlp.driver.values import check_model_names, check_schedule
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.files import replacing
 from raytrain_nlp.modeling.tokenizer import load_tokenizer
@@ -112,6 +112,8 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
             stores[split] = TokenStore(prepare_tokens(split_files, prepare, folder, map_pieces, f"data.{split}"))
             tokenized += stores[split].num_rows if fresh else 0
     labels, told = find_labels(job, stores["train"]) if windows is None else ([], [])
+    if problems := check_model_names(job, labels, tokenizer):
+        raise InputError(problems)
     context = build_context(tokenizer, labels)
     train = build_split(job, stores["train"], None, context, "train", job.data.max_train_rows) if windows is None else windows.spec
     validation, unseen = None, []

@@ -62,7 +62,7 @@ def _widest_of_budget(split: Split, job: TrainJob) -> tuple[int, int]:
 
 def build_traced_model(job: TrainJob, labels: list[str], tokenizer_dir: str) -> Any:
     """The model of a job on the meta device, with its adapter, in the type its forward computes in."""
-    from raytrain_nlp.modeling.lora import apply_lora
+    from raytrain_nlp.modeling.lora import apply_lora, without_weights
     from raytrain_nlp.modeling.model import build_empty_model
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
 
@@ -71,7 +71,7 @@ def build_traced_model(job: TrainJob, labels: list[str], tokenizer_dir: str) -> 
     if job.lora is not None:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = apply_lora(model, job.lora, task, False)
+            model = apply_lora(model, without_weights(job.lora), task, False)
     values = job.arguments()
     half = values.get("bf16") or values.get("fp16") or job.model.dtype in ("bfloat16", "float16")
     return model.to(torch.bfloat16) if half else model

@@ -29,6 +29,11 @@ def apply_lora(model: Any, lora: dict[str, Any], task: Task, gradient_checkpoint
     return adapted
 
 
+def without_weights(lora: dict[str, Any]) -> dict[str, Any]:
+    """The section for a model without weights: what is computed from them at the start (PiSSA, OLoRA, LoftQ) is left out."""
+    return {key: value for key, value in lora.items() if key not in ("init_lora_weights", "loftq_config")}
+
+
 def trainable_state(model: Any) -> dict[str, Any]:
     """Parameters that are trained, by name: all of a checkpoint of an adapter."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -152,6 +152,9 @@ class Task(Protocol):
     def build_metrics(self, labels: list[str], tokenizer: Any) -> Callable[[Any], Metrics]:
         """A `compute_metrics` in Hugging Face's sense; names without the `eval_` prefix. `losses` holds the mean loss."""
 
+    def metric_names(self, labels: list[str] | None) -> tuple[str, ...]:
+        """The names of these figures; where `labels` are not known yet (None), of all that may be."""
+
     def build_report(self, predictions: Any, truth: Any, labels: list[str]) -> dict[str, Any]:
         """Figures of each class and the confusion matrix, where there are classes; what `compute_metrics` gets."""
 
@@ -230,6 +233,10 @@ class TaskDefaults:
 
     def reduce_logits(self, logits: Any, labels: Any) -> Any:
         return logits
+
+    def metric_names(self, labels: list[str] | None) -> tuple[str, ...]:
+        """Those of language models."""
+        return ("accuracy", "perplexity")
 
     def build_report(self, predictions: Any, truth: Any, labels: list[str]) -> dict[str, Any]:
         return {}

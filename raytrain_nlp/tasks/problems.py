@@ -73,6 +73,10 @@ class SingleLabel:
         return {"accuracy": accuracy_score(truth, best), "f1": f1_score(truth, best, zero_division=0), "mcc": matthews_corrcoef(truth, best)}
 
 
+    def metric_names(self, labels: list[str] | None) -> tuple[str, ...]:
+        """Names of `metrics`; of any number of classes where `labels` is None."""
+        return ("accuracy", "f1", "mcc") if labels is None or len(labels) == 2 else ("accuracy", "f1")
+
     def report(self, logits: np.ndarray, truth: np.ndarray, labels: list[str]) -> dict[str, Any]:
         """Precision, recall, F1 and rows of each class; the confusion matrix, a row for each true class."""
         from sklearn.metrics import confusion_matrix
@@ -134,6 +138,8 @@ class MultiLabel(SingleLabel):
         figures = {f"f1_{average}": f1_score(truth, chosen, average=average, zero_division=0) for average in ("micro", "macro")}
         return {**figures, "accuracy": accuracy_score(truth, chosen)}
 
+    def metric_names(self, labels: list[str] | None) -> tuple[str, ...]:
+        return ("f1_micro", "f1_macro", "accuracy")
 
     def report(self, logits: np.ndarray, truth: np.ndarray, labels: list[str]) -> dict[str, Any]:
         return _of_classes(truth.astype(int), (logits >= 0).astype(int), labels)
@@ -184,6 +190,8 @@ class Regression:
         figures = {"pearson": pearsonr(guess, truth).statistic, "spearmanr": spearmanr(guess, truth).statistic} if defined else {"pearson": 0.0, "spearmanr": 0.0}
         return {**figures, "mse": np.mean((guess - truth) ** 2)}
 
+    def metric_names(self, labels: list[str] | None) -> tuple[str, ...]:
+        return ("pearson", "spearmanr", "mse")
 
     def report(self, logits: np.ndarray, truth: np.ndarray, labels: list[str]) -> dict[str, Any]:
         return {}
@@ -214,6 +222,12 @@ def glue_metrics(glue: str, metrics: Metrics) -> Metrics:
     metrics = {**metrics, "matthews_correlation": metrics.get("mcc", 0.0)}
     chosen = {name: metrics[name] for name in GLUE_METRICS[glue]}
     return {**chosen, "combined_score": sum(chosen.values()) / len(chosen)} if len(chosen) > 1 else chosen
+
+
+def glue_names(glue: str) -> tuple[str, ...]:
+    """The names of `glue_metrics`."""
+    chosen = GLUE_METRICS[glue]
+    return (*chosen, "combined_score") if len(chosen) > 1 else chosen
 
 
 def _is_unicode(text: str) -> bool:

@@ -32,6 +32,12 @@ class Seq2SeqTask(TaskDefaults):
         """Keys of both in `pair`."""
         raise NotImplementedError
 
+    scores: tuple[str, ...]
+    """Names of the figures of `score`."""
+
+    def metric_names(self, labels: list[str] | None) -> tuple[str, ...]:
+        return (*self.scores, "gen_len")
+
     def score(self, predictions: list[str], references: list[str]) -> Metrics:
         """The figures of generated texts."""
         raise NotImplementedError
@@ -122,6 +128,7 @@ class SummarizationTask(Seq2SeqTask):
     """Texts to summaries."""
 
     config: Summarization
+    scores = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
     def source_and_target(self) -> tuple[str, str]:
         return self.config.text_column, self.config.summary_column
@@ -132,8 +139,8 @@ class SummarizationTask(Seq2SeqTask):
         """
         from rouge_score.rouge_scorer import RougeScorer
 
-        kinds = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
-        scorer = RougeScorer(kinds, use_stemmer=True)
+        kinds = self.scores
+        scorer = RougeScorer(list(kinds), use_stemmer=True)
         scores = [scorer.score(_lines(truth), _lines(guess)) for guess, truth in zip(predictions, references, strict=True)]
         return {kind: 100 * float(np.mean([score[kind].fmeasure for score in scores])) for kind in kinds}
 
@@ -142,6 +149,7 @@ class TranslationTask(Seq2SeqTask):
     """Sentences to their translation."""
 
     config: Translation
+    scores = ("bleu", "chrf", "exact_match")
 
     def pair(self, values: dict[str, Any]) -> dict[str, Any]:
         nested = values.get("translation")

@@ -9,7 +9,7 @@ import numpy as np
 
 from raytrain_nlp.config.classification import TextClassification
 from raytrain_nlp.tasks.base import CollateContext, Columns, Lengths, Metrics, Place, TaskDefaults, check_text, unicode_text
-from raytrain_nlp.tasks.problems import MultiLabel, Regression, SingleLabel, glue_metrics
+from raytrain_nlp.tasks.problems import MultiLabel, Regression, SingleLabel, glue_metrics, glue_names
 
 _PROBLEMS = {
     "single_label_classification": lambda config: SingleLabel(config.label_names),
@@ -68,6 +68,9 @@ class TextClassificationTask(TaskDefaults):
             return {name: float(value) for name, value in metrics.items()}
 
         return compute_metrics
+
+    def metric_names(self, labels: list[str] | None) -> tuple[str, ...]:
+        return glue_names(self.config.glue) if self.config.glue else self.problem.metric_names(labels)
 
     def build_report(self, predictions: Any, truth: Any, labels: list[str]) -> dict[str, Any]:
         return self.problem.report(_logits(predictions), truth, labels)

@@ -25,6 +25,14 @@ def check_scheduler(plan: Sweep) -> list[Problem]:
     return [Problem("scheduler.type", what, "Use asha, median_stopping or fifo, or name a folder that all nodes share.")]
 
 
+def check_trials(plan: Sweep) -> list[Problem]:
+    """What the libraries say of the values that trials may have, and whether an evaluation gives the sweep's metric."""
+    from raytrain_nlp.driver.metric_names import check_objective
+    from raytrain_nlp.driver.values import check_values
+
+    return list(dict.fromkeys([*check_objective(plan.job, plan.config.metric, "metric"), *(problem for job in plan.jobs for problem in check_values(job))]))
+
+
 def check_name(plan: Sweep, paths: SweepPaths, resume: bool, overwrite: bool) -> list[Problem]:
     """May the sweep start under this name? Also whether a resumed one is still the same."""
     name = plan.config.name

@@ -20,7 +20,7 @@ from raytrain_nlp.remote.mirror import push_tree
 from raytrain_nlp.remote.places import is_remote, local_folder, shown
 from raytrain_nlp.tuning.book import FAILED, Book, TrialRecord
 from raytrain_nlp.tuning.observer import SweepObserver
-from raytrain_nlp.tuning.opening import check_name, check_scheduler, open_sweep
+from raytrain_nlp.tuning.opening import check_name, check_scheduler, check_trials, open_sweep
 from raytrain_nlp.tuning.planner import plan_concurrency, plan_local
 from raytrain_nlp.tuning.registration import check_registration, register_best
 from raytrain_nlp.tuning.results import SweepResult, counts_of, table_of, write_best, write_table
@@ -71,6 +71,8 @@ def _sweep(plan: Sweep, paths: SweepPaths, largest: TrainJob, overwrite: bool, v
     local = is_local()
     observer.stage("looking at the data")
     files = find_job_files(plan.job, paths.storage)
+    if problems := check_trials(plan):
+        raise InputError(problems)
     slots = plan_local(largest, plan.config.max_concurrent_trials) if local else 1
     with environment(_LOCAL_RAY if local else {}), connect_ahead(largest, verbose, slots, observer.stage) as connection:
         resolved = prepare(plan.job, files, paths.storage, connection, observer, verbose)

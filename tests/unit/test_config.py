@@ -338,7 +338,7 @@ def test_batch_policies_exclude_each_other() -> None:
     assert load_job(job(), ["data.batch_tokens=64"]).global_batch_size is None
 
 
-@pytest.mark.parametrize("key", ["fp16", "fp16_full_eval", "tf32"])
+@pytest.mark.parametrize("key", ["fp16", "tf32"])
 def test_half_precision_of_a_gpu_is_refused_on_cpu(key: str) -> None:
     """What only a GPU can do is refused without one, and taken with one."""
     assert problems(job(), f"training.{key}=true") == [

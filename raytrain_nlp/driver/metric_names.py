@@ -1,0 +1,86 @@
+"""The figures an evaluation will give, by name: what chooses the best model is looked up among them before anything starts."""
+
+from __future__ import annotations
+
+import inspect
+
+from raytrain_nlp.config import TrainJob
+from raytrain_nlp.errors import InputError, Problem, nearest
+from raytrain_nlp.tasks import build_task
+
+ALWAYS = ("loss", "runtime", "samples", "samples_per_second", "steps_per_second")
+"""Those that `Trainer` gives of every evaluation."""
+_LOWER = ("loss", "perplexity", "mse", "gen_len", "runtime")
+"""Figures that are better when they are lower."""
+_WHERE = "training.metric_for_best_model"
+
+
+def known_metrics(job: TrainJob, labels: list[str] | None = None) -> list[str]:
+    """Names without `eval_`; without `labels` those of any number of classes."""
+    return [*build_task(job.task).metric_names(labels), *ALWAYS]
+
+
+def check_metrics(job: TrainJob, labels: list[str] | None = None) -> list[Problem]:
+    """Is the metric of the best model among the figures, and is its direction right?"""
+    values = job.arguments()
+    metric = values.get("metric_for_best_model")
+    if metric is None or values["eval_strategy"] == "no" or not _is_read(job):
+        return []
+    if problems := check_objective(job, metric, _WHERE, labels):
+        return problems
+    name, known = metric.removeprefix("eval_"), known_metrics(job, labels)
+    if name in known and name in _LOWER and "greater_is_better" not in values and not name.endswith("loss"):
+        what = f"is better when it is lower, which transformers takes of names that end with 'loss' only ({metric!r})"
+        return [Problem(_WHERE, what, "Set training.greater_is_better: false.")]
+    return []
+
+
+def check_objective(job: TrainJob, metric: str, where: str, labels: list[str] | None = None) -> list[Problem]:
+    """Is a metric among the figures of an evaluation? Of those that the user's own code computes nothing is known."""
+    name, known = metric.removeprefix("eval_"), known_metrics(job, labels)
+    if name in known or _own_figures(job):
+        return []
+    hint = nearest(name, known) or f"This task gives {', '.join(known)}; trainer.compute_metrics may give others."
+    return [Problem(where, f"no evaluation gives it ({metric!r})", hint)]
+
+
+def notes_on_metrics(job: TrainJob) -> list[str]:
+    """What can only be guessed: the names of the user's own figures are known when they are computed."""
+    values = job.arguments()
+    metric, notes = values.get("metric_for_best_model"), []
+    if metric is None or values["eval_strategy"] == "no" or not _is_read(job):
+        return []
+    name = metric.removeprefix("eval_")
+    if name not in known_metrics(job) and _own_figures(job) and not _mentions(job, name):
+        notes.append(f"{_WHERE}: your code does not seem to give {metric!r}; the first evaluation ends the run then.")
+    if name in known_metrics(job) and values.get("greater_is_better") is (name in _LOWER):
+        notes.append(f"training.greater_is_better is {str(values['greater_is_better']).lower()}, so that the worst {name} is taken for the best model.")
+    return notes
+
+
+def _is_read(job: TrainJob) -> bool:
+    """Does anything choose by the metric?"""
+    values = job.arguments()
+    return bool(
+        values.get("load_best_model_at_end") or job.early_stopping or values.get("save_strategy") == "best"
+        or values.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy") or "metric_for_best_model" in job.training
+    )  # fmt: skip
+
+
+def _own_figures(job: TrainJob) -> bool:
+    return job.trainer.compute_metrics is not None or job.trainer.class_ is not None
+
+
+def _mentions(job: TrainJob, name: str) -> bool:
+    """Does the user's code name the figure?"""
+    import os
+
+    from raytrain_nlp.user_code import UserObject
+
+    for where, given in (("trainer.compute_metrics", job.trainer.compute_metrics), ("trainer.class", job.trainer.class_)):
+        try:
+            if given and name in inspect.getsource(inspect.getmodule(UserObject(given, where, os.getcwd()).load())):
+                return True
+        except (InputError, OSError, TypeError):
+            return True  # told by others, or not to be read
+    return False
