@@ -8,7 +8,7 @@ from raytrain_nlp.driver import interrupts
 
 
 def main() -> None:
-    with interrupts.handled():
+    with interrupts.handled(to_the_end=True):
         try:
             from raytrain_nlp.cli.main import main as run
         except KeyboardInterrupt:

@@ -51,7 +51,7 @@ def options(version: Annotated[bool, typer.Option("--version", callback=_version
 
 def main() -> None:
     """0 = done, 1 = the run failed, 2 = the user's input is wrong, 130 = stopped by Ctrl-C (by another signal 128 + its number)."""
-    with interrupts.handled():
+    with interrupts.handled(to_the_end=True):
         try:
             code = app(standalone_mode=False)
         except InputError as error:

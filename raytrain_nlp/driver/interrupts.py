@@ -65,11 +65,12 @@ class _Watch:
         for number in self._before:
             signal.signal(number, self._handle)
 
-    def remove(self) -> None:
+    def remove(self, to_the_end: bool) -> None:
+        """Args: to_the_end: the process ends now, which a further signal is not to disturb."""
         self._over.set()
         signal.set_wakeup_fd(self._wakeup)
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if to_the_end and self.first is not None else handler)
         self._write.close()
         self._thread.join()
         self._read.close()
@@ -114,8 +115,12 @@ _active: _Watch | None = None
 
 
 @contextlib.contextmanager
-def handled() -> Iterator[None]:
-    """While inside, signals are answered as this module says. Inside another of its kind, or outside the main thread, nothing changes."""
+def handled(to_the_end: bool = False) -> Iterator[None]:
+    """While inside, signals are answered as this module says. Inside another of its kind, or outside the main thread, nothing changes.
+
+    Args:
+        to_the_end: the process ends after it; having been stopped it is not to be disturbed once more.
+    """
     global _active
     if _active is not None or threading.current_thread() is not threading.main_thread():
         yield
@@ -126,7 +131,7 @@ def handled() -> Iterator[None]:
         yield
     finally:
         _active = None
-        watch.remove()
+        watch.remove(to_the_end)
 
 
 def stoppable(line: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
