@@ -23,7 +23,7 @@ from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import Lengths
 from raytrain_nlp.user_code import UserObject, describe
 
-FORMAT = 3
+FORMAT = 4
 SHARD_ROWS = 32_768
 _ENCODE_ROWS = 1_000
 HERE = ".driver"
