@@ -14,8 +14,9 @@ from raytrain_nlp.data.readers import Row, read_rows
 from raytrain_nlp.data.separated import repeated_columns
 from raytrain_nlp.data.sources import SourceFile, find_files, split_file
 from raytrain_nlp.errors import InputError, Problem, nearest
-from raytrain_nlp.modeling.tokenizer import check_local_model
+from raytrain_nlp.modeling.tokenizer import check_local_model, looks_local
 from raytrain_nlp.paths import cache_dir
+from raytrain_nlp.remote.hub import check_hub_names
 from raytrain_nlp.tasks import build_task
 
 
@@ -33,9 +34,12 @@ class Files:
 
 def find_job_files(job: TrainJob, storage: Path) -> Files:
     """Find and look into the files of a job: existence, format, columns. No library beyond fsspec and pyarrow is loaded."""
-    problems: list[Problem] = []
+    problems: list[Problem] = check_hub_names(_hub_names(job))
+    unknown = {problem.where for problem in problems}
     found: dict[str, list[SourceFile]] = {}
     for split in ("train", "validation"):
+        if f"data.{split}" in unknown:
+            continue
         try:
             found[split] = find_split_files(job, split, storage)
         except InputError as error:
@@ -47,6 +51,16 @@ def find_job_files(job: TrainJob, storage: Path) -> Files:
     if problems:
         raise InputError(problems)
     return Files(found["train"], found["validation"])
+
+
+def _hub_names(job: TrainJob) -> dict[str, tuple[str, str | None]]:
+    """What the job takes from the hub: key -> name and revision."""
+    model = job.model
+    given = {"model.name_or_path": model.name_or_path, "model.tokenizer": model.tokenizer if model.tokenizer != "train" else None}
+    names = {where: (name, model.revision if where == "model.name_or_path" else None) for where, name in given.items() if name and not looks_local(name)}
+    for split in ("train", "validation"):
+        names |= {f"data.{split}": (spec, None) for spec in sources_of(getattr(job.data, split)) if spec.startswith("hf://")}
+    return names
 
 
 def find_split_files(job: TrainJob, split: str, storage: Path) -> list[SourceFile]:

@@ -108,12 +108,17 @@ def train_tokenizer(texts: Iterable[str], training: TokenizerTraining, kind: str
     return folder
 
 
+def looks_local(name: str) -> bool:
+    """Is a name that of a folder, or meant to be? Else it is one of the hub."""
+    path = Path(os.path.expanduser(name))  # unlike `Path.expanduser` it leaves an unknown user's name alone
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists()
+
+
 def check_local_model(name: str, where: str) -> None:
     """Tell a misspelt folder from a hub name before any network is asked."""
-    path = Path(os.path.expanduser(name))  # unlike `Path.expanduser` it leaves an unknown user's name alone
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists()
-    if not looks_local:
+    if not looks_local(name):
         return
+    path = Path(os.path.expanduser(name))
     if not path.is_dir():
         near = nearest(path.name, [entry.name for entry in path.parent.iterdir()]) if path.parent.is_dir() else ""
         raise InputError(Problem(where, f"there is no such folder ({name})", near or "Check the path."))

@@ -244,11 +244,11 @@ MODELS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "model that is not in the cache": (
         {"model": {"name_or_path": "nobody/nothing"}},
-        ["model.name_or_path: no tokenizer can be loaded (nobody/nothing: "],
+        ["model.name_or_path: the hub cannot be asked (HF_HUB_OFFLINE is set), and nothing of this name is on this machine (nobody/nothing)"],
     ),
     "dataset that cannot be reached": (
         {"data.train": "hf://nobody/nothing:train"},
-        ["data.train: cannot be read from the hub (hf://nobody/nothing:train: "],
+        ["data.train: the hub cannot be asked (HF_HUB_OFFLINE is set), and nothing of this name is on this machine (hf://nobody/nothing:train)"],
     ),
     "broken config.json": (
         {"model": {"name_or_path": "./model", "tokenizer": "train"}},
