@@ -9,7 +9,6 @@ at the very end, and what it calls are the hooks registered here; one that raise
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import functools
 import os
@@ -95,7 +94,7 @@ class _Watch:
                 self._heard(number)
             if self._raised is not None and self._raised() is None and not self._over.is_set():
                 self._own += 1  # it was raised where exceptions are thrown away, as in a destructor
-                _thread.interrupt_main()
+                signal.pthread_kill(threading.main_thread().ident, self.first)
 
     def _heard(self, number: int) -> None:
         if self._own:
