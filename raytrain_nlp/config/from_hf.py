@@ -109,8 +109,11 @@ def _fill_run(command: Command, job: Sections) -> None:
     deepspeed = command.get("deepspeed")
     if deepspeed is not None:
         job["deepspeed"] = {"config": deepspeed} if isinstance(deepspeed, dict) else {"config_file": deepspeed}
+    else:
+        job["deepspeed"] = command.sharding
+    job["tracking"] |= command.tracking
     needs_gpu = command.use_gpu or any(job["training"].get(key) for key in _ON_GPU_ONLY) or _half_precision(deepspeed)
-    job["workers"] = {"num_workers": command.num_workers, "use_gpu": needs_gpu and not command.get("use_cpu", False)}
+    job["workers"] = {"num_workers": command.num_workers, "use_gpu": needs_gpu and not command.get("use_cpu", False), **command.workers}
 
 
 def _as_list(value: Any) -> list[Any]:

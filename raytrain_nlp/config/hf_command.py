@@ -12,13 +12,25 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from raytrain_nlp.config.hf_flags import SCRIPTS, SECRETS, Flag, flags_of
+from raytrain_nlp.config.hf_launcher import read_launcher
 from raytrain_nlp.errors import InputError, Problem, nearest
 
 _NUMBER = re.compile(r"-\d*\.?\d+(e[+-]?\d+)?", re.I)
 _BOOLEAN = TypeAdapter(bool)
-_PER_NODE = ("nproc_per_node", "num_gpus", "num_cores")
-_NODES = ("nnodes", "num_nodes")
-_ON_GPU = ("num_gpus", "multi_gpu")
+_OTHERS = {
+    "run_qa.py": "question answering", "run_qa_beam_search.py": "question answering", "run_seq2seq_qa.py": "question answering", "run_ner.py": "token classification",
+    "run_swag.py": "multiple choice", "run_plm.py": "permuted language modelling", "run_fim.py": "filling in the middle", "run_xnli.py": "XNLI",
+    "run_generation.py": "generation", "run_image_classification.py": "images", "run_mae.py": "images", "run_mim.py": "images", "run_clip.py": "images and text",
+    "run_speech_recognition_ctc.py": "speech", "run_speech_recognition_seq2seq.py": "speech", "run_audio_classification.py": "audio",
+    "run_language_modeling.py": "language modelling of older releases", "finetune_trainer.py": "sequence to sequence of older releases",
+    "run_semantic_segmentation.py": "images", "run_object_detection.py": "images", "run_instance_segmentation.py": "images",
+}  # fmt: skip
+"""Scripts of transformers that are not read, and what they are for."""
+_NEAR = {
+    "run_classification.py": "run_glue.py", "run_xnli.py": "run_glue.py", "run_language_modeling.py": "run_clm.py or run_mlm.py", "run_plm.py": "run_mlm.py",
+    "run_fim.py": "run_clm.py", "finetune_trainer.py": "run_summarization.py or run_translation.py",
+}  # fmt: skip
+"""What is nearest to them."""
 
 
 @dataclass
@@ -29,9 +41,16 @@ class Command:
     task: str
     values: dict[str, Any] = field(default_factory=dict)
     """Flags by their present names, typed."""
-    num_workers: int = 1
+    num_workers: int | list[int] = 1
+    """Of a range the least and the most."""
     use_gpu: bool = False
     """Does the launcher ask for GPUs?"""
+    sharding: dict[str, Any] = field(default_factory=dict)
+    """Keys of `deepspeed:` that the launcher sets."""
+    workers: dict[str, Any] = field(default_factory=dict)
+    """Keys of `workers:` that the launcher sets."""
+    tracking: dict[str, Any] = field(default_factory=dict)
+    """Keys of `tracking:` that variables set."""
     notes: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
@@ -41,7 +60,11 @@ class Command:
 
     def note(self, flag: str, reason: str) -> None:
         """Say what of the command is not, or not quite, in the job."""
-        if (line := f"--{flag}: {reason}") not in self.notes:
+        self.remark(f"--{flag}", reason)
+
+    def remark(self, word: str, reason: str) -> None:
+        """The same of a word that is no flag."""
+        if (line := f"{word}: {reason}") not in self.notes:
             self.notes.append(line)
 
     def problem(self, flag: str, what: str, todo: str = "") -> None:
@@ -51,48 +74,37 @@ class Command:
 
 def read_command(argv: Sequence[str]) -> Command:
     """Launcher, script and flags. Raises `InputError` where there is no script; other problems are in the command."""
-    names = [PurePath(token).name for token in argv]
+    names = [_module(token) if before in ("-m", "--module") else PurePath(token).name for token, before in zip(argv, ["", *argv])]
     at = next((i for i, name in enumerate(names) if name in SCRIPTS), None)
     if at is None:
-        scripts = f"Known scripts: {', '.join(SCRIPTS)}."
-        other = next((token for token in argv if token.endswith(".py")), None)
-        if other is None:
-            raise InputError(Problem("command", "names no script", f"Write it as in a shell. {scripts}"))
-        hint = nearest(PurePath(other).name, SCRIPTS) if PurePath(other).name.startswith("run_") else ""
-        raise InputError(Problem(other, "unknown script", hint or scripts))
+        raise InputError(_no_script(argv, names))
     command = Command(names[at], SCRIPTS[names[at]])
     _read_flags(command, argv[at + 1 :])
-    _read_launcher(command, argv[:at])
+    read_launcher(command, argv[:at])
     return command
 
 
-def _read_launcher(command: Command, tokens: Sequence[str]) -> None:
-    """`python`, `torchrun`, `accelerate launch`, `deepspeed`: their number of processes is the number of workers."""
-    options: dict[str, str] = {}
-    for token, following in zip(tokens, [*tokens[1:], ""]):
-        if token.startswith("--"):
-            name, _, value = token[2:].partition("=")
-            options[name.replace("-", "_")] = value or ("" if following.startswith("-") else following)
-    counts = {}
-    for name in (*_PER_NODE, *_NODES, "num_processes"):
-        if name in options:
-            if options[name].isdecimal() and int(options[name]) > 0:
-                counts[name] = int(options[name])
-            else:
-                command.note(name, "is no plain number; set workers.num_workers.")
-            del options[name]
-    per_node, nodes = (next((counts[name] for name in names if name in counts), 1) for names in (_PER_NODE, _NODES))
-    command.num_workers = counts.get("num_processes", per_node * nodes)
-    command.use_gpu = "num_gpus" in counts or "multi_gpu" in options
-    if (precision := options.pop("mixed_precision", "no")) in ("fp16", "bf16"):
-        command.values.setdefault(precision, True)
-    if (file := options.pop("deepspeed_config_file", None)) is not None:
-        command.values.setdefault("deepspeed", file)
-    if options.pop("cpu", None) is not None:
-        command.values.setdefault("use_cpu", True)
-    for name in options:
-        if name not in _ON_GPU:
-            command.note(name, "A flag of the launcher; Ray places, connects and restarts the workers.")
+def _module(name: str) -> str:
+    """The file of a module that `python -m` starts, where it is a script that is read."""
+    file = f"{name.rpartition('.')[2]}.py"
+    return file if file in SCRIPTS or file in _OTHERS else name
+
+
+def _no_script(argv: Sequence[str], names: Sequence[str]) -> Problem:
+    """What is there instead of a script that is read."""
+    scripts = f"Known scripts: {', '.join(SCRIPTS)}."
+    other = next((name for name in names if name in _OTHERS), None) or next((token for token in argv if token.endswith(".py") and "xla_spawn" not in token), None)
+    if other is None:
+        return Problem("command", "names no script", f"Write it as in a shell. {scripts}")
+    name = PurePath(other).name
+    if name.endswith("_no_trainer.py"):
+        with_trainer = name.replace("_no_trainer", "")
+        what = "has a loop of its own, which is not read"
+        return Problem(other, what, f"Use the flags of {with_trainer}." if with_trainer in SCRIPTS else scripts)
+    if name in _OTHERS or name in _NEAR:
+        near = f"Nearest: {_NEAR[name]}. " if name in _NEAR else ""
+        return Problem(other, f"is not supported ({_OTHERS.get(name, 'text classification')})", f"{near}{scripts}")
+    return Problem(other, "unknown script", (nearest(name, SCRIPTS) if name.startswith("run_") else "") or scripts)
 
 
 def _read_flags(command: Command, tokens: Sequence[str]) -> None:

@@ -451,11 +451,27 @@ def test_save_safetensors_as_it_is_here_is_no_news() -> None:
     [
         ("", 1, False, []),
         ("python", 1, False, []),
-        ("CUDA_VISIBLE_DEVICES=0 python3 -u", 1, False, []),
+        ("CUDA_VISIBLE_DEVICES=0 python3 -u", 1, True, ["CUDA_VISIBLE_DEVICES"]),
+        ("CUDA_VISIBLE_DEVICES=0,1 python", 2, True, ["CUDA_VISIBLE_DEVICES"]),
+        ("CUDA_VISIBLE_DEVICES= python", 1, False, []),
+        ("env CUDA_VISIBLE_DEVICES=2,3 NCCL_DEBUG=INFO HF_TOKEN=hf_secret torchrun --nproc_per_node gpu", 2, True, ["CUDA_VISIBLE_DEVICES", "NCCL_DEBUG", "HF_TOKEN"]),
         ("python3 -m torch.distributed.launch --nproc_per_node=8", 8, False, []),
         ("torchrun --nproc_per_node 2", 2, False, []),
         ("torchrun --nproc-per-node 4 --nnodes 2 --master_port 1234 --standalone", 8, False, ["--master_port", "--standalone"]),
-        ("torchrun --nproc_per_node gpu", 1, False, ["--nproc_per_node"]),
+        ("torchrun --nproc_per_node gpu", 1, True, ["--nproc_per_node"]),
+        ("torchrun --nnodes 1:4 --nproc_per_node 2 --rdzv_backend c10d", [2, 8], False, ["--rdzv_backend"]),
+        ("python -m torch.distributed.run --nproc_per_node 3", 3, False, []),
+        ("python -m accelerate.commands.launch --num_processes 3", 3, False, []),
+        ("accelerate launch --gpu_ids 0,2", 2, True, []),
+        ("accelerate launch --multi_gpu", 1, True, ["--multi_gpu"]),
+        ("srun -n 4 --gres=gpu:4 python", 4, True, ["--gres"]),
+        ("srun --nodes=2 --ntasks-per-node=4 python", 8, False, []),
+        ("srun -N 2 torchrun --nproc_per_node 4", 8, False, []),
+        ("mpirun -np 4 python", 4, False, []),
+        ("nohup python", 1, False, []),
+        ("deepspeed", 1, True, ["--num_gpus"]),
+        ("deepspeed --include localhost:0,1,3 --master_port 61000", 3, True, ["--include", "--master_port"]),
+        ("deepspeed --include worker-0@worker-1:0", 1, True, ["--include", "--num_gpus"]),
         ("accelerate launch --num_processes 4 --num_machines 2", 4, False, ["--num_machines"]),
         ("accelerate launch --multi_gpu --num_processes 2", 2, True, []),
         ("accelerate launch --cpu --num_processes=2", 2, False, []),
@@ -478,6 +494,109 @@ def test_accelerate_decides_precision_and_deepspeed(tmp_path: Path) -> None:
     job, _ = translate(f"{launcher} {GLUE}")
     assert job["training"] == {"bf16": True} and job["deepspeed"] == {"config_file": f"{tmp_path}/ds.json"}
     assert translate(f"{launcher} {GLUE} --bf16 False")[0]["training"] == {"bf16": False}
+
+
+def test_what_accelerate_hands_on_becomes_the_job() -> None:
+    """Stage, accumulation, clipping, offload, precision, compiler, threads."""
+    job, notes = translate(
+        "accelerate launch --use_deepspeed --zero_stage 3 --gradient_accumulation_steps 2 --gradient_clipping 0.5 --offload_optimizer_device cpu "
+        "--offload_param_device none --mixed_precision=bf16 --num_processes 4 --dynamo_backend inductor --num_cpu_threads_per_process 3 "
+        f"--max_restarts 2 {GLUE}"
+    )
+    assert job["deepspeed"] == {"zero_stage": 3, "offload_optimizer": "cpu"}
+    assert job["training"] == {
+        "gradient_accumulation_steps": 2, "max_grad_norm": 0.5, "bf16": True, "torch_compile": True, "torch_compile_backend": "inductor",
+    }  # fmt: skip
+    assert job["workers"] == {"num_workers": 4, "use_gpu": False, "resources_per_worker": {"CPU": 3}, "max_failures": 2} and notes == {}
+    job, notes = translate(f"accelerate launch --use_deepspeed --gradient_accumulation_steps 2 {GLUE} --gradient_accumulation_steps 4")
+    assert job["deepspeed"] == {"zero_stage": 2} and job["training"] == {"gradient_accumulation_steps": 4} and set(notes) == {"--gradient_accumulation_steps"}
+
+
+@pytest.mark.parametrize(("text", "sections", "noted"), [
+    ("distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 2, gradient_accumulation_steps: 8, gradient_clipping: 1.0, offload_optimizer_device: none, "
+     "offload_param_device: none, zero3_init_flag: false}\nmixed_precision: bf16\nnum_machines: 2\nnum_processes: 8\nmachine_rank: 0\nmain_process_ip: 10.0.0.1\n"
+     "compute_environment: LOCAL_MACHINE\nuse_cpu: false\n",
+     {"deepspeed": {"zero_stage": 2}, "training": {"gradient_accumulation_steps": 8, "max_grad_norm": 1.0, "bf16": True},
+      "workers": {"num_workers": 8, "use_gpu": False}}, set()),
+    ("distributed_type: DEEPSPEED\ndeepspeed_config: {deepspeed_config_file: ds.json, zero3_init_flag: true}\nnum_processes: 2\n",
+     {"deepspeed": {"config_file": "ds.json"}, "workers": {"num_workers": 2, "use_gpu": False}}, set()),
+    ("distributed_type: MULTI_GPU\nnum_processes: 4\nmixed_precision: 'no'\ngpu_ids: all\n", {"workers": {"num_workers": 4, "use_gpu": True}}, set()),
+    ("distributed_type: 'NO'\nuse_cpu: true\nnum_processes: 2\n", {"workers": {"num_workers": 2, "use_gpu": False}}, set()),
+    ("distributed_type: FSDP\nfsdp_config: {fsdp_sharding_strategy: SHARD_GRAD_OP, fsdp_offload_params: false}\nnum_processes: 4\n",
+     {"deepspeed": {"zero_stage": 2}, "workers": {"num_workers": 4, "use_gpu": False}}, {"--use_fsdp"}),
+    ("distributed_type: MEGATRON_LM\nmegatron_lm_config: {megatron_lm_tp_degree: 2}\nnum_processes: 2\n",
+     {"workers": {"num_workers": 2, "use_gpu": False}}, {"--use_megatron_lm"}),
+])  # fmt: skip
+def test_file_of_accelerate_config(tmp_path: Path, text: str, sections: dict[str, Any], noted: set[str]) -> None:
+    (tmp_path / "ds.json").write_text("{}")
+    (tmp_path / "accelerate.yaml").write_text(text.replace("ds.json", f"{tmp_path}/ds.json"))
+    job, notes = translate(f"accelerate launch --config_file {tmp_path}/accelerate.yaml {GLUE}")
+    expected = json.loads(json.dumps(sections).replace("ds.json", f"{tmp_path}/ds.json"))
+    assert {name: job[name] for name in ("deepspeed", "training", "workers") if name in job} == expected and set(notes) == noted
+    job, _ = translate(f"accelerate launch --config_file {tmp_path}/accelerate.yaml --num_processes 3 {GLUE}")
+    assert job["workers"]["num_workers"] == 3  # flags go before the file
+
+
+def test_variables_become_keys_or_are_named() -> None:
+    job, notes = translate(f"OMP_NUM_THREADS=4 MLFLOW_EXPERIMENT_NAME=glue ACCELERATE_MIXED_PRECISION=bf16 HF_HUB_OFFLINE=1 WANDB_API_KEY=secret python {GLUE}")
+    assert job["workers"]["resources_per_worker"] == {"CPU": 4} and job["tracking"] == {"experiment_name": "glue"} and job["training"] == {"bf16": True}
+    assert set(notes) == {"HF_HUB_OFFLINE", "WANDB_API_KEY"} and "secret" not in str(notes)
+
+
+def test_hosts_of_deepspeed(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("# two\nworker-1 slots=4\nworker-2 slots=2\n")
+    assert translate(f"deepspeed --hostfile {tmp_path}/hosts {GLUE}")[0]["workers"] == {"num_workers": 6, "use_gpu": True}
+
+
+def test_wrong_values_of_a_launcher_are_problems(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("a: [")
+    assert problems(f"accelerate launch --config_file {tmp_path}/none.yaml {GLUE}") == [f"--config_file: there is no such file ({tmp_path}/none.yaml). Check the path."]
+    assert problems(f"accelerate launch --config_file {tmp_path}/bad.yaml {GLUE}")[0].startswith("--config_file: is not YAML")
+    assert problems(f"accelerate launch --use_deepspeed --zero_stage 5 {GLUE}") == ["--zero_stage: should be 0, 1, 2 or 3 (5). Correct it."]
+
+
+def test_every_flag_of_accelerate_launch_is_read_or_named() -> None:
+    """None is dropped in silence: it changes the job, or is named, or says how the script is started."""
+    from accelerate.commands.launch import launch_command_parser
+
+    silent = {
+        "help", "deepspeed_config_file", "module", "no_python", "quiet", "debug", "main_training_function", "training_script", "training_script_args",
+        "config_file", "zero3_init_flag", "zero3_save_16bit_model", "deepspeed_multinode_launcher", "tpu_use_cluster", "tpu_use_sudo",
+    }  # fmt: skip
+    needs_deepspeed = {"offload_optimizer_nvme_path", "offload_param_nvme_path", "offload_param_device", "offload_optimizer_device", "gradient_accumulation_steps",
+                       "gradient_clipping"}  # fmt: skip
+    values = {"mixed_precision": "bf16", "dynamo_backend": "inductor", "zero_stage": "3", "offload_optimizer_device": "cpu", "offload_param_device": "cpu"}
+    before, dropped = translate(GLUE), []
+    for action in launch_command_parser()._actions:
+        name = max(action.option_strings, key=len, default="").lstrip("-").replace("-", "_")
+        of_another = name in needs_deepspeed or name.startswith("fsdp_") or (name.startswith("dynamo_") and name != "dynamo_backend")
+        if not name or name in silent or action.dest in silent or of_another:
+            continue
+        value = "" if action.nargs == 0 else f" {values.get(name, '2')}"
+        if translate(f"accelerate launch --{name}{value} {GLUE}") == before:
+            dropped.append(name)
+    assert dropped == ["cpu"]  # as every job without GPU
+
+
+@pytest.mark.parametrize(("command", "line"), [
+    ("run_qa.py --x", "run_qa.py: is not supported (question answering). Known scripts: run_glue.py,"),
+    ("python examples/pytorch/token-classification/run_ner.py", "run_ner.py: is not supported (token classification)."),
+    ("run_swag.py", "run_swag.py: is not supported (multiple choice)."),
+    ("run_xnli.py --language de", "run_xnli.py: is not supported (XNLI). Nearest: run_glue.py."),
+    ("accelerate launch run_glue_no_trainer.py --task_name mrpc", "run_glue_no_trainer.py: has a loop of its own, which is not read. Use the flags of run_glue.py."),
+    ("run_qa_no_trainer.py", "run_qa_no_trainer.py: has a loop of its own, which is not read. Known scripts:"),
+    ("run_classification.py", "run_classification.py: is not supported (text classification). Nearest: run_glue.py."),
+    ("python -m run_qa", "run_qa.py: is not supported (question answering)."),
+    ("run_sumarization.py", "run_sumarization.py: unknown script. Did you mean 'run_summarization.py'?"),
+    ("torchrun --nproc_per_node 2 train.py", "train.py: unknown script. Known scripts:"),
+])  # fmt: skip
+def test_other_scripts_are_named_with_what_is_read(command: str, line: str) -> None:
+    lines = problems(command)
+    assert len(lines) == 1 and lines[0].startswith(line), lines
+
+
+def test_a_script_may_be_started_as_a_module() -> None:
+    assert translate(f"python -m examples.text_classification.{GLUE.replace('run_glue.py', 'run_glue')}") == translate(GLUE)
 
 
 # every flag and field
