@@ -17,6 +17,7 @@ from raytrain_nlp.driver import interrupts, local_ray
 from raytrain_nlp.driver.local_ray import LocalRay
 from raytrain_nlp.driver.ray_head import HeadSettings
 from raytrain_nlp.errors import Problem, RunError
+from raytrain_nlp.sockets import ray_folder
 
 _owns_ray = False
 _SERVICE_PROCESSES = 4
@@ -66,7 +67,9 @@ class Connection:
             settings |= {**local_ray.SETTINGS, "RAY_num_workers_soft_limit": str(self._job.workers.num_workers * self._runs)}
         self._stack.enter_context(environment(settings))
         if local:
-            self._local = LocalRay(HeadSettings(self._logical_cpus(), self._forked(), self._verbose))
+            if (folder := ray_folder()) and self._say is not None:
+                self._say(f"TMPDIR is too long for the names of Ray's sockets: there it is called {os.path.dirname(folder)}")
+            self._local = LocalRay(HeadSettings(self._logical_cpus(), self._forked(), self._verbose, folder))
             self._stack.callback(self._local.end)
             self._stack.enter_context(interrupts.at_once(self._local.kill))
         else:

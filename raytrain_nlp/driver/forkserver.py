@@ -33,6 +33,7 @@ from typing import Any
 from raytrain_nlp.devices import WITHOUT_GPU
 from raytrain_nlp.driver.huge_pages import huge_pages
 from raytrain_nlp.scratch import scratch_folder
+from raytrain_nlp.sockets import short_name
 
 _LAUNCHER = Path(__file__).with_name("fork_launcher.py")
 _PRELOAD = (
@@ -47,6 +48,7 @@ _PRELOAD = (
 def forked_processes(*modules: str) -> Iterator[None]:
     """While inside, a Ray that is started here forks its processes, which have `modules` loaded besides."""
     with scratch_folder() as folder:
+        folder = short_name(folder / "socket").parent
         address = str(folder / "socket")
         executable = folder / "python"
         command = [sys.executable, "-S", "-E", str(_LAUNCHER), address, sys.executable]

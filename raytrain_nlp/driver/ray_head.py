@@ -35,6 +35,8 @@ class HeadSettings:
     """Its processes are forks of one that has loaded these modules besides what every run needs. None: as Ray starts them."""
     log_monitor: bool = False
     """Is the output of its processes to reach the driver?"""
+    folder: str | None = None
+    """Where its files are to be; None: where Ray has them by itself."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -93,7 +95,9 @@ def _start(node: Any, settings: HeadSettings) -> None:
     from ray._private import services
     from ray._private.parameter import RayParams
 
-    params = RayParams(num_cpus=settings.num_cpus, include_dashboard=False, no_monitor=True, include_log_monitor=settings.log_monitor, **_agent_ports())
+    params = RayParams(
+        num_cpus=settings.num_cpus, include_dashboard=False, no_monitor=True, include_log_monitor=settings.log_monitor, temp_dir=settings.folder, **_agent_ports()
+    )  # fmt: skip
     get_node = services.get_node
     services.get_node = _patient(node, get_node)
     try:

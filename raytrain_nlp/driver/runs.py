@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def find_weights(run: Run, which: str | int | None) -> Weights:
 def at_hand(folder: str | Path) -> Path:
     """The folder of a run; of one in object storage a copy of its small files, which this process keeps to its end."""
     if not is_remote(folder):
-        return Path(folder).expanduser()
+        return Path(os.path.abspath(Path(folder).expanduser()))  # Ray, workers and nodes have other current directories
     kept = contextlib.ExitStack()
     path = local_folder(folder, kept.enter_context(scratch_folder()))
     kept.enter_context(in_use(path))

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from raytrain_nlp.config.cluster import TrackingConfig
 from raytrain_nlp.paths import SECRETS, RunPaths, read_json, redact, write_json
@@ -36,7 +36,14 @@ _NO_NAME = re.compile(r"[^/\w.\- :]")
 
 def default_uri(storage: Path) -> str:
     """The SQLite database below a storage path; absolute, because processes have different current directories."""
-    return f"sqlite:///{storage.resolve() / 'mlflow.db'}"
+    path = str(storage.resolve() / "mlflow.db")
+    if not set("?%").intersection(path):
+        return f"sqlite:///{path}"
+    from sqlalchemy import make_url
+
+    # MLflow takes what is behind `sqlite:///` for a path as it stands, and would make its folder; the driver's name beside it keeps it from that
+    uri = f"sqlite+pysqlite:///{quote(path)}"
+    return uri if make_url(uri).database == path else f"sqlite+pysqlite:///file:{quote(path)}?uri=true"  # SQLAlchemy 2.1; before it
 
 
 def database_folder(paths: RunPaths) -> Path:

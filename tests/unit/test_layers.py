@@ -22,7 +22,7 @@ LAYERS = [
     {"tasks"},
     {"config"},
     {"remote", "cluster"},
-    {"paths", "scratch", "devices"},
+    {"paths", "scratch", "sockets", "devices"},
     {"failures"},
     {"confined", "files"},
     {"user_code"},
