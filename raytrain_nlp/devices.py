@@ -21,6 +21,8 @@ _NVML = "raytrain_nlp_nvml"
 _KFD = Path("/sys/class/kfd/kfd/topology/nodes")
 """AMD's driver: a folder for each CPU and GPU."""
 
+_DRIVERS = (Path("/proc/driver/nvidia/version"), _KFD)
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -42,9 +44,9 @@ def local_gpus() -> list[Gpu]:
 
 
 def torch_without_gpu() -> bool:
-    """Is the installed torch one for CPUs only?"""
+    """Has this machine a GPU, and the installed torch is one for CPUs only?"""
     build = _torch_build()
-    return not build.get("cuda") and not build.get("hip")
+    return not build.get("cuda") and not build.get("hip") and any(path.exists() for path in _DRIVERS)
 
 
 def apply_hidden(environment: MutableMapping[str, str], use_gpu: bool) -> None:

@@ -48,5 +48,5 @@ def _remarks(job: dict[str, Any]) -> dict[str, list[str]]:
         where = "training" if training else "workers"
         remarks[where].append("Batches group rows by length; `train_sampling_strategy: random` under `training` is the script's way.")
     if not job["workers"]["use_gpu"]:
-        remarks["workers"].append("Set use_gpu: true to train on GPUs, as the script would where there are any.")
+        remarks["workers"].append("Set use_gpu: true, and bf16: false under training, to train on GPUs as the script would where there are any.")
     return remarks

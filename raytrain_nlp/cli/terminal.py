@@ -41,6 +41,9 @@ class TerminalObserver(Observer):
     def stage(self, text: str) -> None:
         self._show(f"{text} ...", at_once=True)
 
+    def tell(self, text: str) -> None:
+        self._console.print(text)
+
     def warn(self, text: str) -> None:
         self._console.print(f"warning: {text}")
 

@@ -9,16 +9,20 @@ from pydantic import Field, field_validator, model_validator
 
 from raytrain_nlp.config.base import Section
 
+AUTO = {"num_workers", "use_gpu"}
+"""Keys of `workers` that may be `auto`."""
+
 
 class WorkersConfig(Section):
     """Ray Train workers; one process, one rank each."""
 
-    num_workers: int = Field(1, ge=1, le=100_000)
-    """How many workers train. `[1, 4]`: as many as there is room for, 4 at most and 1 at least; the global batches stay those of 4."""
+    num_workers: int = Field(2, ge=1, le=100_000)
+    """How many workers train. `auto`, the default: one for each GPU of one machine, or two on CPUs. `[1, 4]`: as many as there is room
+    for, 4 at most and 1 at least; the global batches stay those of 4."""
     min_workers: int | None = Field(None, ge=1)
     """The lower end of such a range."""
     use_gpu: bool = False
-    """One GPU a worker (NCCL); without it gloo on CPU."""
+    """True: one GPU a worker (NCCL); false: gloo on CPU. `auto`, the default: GPUs where the machine or the cluster has one for each worker."""
     resources_per_worker: dict[str, float] = {"CPU": 1}
     """Ray resources of one worker."""
     max_failures: int = Field(3, ge=-1)
@@ -27,6 +31,18 @@ class WorkersConfig(Section):
     """Seconds to wait until all workers have been placed and started."""
     resize_interval_s: float = Field(60, gt=0)
     """Least seconds between two changes of the number of workers; each costs a restart."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {key: value for key, value in values.items() if key not in AUTO or value != "auto"}  # what is left out is left to the machine
+
+    @property
+    def auto(self) -> set[str]:
+        """What is still left to the machine; the driver settles it first (`driver.auto`), and their values mean nothing before."""
+        return AUTO - self.model_fields_set
 
     @model_validator(mode="before")
     @classmethod

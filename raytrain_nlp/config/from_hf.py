@@ -112,19 +112,21 @@ def _fill_run(command: Command, job: Sections) -> None:
     else:
         job["deepspeed"] = command.sharding
     job["tracking"] |= command.tracking
-    needs_gpu = command.use_gpu or any(job["training"].get(key) for key in _ON_GPU_ONLY) or _half_precision(deepspeed)
+    needs_gpu = command.use_gpu or any(job["training"].get(key) for key in _ON_GPU_ONLY) or _enabled(deepspeed, "fp16")
     job["workers"] = {"num_workers": command.num_workers, "use_gpu": needs_gpu and not command.get("use_cpu", False), **command.workers}
+    if job["workers"]["use_gpu"] and not any(job["training"].get(key) or _enabled(deepspeed, key) for key in ("bf16", "fp16")):
+        job["training"]["bf16"] = False  # the script trains in fp32; a job that says nothing would not
 
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _half_precision(deepspeed: Any) -> bool:
-    """Does a DeepSpeed configuration ask for fp16? Whether it can be read at all is checked with the job."""
+def _enabled(deepspeed: Any, precision: str) -> bool:
+    """Does a DeepSpeed configuration ask for `fp16` or `bf16`? Whether it can be read at all is checked with the job."""
     try:
         config = json.loads(Path(os.path.expanduser(deepspeed)).read_text(encoding="utf-8")) if isinstance(deepspeed, str) else deepspeed
-        return config["fp16"]["enabled"] is True
+        return config[precision]["enabled"] is True
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

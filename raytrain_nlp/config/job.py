@@ -16,6 +16,7 @@ from raytrain_nlp.config.code import TrainerConfig
 from raytrain_nlp.config.data import DataConfig
 from raytrain_nlp.config.deepspeed import DeepSpeedConfig, apply_deepspeed_config
 from raytrain_nlp.config.deepspeed_keys import check_keys
+from raytrain_nlp.config.hardware import check_hardware
 from raytrain_nlp.config.lora import check_lora
 from raytrain_nlp.config.model import ModelConfig
 from raytrain_nlp.config.seq2seq import Seq2Seq
@@ -126,20 +127,20 @@ class TrainJob(Section):
             problems += check_keys(self.deepspeed.config)
             problems += apply_deepspeed_config(self.deepspeed.config, values, self.workers.num_workers)
         values = self._with_defaults(values)
-        problems += _check_quantization(self)
         problems += [
             Problem("tracking.report_to", f"needs {name}, which is not installed", f"pip install {name}.")
             for name in self.tracking.report_to
             if importlib.util.find_spec(name) is None
         ]
         problems += _check_elastic(self)
-        problems += _check_streaming(self, values) + _check_batches(self, values) + _check_evaluation(self, values) + _check_precision(self, values)
+        problems += _check_streaming(self, values) + _check_batches(self, values) + _check_evaluation(self, values) + check_hardware(self, values)
         if self.data.global_batch_size and "per_device_train_batch_size" not in values:
             values["per_device_train_batch_size"] = -(-self.data.global_batch_size // self._micro_batches_of(values))
         values.setdefault("per_device_train_batch_size", 8)
         self._training.clear()
         self._training.update(values)
-        return problems
+        # what is said of workers that the machine will decide is looked at again when it has
+        return [problem for problem in problems if not any(key in problem.what for key in self.workers.auto)]
 
     def _micro_batches_of(self, values: dict[str, Any]) -> int:
         return max(values.get("gradient_accumulation_steps", 1), 1) * self.workers.num_workers
@@ -265,30 +266,3 @@ def _check_evaluation(job: TrainJob, values: dict[str, Any]) -> list[Problem]:
 def _remainder(save_steps: float, eval_steps: float) -> Fraction:
     """Of the division of two numbers of steps, or of two shares of all steps (0.3 is then three times 0.1)."""
     return Fraction(str(save_steps)) % Fraction(str(eval_steps)) if eval_steps > 0 else Fraction(0)
-
-
-def _check_quantization(job: TrainJob) -> list[Problem]:
-    if job.model.quantization is None:
-        return []
-    problems = []
-    if job.lora is None:
-        problems.append(Problem("model.quantization", "needs an adapter: quantized weights cannot be trained", "Add a `lora` section."))
-    if job.model.config is not None:
-        problems.append(Problem("model.quantization", "needs pretrained weights", "Set model.name_or_path instead of model.config."))
-    if importlib.util.find_spec("bitsandbytes") is None:
-        problems.append(Problem("model.quantization", "needs bitsandbytes, which is not installed", "pip install 'raytrain-nlp[quantization]'."))
-    elif not job.workers.use_gpu:
-        problems.append(Problem("model.quantization", "is for GPUs here (workers.use_gpu is false)", "Set workers.use_gpu: true, or remove it."))
-    return problems
-
-
-def _check_precision(job: TrainJob, values: dict[str, Any]) -> list[Problem]:
-    problems = []
-    if values.get("fp16") and values.get("bf16"):
-        problems.append(Problem("training.fp16", "excludes training.bf16", "Keep one."))
-    for key in ("fp16", "fp16_full_eval", "tf32"):
-        if values.get(key) and not job.workers.use_gpu:
-            problems.append(Problem(f"training.{key}", "needs a GPU (workers.use_gpu is false)", "Use bf16, or set workers.use_gpu: true."))
-    if job.workers.resources_per_worker.get("GPU", 0) and not job.workers.use_gpu:
-        problems.append(Problem("workers.resources_per_worker", "asks for GPUs while workers.use_gpu is false", "Set workers.use_gpu: true."))
-    return problems

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,9 @@ from raytrain_nlp.config.load import JobSource
 from raytrain_nlp.data.plan import split_batch
 from raytrain_nlp.data.split import Split
 from raytrain_nlp.devices import hidden_gpus
+from raytrain_nlp.driver.auto import settled
 from raytrain_nlp.driver.cluster import Connection, check_workers, connect_ahead
-from raytrain_nlp.driver.cluster_file import plan_nodes
+from raytrain_nlp.driver.cluster_file import place_of_file, plan_nodes
 from raytrain_nlp.driver.interrupts import stoppable
 from raytrain_nlp.driver.observer import Observer
 from raytrain_nlp.driver.record import check_storage
@@ -46,6 +48,8 @@ class CheckReport:
     """Padding of all tokens in training batches, estimated on evenly spread steps."""
     parameters: int
     trainable_parameters: int
+    workers: str
+    """How many, and what they compute on."""
     num_workers: int
     zero_stage: int
     memory: MemoryPlan
@@ -65,6 +69,7 @@ class CheckReport:
         about, epoch = ("about ", "streamed") if self.streamed else ("", f"{self.steps_per_epoch:,} an epoch")
         return {
             "job": self.name,
+            "workers": self.workers,
             "rows": ", ".join(f"{split} {about if split == 'train' else ''}{count:,}" for split, count in self.rows.items()),
             "rows in quarantine": ", ".join(f"{split} {count:,}" for split, count in self.bad_rows.items()),
             **({"labels": f"{len(self.labels)}: {', '.join(self.labels[:10])}{', ...' if len(self.labels) > 10 else ''}"} if self.labels else {}),
@@ -113,7 +118,8 @@ def check(
         RunError: the calibration failed.
     """
     observer = observer or Observer()
-    job = load_job(job, overrides)
+    found = settled(load_job(job, overrides), find=functools.partial(place_of_file, cluster) if cluster else None)
+    job = found.job
     nodes = plan_nodes(job, cluster) if cluster else {}
     here = calibrate or (worker_memory is None and cluster is None)  # else the workers are another machine's
     problems = check_storage(job) + (check_workers(job) if here else []) + _check_options(worker_memory, calibrate, calibration_steps, price)
@@ -130,13 +136,13 @@ def check(
         if not calibrate:
             with contextlib.closing(Connection(job)) as connection:  # a Ray is started only where there is much to prepare
                 resolved = prepare(job, files, storage, connection, observer)
-            return replace(_report(job, resolved, find_base, *about), nodes=nodes)
+            return replace(_report(job, found.line, resolved, find_base, *about), nodes=nodes)
         from raytrain_nlp.driver.calibrate import STEPS
         from raytrain_nlp.driver.calibrate import calibrate as run_steps
 
         with connect_ahead(job) as connection:
             resolved = prepare(job, files, storage, connection, observer)
-            report = replace(_report(job, resolved, find_base, *about), nodes=nodes)
+            report = replace(_report(job, found.line, resolved, find_base, *about), nodes=nodes)
             connection()
             return replace(report, calibration=run_steps(job, resolved, calibration_steps or STEPS, price, observer))
 
@@ -159,7 +165,7 @@ def _check_options(worker_memory: str | None, calibrate: bool, steps: int | None
 
 
 def _report(
-    job: TrainJob, resolved: Resolved, find_base: Callable[[], int], train_bytes: int, worker_memory: str | None, observer: Observer
+    job: TrainJob, workers: str, resolved: Resolved, find_base: Callable[[], int], train_bytes: int, worker_memory: str | None, observer: Observer
 ) -> CheckReport:
     from raytrain_nlp.driver.memory import plan_memory
     from raytrain_nlp.driver.shapes import build_traced_model
@@ -188,6 +194,7 @@ def _report(
         padding_share=_padding_share(split, job),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         trainable_parameters=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        workers=workers,
         num_workers=job.workers.num_workers,
         zero_stage=job.deepspeed.zero_stage,
         memory=memory,

@@ -14,6 +14,7 @@ from typing import Any
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.devices import WITHOUT_GPU, hidden_gpus
 from raytrain_nlp.driver import interrupts, local_ray
+from raytrain_nlp.driver.local_gpus import check_gpus
 from raytrain_nlp.driver.local_ray import LocalRay
 from raytrain_nlp.driver.ray_head import HeadSettings
 from raytrain_nlp.errors import Problem, RunError
@@ -35,12 +36,15 @@ def is_local() -> bool:
 
 
 def check_workers(job: TrainJob) -> list[Problem]:
-    """On this machine alone: are there as many CPUs and GPUs as the workers ask for?"""
-    cpus, wanted = os.cpu_count() or 1, worker_cpus(job) * job.workers.num_workers
-    if not is_local() or wanted <= cpus:
+    """On this machine alone: are there as many CPUs and GPUs as the workers ask for, and can the GPUs do what they are to do?"""
+    if not is_local():
         return []
-    what = f"{job.workers.num_workers} workers x {worker_cpus(job):g} CPU need {wanted:g} CPUs, this machine has {cpus}"
-    return [Problem("workers.num_workers", what, "Lower num_workers or resources_per_worker.CPU, or run on a cluster.")]
+    cpus, wanted = os.cpu_count() or 1, worker_cpus(job) * job.workers.num_workers
+    problems = check_gpus(job) if job.workers.use_gpu else []
+    if wanted > cpus:
+        what = f"{job.workers.num_workers} workers x {worker_cpus(job):g} CPU need {wanted:g} CPUs, this machine has {cpus}"
+        problems.append(Problem("workers.num_workers", what, "Lower num_workers or resources_per_worker.CPU, or run on a cluster."))
+    return problems
 
 
 class Connection:
@@ -126,6 +130,23 @@ class Connection:
     def _forked(self) -> list[str] | None:
         """What the fork server loads; a process that has asked for a GPU cannot be forked."""
         return None if self._job.workers.use_gpu else ["peft"] if self._job.lora is not None else []
+
+
+@contextlib.contextmanager
+def connected_briefly() -> Iterator[None]:
+    """The cluster, to be asked something before a job that it may change is settled."""
+    if is_connected():
+        yield
+        return
+    import ray
+
+    with _one_line(f"the cluster at {os.environ.get('RAY_ADDRESS', 'auto')} does not answer"):
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+    interrupts.keep_handlers()
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _without_gpu(job: TrainJob) -> dict[str, Any]:

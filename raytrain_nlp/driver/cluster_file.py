@@ -7,7 +7,8 @@ from typing import Any
 
 from raytrain_nlp.cluster.quiet import quiet
 from raytrain_nlp.config import TrainJob
-from raytrain_nlp.driver.nodes import bundles_of, left_over, nodes_for, read_scaling, worker_of
+from raytrain_nlp.driver.nodes import MOST_LISTED, bundles_of, left_over, nodes_for, read_scaling, worker_of
+from raytrain_nlp.driver.place import Place, place_of
 from raytrain_nlp.driver.room import listed
 from raytrain_nlp.errors import InputError, Problem
 
@@ -26,6 +27,14 @@ def plan_nodes(job: TrainJob, path: str) -> dict[str, int]:
         raise InputError(Problem("workers.resources_per_worker", what, "Lower it, or add a node type."))
     what = f"{job.workers.num_workers} workers of {listed(worker_of(job))} with their feeds need more nodes than {path} allows ({kinds})"
     raise InputError(Problem("workers.num_workers", what, "Lower it, or raise max_workers there."))
+
+
+def place_of_file(path: str) -> Place:
+    """The GPUs that the cluster of a file may have."""
+    config = _read(path)
+    head = config["available_node_types"][config["head_node_type"]].get("resources") or {}
+    scaling = read_scaling(config)
+    return place_of(path, [head, *(kind.resources for kind in scaling.types for _ in range(min(kind.most, scaling.most, MOST_LISTED)))])
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.config import TrainJob, load_job, public_values
+from raytrain_nlp.config.choices import without_values
 from raytrain_nlp.config.data import sources_of
+from raytrain_nlp.driver.auto import settled
 from raytrain_nlp.driver.cluster import Connection, check_workers, connect_ahead
 from raytrain_nlp.driver.fit import Fit
 from raytrain_nlp.driver.interrupts import stoppable
@@ -75,10 +77,12 @@ def evaluate(
     """
     observer = observer or Observer()
     found = find_run(run)
-    job = _job_of(found, data, overrides)
+    of_machine = settled(_job_of(found, data, overrides))
+    job = of_machine.job
     if problems := check_workers(job):
         raise InputError(problems)
     weights = find_weights(found, checkpoint)
+    observer.tell(of_machine.line)
     paths = RunPaths(found.paths.run / "evaluations", f"{weights.name}-{uuid.uuid4().hex[:8]}")
     observer.stage("looking at the data")
     try:
@@ -113,7 +117,7 @@ def evaluate(
 
 def _job_of(run: Run, data: str | list[str] | None, overrides: Iterable[str]) -> TrainJob:
     """The run's job for an evaluation: its weights sharded only where they were whole nowhere while training (ZeRO-3)."""
-    values = public_values(run.job)
+    values = without_values(public_values(run.job), run.chosen)
     if data is not None:
         values["data"] = {**values["data"], "validation": data, "max_validation_rows": None}
     if run.job.deepspeed.zero_stage != 3:

@@ -11,7 +11,9 @@ from typing import Any
 
 from raytrain_nlp.config import TrainJob, dump_job
 from raytrain_nlp.config.load import load_job, read_values
+from raytrain_nlp.driver.auto import settled
 from raytrain_nlp.driver.nodes import worker_of
+from raytrain_nlp.driver.place import Place
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.remote.places import is_remote
 
@@ -26,6 +28,8 @@ _NOTES = f"""\
 # nodes may write (ReadWriteMany: EFS, Filestore, CephFS), which is mounted as the job's storage_path (not for s3:// and gs://,
 # whose keys the pods' service account gives, or --env). Environment variables
 # come from the secret '{_CLAIM}', never from this file. `memory` below is a guess: set what the model takes.
+#
+# {{workers}}. For pods with a GPU each: --set workers.use_gpu=true --set workers.num_workers=N.
 """
 
 
@@ -46,7 +50,8 @@ def manifest(job: str, *, image: str, arguments: Iterable[str] = (), overrides: 
 
     if read_values(job).get("kind") == "sweep":
         raise InputError(Problem("--kuberay", f"is for a job of `train` ({job} is a sweep)", "Submit the sweep to a running cluster: submit JOB --address URL."))
-    loaded = load_job(job, overrides)
+    found = settled(load_job(job, overrides), find=lambda: Place("a cluster of its own that asks for none"))
+    loaded = found.job
     if problems := _check(loaded):
         raise InputError(problems)
     name = _kubernetes_name(loaded.name)
@@ -66,7 +71,7 @@ def manifest(job: str, *, image: str, arguments: Iterable[str] = (), overrides: 
             "rayClusterSpec": _cluster(loaded, name, image, [*env]),
         },
     }
-    return _NOTES.format(name=loaded.name, image=image) + yaml.dump_all([files, ray_job], Dumper=_dumper(), sort_keys=False)
+    return _NOTES.format(name=loaded.name, image=image, workers=found.line) + yaml.dump_all([files, ray_job], Dumper=_dumper(), sort_keys=False)
 
 
 def _dumper() -> type:

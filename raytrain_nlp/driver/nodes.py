@@ -21,7 +21,7 @@ _SLACK = 1e-6
 """Ten tenths of a CPU are one."""
 _KUBERAY = "RAY_USAGE_STATS_KUBERAY_IN_USE"
 """In the environment of KubeRay's pods, whose autoscaler runs in a container of its own."""
-_LISTED = 1_000
+MOST_LISTED = 1_000
 """Nodes of one type that are told apart; more make no plan better."""
 
 
@@ -87,7 +87,7 @@ def nodes_of_cluster() -> list[dict[str, float]]:
     if scaling is None:
         return nodes
     room = max(scaling.most - len(nodes) + 1, 0)
-    added = [kind.resources for kind in scaling.types for _ in range(min(kind.most - alive_of(kind.name), _LISTED))]
+    added = [kind.resources for kind in scaling.types for _ in range(min(kind.most - alive_of(kind.name), MOST_LISTED))]
     return nodes + [dict(resources) for resources in added[:room]]
 
 

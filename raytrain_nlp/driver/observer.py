@@ -17,6 +17,9 @@ class Observer:
     def stage(self, text: str) -> None:
         """A stage before training begins."""
 
+    def tell(self, text: str) -> None:
+        """A line that stays: what the job's workers are."""
+
     def event(self, event: dict[str, Any]) -> None:
         """An event of the workers (`tracking.events`)."""
 

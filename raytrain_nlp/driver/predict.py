@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.config import TrainJob, load_job, public_values
+from raytrain_nlp.config.choices import without_values
 from raytrain_nlp.devices import WITHOUT_GPU
+from raytrain_nlp.driver.auto import settled
 from raytrain_nlp.driver.cluster import check_workers, connect_ahead, owns_ray
 from raytrain_nlp.driver.interrupts import stoppable
 from raytrain_nlp.driver.observer import Observer
@@ -84,7 +86,8 @@ def predict(
     observer = observer or Observer()
     started = time.monotonic()
     found, target = find_run(run), str(output)
-    job = _job_of(found, overrides)
+    of_machine = settled(_job_of(found, overrides))
+    job = of_machine.job
     kind = next((kind for suffix, kind in _FORMATS.items() if target.lower().endswith(suffix)), None)
     problems = check_workers(job)
     if kind is None:
@@ -92,6 +95,7 @@ def predict(
     if problems:
         raise InputError(problems)
     weights = find_weights(found, checkpoint)
+    observer.tell(of_machine.line)
     observer.stage("looking at the data")
     files = _find_files(input, job)
     options = {**_generation(job), **(generation or {})}
@@ -121,7 +125,7 @@ def _scratch(run: Run, weights: Weights) -> Iterator[Path]:
 
 
 def _job_of(run: Run, overrides: Iterable[str]) -> TrainJob:
-    job = load_job({**public_values(run.job), "deepspeed": {"zero_stage": 0}}, overrides)
+    job = load_job({**without_values(public_values(run.job), run.chosen), "deepspeed": {"zero_stage": 0}}, overrides)
     if job.lora is not None and job.model.config is not None:  # the base that the run built from its config
         job = job.model_copy(update={"model": job.model.model_copy(update={"name_or_path": run.base, "config": None})})
     return job

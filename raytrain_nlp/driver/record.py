@@ -16,6 +16,7 @@ from typing import Any
 
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.config import TrainJob, public_values
+from raytrain_nlp.config.choices import written_out
 from raytrain_nlp.config.training import check_training
 from raytrain_nlp.driver.lease import held
 from raytrain_nlp.driver.shared import delete_run
@@ -87,7 +88,7 @@ def check_name(job: TrainJob, paths: RunPaths, resume: bool, overwrite: bool) ->
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[Problem]:
-    old, new = (flatten({**job, "training": check_training(job.get("training", {}))[0]}) for job in (before, after))
+    old, new = (flatten({**job, "training": check_training(job.get("training", {}))[0]}) for job in (written_out(before), after))
     changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
     return [
         Problem(key, f"differs from the run's own value ({new.get(key)!r}, was {old.get(key)!r})", "Resume with the run's value, or start a new run.")

@@ -12,6 +12,7 @@ from typing import Any
 
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.config import TrainJob, load_job
+from raytrain_nlp.config.choices import WORKERS
 from raytrain_nlp.confined import what_is_wrong
 from raytrain_nlp.driver.shared import bring_run
 from raytrain_nlp.errors import CheckpointError, InputError, Problem, nearest
@@ -40,6 +41,11 @@ class Run:
     def result(self) -> dict[str, Any]:
         """What `train` returned; empty where the run has not ended well."""
         return self.record.get("result") or {}
+
+    @property
+    def chosen(self) -> list[str]:
+        """What of its workers was left to the machine it ran on: another machine may choose otherwise."""
+        return [key for key in self.record.get("chosen") or {} if key in WORKERS]
 
     def token_dir(self) -> Path:
         """The tokenizer's folder in the cache, whose name is part of the key of tokens; as it was while training, where it is still there."""

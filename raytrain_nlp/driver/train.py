@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from raytrain_nlp.config import TrainJob, dump_job, load_job, public_values
 from raytrain_nlp.config.load import JobSource
+from raytrain_nlp.driver.auto import settled
 from raytrain_nlp.driver.cluster import Connection, check_workers, connect_ahead
 from raytrain_nlp.driver.elastic import ElasticFit
 from raytrain_nlp.driver.fit import Fit, has_moved, load_libraries
@@ -97,16 +98,18 @@ def train(
     observer = observer or Observer()
     job = load_job(job, overrides)
     paths = RunPaths(local_folder(job.storage_path), job.name)
-    problems = check_storage(job) + check_workers(job)
+    problems = check_storage(job)
     if problems and is_remote(job.storage_path):
         raise InputError(problems)
     with arrived(paths):
-        if problems := problems + check_name(job, paths, resume, overwrite):
+        found = settled(job, read_json(paths.record) if resume else None)
+        if problems := problems + check_workers(found.job) + check_name(found.job, paths, resume, overwrite):
             raise InputError(problems)
-        return _train(job, paths, resume, overwrite, verbose, observer)
+        observer.tell(found.line)
+        return _train(found.job, found.chosen, paths, resume, overwrite, verbose, observer)
 
 
-def _train(job: TrainJob, paths: RunPaths, resume: bool, overwrite: bool, verbose: bool, observer: Observer) -> TrainResult:
+def _train(job: TrainJob, chosen: dict[str, Any], paths: RunPaths, resume: bool, overwrite: bool, verbose: bool, observer: Observer) -> TrainResult:
     if resume and (done := _finished(paths, job, observer)):
         return done
     from raytrain_nlp.driver.inputs import find_job_files
@@ -116,7 +119,7 @@ def _train(job: TrainJob, paths: RunPaths, resume: bool, overwrite: bool, verbos
     with connect_ahead(job, verbose, say=observer.stage) as connection:
         resolved = prepare(job, files, paths.storage, connection, observer, verbose)
         connection()
-        return run_resolved(job, resolved, paths, observer, resume=resume, overwrite=overwrite)
+        return run_resolved(job, resolved, paths, observer, resume=resume, overwrite=overwrite, chosen=chosen)
 
 
 def prepare(job: TrainJob, files: Files, storage: Path, connection: Connection | None, observer: Observer, verbose: bool = False) -> Resolved:
@@ -156,8 +159,12 @@ def run_resolved(
     overwrite: bool = False,
     tracked: bool = True,
     fit: Fit | None = None,
+    chosen: dict[str, Any] | None = None,
 ) -> TrainResult:
-    """The run itself, under the lock of its folder. A trial of a sweep is not `tracked` here: the sweep's driver follows it."""
+    """The run itself, under the lock of its folder. A trial of a sweep is not `tracked` here: the sweep's driver follows it.
+
+    `chosen`: what the job as it was written left to the machine; a resumed run keeps it.
+    """
     from raytrain_nlp.driver.resolve import write_quarantine
 
     with open_run(paths, overwrite) as record, carried(paths, observer.warn, tracked) as flush:
@@ -171,7 +178,7 @@ def run_resolved(
         record.update(
             status="running", job=public_values(job), task=spec.job["task"], drivers=record.values["drivers"] + 1,
             data_fingerprint=spec.data_fingerprint, labels=spec.labels, tokenizer=spec.tokenizer_dir, versions=spec.versions,
-            lengths=resolved.lengths(),
+            lengths=resolved.lengths(), chosen=chosen or {},
         )  # fmt: skip
         try:
             flush()

@@ -7,15 +7,25 @@ from typing import Any
 import yaml
 
 from raytrain_nlp.config import public_values
-from raytrain_nlp.config.sweep import Sweep
+from raytrain_nlp.config.choices import put_values, written_out
+from raytrain_nlp.config.sweep import Sweep, load_sweep
+from raytrain_nlp.driver.auto import Settled, settled
 from raytrain_nlp.driver.record import RunRecord
 from raytrain_nlp.errors import Problem
 from raytrain_nlp.files import replacing
 from raytrain_nlp.paths import SweepPaths, read_json, redact
 from raytrain_nlp.remote.places import is_remote, shown
 
+_PRECISION = ("training.bf16", "training.fp16")
 # What a resumed sweep may not change: its trials would no longer be of one kind.
 _FIXED = ("search_space", "metric", "mode", "scheduler", "searcher", "seed", "job")
+
+
+def settle_sweep(plan: Sweep, record: Any) -> tuple[Sweep, Settled]:
+    """The sweep with what its job leaves to the machine written out, for all trials alike. `record`: of the sweep that is continued, or None."""
+    found = settled(plan.job, record, no_precision=any(key in _PRECISION for key in plan.config.search_space))
+    values = plan.config.model_dump(exclude_unset=True, by_alias=True)
+    return (load_sweep({**values, "job": put_values(values["job"], found.chosen)}) if found.chosen else plan), found
 
 
 def check_scheduler(plan: Sweep) -> list[Problem]:
@@ -59,17 +69,20 @@ def check_name(plan: Sweep, paths: SweepPaths, resume: bool, overwrite: bool) ->
 
 
 def _compared(value: Any) -> Any:
-    return {key: part for key, part in value.items() if key not in ("tracking", "storage_path", "name")} if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        return value
+    value = written_out(value) if "task" in value else value  # the job
+    return {key: part for key, part in value.items() if key not in ("tracking", "storage_path", "name")}
 
 
-def open_sweep(plan: Sweep, paths: SweepPaths, record: RunRecord) -> str:
-    """Keep what the sweep is, and return it as its job file's text."""
+def open_sweep(plan: Sweep, paths: SweepPaths, record: RunRecord, chosen: dict[str, Any] | None = None) -> str:
+    """Keep what the sweep is, and what its job had left to the machine; return it as its job file's text."""
     values = _settings(plan)
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     with replacing(paths.job) as file:
         file.write(text)
     paths.trials.mkdir(exist_ok=True)
-    record.update(kind="sweep", status="running", sweep=values, drivers=record.values["drivers"] + 1)
+    record.update(kind="sweep", status="running", sweep=values, chosen=chosen or {}, drivers=record.values["drivers"] + 1)
     return text
 
 

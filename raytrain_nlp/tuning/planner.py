@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterable
 
+from raytrain_nlp import devices
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.driver.nodes import Resources, need_of, worker_of
 from raytrain_nlp.errors import InputError, Problem
@@ -26,8 +27,11 @@ def plan_concurrency(jobs: Iterable[TrainJob], nodes: list[Resources], most: int
 
 
 def plan_local(job: TrainJob, most: int | None) -> int:
-    """The same for a Ray started for this sweep, where logical CPUs are as many as are asked for: not more than keep busy."""
-    return most or max(int((os.cpu_count() or 1) // max(worker_of(job)["CPU"] * job.workers.num_workers, 1)), 1)
+    """The same for a Ray started for this sweep, where logical CPUs are as many as are asked for: not more than keep busy, and of GPUs
+    no more than there are."""
+    busy = most or max(int((os.cpu_count() or 1) // max(worker_of(job)["CPU"] * job.workers.num_workers, 1)), 1)
+    each = worker_of(job).get("GPU", 0) * job.workers.num_workers
+    return max(min(busy, int(len(devices.local_gpus()) // each)), 1) if each else busy
 
 
 def _fits(job: TrainJob, nodes: list[Resources]) -> int:

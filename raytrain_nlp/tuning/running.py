@@ -6,7 +6,7 @@ import shutil
 from typing import Any
 
 from raytrain_nlp.config.sweep import Sweep
-from raytrain_nlp.paths import SweepPaths
+from raytrain_nlp.paths import SweepPaths, read_json
 from raytrain_nlp.remote.places import remote_of
 from raytrain_nlp.tuning.around import quiet_tune, tune_environment
 from raytrain_nlp.tuning.book import RUNNING, Book, TrialRecord
@@ -35,8 +35,9 @@ def run_trials(
     points = PointSource(study, interrupted, len(book.trials), plan.num_trials)
     replay(scheduler, book, config)
     desk = open_desk() if config.reuse_workers else None
+    chosen = (read_json(paths.record) or {}).get("chosen") or {}
     settings = TrialSettings(
-        _without_tracker(plan), config.search_space, str(paths.storage), str(paths.trials), config.metric, plan.pauses, config.scheduler.type == "pbt", desk
+        _without_tracker(plan), config.search_space, str(paths.storage), str(paths.trials), config.metric, plan.pauses, config.scheduler.type == "pbt", desk, chosen
     )
 
     def changed(trial: TrialRecord) -> None:

@@ -15,12 +15,12 @@ from raytrain_nlp.driver.record import RunRecord, check_storage, open_run
 from raytrain_nlp.driver.shared import arrived, carried
 from raytrain_nlp.driver.train import STATUS, prepare
 from raytrain_nlp.errors import InputError, Problem, RunError, Stopped
-from raytrain_nlp.paths import SweepPaths
+from raytrain_nlp.paths import SweepPaths, read_json
 from raytrain_nlp.remote.mirror import push_tree
 from raytrain_nlp.remote.places import is_remote, local_folder, shown
 from raytrain_nlp.tuning.book import FAILED, Book, TrialRecord
 from raytrain_nlp.tuning.observer import SweepObserver
-from raytrain_nlp.tuning.opening import check_name, check_scheduler, check_trials, open_sweep
+from raytrain_nlp.tuning.opening import check_name, check_scheduler, check_trials, open_sweep, settle_sweep
 from raytrain_nlp.tuning.planner import plan_concurrency, plan_local
 from raytrain_nlp.tuning.registration import check_registration, register_best
 from raytrain_nlp.tuning.results import SweepResult, counts_of, table_of, write_best, write_table
@@ -55,17 +55,21 @@ def sweep(
     observer = observer or SweepObserver()
     plan = load_sweep(job, overrides)
     paths = SweepPaths(local_folder(plan.job.storage_path), plan.config.name)
-    largest = max(plan.jobs, key=lambda one: sorted(need_of(one).items()))
-    problems = check_storage(plan.job) + check_workers(largest) + check_registration(plan) + check_scheduler(plan)
+    problems = check_storage(plan.job) + check_registration(plan) + check_scheduler(plan)
     if problems and is_remote(plan.job.storage_path):
         raise InputError(problems)
     with arrived(paths):
-        if problems := problems + check_name(plan, paths, resume, overwrite):
+        plan, found = settle_sweep(plan, read_json(paths.record) if resume else None)
+        largest = max(plan.jobs, key=lambda one: sorted(need_of(one).items()))
+        if problems := problems + check_workers(largest) + check_name(plan, paths, resume, overwrite):
             raise InputError(problems)
-        return _sweep(plan, paths, largest, overwrite, verbose, observer)
+        observer.tell(f"{found.line} a trial")
+        return _sweep(plan, found.chosen, paths, largest, overwrite, verbose, observer)
 
 
-def _sweep(plan: Sweep, paths: SweepPaths, largest: TrainJob, overwrite: bool, verbose: bool, observer: SweepObserver) -> SweepResult:
+def _sweep(
+    plan: Sweep, chosen: dict[str, Any], paths: SweepPaths, largest: TrainJob, overwrite: bool, verbose: bool, observer: SweepObserver
+) -> SweepResult:
     from raytrain_nlp.driver.inputs import find_job_files
 
     local = is_local()
@@ -82,7 +86,7 @@ def _sweep(plan: Sweep, paths: SweepPaths, largest: TrainJob, overwrite: bool, v
 
         scheduler = build_scheduler(plan.config, length_of(plan.job, resolved.spec), concurrent)
         with open_run(paths, overwrite) as record, carried(paths, observer.warn):
-            text = open_sweep(plan, paths, record)
+            text = open_sweep(plan, paths, record, chosen)
             return _run(plan, paths, record, resolved, concurrent, scheduler, observer, text, verbose)
 
 

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,8 @@ class TrialSettings:
     """Values may change on the way: those of a loaded checkpoint do not count."""
     desk: Any
     """Where workers that stay from trial to trial are given their runs; None: each trial starts its own."""
+    chosen: dict[str, Any] = field(default_factory=dict)
+    """What the base job had left to the machine."""
 
 
 class TrialActor(Trainable):
@@ -168,7 +170,8 @@ class Trial(Observer):
         while True:
             try:
                 resume = began and not self._pointer
-                return run_resolved(self._job, replace(resolved, spec=spec), self._paths, self, resume=resume, tracked=False, fit=self._fit).metrics
+                how = {"resume": resume, "tracked": False, "fit": self._fit, "chosen": self._settings.chosen}
+                return run_resolved(self._job, replace(resolved, spec=spec), self._paths, self, **how).metrics
             except InputError as error:  # the processes of a driver that was killed may take a moment to end
                 if "another driver is writing" not in str(error) or time.monotonic() > deadline or self._fit.aborted.is_set():
                     raise

@@ -43,7 +43,7 @@ def test_smallest_job_is_taken_with_documented_defaults() -> None:
     """A job of three sections loads; what it leaves out has the values the documentation names."""
     loaded = load_job(job())
     assert (loaded.name, loaded.storage_path, loaded.seed) == ("run", "runs", 42)
-    assert (loaded.workers.num_workers, loaded.deepspeed.zero_stage, loaded.data.max_bad_rows) == (1, 0, 0.01)
+    assert (loaded.workers.auto, loaded.deepspeed.zero_stage, loaded.data.max_bad_rows) == ({"num_workers", "use_gpu"}, 0, 0.01)
     assert loaded.arguments() == {
         "seed": 42, "logging_steps": 10, "logging_first_step": True, "train_sampling_strategy": "group_by_length",
         "eval_strategy": "no", "save_strategy": "epoch", "per_device_train_batch_size": 8,
@@ -173,7 +173,7 @@ def test_all_contradictions_come_at_once() -> None:
     """Where every section is right by itself, everything they disagree on is told together."""
     training = {"fp16": True, "bf16": True, "per_device_train_batch_size": 4, "load_best_model_at_end": True, "run_name": "x"}
     lines = problems(
-        job(data={"train": "a.jsonl", "global_batch_size": 6}, training=training, workers={"resources_per_worker": {"GPU": 1}})
+        job(data={"train": "a.jsonl", "global_batch_size": 6}, training=training, workers={"num_workers": 1, "use_gpu": False, "resources_per_worker": {"GPU": 1}})
     )
     assert [line.split(": ")[0] for line in lines] == [
         "training.run_name", "data.global_batch_size", "training.load_best_model_at_end", "training.fp16", "training.fp16",
@@ -341,10 +341,11 @@ def test_batch_policies_exclude_each_other() -> None:
 @pytest.mark.parametrize("key", ["fp16", "tf32"])
 def test_half_precision_of_a_gpu_is_refused_on_cpu(key: str) -> None:
     """What only a GPU can do is refused without one, and taken with one."""
-    assert problems(job(), f"training.{key}=true") == [
+    assert problems(job(), f"training.{key}=true", "workers.use_gpu=false") == [
         f"training.{key}: needs a GPU (workers.use_gpu is false). Use bf16, or set workers.use_gpu: true."
     ]
     assert problems(job(), f"training.{key}=true", "workers.use_gpu=true") == []
+    assert problems(job(), f"training.{key}=true") == []  # the machine is not known yet
 
 
 def test_two_precisions_exclude_each_other() -> None:

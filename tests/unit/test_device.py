@@ -130,7 +130,8 @@ def test_gpus_are_those_a_process_may_see(visible: str | None, names: list[str],
     assert all(gpu.bf16 == (gpu.name == "NVIDIA H200") for gpu in devices.local_gpus())
 
 
-def test_gpus_that_torch_cannot_use_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_that_torch_cannot_use_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_DRIVERS", (tmp_path,))
     monkeypatch.setattr(devices, "_torch_build", lambda: {"cuda": None, "hip": None})
     monkeypatch.setattr(devices, "load_nvml", lambda: FakeNvml(*CARDS))
     assert devices.local_gpus() == [] and devices.torch_without_gpu()

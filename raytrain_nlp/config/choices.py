@@ -1,0 +1,45 @@
+"""What a job leaves to the machine, by dotted keys: put into its sections, taken out of them, kept by a run's record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+WORKERS = ("workers.num_workers", "workers.use_gpu")
+PRECISION = "training.bf16"
+_AS_BEFORE = {"workers.num_workers": 1, "workers.use_gpu": False}
+"""What a job without these keys meant before they could be left to the machine."""
+
+
+def put_values(sections: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections as a dict, with values of dotted keys of two parts."""
+    sections = dict(sections)
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        sections[section] = {**(sections.get(section) or {}), name: value}
+    return sections
+
+
+def without_values(sections: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Sections as a dict, without dotted keys of two parts: what is to be chosen anew."""
+    sections = dict(sections)
+    for key in keys:
+        section, _, name = key.partition(".")
+        if isinstance(sections.get(section), Mapping):
+            sections[section] = {other: value for other, value in sections[section].items() if other != name}
+    return sections
+
+
+def written_out(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded job with the values its workers had, also where it was recorded before they were written out."""
+    workers = sections.get("workers") or {}
+    return put_values(sections, {key: value for key, value in _AS_BEFORE.items() if key.partition(".")[2] not in workers})
+
+
+def choices_of(record: Any) -> dict[str, Any]:
+    """What the run of a record, or the sweep, goes on with where its job says nothing."""
+    record = record if isinstance(record, Mapping) else {}
+    job = record.get("job") or (record.get("sweep") or {}).get("job")
+    workers = written_out(job if isinstance(job, Mapping) else {})["workers"]
+    chosen = {key: workers[key.partition(".")[2]] for key in WORKERS}
+    return chosen | {key: value for key, value in (record.get("chosen") or {}).items() if key == PRECISION}
