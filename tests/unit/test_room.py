@@ -36,6 +36,8 @@ def decide(monkeypatch: pytest.MonkeyPatch, job: TrainJob, living: list[dict[str
     monkeypatch.setattr(room, "alive_of", lambda name: alive)
     waits: list[str] = []
     monkeypatch.setattr(room, "_wait", lambda *_: waits.append("wait"))
+    monkeypatch.setattr(room, "_ask", lambda bundles: None)  # else a Ray starts in this process, and stays
+    monkeypatch.setattr(room, "_take_back", lambda group: None)
     try:
         room.wait_for_room(job, print)
     except InputError as error:
