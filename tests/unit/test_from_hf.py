@@ -520,7 +520,7 @@ def test_what_accelerate_hands_on_becomes_the_job() -> None:
       "workers": {"num_workers": 8, "use_gpu": False}}, set()),
     ("distributed_type: DEEPSPEED\ndeepspeed_config: {deepspeed_config_file: ds.json, zero3_init_flag: true}\nnum_processes: 2\n",
      {"deepspeed": {"config_file": "ds.json"}, "workers": {"num_workers": 2, "use_gpu": False}}, set()),
-    ("distributed_type: MULTI_GPU\nnum_processes: 4\nmixed_precision: 'no'\ngpu_ids: all\n", {"workers": {"num_workers": 4, "use_gpu": True}}, set()),
+    ("distributed_type: MULTI_GPU\nnum_processes: 4\nmixed_precision: 'no'\ngpu_ids: all\n", {"training": {"bf16": False}, "workers": {"num_workers": 4, "use_gpu": True}}, set()),
     ("distributed_type: 'NO'\nuse_cpu: true\nnum_processes: 2\n", {"workers": {"num_workers": 2, "use_gpu": False}}, set()),
     ("distributed_type: FSDP\nfsdp_config: {fsdp_sharding_strategy: SHARD_GRAD_OP, fsdp_offload_params: false}\nnum_processes: 4\n",
      {"deepspeed": {"zero_stage": 2}, "workers": {"num_workers": 4, "use_gpu": False}}, {"--use_fsdp"}),
