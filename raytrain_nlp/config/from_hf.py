@@ -14,7 +14,7 @@ from typing import Any
 
 from raytrain_nlp.config.hf_command import Command, read_command
 from raytrain_nlp.config.hf_flags import TRUE_HERE, flags_of
-from raytrain_nlp.config.hf_tasks import Sections, fill_data, fill_model, fill_task
+from raytrain_nlp.config.hf_tasks import Sections, fill_data, fill_model, fill_task, fit_positions
 from raytrain_nlp.config.load import load_job
 from raytrain_nlp.config.training import check_training
 from raytrain_nlp.errors import InputError, Problem
@@ -39,6 +39,7 @@ def from_hf(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     fill_model(command, job)
     fill_data(command, job)
     fill_task(command, job)
+    fit_positions(command, job)
     _fill_training(command, job)
     _fill_run(command, job)
     job["data"] = {key: job["data"][key] for key in ("train", "validation", *job["data"]) if key in job["data"]}
@@ -65,6 +66,8 @@ def _fill_keys(command: Command, job: Sections) -> None:
 def _fill_training(command: Command, job: Sections) -> None:
     """What `training:` and `checkpoint:` say in other words than the script."""
     training, checkpoint = job["training"], job["checkpoint"]
+    if training.get("logging_steps") == 0 and training.get("logging_strategy", "steps") != "steps":
+        del training["logging_steps"]  # then the script does not read it
     if training.get("eval_strategy") == "no":
         del training["eval_strategy"]
         if command.get("do_eval", False):

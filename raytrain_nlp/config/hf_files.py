@@ -14,6 +14,10 @@ from typing import Any
 
 _ROWS = 100
 _ARRAY_BYTES = 64 << 20
+_WITHOUT_END = ("t5", "mt5", "umt5", "longt5", "xlnet", "transfo-xl", "bloom", "mpt", "mamba", "rwkv", "funnel")
+"""Model types whose configs may name a number of positions, and whose attention has no end."""
+_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet", "luke", "data2vec-text", "xmod", "roberta-prelayernorm", "ibert")
+"""Those that count positions from behind the id of padding."""
 
 
 def first_rows(path: str) -> list[dict[str, Any]] | None:
@@ -54,6 +58,17 @@ def model_length(folder: str | None) -> int | None:
     """`model_max_length` of a tokenizer in a folder."""
     length = (_json_of(folder, "tokenizer_config.json") or {}).get("model_max_length")
     return length if isinstance(length, int) and length > 0 else None
+
+
+def model_positions(config: dict[str, Any]) -> int | None:
+    """The most tokens that a model of a config has positions for; None where its positions have no end, or are not known."""
+    if config.get("model_type") in _WITHOUT_END:
+        return None
+    count = next((config[key] for key in ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length") if isinstance(config.get(key), int)), None)
+    if count is None or count <= 0:
+        return None
+    padded = config.get("pad_token_id", 1) if config.get("model_type") in _AFTER_PADDING else None
+    return count - (padded + 1) if isinstance(padded, int) else count  # the first ones are never used
 
 
 def model_config(folder: str) -> dict[str, Any] | None:

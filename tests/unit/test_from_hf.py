@@ -270,6 +270,25 @@ def test_length_of_a_model_in_a_folder(tmp_path: Path) -> None:
     assert translate(command)[1] == {}
 
 
+@pytest.mark.parametrize(("config", "most"), [
+    ({"model_type": "bert", "max_position_embeddings": 64}, 64), ({"model_type": "gpt2", "n_positions": 32}, 32),
+    ({"model_type": "roberta", "max_position_embeddings": 66, "pad_token_id": 1}, 64), ({"model_type": "t5", "n_positions": 8}, None), ({"model_type": "x"}, None),
+])  # fmt: skip
+def test_lengths_stay_within_the_positions_of_a_model_in_a_folder(tmp_path: Path, config: dict[str, Any], most: int | None) -> None:
+    """Beyond them a model cannot run; what is written instead is said."""
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    model = f"--model_name_or_path {tmp_path} --do_train --output_dir o"
+    for command, section, key, flag in (
+        ("run_glue.py --task_name mrpc --max_seq_length 100", "data", "max_length", "--max_seq_length"),
+        ("run_clm.py --dataset_name d", "task", "block_size", "--block_size"),
+        ("run_mlm.py --dataset_name d --line_by_line --max_seq_length 100", "data", "max_length", "--max_seq_length"),
+        ("run_summarization.py --dataset_name xsum", "task", "max_source_length", "--max_source_length"),
+    ):  # fmt: skip
+        job, notes = translate(f"{command} {model}")
+        asked = {"--max_seq_length": 100}.get(flag, 1024)
+        assert job[section][key] == (most or asked) and (f"The model has {most} positions" in notes.get(flag, "")) == (most is not None)
+
+
 def test_config_in_a_folder_is_a_model_from_scratch(tmp_path: Path) -> None:
     """--config_name without weights: its config.json becomes model.config."""
     (tmp_path / "config.json").write_text('{"model_type": "roberta", "hidden_size": 64, "architectures": ["X"]}', encoding="utf-8")
