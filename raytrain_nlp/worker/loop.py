@@ -119,6 +119,8 @@ def _run_rank(
     if checkpoint and checkpoint.manifest.versions != spec.versions:
         events.write("notice", text=f"{checkpoint.path.name} was written with other versions: {_differences(checkpoint.manifest.versions, spec.versions)}.")
     _announce(events, start, world_size)
+    events.write("phase", phase="imports")
+    _load_libraries(job)
     loaders = _build_loaders(spec, job, start, world_size, rank, -(-whole.workers.num_workers // world_size))
     with noticed(paths, events, rank) as move_asked:
         agreement = Agreement(find_row(spec.train), stop_asked, move_asked)
@@ -154,6 +156,21 @@ def _announce(events: EventLog, start: int, world_size: int) -> None:
     events.write("resume" if start else "start", step=start, world_size=world_size, pids=pids)
 
 
+def _load_libraries(job: TrainJob) -> None:
+    """Before the feed's thread starts: two threads that import at the same time can find each other's modules half made."""
+    import ray.data  # noqa: F401
+    import transformers  # noqa: F401
+
+    import raytrain_nlp.data.feed
+    import raytrain_nlp.worker.trainer  # noqa: F401
+    from raytrain_nlp.worker.arguments import import_deepspeed
+
+    if job.deepspeed.enabled:
+        import_deepspeed()
+    if job.lora is not None:
+        import peft  # noqa: F401
+
+
 def _build_loaders(spec: WorkerSpec, job: TrainJob, start: int, world_size: int, rank: int, spread: int) -> tuple[Any, Any]:
     """Training and evaluation; where fewer ranks evaluate than planned, each takes its part of a batch in so many parts."""
     from raytrain_nlp.worker.loader import EvalLoader, TrainLoader
@@ -179,7 +196,6 @@ def _build_trainer(
     from raytrain_nlp.worker.metrics import build_metrics
     from raytrain_nlp.worker.trainer import build_trainer_class
 
-    events.write("phase", phase="imports")
     if job.deepspeed.enabled:
         apply_deepspeed_environment(job.workers.use_gpu)
     task = build_task(job.task)

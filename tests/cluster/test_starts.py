@@ -1,0 +1,99 @@
+"""Starts, many of them: none aborts, none hangs, on an idle machine and on a busy one, however long imports take.
+
+    pytest tests/cluster/test_starts.py                      about two hours on two cores
+    STARTS=6 DRIVER_STARTS=10 pytest tests/cluster/test_starts.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import TINY, plain_job, start_cli, write_job, write_rows
+
+STARTS, DRIVER_STARTS = int(os.environ.get("STARTS", 60)), int(os.environ.get("DRIVER_STARTS", 200))
+BUSY = 8
+GUARD = Path(__file__).parents[1] / "guard"
+_LIMIT_S = 900
+"""On two cores with eight busy processes beside it a start takes minutes; what hangs takes for ever."""
+_DRIVER = """
+import sys
+from raytrain_nlp.config import load_job
+from raytrain_nlp.driver.cluster import connect_ahead
+from raytrain_nlp.driver.inputs import find_job_files
+from raytrain_nlp.driver.fit import load_libraries
+from raytrain_nlp.driver.observer import Observer
+from raytrain_nlp.driver.train import prepare
+from pathlib import Path
+
+job = load_job(sys.argv[1])
+files = find_job_files(job, Path(job.storage_path))
+with connect_ahead(job) as connection:
+    prepare(job, files, Path(job.storage_path), connection, Observer())
+    connection()
+    load_libraries()
+print("started")
+"""
+
+
+@contextlib.contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def one_step(folder: Path, kind: str) -> dict[str, Any]:
+    """A tiny job of one step."""
+    common: dict[str, Any] = {"training": {"per_device_train_batch_size": 2, "max_steps": 1}, "deepspeed": {"zero_stage": 3}}
+    if kind == "text-classification":
+        return plain_job(folder, kind, **common)
+    config = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64} if kind == "causal-lm" else TINY
+    model = {"config": config, "tokenizer": "train", "tokenizer_training": {"vocab_size": 400}}
+    return {**plain_job(folder, kind, **common), "task": {"type": kind, "text_column": "text"}, "model": model}
+
+
+def guarded(folder: Path, seed: int | None = None) -> dict[str, str]:
+    paths = [str(GUARD), *filter(None, [os.environ.get("PYTHONPATH")])]
+    delays = {"RAYTRAIN_NLP_DELAYS": str(seed)} if seed is not None else {}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "RAYTRAIN_NLP_GUARD": str(folder / "guard"), **delays}
+
+
+@pytest.mark.timeout(4 * 3600)
+@pytest.mark.parametrize("busy", [0, BUSY], ids=["idle", "busy"])
+def test_starts_of_train(tmp_path: Path, busy: int) -> None:
+    write_rows(tmp_path / "train.jsonl", 40)
+    ends = []
+    with busy_processes(busy):
+        for number in range(STARTS // 2):
+            job = write_job(one_step(tmp_path, ("causal-lm", "masked-lm", "text-classification")[number % 3]), tmp_path / "job.json")
+            process = start_cli("train", job, "--overwrite", "--json", env=guarded(tmp_path))
+            out, err = process.communicate(timeout=_LIMIT_S)
+            ends.append((process.returncode, json.loads(out.splitlines()[-1])["global_step"] if process.returncode == 0 else err[-2000:]))
+            print(f"start {number + 1}: {ends[-1][0]}", flush=True)
+    assert ends == [(0, 1)] * (STARTS // 2)
+    assert not (tmp_path / "guard").exists(), (tmp_path / "guard").read_text()
+
+
+@pytest.mark.timeout(4 * 3600)
+def test_starts_of_the_driver_alone_with_slow_imports(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", 40)
+    job = write_job(one_step(tmp_path, "text-classification"), tmp_path / "job.json")
+    ends = []
+    for number in range(DRIVER_STARTS):
+        ended = subprocess.run([sys.executable, "-c", _DRIVER, job], env=guarded(tmp_path, number + 1), capture_output=True, text=True, timeout=_LIMIT_S)
+        ends.append((ended.returncode, ended.stdout if ended.returncode == 0 else ended.stderr[-2000:]))
+        print(f"start {number + 1}: {ends[-1][0]}", flush=True)
+    assert ends == [(0, "started\n")] * DRIVER_STARTS
+    assert not (tmp_path / "guard").exists(), (tmp_path / "guard").read_text()
