@@ -30,7 +30,7 @@ class _Guard(importlib.abc.MetaPathFinder):
         return None
 
 
-if any("raytrain_nlp.cli" in part or part == "-c" for part in sys.orig_argv[:3]) and {"RAYTRAIN_NLP_GUARD", "RAYTRAIN_NLP_DELAYS"} & os.environ.keys():
-    if os.environ.get("RAYTRAIN_NLP_GUARDED_BY") is None:  # the driver itself, not what it starts
-        os.environ["RAYTRAIN_NLP_GUARDED_BY"] = str(os.getpid())
-        sys.meta_path.insert(0, _Guard(os.environ.get("RAYTRAIN_NLP_GUARD"), os.environ.get("RAYTRAIN_NLP_DELAYS")))
+_asked = {"RAYTRAIN_NLP_GUARD", "RAYTRAIN_NLP_DELAYS"} & os.environ.keys()
+if _asked and "RAYTRAIN_NLP_GUARDED" not in os.environ and any("raytrain_nlp.cli" in part or part == "-c" for part in sys.orig_argv[:3]):
+    os.environ["RAYTRAIN_NLP_GUARDED"] = "yes"  # the driver itself, not what it starts
+    sys.meta_path.insert(0, _Guard(os.environ.get("RAYTRAIN_NLP_GUARD"), os.environ.get("RAYTRAIN_NLP_DELAYS")))
