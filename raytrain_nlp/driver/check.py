@@ -16,8 +16,9 @@ from raytrain_nlp.data.plan import split_batch
 from raytrain_nlp.data.split import Split
 from raytrain_nlp.devices import hidden_gpus
 from raytrain_nlp.driver.auto import settled
-from raytrain_nlp.driver.cluster import Connection, check_workers, connect_ahead
+from raytrain_nlp.driver.cluster import check_workers
 from raytrain_nlp.driver.cluster_file import place_of_file, plan_nodes
+from raytrain_nlp.driver.connection import Connection, connect_ahead
 from raytrain_nlp.driver.interrupts import stoppable
 from raytrain_nlp.driver.observer import Observer
 from raytrain_nlp.driver.record import check_storage

@@ -14,7 +14,8 @@ from raytrain_nlp.config import TrainJob, load_job, public_values
 from raytrain_nlp.config.choices import without_values
 from raytrain_nlp.config.data import sources_of
 from raytrain_nlp.driver.auto import settled
-from raytrain_nlp.driver.cluster import Connection, check_workers, connect_ahead
+from raytrain_nlp.driver.cluster import check_workers
+from raytrain_nlp.driver.connection import Connection, connect_ahead
 from raytrain_nlp.driver.fit import Fit
 from raytrain_nlp.driver.interrupts import stoppable
 from raytrain_nlp.driver.mapping import map_on_cluster

@@ -6,7 +6,8 @@ import os
 from dataclasses import dataclass
 
 from raytrain_nlp import devices
-from raytrain_nlp.driver.cluster import connected_briefly, is_local
+from raytrain_nlp.driver.cluster import is_local
+from raytrain_nlp.driver.connection import connected_briefly
 
 _GPU_TYPE = "accelerator_type:"
 _NO_BF16 = ("V100", "P100", "T4", "P4", "K80", "GTX", "TITAN", "QUADRO", "RTX-2", "M60")

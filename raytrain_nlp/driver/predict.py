@@ -16,7 +16,8 @@ from raytrain_nlp.config import TrainJob, load_job, public_values
 from raytrain_nlp.config.choices import without_values
 from raytrain_nlp.devices import WITHOUT_GPU
 from raytrain_nlp.driver.auto import settled
-from raytrain_nlp.driver.cluster import check_workers, connect_ahead, owns_ray
+from raytrain_nlp.driver.cluster import check_workers, owns_ray
+from raytrain_nlp.driver.connection import connect_ahead
 from raytrain_nlp.driver.interrupts import stoppable
 from raytrain_nlp.driver.observer import Observer
 from raytrain_nlp.driver.runs import Run, Weights, find_run, find_weights

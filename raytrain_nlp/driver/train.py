@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from raytrain_nlp.config import TrainJob, dump_job, load_job, public_values
 from raytrain_nlp.config.load import JobSource
 from raytrain_nlp.driver.auto import settled
-from raytrain_nlp.driver.cluster import Connection, check_workers, connect_ahead
+from raytrain_nlp.driver.cluster import check_workers
+from raytrain_nlp.driver.connection import Connection, connect_ahead
 from raytrain_nlp.driver.elastic import ElasticFit
 from raytrain_nlp.driver.fit import Fit, has_moved, load_libraries
 from raytrain_nlp.driver.interrupts import stoppable

@@ -8,7 +8,8 @@ from typing import Any
 
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.config.sweep import Sweep, SweepSource, load_sweep
-from raytrain_nlp.driver.cluster import check_workers, connect_ahead, environment, is_local
+from raytrain_nlp.driver.cluster import check_workers, environment, is_local
+from raytrain_nlp.driver.connection import connect_ahead
 from raytrain_nlp.driver.interrupts import at_once, stoppable
 from raytrain_nlp.driver.nodes import need_of, nodes_of_cluster
 from raytrain_nlp.driver.record import RunRecord, check_storage, open_run

@@ -26,7 +26,7 @@ _LIMIT_S = 900
 _DRIVER = """
 import sys
 from raytrain_nlp.config import load_job
-from raytrain_nlp.driver.cluster import connect_ahead
+from raytrain_nlp.driver.connection import connect_ahead
 from raytrain_nlp.driver.inputs import find_job_files
 from raytrain_nlp.driver.fit import load_libraries
 from raytrain_nlp.driver.observer import Observer
