@@ -19,6 +19,7 @@ from typing import IO, Any
 _OLD = "old-"
 _EXCHANGE, _HERE = 2, -100
 """RENAME_EXCHANGE and AT_FDCWD of Linux."""
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
 _LONGEST = 200
 """Bytes of a name that a temporary one keeps: file systems take 255."""
 
@@ -44,6 +45,45 @@ def replacing(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def create(path: Path, content: str) -> bool:
+    """Make a file with all of its content, where there is none: did this call make it? Of several hosts that try, one does.
+
+    A link to a complete file is one step on every file system that has links, NFS included, whose answer may get lost: then the
+    number of links tells. Elsewhere the file is opened exclusively, and is empty for a moment.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
+    try:
+        with open(temporary, "x", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return temporary.stat().st_nlink == 2
+        except OSError as error:
+            if temporary.stat().st_nlink == 2:
+                return True
+            if error.errno not in _NO_LINKS:
+                raise
+            return _open_exclusively(path, content)
+        return True
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _open_exclusively(path: Path, content: str) -> bool:
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -74,7 +74,7 @@ def check_name(job: TrainJob, paths: RunPaths, resume: bool, overwrite: bool) ->
     if record is None:
         if resume:
             return [Problem("--resume", f"there is no run '{job.name}' in {job.storage_path}", "Start it without --resume.")]
-        if paths.run.exists() and any(path != paths.lock for path in paths.run.iterdir()):
+        if paths.run.exists() and not all(is_of_a_start(path, paths) for path in paths.run.iterdir()):
             return [Problem("name", f"the folder exists and is no run of ours ({shown(paths.run)})", "Choose another name.")]
         return []
     if resume and overwrite:
@@ -85,6 +85,11 @@ def check_name(job: TrainJob, paths: RunPaths, resume: bool, overwrite: bool) ->
     if resume and not (isinstance(record, dict) and isinstance(record.get("job"), dict)):
         return [Problem("--resume", f"the record of the run holds no job ({paths.record})", "Restore it, or start again with --overwrite.")]
     return _changes(record["job"], public_values(job)) + _check_checkpoints(paths) if resume else []
+
+
+def is_of_a_start(path: Path, paths: RunPaths) -> bool:
+    """Is a file one of those a driver makes before the record of the run?"""
+    return path in (paths.lock, paths.lease) or path.name.startswith(f".{paths.lease.name}.")
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[Problem]:
@@ -164,5 +169,5 @@ def _clean(paths: RunPaths) -> None:
     for folder in (paths.model, paths.base_model):
         recover_folder(folder)
     for path in paths.run.iterdir():
-        if _LEFT.fullmatch(path.name) and not path.name.startswith(f".{paths.lease.name}."):
+        if _LEFT.fullmatch(path.name) and not is_of_a_start(path, paths):
             remove(path)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from raytrain_nlp import files
 from raytrain_nlp.confined import below
 from raytrain_nlp.remote.objects import Objects
 from raytrain_nlp.remote.places import parts_of
@@ -109,6 +110,19 @@ def delete_tree(folder: Path, first: str = "", keep: str = "") -> None:
     if (vouching := f"{key}/{first}") in keys:
         objects.delete([vouching])
     objects.delete(name for name in keys if name not in (vouching, f"{key}/{keep}"))
+
+
+def create(path: Path, content: str, patience: float | None = None) -> bool:
+    """Make a file, or an object, where there is none: did this call make it? Of several hosts that try, one does."""
+    if place := _place(path):
+        return place[0].create(content.encode(), place[1], **_patience(patience))
+    return files.create(path, content)
+
+
+def has_conditions(path: Path) -> bool:
+    """Is `create` a step of its own where this path lies?"""
+    place = _place(path)
+    return place is None or place[0].has_conditions()
 
 
 def write_marker(path: Path, content: str = "", patience: float | None = None) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from raytrain_nlp.errors import StorageError
+from raytrain_nlp.remote.answers import is_final, is_there, knows_no_conditions
 
 SCHEMES = {"s3": "s3fs", "gs": "gcsfs"}
 """Kinds of object storage, with the package that fsspec needs for each."""
@@ -26,8 +27,6 @@ _IN_PARTS = 50 * 2**20
 _PART_ATTEMPTS = 5
 """A part is tried again by itself: of a thousand parts one always fails."""
 _READ_TIMEOUT_S, _CONNECT_TIMEOUT_S = 60, 10
-_FINAL = (FileNotFoundError, PermissionError)
-"""No second try makes these good."""
 T = TypeVar("T")
 
 
@@ -44,6 +43,7 @@ class Objects:
     def __init__(self, url: str):
         self.url = url
         self._scheme, _, self._bucket = url.partition("://")
+        self._conditions: bool | None = None
 
     def put(self, file: Path, key: str, patience: float = PATIENCE_S) -> None:
         """The content of a file as an object."""
@@ -52,6 +52,46 @@ class Objects:
 
     def put_bytes(self, content: bytes, key: str, patience: float = PATIENCE_S) -> None:
         self._try(lambda fs: fs.pipe_file(self._path(key), content), f"write {key}", patience)
+
+    def create(self, content: bytes, key: str, patience: float = PATIENCE_S) -> bool:
+        """An object, where there is none of this key: did this call make it? Of several that try, one does (`If-None-Match: *`, or generation 0).
+
+        Where the storage `has_conditions`; elsewhere what is there is written over, and the answer is True.
+        """
+        tries = 0
+
+        def put(fs: Any) -> bool:
+            nonlocal tries
+            tries += 1
+            try:
+                fs.pipe_file(self._path(key), content, **({"mode": "create"} if conditions else {}))
+            except Exception as error:  # noqa: BLE001 - as `_try`
+                if is_there(error):
+                    return False
+                raise
+            return True
+
+        conditions = self.has_conditions(patience)
+        made = self._try(put, f"write {key}", patience)
+        return made or (tries > 1 and self.get_bytes(key, patience) == content)  # the answer to an earlier try may have been lost
+
+    def has_conditions(self, patience: float = PATIENCE_S) -> bool:
+        """Does the storage refuse to make an object that is there? Not every server that speaks S3 looks at the condition; asked once."""
+        if self._conditions is None:
+            probe = self._path(f".raytrain-nlp-{uuid.uuid4().hex}")
+            try:
+                self._try(lambda fs: fs.pipe_file(probe, b"", mode="overwrite"), "write a probe", patience)
+                self._try(lambda fs: fs.pipe_file(probe, b"", mode="create"), "write a probe", patience)
+                self._conditions = False
+            except StorageError as error:
+                self._conditions = is_there(error)
+                if not self._conditions and not knows_no_conditions(error.__cause__):
+                    self._conditions = None
+                    raise
+            finally:
+                with contextlib.suppress(FileNotFoundError, StorageError):
+                    self._try(lambda fs: fs.rm_file(probe), "delete a probe", patience)
+        return self._conditions
 
     def get(self, key: str, file: Path, patience: float = PATIENCE_S) -> None:
         """An object as a file, of which nothing is to be seen before it is whole."""
@@ -92,7 +132,7 @@ class Objects:
         for start in range(0, len(paths), _BULK):
             some = paths[start : start + _BULK]
             with contextlib.suppress(FileNotFoundError):
-                self._try(lambda fs, some=some: fs.rm(some), f"delete {some[0]}", patience)
+                self._try(lambda fs, some=some: _remove(fs, some), f"delete {some[0]}", patience)
 
     def _path(self, key: str) -> str:
         return f"{self._bucket}/{key}" if key else self._bucket
@@ -105,11 +145,21 @@ class Objects:
             except FileNotFoundError:
                 raise
             except Exception as error:  # noqa: BLE001 - the clients of object storage raise kinds of their own
-                if isinstance(error, _FINAL) or type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError") or time.monotonic() + pause > end:
+                if is_final(error) or time.monotonic() + pause > end:
                     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
                     raise StorageError(f"{self.url} cannot {what}: {type(error).__name__}: {reason}") from error
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, _MAX_PAUSE_S)
+
+
+def _remove(fs: Any, paths: list[str]) -> None:
+    """`rm` takes `*`, `?` and `[` in a name for patterns, and deletes what they match."""
+    if any(char in path for path in paths for char in "*?["):
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                fs.rm_file(path)
+    else:
+        fs.rm(paths)
 
 
 _making = threading.Lock()

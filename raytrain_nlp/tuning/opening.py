@@ -10,7 +10,7 @@ from raytrain_nlp.config import public_values
 from raytrain_nlp.config.choices import put_values, written_out
 from raytrain_nlp.config.sweep import Sweep, load_sweep
 from raytrain_nlp.driver.auto import Settled, settled
-from raytrain_nlp.driver.record import RunRecord
+from raytrain_nlp.driver.record import RunRecord, is_of_a_start
 from raytrain_nlp.errors import Problem
 from raytrain_nlp.files import replacing
 from raytrain_nlp.paths import SweepPaths, read_json, redact
@@ -54,7 +54,7 @@ def check_name(plan: Sweep, paths: SweepPaths, resume: bool, overwrite: bool) ->
     if record is None:
         if resume:
             return [Problem("--resume", f"there is no sweep '{name}' in {plan.job.storage_path}", "Start it without --resume.")]
-        if paths.run.exists() and any(path != paths.lock for path in paths.run.iterdir()):
+        if paths.run.exists() and not all(is_of_a_start(path, paths) for path in paths.run.iterdir()):
             return [Problem("name", f"the folder exists and is no sweep of ours ({shown(paths.run)})", "Choose another name.")]
         return []
     if not resume:

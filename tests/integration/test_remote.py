@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 from pathlib import Path
@@ -13,6 +14,8 @@ from raytrain_nlp.checkpoint import store
 from raytrain_nlp.driver.lease import held
 from raytrain_nlp.errors import InputError, StorageError
 from raytrain_nlp.remote import mirror, places
+from raytrain_nlp.remote import objects as objects_of
+from raytrain_nlp.remote.objects import Objects
 from raytrain_nlp.worker.commits import Commits, build_commits
 
 
@@ -140,3 +143,53 @@ def test_who_leaves_last_removes_the_copies(place: Path) -> None:
 
 def test_a_file_that_could_not_be_read_leaves_nothing(place: Path, object_store: ObjectStore) -> None:
     assert not mirror.fetch(place / "nothing") and not place.exists() or not any(place.iterdir())
+
+
+def test_an_object_is_made_once(place: Path, object_store: ObjectStore) -> None:
+    """Also where the answer to the request that made it is lost, and the next try finds it there."""
+    objects = Objects("s3://bucket")
+    assert objects.has_conditions() and mirror.has_conditions(place)
+    assert objects.create(b"first", f"{place.name}/a") and not objects.create(b"second", f"{place.name}/a")
+    object_store.behave(failing=0.5)
+    for number in range(8):
+        assert objects.create(b"mine", f"{place.name}/{number}") and not objects.create(b"another's", f"{place.name}/{number}")
+    object_store.behave()
+    assert {*object_store.objects("bucket", f"{place.name}/").values()} == {b"first", b"mine"}
+    assert not [key for key in object_store.objects("bucket") if key.startswith(".raytrain-nlp")]  # no probe is left
+
+
+def test_a_server_that_ignores_conditions_is_found_out(place: Path, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    filesystem = objects_of._filesystem("s3", os.getpid(), 1)
+    put = filesystem.pipe_file
+    monkeypatch.setattr(filesystem, "pipe_file", lambda path, data, mode="overwrite": put(path, data))
+    objects, key = Objects("s3://bucket"), f"{place.name}/made"
+    assert not objects.has_conditions() and objects.create(b"x", key) and objects.create(b"y", key)
+    assert objects.get_bytes(key) == b"y"
+
+
+@pytest.mark.parametrize("name", ["../escaped", "logs/../../escaped", "a//b", "\\windows"], ids=repr)
+def test_keys_of_others_are_never_paths_here(place: Path, object_store: ObjectStore, name: str) -> None:
+    objects = Objects("s3://bucket")
+    key = f"{place.name}/{name}"
+    object_store.client().put_object(Bucket="bucket", Key=key, Body=b"evil")
+    found = object_store.objects("bucket", f"{place.name}/")
+    assert key in found, "the server has made another name of it"
+    with pytest.raises(StorageError, match="a name in it"):
+        mirror.fetch_tree(place)
+    assert not place.exists() and not (place.parent / "escaped").exists()
+    mirror.delete_tree(place)
+    assert not object_store.objects("bucket", f"{place.name}/") and objects.find(place.name) == {}
+
+
+def test_objects_that_stand_for_folders_and_odd_names(place: Path, object_store: ObjectStore) -> None:
+    client = object_store.client()
+    for name in ("", "sub/", "sub/deep/", "sub/a", "sub/*", "sub/a?", "sub/[a]", "sub/ä 😀", "sub/%41", "sub/a+b", "empty"):
+        client.put_object(Bucket="bucket", Key=f"{place.name}/{name}", Body=b"" if name.endswith("/") or name == "empty" else name.encode())
+    mirror.fetch_tree(place)
+    assert {str(path.relative_to(place)): path.read_bytes().decode() for path in place.rglob("*") if path.is_file()} == {
+        **{name: name for name in ("sub/a", "sub/*", "sub/a?", "sub/[a]", "sub/ä 😀", "sub/%41", "sub/a+b")}, "empty": ""
+    }  # fmt: skip
+    mirror.delete([place / "sub" / "*"])  # a name, not a pattern
+    assert {*mirror.list_tree(place)} == {"sub/a", "sub/a?", "sub/[a]", "sub/ä 😀", "sub/%41", "sub/a+b", "empty"}
+    mirror.delete_tree(place)
+    assert mirror.list_tree(place) == {}
