@@ -7,9 +7,13 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+
+from raytrain_nlp.files import replacing
+from raytrain_nlp.scratch import scratch_folder
 
 BAD = b"raytrain_nlp.bad"
 """In a part's schema: the rows that could not be parsed, as a JSON list."""
@@ -35,20 +39,20 @@ def to_table(rows: list[dict[str, Any]]) -> pa.Table:
 
 @contextlib.contextmanager
 def open_output(path: str) -> Iterator[Any]:
-    """A file for writing bytes, of which nothing is to be seen before it is whole."""
+    """A file for writing bytes, of which nothing is to be seen before it is whole; where the block raises, nothing at all."""
     import fsspec
+    from fsspec.implementations.local import LocalFileSystem
 
     filesystem, inner = fsspec.core.url_to_fs(path)
-    if "://" in path and not path.startswith("file://"):  # an object appears when its upload is complete
-        with filesystem.open(inner, "wb") as file:
+    if isinstance(filesystem, LocalFileSystem):
+        with replacing(Path(inner), "wb") as file:
             yield file
         return
-    folder, _, name = inner.rpartition("/")
-    filesystem.makedirs(folder, exist_ok=True)
-    temporary = f"{folder}/.{name}.new"
-    with filesystem.open(temporary, "wb") as file:
-        yield file
-    filesystem.mv(temporary, inner)
+    # written here first: fsspec's own file of a bucket is published when it is closed, also by an exception
+    with scratch_folder() as folder:
+        with (folder / "output").open("wb") as file:
+            yield file
+        filesystem.put_file(str(folder / "output"), inner)
 
 
 def list_parts(folder: str) -> list[str]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from raytrain_nlp.driver.cluster import check_workers, owns_ray
 from raytrain_nlp.driver.connection import connect_ahead
 from raytrain_nlp.driver.interrupts import stoppable
 from raytrain_nlp.driver.observer import Observer
+from raytrain_nlp.driver.parts import find_parts, put_together, what_parts_hold
 from raytrain_nlp.driver.runs import Run, Weights, find_run, find_weights
 from raytrain_nlp.errors import InputError, Problem, RunError
 from raytrain_nlp.files import temporary_folder
@@ -77,7 +77,7 @@ def predict(
         generation: arguments of `generate` for tasks that write text, e.g. max_new_tokens.
         batch_size: rows of a forward; default: the job's per_device_eval_batch_size.
         prefix: before the names of the added columns.
-        overwrite: replace `output`, and what an interrupted prediction left.
+        overwrite: replace `output`, and what an interrupted prediction of another model or input left; what this one has made is kept.
         overrides: `dotted.key=value` of the job, e.g. `workers.num_workers=4`.
 
     Raises:
@@ -101,15 +101,15 @@ def predict(
     files = _find_files(input, job)
     options = {**_generation(job), **(generation or {})}
     parts = f"{target}.parts"
-    what = _what(found, weights, files, options, prefix)
-    done = _begin(target, parts, what, overwrite)
+    done = find_parts(target, parts, what_parts_hold(found, weights, job, files, options, prefix, CHUNK_ROWS), overwrite)
     with _scratch(found, weights) as scratch, connect_ahead(job, verbose, say=observer.stage) as connection:
         observer.stage("reading the model")
         spec = _spec(found, job, weights, parts, scratch, options, batch_size, prefix, observer)
         connection()
         rate = _make(spec, job, files, done, verbose, observer)
-    result = _finish(target, parts, kind, set(done), prefix, observer)
-    return replace(result, seconds=time.monotonic() - started, rows_per_second=rate)
+    observer.stage("putting the parts together")
+    made = put_together(target, parts, kind, set(done), prefix)
+    return PredictResult(target, **made, seconds=time.monotonic() - started, rows_per_second=rate)
 
 
 @contextlib.contextmanager
@@ -154,44 +154,6 @@ def _generation(job: TrainJob) -> dict[str, Any]:
         options = {"max_length": arguments.get("generation_max_length"), "num_beams": arguments.get("generation_num_beams")}
         return {key: value for key, value in options.items() if value is not None}
     return {"max_new_tokens": 128, "do_sample": False} if job.task.type == "causal-lm" else {}
-
-
-def _what(run: Run, weights: Weights, files: list[Any], options: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """What parts depend on: those of another model or input are not mixed with ours."""
-    from raytrain_nlp.data.sources import fingerprint_files
-
-    newest = max((file.stat().st_mtime_ns for file in weights.folder.rglob("*") if file.is_file()), default=0)
-    return {
-        "run": str(run.paths.run.resolve()), "weights": weights.name, "written": newest, "input": fingerprint_files(files), "generation": options,
-        "prefix": prefix, "chunk_rows": CHUNK_ROWS,
-    }  # fmt: skip
-
-
-def _begin(target: str, parts: str, what: dict[str, Any], overwrite: bool) -> list[str]:
-    """The parts that are there already, of the same model and input. Raises `InputError` for those of another."""
-    import fsspec
-
-    from raytrain_nlp.data.outputs import list_parts, open_output, remove_tree
-
-    note = f"{parts}/predict.json"
-    try:
-        filesystem, inner = fsspec.core.url_to_fs(note)
-        if overwrite:
-            remove_tree(parts)
-        elif filesystem.exists(fsspec.core.url_to_fs(target)[1]):
-            raise InputError(Problem("--output", f"is there already ({target})", "Name another file, or add --overwrite."))
-        if filesystem.exists(inner):
-            with filesystem.open(inner, "rb") as file:
-                if json.loads(file.read()) != json.loads(json.dumps(what)):
-                    raise InputError(Problem("--output", f"{parts} is of another model or input", "Name another file, or add --overwrite."))
-            return [path.rsplit("/", 1)[-1] for path in list_parts(parts)]
-        with open_output(note) as file:
-            file.write(json.dumps(what).encode())
-    except InputError:
-        raise
-    except Exception as error:  # storage backends raise whatever they like
-        raise InputError(Problem("--output", f"cannot be written ({target}: {type(error).__name__}: {error})", "Check path, address and permissions.")) from None
-    return []
 
 
 def _spec(
@@ -250,24 +212,3 @@ def _make(spec: Any, job: TrainJob, files: list[Any], done: list[str], verbose: 
         reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1].removeprefix("raytrain_nlp.errors.RunError: ")
         raise RunError(f"a predictor failed: {reason[:1000].rstrip('.')}. What is done is kept; run it again to continue.") from error
     return rate
-
-
-def _finish(target: str, parts: str, kind: str, done: set[str], prefix: str, observer: Observer) -> PredictResult:
-    """Put the parts together, and rows that could not be parsed beside them."""
-    from raytrain_nlp.data.outputs import BAD, list_parts, open_output, read_part, remove_tree, write_parts
-    from raytrain_nlp.worker.predictor import ERROR
-
-    observer.stage("putting the parts together")
-    made, bad, errors, found = list_parts(parts), [], 0, 0
-    for path in made:
-        table = read_part(path)
-        bad += json.loads((table.schema.metadata or {}).get(BAD, b"[]"))
-        errors += len(table) - table[f"{prefix}{ERROR}"].null_count if f"{prefix}{ERROR}" in table.column_names else 0
-        found += len(table) if path.rsplit("/", 1)[-1] in done else 0
-    quarantine = f"{target}.quarantine.jsonl" if bad else None
-    if quarantine:
-        with open_output(quarantine) as file:
-            file.writelines((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace") for row in bad)
-    rows = write_parts(made, target, kind)
-    remove_tree(parts)
-    return PredictResult(target, rows, errors, len(bad), found, 0.0, quarantine=quarantine)
