@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Callable
 from typing import Any
 
+from raytrain_nlp.cluster.private import asking_ray
 
-def draining_nodes() -> dict[str, int]:
-    """Ids of nodes that are being drained, with the deadline in milliseconds since the epoch (0 = none)."""
+
+def draining_nodes(say: Callable[[str], None] | None = None) -> dict[str, int]:
+    """Ids of nodes that are being drained, with the deadline in milliseconds since the epoch (0 = none). `say`: as of `asking_ray`."""
     import ray
-    from ray._private.state import state
 
     drained: dict[str, Any] = {}
-    with contextlib.suppress(Exception):  # Ray raises what it likes while its head is away
+    with asking_ray("nodes that are to go are not noticed, so no checkpoint is committed before they do", say):
+        from ray._private.state import state
+
         if ray.is_initialized():
-            drained = state.get_draining_nodes()
+            drained = {**state.get_draining_nodes()}
     return drained

@@ -1,4 +1,9 @@
-"""Workers whose number follows the nodes: fewer after a loss, more when there is room again, the same global batches throughout."""
+"""Workers whose number follows the nodes: fewer after a loss, more when there is room again, the same global batches throughout.
+
+A thread of the driver looks at the nodes while a group runs. What it meets (a head that does not answer, a Ray that has
+changed) is told in a line, once each time it begins; the group goes on as it is, and the thread looks again. It imports nothing
+that the driver has not loaded before.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from raytrain_nlp.beside import looking
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.driver.fit import Fit, explain, failure_told, has_moved, less_memory
 from raytrain_nlp.driver.nodes import bundles_of, free_nodes, left_over, living_nodes
@@ -63,29 +69,28 @@ class ElasticFit(Fit):
     @contextlib.contextmanager
     def _watched(self, job: TrainJob, count: int, paths: RunPaths, replaced: threading.Event) -> Iterator[None]:
         """While inside: workers that have not started and lost their place are ended (`replaced`); those that could be more are asked to move."""
-        over = threading.Event()
         offset = paths.events.stat().st_size if paths.events.exists() else 0
 
-        def watch() -> None:
-            started: float | None = None
-            while not over.wait(_POLL_S):
-                if started is None:
-                    started = time.monotonic() if any(event["kind"] in ("start", "resume") for event, _ in read_events(paths.events, offset)) else None
-                    if started is None and _fitting(job, living_nodes()) < count:
-                        replaced.set()
-                        self.abort()
-                        self.aborted.clear()  # this group only, not the run
-                elif time.monotonic() - started > job.workers.resize_interval_s and (more := _growing(job, count)):
-                    ask_to_move(paths, f"there is room for {more} workers")
-                    return
+        started: float | None = None
 
-        thread = threading.Thread(target=watch, name="elastic", daemon=True)
-        thread.start()
-        try:
+        def look() -> bool:
+            nonlocal started
+            if started is None:
+                started = time.monotonic() if any(event["kind"] in ("start", "resume") for event, _ in read_events(paths.events, offset)) else None
+                if started is None and _fitting(job, living_nodes()) < count and not over.is_set():
+                    replaced.set()
+                    self.abort()
+                    self.aborted.clear()  # this group only, not the run
+            elif time.monotonic() - started > job.workers.resize_interval_s and (more := _growing(job, count)) and not over.is_set():
+                ask_to_move(paths, f"there is room for {more} workers")
+                return True
+            return False
+
+        def tell(reason: str) -> None:
+            self._say(f"the number of workers stays as it is for now: the cluster's nodes cannot be seen ({reason}); it is tried again.")
+
+        with looking("elastic", look, _POLL_S, tell) as over:
             yield
-        finally:
-            over.set()
-            thread.join()
 
 
 def _fitting(job: TrainJob, nodes: list[dict[str, float]]) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.cluster.draining import draining_nodes
+from raytrain_nlp.cluster.private import asking_ray
 from raytrain_nlp.cluster.quiet import quiet
 from raytrain_nlp.config import TrainJob
 
@@ -144,10 +145,10 @@ def read_scaling(config: Mapping[str, Any]) -> Scaling:
 
 
 def _reported() -> Scaling | None:
-    from ray._private.state import state
-
     config = None
-    with contextlib.suppress(Exception):  # a private part of Ray; without it the head is asked
+    with asking_ray("what the cluster's autoscaler reports is not seen; the head node is asked"):
+        from ray._private.state import state
+
         config = state.get_cluster_config()
     if not config or not config.node_group_configs:
         return None

@@ -1,14 +1,23 @@
-"""Who is told what a run does. The command line shows it; the Python API need not."""
+"""Who is told what a run does. The command line shows it; the Python API need not.
+
+A thread of the driver (`followed`) reads what the workers write. What it or the observer raises is told by `observer.warn`, once
+each time it begins; the next events are read all the same. It imports nothing.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from typing import Any
 
+from raytrain_nlp.beside import looking
+from raytrain_nlp.errors import InputError
 from raytrain_nlp.paths import RunPaths, read_json
 from raytrain_nlp.tracking.events import read_events
+
+_POLL_S = 0.3
+_END_S = 30.0
+"""How long the end waits for an observer that hangs."""
 
 
 class Observer:
@@ -33,26 +42,19 @@ class Observer:
 @contextlib.contextmanager
 def followed(paths: RunPaths, observer: Observer) -> Iterator[None]:
     """Hand the workers' new events and progress to the observer while inside."""
-    stop = threading.Event()
     offset = paths.events.stat().st_size if paths.events.exists() else 0
 
     def follow() -> None:
         nonlocal offset
-        while True:
-            last = stop.wait(0.3)
-            for event, behind in read_events(paths.events, offset):
-                offset = behind
-                observer.event(event)
-            with contextlib.suppress(Exception):
-                if progress := read_json(paths.progress):
-                    observer.progress(progress)
-            if last:
-                return
+        for event, behind in read_events(paths.events, offset):
+            offset = behind  # one that cannot be shown is not shown again
+            observer.event(event)
+        with contextlib.suppress(InputError):  # half a progress.json, on a file system that shows one
+            if progress := read_json(paths.progress):
+                observer.progress(progress)
 
-    thread = threading.Thread(target=follow, name="follow", daemon=True)
-    thread.start()
-    try:
+    def tell(reason: str) -> None:
+        observer.warn(f"what the workers say cannot be shown for now ({reason}). Training goes on.")
+
+    with looking("follow", follow, _POLL_S, tell, at_end=True, join_s=_END_S):
         yield
-    finally:
-        stop.set()
-        thread.join()

@@ -1,4 +1,8 @@
-"""`data.streaming`: the first window is prepared before the workers start, the others beside training, never far ahead of it."""
+"""`data.streaming`: the first window is prepared before the workers start, the others beside training, never far ahead of it.
+
+A thread of the driver prepares them (`WindowPreparer.running`). What it raises is written where the workers that wait for a window
+look, so that they end, and is raised by the driver when they have.
+"""
 
 from __future__ import annotations
 

@@ -1,18 +1,26 @@
-"""A thread that carries small files between a node and object storage, so that nobody waits for the storage while training."""
+"""A thread that carries small files between a node and object storage, so that nobody waits for the storage while training.
+
+What a round raises (a storage that is away, a full disk, a locked database) is told by `warn`, once each time it begins, and the
+next round tries again. What still cannot be carried at the end is raised by `flush`, in the thread of who waits for it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from raytrain_nlp.beside import looking, reason_of
 from raytrain_nlp.errors import StorageError
 from raytrain_nlp.remote.mirror import push
 from raytrain_nlp.remote.objects import PATIENCE_S
 
 _PATIENCE_S = 20.0
 """Of a round of the thread: the next one tries again anyway."""
+_ATTEMPTS, _PAUSE_S = 5, 1.0
+"""At the end, for what this node cannot give at a moment."""
 _SHARE = 20
 """A file that takes a second to send is sent every so many seconds at most."""
 
@@ -26,34 +34,37 @@ class Courier:
 
     def __init__(self, carry: Callable[[float], None], warn: Callable[[str], None], every_s: float = 2.0):
         self._carry, self._warn, self._every_s = carry, warn, every_s
-        self._over, self._one = threading.Event(), threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
+        self._one = threading.Lock()
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Courier:
-        self._thread.start()
+        self._stack.enter_context(looking("courier", self._look, self._every_s, self._tell, join_s=2 * PATIENCE_S))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
+        self._stack.close()
         self.flush()
 
-    def flush(self) -> None:
-        """Carry now. Raises `StorageError` where the storage does not answer for minutes."""
-        with self._one:
-            self._carry(PATIENCE_S)
+    def _tell(self, reason: str) -> None:
+        self._warn(f"{reason.removeprefix('StorageError: ')}. Training goes on; it is tried again.")
 
-    def _run(self) -> None:
-        told = False
-        while not self._over.wait(self._every_s):
-            try:
-                with self._one:
-                    self._carry(_PATIENCE_S)
-                told = False
-            except StorageError as error:
-                if not told:
-                    self._warn(f"{error}. Training goes on; it is tried again.")
-                told = True
+    def flush(self) -> None:
+        """Carry now. Raises `StorageError` where the storage does not answer for minutes, or this node cannot give what is to be sent
+        (a full disk, a locked database), whatever its own error was."""
+        with self._one:
+            for attempt in range(_ATTEMPTS):
+                try:
+                    return self._carry(PATIENCE_S)
+                except StorageError:
+                    raise
+                except Exception as error:
+                    if attempt == _ATTEMPTS - 1:
+                        raise StorageError(f"what the run has written cannot be sent to the storage: {reason_of(error)}") from error
+                    time.sleep(_PAUSE_S)
+
+    def _look(self) -> None:
+        with self._one:
+            self._carry(_PATIENCE_S)
 
 
 class Outbox:

@@ -1,11 +1,13 @@
 """TensorBoard and Weights & Biases beside MLflow: each follows the same event log in a thread of its own, and stops nothing.
 
-A figure is written once through every restart: how far the log has been mirrored, and each figure's last step, are kept
-beside the run.
+What a thread raises is told by `warn` and ends it: its tracker may be in any state. MLflow and the event log have all figures, and
+the next --resume mirrors what is missing. A figure is written once through every restart: how far the log has been mirrored, and
+each figure's last step, are kept beside the run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -117,7 +119,8 @@ class Mirror:
             sink.close(self._failed)
         except Exception as error:  # noqa: BLE001 - whatever a tracker does, training goes on
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            self._warn(f"{self._name} fails: {reason}. Training goes on; its figures are in {self._paths.events} and in MLflow.")
+            with contextlib.suppress(Exception):
+                self._warn(f"{self._name} fails: {reason}. Training goes on; its figures are in {self._paths.events} and in MLflow.")
 
     def _ship(self, sink: Sink) -> None:
         start, last_step = self._state["offset"], dict(self._state["last_step"])

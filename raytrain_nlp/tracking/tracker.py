@@ -1,5 +1,8 @@
 """Ships a run's events to MLflow from a thread of the driver. Never raises into the run, never loses a figure silently.
 
+What the thread raises is told by `warn`, once each time the tracker begins to fail, and tried again with growing pauses; what is
+not shipped at the end is told by `close`, and sent by the next --resume.
+
 Exactly once: `tracking.json` holds how far the event log is shipped and, for each figure, its last step. A step that a
 restarted worker repeats is passed over. A batch that was sent but not confirmed is sent again with the same time stamps,
 and MLflow's stores keep one of two equal (key, step, time, value).
@@ -127,7 +130,8 @@ class Tracker:
                 self._client = None
                 if failures == 1 and not self._abandoned.is_set():
                     reason = self._without_secrets(_first_line(error))[:200]
-                    self._warn(f"the tracker ({redact(self.uri)}) fails: {reason}. Training goes on, figures are kept and sent later.")
+                    with contextlib.suppress(Exception):
+                        self._warn(f"the tracker ({redact(self.uri)}) fails: {reason}. Training goes on, figures are kept and sent later.")
             pause = _POLL_S if not failures else min(_POLL_S * 2**failures, _MAX_BACKOFF_S)
             if self._closing.is_set():
                 time.sleep(min(pause, 1.0))

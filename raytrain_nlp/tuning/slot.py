@@ -1,4 +1,8 @@
-"""A slot: a group of workers that stays from trial to trial, for the driver of a trial what `Fit` is for that of a run."""
+"""A slot: a group of workers that stays from trial to trial, for the driver of a trial what `Fit` is for that of a run.
+
+A thread waits for the group's end (`_Group._serve`). What it raises is kept, and raised where a trial waits for its result; the
+next trial gets a new group.
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,9 @@
 
 A class trainable, not a function: its `cleanup` ends the workers at once where the scheduler stops the trial, and its
 `reset_config` lets one process, with everything imported, be the driver of one trial after another.
+
+The trial runs in a thread of its actor (`Trial._run`). What it raises is the trial's last result, `failed` with the reason, and the
+sweep goes on without it.
 """
 
 from __future__ import annotations

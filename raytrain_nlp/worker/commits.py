@@ -1,4 +1,8 @@
-"""Where checkpoints are committed: a folder that all ranks share, or object storage, to which they travel while training goes on."""
+"""Where checkpoints are committed: a folder that all ranks share, or object storage, to which they travel while training goes on.
+
+A thread of each rank sends its files (`RemoteCommits._send`). What it raises on any rank is raised by all ranks at the next
+commit, or at the end of training: until then the checkpoint before is the newest.
+"""
 
 from __future__ import annotations
 

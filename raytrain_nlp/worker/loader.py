@@ -1,4 +1,8 @@
-"""The stream of a rank as the `DataLoader` that `Trainer` expects: sized, skippable, several epochs long."""
+"""The stream of a rank as the `DataLoader` that `Trainer` expects: sized, skippable, several epochs long.
+
+A thread runs the stream ahead of training (`_Ahead`). What it raises is raised where the next batch is asked for, in the rank's
+main thread; it ends with the stream, or when the loader is closed.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Notice to leave: a node of these workers is being drained, or the driver has a better place for them.
 
 The first rank looks for it in a thread, so that asking costs a step nothing. All ranks then commit a checkpoint after the
-step they are in and end, and the driver starts workers that go on from it.
+step they are in and end, and the driver starts workers that go on from it. What the thread meets is told as a notice of the
+run, once, and it goes on looking; it imports Ray alone, which the worker has loaded.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from raytrain_nlp.beside import looking
 from raytrain_nlp.cluster.draining import draining_nodes
+from raytrain_nlp.errors import StorageError
 from raytrain_nlp.paths import RunPaths, read_json
 from raytrain_nlp.remote.mirror import refetch
 from raytrain_nlp.remote.places import remote_of
@@ -28,27 +31,26 @@ _REMOTE_POLL_S = 5.0
 def noticed(paths: RunPaths, events: EventLog, rank: int) -> Iterator[Callable[[], bool]]:
     """Yields a function: has notice been given? True at most on the first rank. Every rank must enter it."""
     nodes = gather_objects(_node_id())
-    given, over = threading.Event(), threading.Event()
+    given = threading.Event()
     if rank:
         yield given.is_set
         return
     if not ends_after_checkpoint(paths):  # that one is meant for all workers of this driver
         forget(paths)
 
-    def look() -> None:
-        while not over.wait(_POLL_S if remote_of(paths.run) is None else _REMOTE_POLL_S):
-            if reason := _asked(paths) or _drained(nodes):
-                given.set()
-                then = "ends" if ends_after_checkpoint(paths) else "goes on from it"
-                events.write("notice", text=f"{reason}: a checkpoint is committed, and the run {then}.")
-                return
+    def tell(text: str) -> None:
+        events.write("notice", text=text)
 
-    thread = threading.Thread(target=look, name="notice", daemon=True)
-    thread.start()
-    try:
+    def look() -> bool:
+        if reason := _asked(paths) or _drained(nodes, tell):
+            given.set()
+            then = "ends" if ends_after_checkpoint(paths) else "goes on from it"
+            tell(f"{reason}: a checkpoint is committed, and the run {then}.")
+        return given.is_set()
+
+    every_s = _POLL_S if remote_of(paths.run) is None else _REMOTE_POLL_S
+    with looking("notice", look, every_s, lambda reason: tell(f"notice to leave is not heard for now ({reason}); it is tried again."), join_s=0):
         yield given.is_set
-    finally:
-        over.set()
 
 
 def _node_id() -> str | None:
@@ -58,14 +60,13 @@ def _node_id() -> str | None:
 
 
 def _asked(paths: RunPaths) -> str | None:
-    with contextlib.suppress(Exception):  # a storage that does not answer now may do so a second later
+    with contextlib.suppress(StorageError):  # one that does not answer now may do so a second later
         refetch(paths.move, patience=1)
-        return (read_json(paths.move) or {}).get("reason")
-    return None
+    return (read_json(paths.move) or {}).get("reason")
 
 
-def _drained(nodes: list[str | None]) -> str | None:
-    for node, deadline in draining_nodes().items():
+def _drained(nodes: list[str | None], tell: Callable[[str], None]) -> str | None:
+    for node, deadline in draining_nodes(tell).items():
         if node in nodes:
             left = f" within {max(deadline / 1000 - time.time(), 0):.0f} s" if deadline else ""
             return f"node {node[:8]} of rank {nodes.index(node)} is to go{left}"

@@ -4,6 +4,9 @@
 
 After each run the process is as it was before: the environment, what libraries keep globally, memory. Where that cannot be
 trusted, after an error or when memory does not come back, the slot replaces its workers.
+
+The first rank waits for the word to stop in a thread of each run, which imports nothing. Where the desk is gone, so is the sweep;
+what else it meets is said once in the rank's log, and the run goes on to its end.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from raytrain_nlp.beside import reason_of
+from raytrain_nlp.once import once
 from raytrain_nlp.worker.device import held_memory, release_cache, reset_peak
 from raytrain_nlp.worker.loop import run_body, run_guarded
 
@@ -45,9 +50,13 @@ def _listen(desk: Any, slot: str, number: int) -> Callable[[], bool]:
     asked = threading.Event()
 
     def wait() -> None:
-        with contextlib.suppress(ray.exceptions.RayError):
+        try:
             if ray.get(desk.stop_asked.remote(slot, number)):
                 asked.set()
+        except ray.exceptions.RayError:  # the desk is gone, and with it the sweep
+            pass
+        except Exception as error:  # noqa: BLE001 - the run then goes on to its end
+            once(f"this run will not hear when it is to stop early ({reason_of(error)}).", key="stop_asked")
 
     threading.Thread(target=wait, name="stop", daemon=True).start()
     return asked.is_set

@@ -24,7 +24,7 @@ LAYERS = [
     {"remote", "cluster"},
     {"paths", "scratch", "sockets", "devices"},
     {"failures"},
-    {"confined", "files", "once"},
+    {"beside", "confined", "files", "once"},
     {"user_code"},
     {"errors"},
 ]
