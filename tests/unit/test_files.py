@@ -20,7 +20,7 @@ from raytrain_nlp.files import fsync_tree, recover_folder, replace_folder, repla
 from raytrain_nlp.paths import read_json, write_json
 
 ROOT = Path(raytrain_nlp.__file__).parent
-PRIVATE = {"scratch.py": "a node's own folders", "driver/doctor.py": "its probes", "remote/places.py": "copies of a node"}
+PRIVATE = {"scratch.py": "a node's own folders", "driver/local_ray.py": "a driver's own Ray", "driver/doctor.py": "its probes", "remote/places.py": "copies of a node"}
 """Who may use `tempfile`, whose files are their owner's alone."""
 
 
