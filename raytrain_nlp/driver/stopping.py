@@ -17,10 +17,11 @@ _ASKED = "stopping: a checkpoint is committed after the step or evaluation that 
 
 
 @contextlib.contextmanager
-def stops_at_checkpoint(paths: RunPaths, last_word: Callable[[], None]) -> Iterator[None]:
+def stops_at_checkpoint(paths: RunPaths, note: Callable[[], None], last_word: Callable[[], None]) -> Iterator[None]:
     """While inside, the first signal has training end with a checkpoint; before and after training it interrupts.
 
     Args:
+        note: keeps what was asked for; who sent the signal may not wait for the checkpoint (`ray job stop` waits three seconds).
         last_word: what is still done when a second signal ends everything.
     """
     offset = paths.events.stat().st_size if paths.events.exists() else 0
@@ -29,6 +30,7 @@ def stops_at_checkpoint(paths: RunPaths, last_word: Callable[[], None]) -> Itera
         if not training_runs(paths, offset):
             return None
         ask_to_move(paths, "stopped", then_end=True)
+        note()
         return _ASKED
 
     with interrupts.asking(ask), interrupts.at_once(last_word):

@@ -209,7 +209,7 @@ def _run(
     forget(paths)
     load_libraries()  # while no other thread imports anything
     with _Tracking(job, paths, record, job_text, tracked, observer) as tracking:
-        with followed(paths, observer), _windows_beside(job, resolved, paths), stops_at_checkpoint(paths, tracking.end_at_once):
+        with followed(paths, observer), _windows_beside(job, resolved, paths), stops_at_checkpoint(paths, tracking.note_stop, tracking.end_at_once):
             try:
                 outcome = fit(job, spec, paths)
             finally:
@@ -259,9 +259,12 @@ class _Tracking:
         if self._tracker:
             self._record.update(mlflow_run_id=self.run_id)
 
+    def note_stop(self) -> None:
+        self._record.update(status=STATUS["KILLED"])
+
     def end_at_once(self) -> None:
         """In another thread, a moment before the process ends."""
-        self._record.update(status=STATUS["KILLED"])
+        self.note_stop()
         if self._tracker:
             self._tracker.end_at_once("KILLED")
 
