@@ -284,3 +284,26 @@ def test_the_nearest_name_is_named(bert: Any) -> None:
 ])  # fmt: skip
 def test_initial_weights_as_peft_takes_them(value: str, taken: bool) -> None:
     assert (problems(job(lora={"r": 4, "init_lora_weights": value})) == []) == taken
+
+
+# sweeps
+
+
+def sweep_of(**sections: Any) -> Any:
+    from raytrain_nlp.config.sweep import load_sweep
+
+    space = {"training.learning_rate": {"loguniform": [1e-5, 1e-3]}}
+    return load_sweep({"kind": "sweep", "name": "s", "job": job(**EVALUATED), "search_space": space, "mode": "max", "metric": "eval_accuracy", **sections})
+
+
+@pytest.mark.parametrize(("sections", "expected"), [
+    ({}, []),
+    ({"metric": "eval_acuracy"}, ["metric: no evaluation gives it ('eval_acuracy'). Did you mean 'accuracy'?"]),
+    ({"search_space": {"training.optim": {"choice": ["adamw_torch", "adamw_8bit"]}}}, ["training.optim: adamw_8bit cannot be made"]),
+    ({"search_space": {"training.lr_scheduler_type": {"choice": ["linear", "cosine_with_min_lr"]}}}, ["training.lr_scheduler_type: the scheduler 'cosine_with_min_lr'"]),
+])  # fmt: skip
+def test_values_of_trials_and_the_objective_are_asked_for_before_the_first(sections: dict[str, Any], expected: list[str]) -> None:
+    from raytrain_nlp.tuning.opening import check_trials
+
+    lines = [str(problem) for problem in check_trials(sweep_of(**sections))]
+    assert len(lines) == len(expected) and all(line.startswith(start) for line, start in zip(lines, expected, strict=True)), lines
