@@ -39,9 +39,7 @@ def read_accelerate(command: Command, options: list[tuple[str, str]], found: Pro
     if on_cpu:
         command.values.setdefault("use_cpu", True)
     elif _on(values.get("multi_gpu")) or "gpu_ids" in given:
-        command.use_gpu = True
-        if found.total is None and not found.devices:
-            command.note("multi_gpu", "The launcher takes all GPUs of the machine; set workers.num_workers.")
+        command.use_gpu = found.all_gpus = True
     take_precision(command, str(values.get("mixed_precision") or "no"))
     if (threads := str(values.get("num_cpu_threads_per_process", ""))).isdecimal() and int(threads):
         command.workers.setdefault("resources_per_worker", {"CPU": int(threads)})

@@ -41,8 +41,8 @@ class Command:
     task: str
     values: dict[str, Any] = field(default_factory=dict)
     """Flags by their present names, typed."""
-    num_workers: int | list[int] = 1
-    """Of a range the least and the most."""
+    num_workers: int | list[int] | str = 1
+    """Of a range the least and the most; `auto`: one for each GPU."""
     use_gpu: bool = False
     """Does the launcher ask for GPUs?"""
     sharding: dict[str, Any] = field(default_factory=dict)

@@ -46,6 +46,8 @@ class Processes:
     task_nodes: int | None = None
     devices: int | None = None
     """GPUs that are named."""
+    all_gpus: bool = False
+    """One process for each GPU there is."""
 
 
 def read_launcher(command: Command, tokens: Sequence[str]) -> None:
@@ -128,11 +130,11 @@ def read_count(command: Command, name: str, value: str) -> int | None:
 def _read_torchrun(command: Command, options: list[tuple[str, str]], found: Processes) -> None:
     for name, value in options:
         if name in ("nproc_per_node", "num_cores"):
-            if value in ("gpu", "auto") and found.devices:
-                found.per_node = found.devices
+            if value in ("gpu", "auto"):
+                found.all_gpus = True
+                command.use_gpu |= value == "gpu"
             else:
                 found.per_node = read_count(command, name, value)
-                command.use_gpu |= value == "gpu"
         elif name == "nnodes" and re.fullmatch(r"[1-9]\d*:[1-9]\d*", value):
             least, most = map(int, value.split(":"))
             found.nodes = (min(least, most), most)
@@ -165,8 +167,7 @@ def _read_deepspeed(command: Command, options: list[tuple[str, str]], found: Pro
             command.note(name, "Write a range: workers.num_workers: [MIN, MAX].")
         elif name not in _SAID:
             command.note(name, _PLACED)
-    if found.per_node is None and found.total is None and not found.devices:
-        command.note("num_gpus", "The launcher takes all GPUs of the machine; set workers.num_workers.")
+    found.all_gpus = True  # where no number is given
 
 
 def _included(text: str) -> int:
@@ -207,6 +208,8 @@ def _settle(command: Command, found: Processes) -> None:
     least, most = found.nodes or (found.task_nodes or 1,) * 2
     if found.total is not None:
         command.num_workers = found.total
+    elif found.all_gpus and found.per_node is None and found.devices is None and most == 1:
+        command.num_workers = "auto"
     elif found.per_node is not None or found.nodes is not None:
         each = found.per_node or found.devices or 1
         command.num_workers = each * most if least == most else [each * least, each * most]

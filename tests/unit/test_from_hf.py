@@ -477,20 +477,21 @@ def test_save_safetensors_as_it_is_here_is_no_news() -> None:
         ("python3 -m torch.distributed.launch --nproc_per_node=8", 8, False, []),
         ("torchrun --nproc_per_node 2", 2, False, []),
         ("torchrun --nproc-per-node 4 --nnodes 2 --master_port 1234 --standalone", 8, False, ["--master_port", "--standalone"]),
-        ("torchrun --nproc_per_node gpu", 1, True, ["--nproc_per_node"]),
+        ("torchrun --nproc_per_node gpu", "auto", True, []),
+        ("torchrun --nproc_per_node x", 1, False, ["--nproc_per_node"]),
         ("torchrun --nnodes 1:4 --nproc_per_node 2 --rdzv_backend c10d", [2, 8], False, ["--rdzv_backend"]),
         ("python -m torch.distributed.run --nproc_per_node 3", 3, False, []),
         ("python -m accelerate.commands.launch --num_processes 3", 3, False, []),
         ("accelerate launch --gpu_ids 0,2", 2, True, []),
-        ("accelerate launch --multi_gpu", 1, True, ["--multi_gpu"]),
+        ("accelerate launch --multi_gpu", "auto", True, []),
         ("srun -n 4 --gres=gpu:4 python", 4, True, ["--gres"]),
         ("srun --nodes=2 --ntasks-per-node=4 python", 8, False, []),
         ("srun -N 2 torchrun --nproc_per_node 4", 8, False, []),
         ("mpirun -np 4 python", 4, False, []),
         ("nohup python", 1, False, []),
-        ("deepspeed", 1, True, ["--num_gpus"]),
+        ("deepspeed", "auto", True, []),
         ("deepspeed --include localhost:0,1,3 --master_port 61000", 3, True, ["--include", "--master_port"]),
-        ("deepspeed --include worker-0@worker-1:0", 1, True, ["--include", "--num_gpus"]),
+        ("deepspeed --include worker-0@worker-1:0", "auto", True, ["--include"]),
         ("accelerate launch --num_processes 4 --num_machines 2", 4, False, ["--num_machines"]),
         ("accelerate launch --multi_gpu --num_processes 2", 2, True, []),
         ("accelerate launch --cpu --num_processes=2", 2, False, []),
@@ -499,7 +500,7 @@ def test_save_safetensors_as_it_is_here_is_no_news() -> None:
         ("python examples/pytorch/xla_spawn.py --num_cores 8", 8, False, []),
     ],
 )
-def test_processes_of_a_launcher_are_workers(launcher: str, workers: int, use_gpu: bool, noted: list[str]) -> None:
+def test_processes_of_a_launcher_are_workers(launcher: str, workers: int | str | list[int], use_gpu: bool, noted: list[str]) -> None:
     """Of all nodes together; other flags of a launcher are named."""
     job, notes = translate(f"{launcher} /a/b/{GLUE}")
     assert job["workers"] == {"num_workers": workers, "use_gpu": use_gpu}
