@@ -24,6 +24,7 @@ def apply_lora(model: Any, lora: dict[str, Any], task: Task, gradient_checkpoint
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise InputError(Problem("lora", f"PEFT refuses it for this model ({reason})", "Correct the section.")) from error
+    apply_one_kind(adapted)
     if gradient_checkpointing:
         model.enable_input_require_grads()  # else no gradient reaches the adapters below a checkpointed layer
     return adapted
@@ -32,6 +33,34 @@ def apply_lora(model: Any, lora: dict[str, Any], task: Task, gradient_checkpoint
 def without_weights(lora: dict[str, Any]) -> dict[str, Any]:
     """The section for a model without weights: what is computed from them at the start (PiSSA, OLoRA, LoftQ) is left out."""
     return {key: value for key, value in lora.items() if key not in ("init_lora_weights", "loftq_config")}
+
+
+def apply_one_kind(model: Any) -> None:
+    """Put what is trained beside weights that ZeRO-3 has sharded on their device and in their type, which is that of the mixed precision.
+
+    DeepSpeed keeps the parts of all trained parameters in one buffer, and casts none of a model it has sharded on the way in. PEFT makes
+    adapters in fp32 whatever the base is, and copies a module to save as it is.
+    """
+    sharded = next((parameter for parameter in model.parameters() if hasattr(parameter, "ds_id") and parameter.is_floating_point()), None)
+    for parameter in model.parameters() if sharded is not None else ():
+        if parameter.requires_grad and not hasattr(parameter, "ds_id"):
+            parameter.data = parameter.data.to(sharded.device, sharded.dtype)
+
+
+def check_one_kind(model: Any) -> None:
+    """Raise `InputError`, naming the odd ones, where trained parameters are of several types or on several devices: DeepSpeed's ZeRO-3 would
+    end in an assertion that names none."""
+    kinds: dict[tuple[Any, Any], list[str]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            kinds.setdefault((parameter.device, parameter.dtype), []).append(name)
+    if len(kinds) < 2:
+        return
+    (device, dtype), *others = sorted(kinds, key=lambda kind: -len(kinds[kind]))
+    names = [f"{name} ({kind[1]} on {kind[0]})" for kind in others for name in kinds[kind]]
+    odd = ", ".join([*names[:5], *(["..."] if len(names) > 5 else [])])
+    what = f"ZeRO-3 needs all trained parameters of one type on one device; most are {dtype} on {device}, but not {odd}"
+    raise InputError(Problem("model", what, "Train without those, or use deepspeed.zero_stage: 2."))
 
 
 def trainable_state(model: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from transformers.trainer_callback import ExportableState
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.checkpoint.state import load_state, save_state
 from raytrain_nlp.errors import CheckpointError
-from raytrain_nlp.modeling.lora import trainable_state
+from raytrain_nlp.modeling.lora import check_one_kind, trainable_state
 from raytrain_nlp.worker import device
 from raytrain_nlp.worker.collectives import broadcast_object, gather_objects
 from raytrain_nlp.worker.commits import Commits
@@ -49,6 +49,9 @@ class Checkpointer:
 
             from raytrain_nlp.checkpoint.engine import apply_safe_checkpoints
 
+            offloaded = trainer.accelerator.state.deepspeed_plugin.hf_ds_config.get_value("zero_optimization.offload_param.device", "none")
+            if self.zero_stage == 3 and offloaded == "none":
+                check_one_kind(trainer.model)
             prepared = prepare(*args, **kwargs)
             for part in prepared if isinstance(prepared, tuple) else (prepared,):
                 if isinstance(part, DeepSpeedEngine):
