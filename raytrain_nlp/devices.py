@@ -15,6 +15,8 @@ from typing import Any
 WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 """The environment of a process that is to see none. CUDA and HIP read it when they are first asked, DeepSpeed when it is loaded; Ray
 leaves it alone where a worker asks for no GPU."""
+CONTEXT_BYTES = 10**9
+"""What a process takes of a GPU's memory before there is a tensor: a CUDA context with NCCL's and cuBLAS's own buffers, about."""
 _BF16 = (8, 0)
 """The compute capability from which NVIDIA's GPUs have bf16 and TF32 (Ampere)."""
 _NVML = "raytrain_nlp_nvml"

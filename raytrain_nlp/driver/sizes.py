@@ -20,8 +20,6 @@ from raytrain_nlp.errors import InputError, Problem, RunError
 from raytrain_nlp.paths import cache_dir, read_json, write_json
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-_CUDA_BYTES = 10**9
-"""A CUDA context with NCCL's and cuBLAS's own buffers, about; not measured here."""
 _BASE = """
 import json, torch
 import pandas, raytrain_nlp.data.feed, raytrain_nlp.worker.loop, raytrain_nlp.worker.trainer
@@ -60,7 +58,7 @@ def process_measured(job: TrainJob, storage: Path) -> Iterator[Callable[[], int]
     Measured in a process beside the driver's own work, once for these versions, then kept in the cache.
     """
     if job.workers.use_gpu:
-        yield lambda: _CUDA_BYTES
+        yield lambda: devices.CONTEXT_BYTES
         return
     from raytrain_nlp.driver.resolve import package_versions
 

@@ -7,6 +7,7 @@ import copy
 import functools
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from raytrain_nlp.config import TrainJob
@@ -82,7 +83,7 @@ def build_deepspeed(section: DeepSpeedConfig, use_gpu: bool) -> dict[str, Any]:
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
         "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # torch's Adam: bit-exact, and no compiler at start
+        "zero_force_ds_cpu_optimizer": False,  # torch's Adam needs no compiler; `worker.offload` chooses for a GPU
         "steps_per_print": 10**9,
     }
 
@@ -104,16 +105,20 @@ def _complete(config: dict[str, Any], use_gpu: bool) -> dict[str, Any]:
     return config
 
 
-def apply_deepspeed_environment(use_gpu: bool) -> None:
+def apply_deepspeed_environment(use_gpu: bool, timeout_s: float) -> None:
     """Make DeepSpeed join the process group Ray Train made, without compiling anything on CPU.
 
-    Must run before `from_pretrained`: `deepspeed.zero.Init` otherwise assumes a world of one.
+    Must run before `from_pretrained`: `deepspeed.zero.Init` otherwise assumes a world of one. `timeout_s`: how long a rank waits for
+    another, also in the groups that DeepSpeed makes besides.
     """
+    from raytrain_nlp.worker.collectives import set_group_timeout
+
     deepspeed = import_deepspeed()
     if not use_gpu:
         # only the inference all-reduce uses this op, but its first use would run g++ for over a minute
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", verbose=False)
+    set_group_timeout(timeout_s)
+    deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", timeout=timedelta(seconds=timeout_s), verbose=False)
 
 
 def import_deepspeed() -> Any:

@@ -13,7 +13,7 @@ import sys
 
 import psutil
 
-from raytrain_nlp.devices import apply_hidden
+from raytrain_nlp.devices import CONTEXT_BYTES, apply_hidden, load_nvml
 
 _use_gpu = False
 _SELF = "/proc/self"
@@ -46,17 +46,35 @@ def reset_peak() -> None:
 
 
 def peak_memory() -> int:
-    """Most bytes this process has had since `reset_peak`: of its GPU what torch reserved, else resident memory, with the pages it shares
-    with the process it was forked from, as the kernel counts them where memory runs out."""
+    """Most bytes this process has had since `reset_peak`, of the memory that is planned (`driver.memory`): of its GPU what torch reserved and
+    the process itself takes; else resident memory, with the pages it shares with the process it was forked from, as the kernel counts them
+    where memory runs out."""
     if _use_gpu:
         import torch
 
-        return torch.cuda.max_memory_reserved()
+        return torch.cuda.max_memory_reserved() + _context_bytes()
     try:
         with open(f"{_SELF}/status", encoding="ascii") as lines:
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     except (OSError, StopIteration):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _context_bytes() -> int:
+    """What this process has of its GPU besides torch's tensors, where the driver tells; in a container it knows processes by other numbers."""
+    import torch
+
+    nvml, reserved = load_nvml(), torch.cuda.memory_reserved()
+    with contextlib.suppress(nvml.NVMLError, OSError, AttributeError):
+        nvml.nvmlInit()
+        handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}")
+        processes = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        if own := next((process.usedGpuMemory for process in processes if process.pid == os.getpid()), None):
+            return max(own - reserved, 0)
+        if len(processes) == 1:  # this one
+            free, total = torch.cuda.mem_get_info()
+            return max(total - free - reserved, 0)
+    return CONTEXT_BYTES
 
 
 def held_memory() -> int:

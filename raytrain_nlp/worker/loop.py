@@ -184,6 +184,7 @@ def _build_loaders(spec: WorkerSpec, job: TrainJob, start: int, world_size: int,
 def _build_trainer(
     spec: WorkerSpec, job: TrainJob, paths: RunPaths, events: EventLog, loaders: tuple[Any, Any], scratch: str, agreement: Any, commits: Any
 ) -> Any:
+    import torch
     from transformers import PrinterCallback, set_seed
 
     from raytrain_nlp.modeling.alike import SharedDraws
@@ -194,12 +195,15 @@ def _build_trainer(
     from raytrain_nlp.worker.checkpointer import Checkpointer
     from raytrain_nlp.worker.extensions import build_callbacks, find_trainer_class, find_user_metrics
     from raytrain_nlp.worker.metrics import build_metrics
+    from raytrain_nlp.worker.offload import find_cpu_adam, offloads_optimizer, optimizer_threads
     from raytrain_nlp.worker.trainer import build_trainer_class
 
     if job.deepspeed.enabled:
-        apply_deepspeed_environment(job.workers.use_gpu)
+        apply_deepspeed_environment(job.workers.use_gpu, job.arguments().get("ddp_timeout", 1800))
     task = build_task(job.task)
     arguments = build_arguments(job, scratch, task.generates)
+    if offloads_optimizer(arguments):
+        torch.set_num_threads(max(torch.get_num_threads(), optimizer_threads()))
     tokenizer = load_tokenizer(spec.tokenizer_dir)
     set_seed(arguments.seed)  # every rank and every number of workers starts from the same weights
     model = _load_model(spec, job, paths, arguments, task, tokenizer)
@@ -231,6 +235,7 @@ def _build_trainer(
         keep_labels=keep_labels,
         gather_for_generation=getattr(job.task, "gather_for_generation", False),
     )
+    trainer.optimizer_cls_and_kwargs = trainer.optimizer_cls_and_kwargs or find_cpu_adam(arguments, lambda line: events.write("notice", text=line))
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ClockCallback())
     if draws.modules:

@@ -74,7 +74,7 @@ def _build_trainer(spec: ScoringSpec, job: TrainJob, paths: RunPaths, scratch: s
     from raytrain_nlp.worker.trainer import build_trainer_class
 
     if job.deepspeed.enabled:
-        apply_deepspeed_environment(job.workers.use_gpu)
+        apply_deepspeed_environment(job.workers.use_gpu, job.arguments().get("ddp_timeout", 1800))
     task = build_task(job.task)
     arguments, tokenizer = build_arguments(job, scratch, task.generates), load_tokenizer(spec.tokenizer_dir)
     set_seed(arguments.seed)
