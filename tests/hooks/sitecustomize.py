@@ -7,6 +7,7 @@ variable RAYTRAIN_NLP_TEST_HOOKS names, read anew by each process:
     {"kill": {"point": NAME, "rank": R, "step": N, "marker": FILE}}   SIGKILL this process there, once (marker); or a list of such
     {"nan": {"rank": R, "step": N}}                        a loss that is not a number
     {"hold": true}                                         a prediction that never comes to its second part
+    {"gpus": [{"name": NAME, "memory": BYTES, "bf16": true}]}   GPUs the driver finds; torch finds none
     {"gpu": FILE}                                          torch finds a GPU unless the environment hides it when torch first looks; a line for each look
 """
 
@@ -136,6 +137,11 @@ def _patch_cuda(module):
     module.device_count = lambda: int(asked("device_count"))
 
 
+def _patch_devices(module):
+    if (gpus := _wanted().get("gpus")) is not None:
+        module.local_gpus = lambda: [module.Gpu(**gpu) for gpu in gpus]
+
+
 def _note(entry):
     with open(_wanted()["gpu"], "a", encoding="utf-8") as file:
         file.write(json.dumps({"pid": os.getpid(), **entry}) + "\n")
@@ -143,6 +149,7 @@ def _note(entry):
 
 _PATCHES = {
     "torch.cuda": _patch_cuda,
+    "raytrain_nlp.devices": _patch_devices,
     "raytrain_nlp.worker.trainer": _patch_trainer, "raytrain_nlp.checkpoint.store": _patch_store, "raytrain_nlp.worker.predictor": _patch_predictor,
 }  # fmt: skip
 
