@@ -19,6 +19,9 @@ from raytrain_nlp.paths import cache_dir
 from raytrain_nlp.remote.hub import check_hub_names
 from raytrain_nlp.tasks import build_task
 
+_SEARCHED_BYTES, _LEAST_BYTES = 64 << 20, 1 << 20
+_PREFIX = "Give the new ones a prefix, e.g. --prefix model_."
+
 
 @dataclass(frozen=True)
 class Files:
@@ -99,6 +102,26 @@ def check_repeated(files: list[SourceFile], required: list[str] | None, where: s
     found = [(file.path, name) for file in files[:64] if file.format in ("csv", "tsv") for name in repeated_columns(file.path, file.format)]
     what = "Rename or remove one of them."
     return [Problem(where, f"the column '{name}' stands more than once in {path}", what) for path, name in found if required is None or name in required]
+
+
+def check_free(files: list[SourceFile], added: list[str], where: str) -> list[Problem]:
+    """Columns of the input that have a name which is `added` to it. Of files of lines the first 64 MB are read, of others the header."""
+    problems, left = [], _SEARCHED_BYTES
+    for file in files:
+        taken = sorted(set(added) & _columns(file, left))
+        left = max(left - file.size, _LEAST_BYTES)
+        problems += [Problem(where, f"has a column '{name}' already ({file.path}), where predictions would go", _PREFIX) for name in taken]
+    return problems
+
+
+def _columns(file: SourceFile, most_bytes: int) -> set[str]:
+    """The columns of a file: all that its header names, or that its first rows have."""
+    by_header = file.format not in ("json", "jsonl")
+    found: set[str] = set()
+    for piece in itertools.islice(split_file(file, _LEAST_BYTES), 1 if by_header else max(most_bytes // _LEAST_BYTES, 1)):
+        for row in itertools.islice(read_rows(piece), 1 if by_header else None):
+            found |= row.values.keys() if isinstance(row, Row) else set()
+    return found
 
 
 def _problems_of(check: Callable[[], None]) -> list[Problem]:

@@ -98,7 +98,7 @@ def predict(
     weights = find_weights(found, checkpoint)
     observer.tell(of_machine.line)
     observer.stage("looking at the data")
-    files = _find_files(input, job)
+    files = _find_files(input, job, prefix)
     options = {**_generation(job), **(generation or {})}
     parts = f"{target}.parts"
     done = find_parts(target, parts, what_parts_hold(found, weights, job, files, options, prefix, CHUNK_ROWS), overwrite)
@@ -132,15 +132,18 @@ def _job_of(run: Run, overrides: Iterable[str]) -> TrainJob:
     return job
 
 
-def _find_files(specs: str | list[str], job: TrainJob) -> list[Any]:
+def _find_files(specs: str | list[str], job: TrainJob, prefix: str) -> list[Any]:
+    """The files of the input, whose columns are there and leave the names of predictions free. Raises `InputError`."""
     from raytrain_nlp.config.data import sources_of
     from raytrain_nlp.data.sources import find_files
-    from raytrain_nlp.driver.inputs import check_columns, check_repeated
+    from raytrain_nlp.driver.inputs import check_columns, check_free, check_repeated
     from raytrain_nlp.tasks import build_task
+    from raytrain_nlp.worker.predictor import ERROR
 
     files = find_files(sources_of(specs), "--input")
+    added = [f"{prefix}{name}" for name in (*build_task(job.task).prediction_columns, ERROR)]
     required = None if job.trainer.preprocess else build_task(job.task).input_columns()
-    if problems := check_repeated(files, required, "--input") or check_columns(files, required or [], "--input"):
+    if problems := check_repeated(files, required, "--input") or check_columns(files, required or [], "--input") or check_free(files, added, "--input"):
         raise InputError(problems)
     return files
 

@@ -163,6 +163,9 @@ class Task(Protocol):
 
     # Rows that are predicted and have no label
 
+    prediction_columns: tuple[str, ...]
+    """Names of what `predict` says of a row."""
+
     def input_columns(self) -> list[str]:
         """Columns a row must have."""
 
@@ -189,6 +192,7 @@ class TaskDefaults:
     scores_labels = True
     shifts_labels = False
     tokenizer_kind = "encoder"
+    prediction_columns: tuple[str, ...] = ("prediction",)
 
     def check_tokenizer(self, tokenizer: Any) -> str | None:
         return None

@@ -31,6 +31,7 @@ class TextClassificationTask(TaskDefaults):
         self.problem = _PROBLEMS[config.problem_type](config)
         self.label_column = None if config.problem_type == "regression" else config.label_column
         self.single_class = self.problem.single_class
+        self.prediction_columns = ("prediction", "probabilities") if self.label_column else ("prediction",)
 
     def required_columns(self) -> list[str]:
         return [*self.config.text_columns, self.config.label_column]

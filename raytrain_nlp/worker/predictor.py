@@ -23,6 +23,7 @@ from raytrain_nlp.config import load_job
 from raytrain_nlp.data.outputs import BAD, open_output, part_name, to_table
 from raytrain_nlp.data.readers import BadRow, Row, read_rows
 from raytrain_nlp.data.sources import Piece
+from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.failures import told_plainly
 from raytrain_nlp.remote.mirror import fetch_tree
 from raytrain_nlp.tasks import build_task
@@ -102,7 +103,11 @@ class Predictor:
         rows = table.to_pylist()
         found, errors = self.predict(rows)
         columns = dict.fromkeys(key for row in found if row for key in row)
-        for key in columns or ("prediction",):
+        taken = [key for key in (*(columns or self._task.prediction_columns), ERROR) if f"{self._spec.prefix}{key}" in table.column_names]
+        if taken:  # in a row behind those that were looked at before the start
+            what = f"has a column '{self._spec.prefix}{taken[0]}' already, where predictions would go"
+            raise InputError(Problem("--input", what, "Give the new ones a prefix, e.g. --prefix model_."))
+        for key in columns or self._task.prediction_columns[:1]:
             table = table.append_column(f"{self._spec.prefix}{key}", pa.array([(row or {}).get(key) for row in found]))
         if any(errors):
             table = table.append_column(f"{self._spec.prefix}{ERROR}", pa.array(errors, pa.string()))
