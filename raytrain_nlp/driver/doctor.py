@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from raytrain_nlp.errors import StorageError
 from raytrain_nlp.paths import redact
+from raytrain_nlp.programs import python_command
 from raytrain_nlp.remote.mirror import delete, push
 from raytrain_nlp.remote.places import is_remote, local_folder
 
@@ -96,7 +97,7 @@ def _packages() -> Finding:
 
 def _accelerator() -> Finding:
     code = "import torch; print(torch.cuda.device_count(), torch.version.cuda, *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())), sep='|')"
-    ended = _run([sys.executable, "-c", code])
+    ended = _run(python_command(code))
     if ended is None or ended.returncode:
         reason = "does not end" if ended is None else (ended.stderr.strip().splitlines() or ["no reason given"])[-1]
         return Finding("accelerator", False, f"torch cannot be loaded: {reason}", "Install torch again.")
@@ -145,7 +146,7 @@ def _ray() -> Finding:
     mode = "with a token" if token else "no token"
     if not address:
         return Finding("ray", True, f"RAY_ADDRESS is not set: each run starts a Ray of its own and ends it ({mode})")
-    ended = _run([sys.executable, "-c", _ASK_RAY])
+    ended = _run(python_command(_ASK_RAY))
     if ended is None or ended.returncode:
         reason = f"no answer in {_TIMEOUT_S} s" if ended is None else (ended.stderr.strip().splitlines() or ["no reason given"])[-1][:200]
         return Finding("ray", False, f"{address} cannot be reached ({mode}): {reason}", "Check address, network and RAY_AUTH_TOKEN, or unset RAY_ADDRESS.")

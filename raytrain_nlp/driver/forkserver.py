@@ -32,10 +32,12 @@ from typing import Any
 
 from raytrain_nlp.devices import WITHOUT_GPU
 from raytrain_nlp.driver.huge_pages import huge_pages
+from raytrain_nlp.programs import python_command
 from raytrain_nlp.scratch import scratch_folder
 from raytrain_nlp.sockets import short_name
 
 _LAUNCHER = Path(__file__).with_name("fork_launcher.py")
+_PROGRAM = "from raytrain_nlp.driver.forkserver import main; main()"
 _PRELOAD = (
     "pandas",
     "raytrain_nlp.data.feed",
@@ -59,7 +61,7 @@ def forked_processes(*modules: str) -> Iterator[None]:
             listener.listen(64)
             variables = {**os.environ, "OMP_NUM_THREADS": "1", **huge_pages(), **WITHOUT_GPU}
             server = subprocess.Popen(
-                [sys.executable, "-m", "raytrain_nlp.driver.forkserver", str(listener.fileno()), *modules],
+                python_command(_PROGRAM, str(listener.fileno()), *modules),
                 stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[listener.fileno()], env=variables,
             )  # fmt: skip
         try:  # while it loads, this process imports Ray
@@ -154,7 +156,7 @@ def _become(request: dict[str, Any], streams: list[int]) -> None:
         np.random.seed()
         script, *arguments = request["arguments"]
         sys.argv = [script, *arguments]
-        sys.path[0] = os.path.dirname(script)
+        sys.path.insert(0, os.path.dirname(script))
         runpy.run_path(script, run_name="__main__")
         code = 0
     except SystemExit as end:
@@ -168,9 +170,10 @@ def _become(request: dict[str, Any], streams: list[int]) -> None:
         os._exit(code)
 
 
-if __name__ == "__main__":
-    _listener = socket.socket(fileno=int(sys.argv[1]))
+def main() -> None:
+    """Arguments: the listener's file descriptor, and modules to load besides."""
+    listener = socket.socket(fileno=int(sys.argv[1]))
     try:
-        serve(_listener, sys.argv[2:])
+        serve(listener, sys.argv[2:])
     finally:  # the driver may have died without
-        shutil.rmtree(os.path.dirname(_listener.getsockname()), ignore_errors=True)
+        shutil.rmtree(os.path.dirname(listener.getsockname()), ignore_errors=True)

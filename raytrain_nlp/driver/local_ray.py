@@ -7,7 +7,6 @@ import json
 import os
 import select
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import psutil
 from raytrain_nlp.cluster.quiet import quiet
 from raytrain_nlp.driver.ray_head import HeadSettings
 from raytrain_nlp.errors import RunError
+from raytrain_nlp.programs import python_command
 
 SETTINGS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # no spot notice can come
@@ -33,8 +33,7 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_prestart_worker_first_driver": "0",  # who connects would wait until they are up; the driver has those booted that it needs
 }
-_PROGRAM = "import sys; sys.path[:] = [path for path in sys.path if path]; from raytrain_nlp.driver.ray_head import main; main()"
-"""Without the current directory, in which a user may have a file named like a library."""
+_PROGRAM = "from raytrain_nlp.driver.ray_head import main; main()"
 _START_S = 300.0
 _GONE_S = 5.0
 
@@ -49,7 +48,7 @@ class LocalRay:
     def __init__(self, settings: HeadSettings) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, settings.to_json()],
+            python_command(_PROGRAM, settings.to_json()),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, start_new_session=True,
         )  # fmt: skip
         self._answer: dict[str, str] | None = None

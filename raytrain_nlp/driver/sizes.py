@@ -18,6 +18,7 @@ from raytrain_nlp.config import TrainJob
 from raytrain_nlp.driver.cluster import is_local
 from raytrain_nlp.errors import InputError, Problem, RunError
 from raytrain_nlp.paths import cache_dir, read_json, write_json
+from raytrain_nlp.programs import python_command
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _BASE = """
@@ -68,7 +69,7 @@ def process_measured(job: TrainJob, storage: Path) -> Iterator[Callable[[], int]
         yield lambda: known["bytes"]
         return
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **devices.WITHOUT_GPU}
-    process = subprocess.Popen([sys.executable, "-c", _BASE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(python_command(_BASE), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
     def wait() -> int:
         out, err = process.communicate()

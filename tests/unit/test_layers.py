@@ -22,7 +22,7 @@ LAYERS = [
     {"tasks"},
     {"config"},
     {"remote", "cluster"},
-    {"paths", "scratch", "sockets", "devices"},
+    {"paths", "scratch", "programs", "sockets", "devices"},
     {"failures"},
     {"beside", "confined", "files", "once"},
     {"user_code"},
