@@ -22,7 +22,12 @@ def check_lora_names(job: TrainJob, labels: list[str], tokenizer: Any) -> list[P
     from raytrain_nlp.tasks import build_task
 
     task = build_task(job.task)
-    model = build_empty_model(job.model, task, labels, tokenizer)
+    try:
+        model = build_empty_model(job.model, task, labels, tokenizer)
+    except InputError:
+        raise
+    except Exception:  # a config its family refuses: told where the model is asked for
+        return []
     if problems := unmatched(job.lora, model):
         return problems
     try:
