@@ -184,9 +184,13 @@ def _registered(function: Callable[[], object], where: str) -> Iterator[None]:
         hooks.remove(function)
 
 
-def end_now(code: int) -> None:
-    """End this process and all that it has started, without any `finally` of it."""
-    started = list(_active.last_words) if _active is not None else []
+def end_now(code: int, last_words: bool = True) -> None:
+    """End this process and all that it has started, without any `finally` of it.
+
+    Args:
+        last_words: what is registered with `at_once` is done first.
+    """
+    started = list(_active.last_words) if _active is not None and last_words else []
     threads = [threading.Thread(target=_quietly, args=(last_word,), daemon=True) for last_word in reversed(started)]
     for thread in threads:
         thread.start()
