@@ -81,6 +81,14 @@ def hook_environment(file: Path, **wanted: Any) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "RAYTRAIN_NLP_TEST_HOOKS": str(file)}
 
 
+def guarded(report: Path, seed: int | None = None) -> dict[str, str]:
+    """The environment of a driver whose threads are watched (tests/guard/sitecustomize.py): what they should not import is told in `report`.
+    With a seed, its imports take their time."""
+    paths = [str(Path(__file__).parent / "guard"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    delays = {"RAYTRAIN_NLP_DELAYS": str(seed)} if seed is not None else {}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "RAYTRAIN_NLP_GUARD": str(report), **delays}
+
+
 def start_cli(*arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None, address: str | None = None) -> subprocess.Popen:
     """The command line as a user starts it, in a Ray of its own, or on the Ray that is at an address."""
     environment = {key: value for key, value in (env or os.environ).items() if key != "RAY_ADDRESS"} | ({"RAY_ADDRESS": address} if address else {})

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import TINY, plain_job, start_cli, write_job, write_rows
+from support import TINY, guarded, plain_job, start_cli, write_job, write_rows
 
 STARTS, DRIVER_STARTS = int(os.environ.get("STARTS", 60)), int(os.environ.get("DRIVER_STARTS", 200))
 BUSY = 8
-GUARD = Path(__file__).parents[1] / "guard"
 _LIMIT_S = 900
 """On two cores with eight busy processes beside it a start takes minutes; what hangs takes for ever."""
 _DRIVER = """
@@ -64,12 +63,6 @@ def one_step(folder: Path, kind: str) -> dict[str, Any]:
     return {**plain_job(folder, kind, **common), "task": {"type": kind, "text_column": "text"}, "model": model}
 
 
-def guarded(folder: Path, seed: int | None = None) -> dict[str, str]:
-    paths = [str(GUARD), *filter(None, [os.environ.get("PYTHONPATH")])]
-    delays = {"RAYTRAIN_NLP_DELAYS": str(seed)} if seed is not None else {}
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "RAYTRAIN_NLP_GUARD": str(folder / "guard"), **delays}
-
-
 @pytest.mark.timeout(4 * 3600)
 @pytest.mark.parametrize("busy", [0, BUSY], ids=["idle", "busy"])
 def test_starts_of_train(tmp_path: Path, busy: int) -> None:
@@ -78,7 +71,7 @@ def test_starts_of_train(tmp_path: Path, busy: int) -> None:
     with busy_processes(busy):
         for number in range(STARTS // 2):
             job = write_job(one_step(tmp_path, ("causal-lm", "masked-lm", "text-classification")[number % 3]), tmp_path / "job.json")
-            process = start_cli("train", job, "--overwrite", "--json", env=guarded(tmp_path))
+            process = start_cli("train", job, "--overwrite", "--json", env=guarded(tmp_path / "guard"))
             out, err = process.communicate(timeout=_LIMIT_S)
             ends.append((process.returncode, json.loads(out.splitlines()[-1])["global_step"] if process.returncode == 0 else err[-2000:]))
             print(f"start {number + 1}: {ends[-1][0]}", flush=True)
@@ -92,7 +85,7 @@ def test_starts_of_the_driver_alone_with_slow_imports(tmp_path: Path) -> None:
     job = write_job(one_step(tmp_path, "text-classification"), tmp_path / "job.json")
     ends = []
     for number in range(DRIVER_STARTS):
-        ended = subprocess.run([sys.executable, "-c", _DRIVER, job], env=guarded(tmp_path, number + 1), capture_output=True, text=True, timeout=_LIMIT_S)
+        ended = subprocess.run([sys.executable, "-c", _DRIVER, job], env=guarded(tmp_path / "guard", seed=number + 1), capture_output=True, text=True, timeout=_LIMIT_S)
         ends.append((ended.returncode, ended.stdout if ended.returncode == 0 else ended.stderr[-2000:]))
         print(f"start {number + 1}: {ends[-1][0]}", flush=True)
     assert ends == [(0, "started\n")] * DRIVER_STARTS

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from moments import last_tensors, resume, stop_at, stoppable_job
-from support import events, run_cli, with_mlflow, write_job
+from support import events, guarded, run_cli, with_mlflow, write_job
 
 
 def test_once_while_training_commits_a_checkpoint_from_which_the_run_goes_on(tmp_path: Path) -> None:
@@ -18,7 +18,9 @@ def test_once_while_training_commits_a_checkpoint_from_which_the_run_goes_on(tmp
     steps = [event["step"] for event in events(run) if event["kind"] == "log" and "loss" in event["metrics"]]
     assert (run / "checkpoints" / f"checkpoint-{max(steps)}" / "manifest.json").exists()  # nothing that was trained is lost
     assert _mlflow_ends(tmp_path) == [("KILLED", "stopped")]
-    assert run_cli("train", write_job(whole, tmp_path / "whole.json")).returncode == 0
+    guard = tmp_path / "guard"
+    assert run_cli("train", write_job(whole, tmp_path / "whole.json"), env=guarded(guard, seed=1)).returncode == 0
+    assert not guard.exists(), guard.read_text()  # no thread of the driver has imported torch, transformers or DeepSpeed
     stopped, undisturbed = resume(tmp_path, job), last_tensors(tmp_path / "runs" / "whole")
     assert stopped.keys() == undisturbed.keys()
     assert all(torch.equal(stopped[key], undisturbed[key]) for key in undisturbed)
