@@ -17,11 +17,15 @@ def check_lora_names(job: TrainJob, labels: list[str], tokenizer: Any) -> list[P
         return []
     import torch
 
-    from raytrain_nlp.modeling.lora import apply_lora, without_weights
+    from raytrain_nlp.modeling.lora import apply_lora, build_lora_config, without_weights
     from raytrain_nlp.modeling.model import build_empty_model
     from raytrain_nlp.tasks import build_task
 
     task = build_task(job.task)
+    try:
+        build_lora_config(job.lora, task)
+    except InputError as error:
+        return error.problems
     try:
         model = build_empty_model(job.model, task, labels, tokenizer)
     except InputError:

@@ -39,7 +39,8 @@ _SCHEDULER_KEYS = ("lr_scheduler_type", "lr_scheduler_kwargs")
 def check_training_values(job: TrainJob) -> list[Problem]:
     """All that `TrainingArguments` and the classes it names would refuse, a problem for each."""
     values = job.arguments()
-    if all(key in SETTLED or (isinstance(value, str) and value in _SETTLED_VALUES.get(key, ())) for key, value in values.items()):
+    shares = any(0 < (values.get(key) or 1) < 1 for key in ("eval_steps", "save_steps", "logging_steps"))  # of all steps: their multiples are its business
+    if not shares and all(key in SETTLED or (isinstance(value, str) and value in _SETTLED_VALUES.get(key, ())) for key, value in values.items()):
         return []
     with _quiet():
         arguments, problems = _ask_arguments(job)

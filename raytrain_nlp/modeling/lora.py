@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,30 @@ def apply_lora(model: Any, lora: dict[str, Any], task: Task, gradient_checkpoint
     """
     import peft
 
-    values = {key: value for key, value in lora.items() if key != MERGE}
-    try:
-        adapted = peft.get_peft_model(model, peft.LoraConfig(task_type=task.peft_type, **values))
-    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise InputError(Problem("lora", f"PEFT refuses it for this model ({reason})", "Correct the section.")) from error
+    with _refusals(" for this model"):
+        adapted = peft.get_peft_model(model, build_lora_config(lora, task))
     apply_one_kind(adapted)
     if gradient_checkpointing:
         model.enable_input_require_grads()  # else no gradient reaches the adapters below a checkpointed layer
     return adapted
+
+
+def build_lora_config(lora: dict[str, Any], task: Task) -> Any:
+    """`peft.LoraConfig` of a section. Raises `InputError` where its values contradict each other, or need a package."""
+    import peft
+
+    with _refusals(""):
+        return peft.LoraConfig(task_type=task.peft_type, **{key: value for key, value in lora.items() if key != MERGE})
+
+
+@contextlib.contextmanager
+def _refusals(of: str) -> Iterator[None]:
+    """What PEFT says inside, as one line."""
+    try:
+        yield
+    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise InputError(Problem("lora", f"PEFT refuses it{of} ({reason})", "Correct the section.")) from error
 
 
 def without_weights(lora: dict[str, Any]) -> dict[str, Any]:

@@ -122,6 +122,7 @@ def test_what_cannot_be_made_is_told_by_its_key(training: dict[str, Any], line: 
 @pytest.mark.parametrize("training", [
     {}, {"optim": "sgd", "optim_args": "momentum=0.9,nesterov=true"}, {"optim": "rmsprop", "optim_args": "alpha=0.9"}, {"optim": "adafactor"},
     {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-6}}, {"lr_scheduler_type": "reduce_lr_on_plateau"},
+    {"eval_strategy": "steps", "eval_steps": 0.1, "save_strategy": "steps", "save_steps": 0.3, "load_best_model_at_end": True},
     {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 3}}, {"torch_compile": True, "torch_compile_backend": "eager"},
 ])  # fmt: skip
 def test_what_can_be_made_is_taken(training: dict[str, Any]) -> None:
@@ -277,6 +278,29 @@ def test_each_name_of_lora_is_looked_for_in_the_model(bert: Any, lora: dict[str,
 
 def test_the_nearest_name_is_named(bert: Any) -> None:
     assert "Did you mean 'word_embeddings'?" in str(unmatched({"modules_to_save": ["word_embedings"]}, bert)[0])
+
+
+@pytest.mark.parametrize(("lora", "line"), [
+    ({"r": 4, "init_lora_weights": "loftq"}, "lora: PEFT refuses it (`loftq_config` must be specified"),
+    ({"r": 4, "layers_pattern": "layer"}, "lora: PEFT refuses it ("),
+    ({"r": 4, "target_modules": ["dropout"]}, "lora: PEFT refuses it for this model (Target module Dropout"),
+    ({"r": 4, "target_modules": ["query"], "init_lora_weights": "pissa_niter_4"}, None),
+])  # fmt: skip
+def test_what_peft_says_of_the_section_is_told_without_weights(lora: dict[str, Any], line: str | None) -> None:
+    from types import SimpleNamespace
+
+    from raytrain_nlp.driver.lora_names import check_lora_names
+
+    small = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    loaded = load_job(job(model={"config": small, "tokenizer": "train"}, lora=lora))
+
+    class Tokenizer(SimpleNamespace):
+        def __len__(self) -> int:
+            return 50
+
+    names = ("cls", "sep", "bos", "eos", "pad", "unk", "mask")
+    found = check_lora_names(loaded, ["a", "b"], Tokenizer(**{f"{name}_token_id": i for i, name in enumerate(names)}))
+    assert [str(problem)[: len(line or "")] for problem in found] == ([line] if line else [])
 
 
 @pytest.mark.parametrize(("value", "taken"), [
