@@ -6,6 +6,7 @@ A job of plain numbers says nothing that needs asking; `transformers.TrainingArg
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -28,6 +29,13 @@ _SETTLED_VALUES = {
     "lr_scheduler_type": {"linear", "cosine", "cosine_with_restarts", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial"},
 }
 """Values that need neither a package nor an argument."""
+_PACKAGES = {
+    "galore": "galore_torch", "apollo": "apollo_torch", "lomo": "lomo_optim", "adalomo": "lomo_optim", "grokadamw": "grokadamw", "schedule_free": "schedulefree",
+    "stable_adamw": "optimi", "adamw_torch_4bit": "torchao", "adamw_torch_8bit": "torchao", "adamw_torch_xla": "torch_xla", "adamw_torch_npu": "torch_npu",
+    "adamw_anyprecision": "torchdistx", "adamw_bnb": "bitsandbytes", "adamw_8bit": "bitsandbytes", "ademamix": "bitsandbytes", "lion": "bitsandbytes",
+    "paged": "bitsandbytes", "rmsprop_bnb": "bitsandbytes",
+}  # fmt: skip
+"""Beginning of an optimizer's name -> the module it is in: told at once where nothing else needs asking."""
 _STEPS = 1000
 """Of a schedule, where those of the run are not counted yet."""
 _MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -42,6 +50,8 @@ def check_training_values(job: TrainJob) -> list[Problem]:
     shares = any(0 < (values.get(key) or 1) < 1 for key in ("eval_steps", "save_steps", "logging_steps"))  # of all steps: their multiples are its business
     if not shares and all(key in SETTLED or (isinstance(value, str) and value in _SETTLED_VALUES.get(key, ())) for key, value in values.items()):
         return []
+    if all(key in SETTLED or key in _OPTIM_KEYS for key in values) and (problem := _missing_package(str(values.get("optim", "")))):
+        return [problem]
     with _quiet():
         arguments, problems = _ask_arguments(job)
         if arguments is None:
@@ -50,6 +60,13 @@ def check_training_values(job: TrainJob) -> list[Problem]:
             problems += _check_optimizer(arguments, job)
         problems += _check_compiler(values) + _check_packages(values) + _check_generation(values)
         return problems + check_scheduler(job)
+
+
+def _missing_package(optim: str) -> Problem | None:
+    module = next((module for name, module in _PACKAGES.items() if optim.startswith(name)), None)
+    if module is None or importlib.util.find_spec(module) is not None:
+        return None
+    return Problem("training.optim", f"needs {module}, which is not installed ({optim})", "Choose another optimizer, or install it.")
 
 
 @contextlib.contextmanager

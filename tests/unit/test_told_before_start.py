@@ -92,10 +92,12 @@ def test_value_of_an_honoured_field_arrives_in_the_workers(tmp_path: Path, name:
 
 
 @pytest.mark.parametrize(("training", "line"), [
-    ({"optim": "adamw_8bit"}, "training.optim: adamw_8bit cannot be made: You need to install `bitsandbytes`"),
-    ({"optim": "adamw_anyprecision"}, "training.optim: adamw_anyprecision cannot be made: Please install"),
-    ({"optim": "adamw_torch_xla"}, "training.optim: adamw_torch_xla cannot be made: Trainer failed to import"),
-    ({"optim": "galore_adamw_layerwise", "optim_target_modules": ["q"]}, "training.optim: updates layer by layer, which more than one worker cannot"),
+    ({"optim": "adamw_8bit"}, "training.optim: needs bitsandbytes, which is not installed (adamw_8bit)"),
+    ({"optim": "adamw_8bit", "torch_compile": True}, "training.optim: adamw_8bit cannot be made: You need to install `bitsandbytes`"),
+    ({"optim": "adamw_anyprecision", "torch_compile": True}, "training.optim: adamw_anyprecision cannot be made: Please install"),
+    ({"optim": "adamw_torch_xla", "torch_compile": True}, "training.optim: adamw_torch_xla cannot be made: Trainer failed to import"),
+    ({"optim": "galore_adamw_layerwise", "optim_target_modules": ["q"], "torch_compile": True},
+     "training.optim: updates layer by layer, which more than one worker cannot"),
     ({"optim": "sgd", "optim_args": "momentun=0.9"}, "training.optim_args: sgd does not read 'momentun'"),
     ({"optim": "sgd", "optim_args": "momentum=fast"}, "training.optim_args: sgd cannot be made: could not convert"),
     ({"optim": "sgd", "optim_args": "momentum=-1"}, "training.optim_args: sgd cannot be made: Invalid momentum"),
@@ -136,6 +138,19 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
     })  # fmt: skip
     wheres = [line.partition(":")[0] for line in lines]
     assert wheres == [f"training.{key}" for key in ("metric_for_best_model", "debug", "optim", "torch_compile_backend", "lr_scheduler_type")]
+
+
+def test_packages_of_optimizers_are_those_that_transformers_asks_for() -> None:
+    """Every name of an optimizer that cannot be made here is told at once, and no other."""
+    import typing
+
+    from raytrain_nlp.config.training import training_fields
+    from raytrain_nlp.driver.training_values import _missing_package
+
+    names = typing.get_args(training_fields()["optim"]._type)
+    quick = {name for name in names if _missing_package(name)}
+    asked = {name for name in names if told({"optim": name, "torch_compile": True, **({"optim_target_modules": ["q"]} if name.startswith(("galore", "apollo")) else {})})}
+    assert quick == asked and "adamw_torch_fused" in names
 
 
 def test_plain_numbers_need_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,7 +338,7 @@ def sweep_of(**sections: Any) -> Any:
 @pytest.mark.parametrize(("sections", "expected"), [
     ({}, []),
     ({"metric": "eval_acuracy"}, ["metric: no evaluation gives it ('eval_acuracy'). Did you mean 'accuracy'?"]),
-    ({"search_space": {"training.optim": {"choice": ["adamw_torch", "adamw_8bit"]}}}, ["training.optim: adamw_8bit cannot be made"]),
+    ({"search_space": {"training.optim": {"choice": ["adamw_torch", "adamw_8bit"]}}}, ["training.optim: needs bitsandbytes"]),
     ({"search_space": {"training.lr_scheduler_type": {"choice": ["linear", "cosine_with_min_lr"]}}}, ["training.lr_scheduler_type: the scheduler 'cosine_with_min_lr'"]),
 ])  # fmt: skip
 def test_values_of_trials_and_the_objective_are_asked_for_before_the_first(sections: dict[str, Any], expected: list[str]) -> None:
