@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import Field, field_validator, model_validator
 
 from raytrain_nlp.config.base import Section
 
 Source = str | list[str]
+_SET = re.compile(r"[A-Za-z0-9]\w*", re.ASCII)
 
 
 class DataConfig(Section):
@@ -17,8 +20,9 @@ class DataConfig(Section):
     or data made on the spot:
     builtin:docstrings (text, label), builtin:docstrings/summaries (text, summary), builtin:numbers (translation: en, de),
     builtin:python-docs (text)."""
-    validation: Source | None = None
-    """Same forms as `train`; without it nothing is evaluated."""
+    validation: Source | dict[str, Source] | None = None
+    """Same forms as `train`; without it nothing is evaluated. Several sets as {name: source}: each is scored apart, and its
+    figures are eval_NAME_loss and so on."""
     max_length: int = Field(128, ge=2, le=1_000_000)
     """Tokens a row is truncated to, special tokens included."""
     streaming: bool = False
@@ -41,12 +45,25 @@ class DataConfig(Section):
     @field_validator("train", "validation", mode="before")
     @classmethod
     def _named(cls, value: object) -> object:
+        if isinstance(value, dict):
+            if not value or not all(isinstance(name, str) and _SET.fullmatch(name) for name in value):
+                raise ValueError("needs a name of letters, digits and _ for each set || Write e.g. {matched: a.jsonl, mismatched: b.jsonl}.")
+            return {name: cls._named(source) for name, source in value.items()}
         names = value if isinstance(value, list) else [value]
         if value is not None and not all(isinstance(name, str) for name in names):
             raise ValueError("should be a name or a list of names || Name files, folders, globs or hub datasets.")
         if value is not None and not (names and all(names)):
             raise ValueError("is empty || Name a file, folder, glob or hub dataset.")
         return value
+
+    def validation_sets(self) -> dict[str, Source]:
+        """The validation sets by name; one without a name has the name ""."""
+        return self.validation if isinstance(self.validation, dict) else {} if self.validation is None else {"": self.validation}
+
+    def source_of(self, split: str) -> Source | None:
+        """Of `train`, `validation`, or a set named `validation.NAME`."""
+        name = split.partition(".")[2]
+        return self.validation_sets()[name] if name else getattr(self, split)
 
     @model_validator(mode="after")
     def _one_batch_policy(self) -> DataConfig:
@@ -55,6 +72,8 @@ class DataConfig(Section):
         return self
 
 
-def sources_of(value: Source | None) -> list[str]:
-    """A `train:` or `validation:` value as a list."""
+def sources_of(value: Source | dict[str, Source] | None) -> list[str]:
+    """A `train:` or `validation:` value as a list; of several sets those of all."""
+    if isinstance(value, dict):
+        return [source for part in value.values() for source in sources_of(part)]
     return [] if value is None else [value] if isinstance(value, str) else list(value)

@@ -59,7 +59,6 @@ _OURS = {
     "logging_nan_inf_filter": "A loss that is not finite always stops the run; remove it.",
     "push_to_hub": "Push `model/` yourself; a run needs no hub token.",
     "hub_token": "Secrets do not belong in a job file; set HF_TOKEN in the environment.",
-    "include_for_metrics": "The metrics of a task read predictions and labels only; remove it.",
     "do_train": "`raytrain-nlp train` trains; remove it.",
     "do_eval": "Give data.validation and eval_strategy.",
     "do_predict": "Remove it.",
@@ -72,7 +71,6 @@ _OURS = {
     "label_names": "The labels of a batch are called `labels`; remove it.",
     "bf16_full_eval": "Evaluation computes as training does; use bf16.",
     "fp16_full_eval": "Evaluation computes as training does; use fp16.",
-    "batch_eval_metrics": "Metrics are computed once over all rows; remove it.",
 }
 _POSITIVE = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "num_train_epochs",

@@ -103,12 +103,12 @@ class Split:
             part = parts[rank]
             shown = part if len(part) else rows[:1]
             tensors = self.task.collate(self.fetch(shown), self.spec.context, Place(self.spec.plan.seed, epoch, shown + first_row))
-            weight = self._weigh(tensors) if len(part) and not self.task.rows_weigh else len(part)
+            weight = self.weigh(tensors) if len(part) and not self.task.rows_weigh else len(part)
             own = int(self.plan.lengths[shown].sum())
             made.append(MicroBatch(step, micro, part + first_row, weight, len(rows), tokens, own, tensors["input_ids"].size, tensors))
         return made
 
-    def _weigh(self, tensors: dict[str, Any]) -> int:
+    def weigh(self, tensors: dict[str, Any]) -> int:
         """Tokens that are predicted. Where none are, one is, with weight 0: the mean over none would be no number."""
         first = int(self.task.shifts_labels)
         labels = tensors["labels"][:, first:]

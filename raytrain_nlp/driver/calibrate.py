@@ -78,7 +78,7 @@ def calibrate(job: TrainJob, resolved: Resolved, steps: int, price: float | None
     paths = RunPaths(f"{spec.storage_path}/.calibration-{uuid.uuid4().hex[:8]}", job.name)
     short = _shortened(job, steps)
     eval_steps = min(spec.eval_steps, _EVAL_STEPS)
-    spec = replace(spec, job=public_values(short), storage_path=str(paths.storage), total_steps=steps, eval_steps=eval_steps, exports=False)
+    spec = replace(spec, job=public_values(short), storage_path=str(paths.storage), total_steps=steps, eval_steps=eval_steps, named_validations={}, exports=False)
     observer.stage(f"calibrating: {steps} steps")
     started = time.time()
     try:

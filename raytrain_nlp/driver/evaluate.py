@@ -120,7 +120,11 @@ def _job_of(run: Run, data: str | list[str] | None, overrides: Iterable[str]) ->
     """The run's job for an evaluation: its weights sharded only where they were whole nowhere while training (ZeRO-3)."""
     values = without_values(public_values(run.job), run.chosen)
     if data is not None:
+        data = run.job.data.validation_sets().get(data, data) if isinstance(data, str) else data
         values["data"] = {**values["data"], "validation": data, "max_validation_rows": None}
+    elif isinstance(run.job.data.validation, dict):
+        sets = ", ".join(run.job.data.validation)
+        raise InputError(Problem("--data", f"is missing, and the run has several validation sets ({sets})", "Name one of them, or a file."))
     if run.job.deepspeed.zero_stage != 3:
         values["deepspeed"] = {"zero_stage": 0}
     job = load_job(values, overrides)

@@ -25,10 +25,16 @@ _PREFIX = "Give the new ones a prefix, e.g. --prefix model_."
 
 @dataclass(frozen=True)
 class Files:
-    """The files of both splits."""
+    """The files of the splits."""
 
     train: list[SourceFile]
-    validation: list[SourceFile]
+    validations: dict[str, list[SourceFile]]
+    """By split: `validation`, or `validation.NAME` of each of several sets."""
+
+    @property
+    def validation(self) -> list[SourceFile]:
+        """Those of all sets."""
+        return [file for files in self.validations.values() for file in files]
 
     def bytes_before(self, streaming: bool) -> int:
         """Bytes that are prepared before training begins."""
@@ -40,8 +46,8 @@ def find_job_files(job: TrainJob, storage: Path) -> Files:
     problems: list[Problem] = check_hub_names(_hub_names(job))
     unknown = {problem.where for problem in problems}
     found: dict[str, list[SourceFile]] = {}
-    for split in ("train", "validation"):
-        if f"data.{split}" in unknown:
+    for split in ("train", *split_names(job)):
+        if f"data.{split.partition('.')[0]}" in unknown:
             continue
         try:
             found[split] = find_split_files(job, split, storage)
@@ -53,7 +59,12 @@ def find_job_files(job: TrainJob, storage: Path) -> Files:
         problems += _problems_of(lambda: check_local_model(job.model.tokenizer, "model.tokenizer"))
     if problems:
         raise InputError(problems)
-    return Files(found["train"], found["validation"])
+    return Files(found.pop("train"), found)
+
+
+def split_names(job: TrainJob) -> list[str]:
+    """The validation splits of a job: `validation`, or `validation.NAME` of each of several sets."""
+    return [f"validation.{name}" if name else "validation" for name in job.data.validation_sets()]
 
 
 def _hub_names(job: TrainJob) -> dict[str, tuple[str, str | None]]:
@@ -69,7 +80,7 @@ def _hub_names(job: TrainJob) -> dict[str, tuple[str, str | None]]:
 def find_split_files(job: TrainJob, split: str, storage: Path) -> list[SourceFile]:
     """The files of one split, with the columns the task needs. Raises `InputError`."""
     where = f"data.{split}"
-    specs = [_builtin(spec, split, storage, where) for spec in sources_of(getattr(job.data, split))]
+    specs = [_builtin(spec, split, storage, where) for spec in sources_of(job.data.source_of(split))]
     files = find_files(specs, where)
     if problems := check_repeated(files, None if job.trainer.preprocess else build_task(job.task).required_columns(), where):
         raise InputError(problems)
@@ -79,7 +90,7 @@ def find_split_files(job: TrainJob, split: str, storage: Path) -> list[SourceFil
 
 
 def _builtin(spec: str, split: str, storage: Path, where: str) -> str:
-    return str(build_builtin(spec, cache_dir(storage, "sources"), where)[split]) if spec.startswith(PREFIX) else spec
+    return str(build_builtin(spec, cache_dir(storage, "sources"), where)[split.partition(".")[0]]) if spec.startswith(PREFIX) else spec
 
 
 def check_columns(files: list[SourceFile], required: list[str], where: str) -> list[Problem]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.config import TrainJob, dump_job
+from raytrain_nlp.config.data import sources_of
 from raytrain_nlp.config.load import load_job, read_values
 from raytrain_nlp.driver.auto import settled
 from raytrain_nlp.driver.nodes import worker_of
@@ -92,7 +93,7 @@ def _dumper() -> type:
 def _check(job: TrainJob) -> list[Problem]:
     """What is not in the file must be in the image or on the shared volume."""
     problems = []
-    paths = {"storage_path": job.storage_path, "data.train": job.data.train, "data.validation": job.data.validation}
+    paths = {"storage_path": job.storage_path, "data.train": job.data.train, "data.validation": sources_of(job.data.validation)}
     for key, value in paths.items():
         for path in value if isinstance(value, list) else [value]:
             if isinstance(path, str) and not re.match(r"[a-z0-9]+:", path) and not Path(path).is_absolute():

@@ -17,7 +17,8 @@ _WHERE = "training.metric_for_best_model"
 
 def known_metrics(job: TrainJob, labels: list[str] | None = None) -> list[str]:
     """Names without `eval_`; without `labels` those of any number of classes."""
-    return [*build_task(job.task).metric_names(labels), *ALWAYS]
+    names = [*build_task(job.task).metric_names(labels), *ALWAYS]
+    return [f"{found}_{name}" if found else name for found in job.data.validation_sets() or [""] for name in names]
 
 
 def check_metrics(job: TrainJob, labels: list[str] | None = None) -> list[Problem]:
@@ -29,7 +30,7 @@ def check_metrics(job: TrainJob, labels: list[str] | None = None) -> list[Proble
     if problems := check_objective(job, metric, _WHERE, labels):
         return problems
     name, known = metric.removeprefix("eval_"), known_metrics(job, labels)
-    if name in known and name in _LOWER and "greater_is_better" not in values and not name.endswith("loss"):
+    if name in known and _is_lower(job, name) and "greater_is_better" not in values and not name.endswith("loss"):
         what = f"is better when it is lower, which transformers takes of names that end with 'loss' only ({metric!r})"
         return [Problem(_WHERE, what, "Set training.greater_is_better: false.")]
     return []
@@ -53,9 +54,13 @@ def notes_on_metrics(job: TrainJob) -> list[str]:
     name = metric.removeprefix("eval_")
     if name not in known_metrics(job) and _own_figures(job) and not _mentions(job, name):
         notes.append(f"{_WHERE}: your code does not seem to give {metric!r}; the first evaluation ends the run then.")
-    if name in known_metrics(job) and values.get("greater_is_better") is (name in _LOWER):
+    if name in known_metrics(job) and values.get("greater_is_better") is _is_lower(job, name):
         notes.append(f"training.greater_is_better is {str(values['greater_is_better']).lower()}, so that the worst {name} is taken for the best model.")
     return notes
+
+
+def _is_lower(job: TrainJob, name: str) -> bool:
+    return any(name == (f"{found}_{lower}" if found else lower) for found in job.data.validation_sets() or [""] for lower in _LOWER)
 
 
 def _is_read(job: TrainJob) -> bool:

@@ -137,11 +137,13 @@ def _summary(names: list[str], runs: list[Run], histories: list[History]) -> tup
 def _data(names: list[str], runs: list[Run]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for name, run in zip(names, runs, strict=True):
-        for split in ("train", "validation"):
+        given = public_values(run.job)["data"]
+        sets = given.get("validation")
+        for split in ("train", *(f"validation.{name}" for name in sets)) if isinstance(sets, dict) else ("train", "validation"):
             counts = [run.result.get(key, {}).get(split) for key in ("rows", "bad_rows", "left_out")]
             lengths = run.record.get("lengths", {}).get(split, {})
             tokens = f"{lengths['p50']:.0f} (95 % of rows up to {lengths['p95']:.0f}, longest {lengths['p100']:.0f})" if lengths else ""
-            source = public_values(run.job)["data"].get(split)
+            source = sets[split.partition(".")[2]] if "." in split else given.get(split)
             if source:
                 rows.append([name, split, str(source), *("" if count is None else f"{count:,}" for count in counts), tokens])
     return ["run", "split", "source", "rows used", "in quarantine", "left out", "tokens of a row, median"], rows

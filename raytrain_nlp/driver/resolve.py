@@ -82,7 +82,7 @@ class Resolved:
     def lengths(self) -> dict[str, dict[str, float]]:
         """Tokens of a row (of a block, where the task packs) in each split, of a sample of a large one."""
         found = {}
-        for split, spec in (("train", self.spec.train), ("validation", self.spec.validation)):
+        for split, spec in (("train", self.spec.train), *_splits(self.spec).items()):
             if isinstance(spec, SplitSpec):
                 lengths = Split(spec).plan.lengths[: spec.plan.num_rows]
                 sample = lengths[:: max(len(lengths) // _SAMPLED_ROWS, 1)]
@@ -101,8 +101,9 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
     check_model(job)
     stores: dict[str, TokenStore] = {}
     tokenized, windows = 0, None
-    for split, split_files in (("train", files.train), ("validation", files.validation)):
-        prepare = PrepareSpec(job.task, str(tokenizer_dir), tokenizer_dir.name, task.lengths(job.data.max_length, split), job.data.max_bad_rows, preprocess)
+    for split, split_files in (("train", files.train), *files.validations.items()):
+        lengths = task.lengths(job.data.max_length, split.partition(".")[0])
+        prepare = PrepareSpec(job.task, str(tokenizer_dir), tokenizer_dir.name, lengths, job.data.max_bad_rows, preprocess)
         if split == "train" and job.data.streaming:
             windows = _window_preparer(job, files.train, prepare, storage, build_context(tokenizer, []))
             windows.prepare_first(map)
@@ -116,11 +117,15 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
         raise InputError(problems)
     context = build_context(tokenizer, labels)
     train = build_split(job, stores["train"], None, context, "train", job.data.max_train_rows) if windows is None else windows.spec
-    validation, unseen = None, []
-    if "validation" in stores:
-        rows_file, unseen = find_known_rows(stores["validation"], labels, job.data.max_bad_rows)
-        rows = min(stores["validation"].num_rows - len(unseen), job.data.max_validation_rows or stores["validation"].num_rows)
-        validation = build_split(job, stores["validation"], rows_file, context, "validation", rows)
+    validations: dict[str, SplitSpec] = {}
+    unseen: dict[str, list[dict[str, Any]]] = {}
+    for split in stores.keys() - {"train"}:
+        store = stores[split]
+        rows_file, unseen[split] = find_known_rows(store, labels, job.data.max_bad_rows)
+        rows = min(store.num_rows - len(unseen[split]), job.data.max_validation_rows or store.num_rows)
+        validations[split] = build_split(job, store, rows_file, context, split, rows)
+    validations = {split: validations[split] for split in stores if split in validations}
+    validation = next(iter(validations.values()), None)
     for found in stores.values():  # with what has been made of them besides
         push_tree(found.folder, last=MANIFEST)
     steps, dropped = (job.arguments()["max_steps"], 0) if windows else _count_steps(train)
@@ -140,23 +145,24 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
         validation=validation,
         steps_per_epoch=steps,
         total_steps=_total_steps(job, steps),
-        eval_steps=Split(validation).plan.steps_per_epoch if validation else 0,
-        data_fingerprint=_fingerprint(train, validation),
+        named_validations={} if "validation" in validations else {split.partition(".")[2]: part for split, part in validations.items()},
+        eval_steps=sum(Split(part).plan.steps_per_epoch for part in validations.values()),
+        data_fingerprint=_fingerprint(train, list(validations.values())),
         versions=package_versions(),
         verbose=verbose,
         code_folder=os.getcwd(),
     )
-    parts = {"train": None if windows else train, "validation": validation}
+    parts = {"train": None if windows else train, **validations}
     return Resolved(
         spec,
         rows={split: part.plan.num_rows for split, part in parts.items() if part},
         left_out={split: found.manifest["left_out"] for split, found in stores.items()},
-        bad_rows={split: found.manifest["bad_rows"] + (len(unseen) if split == "validation" else 0) for split, found in stores.items()},
+        bad_rows={split: found.manifest["bad_rows"] + len(unseen.get(split, [])) for split, found in stores.items()},
         tokenized_rows=tokenized,
         dropped_rows=dropped,
-        majority_accuracy=majority_accuracy(Split(validation)) if validation and task.single_class else None,
+        majority_accuracy=majority_accuracy(Split(validation)) if len(validations) == 1 and task.single_class else None,
         quarantine=[
-            (split, found.folder / QUARANTINE if found.manifest["bad_rows"] + found.manifest["unlearned"] else None, unseen if split == "validation" else [])
+            (split, found.folder / QUARANTINE if found.manifest["bad_rows"] + found.manifest["unlearned"] else None, unseen.get(split, []))
             for split, found in stores.items()
         ],
         windows=windows,
@@ -252,12 +258,19 @@ def _total_steps(job: TrainJob, steps_per_epoch: int) -> int:
     return int(np.ceil(arguments.get("num_train_epochs", 3.0) * steps_per_epoch))
 
 
-def _fingerprint(train: SplitSpec | WindowedSpec, validation: SplitSpec | None) -> str:
+def _splits(spec: WorkerSpec) -> dict[str, SplitSpec]:
+    """The validation splits by their names in the job: `validation`, or `validation.NAME` of each of several sets."""
+    if spec.named_validations:
+        return {f"validation.{name}": part for name, part in spec.named_validations.items()}
+    return {"validation": spec.validation} if spec.validation else {}
+
+
+def _fingerprint(train: SplitSpec | WindowedSpec, validations: list[SplitSpec]) -> str:
     if isinstance(train, WindowedSpec):
         tokens, train = [Path(train.folder).name, train.count], train.split
     else:
         tokens = [Path(train.tokens).name]
-    tokens.append(Path(validation.tokens).name if validation else None)
+    tokens += [Path(part.tokens).name for part in validations] or [None]
     parts: Iterable[Any] = [tokens, Path(train.blocks or "").name, repr(train.plan), train.context.labels]
     return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()[:24]
 

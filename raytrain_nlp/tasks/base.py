@@ -155,6 +155,9 @@ class Task(Protocol):
     def metric_names(self, labels: list[str] | None) -> tuple[str, ...]:
         """The names of these figures; where `labels` are not known yet (None), of all that may be."""
 
+    def loss_figures(self, loss: float) -> Metrics:
+        """The figures that follow from the mean loss alone; all there is with `prediction_loss_only`."""
+
     def build_report(self, predictions: Any, truth: Any, labels: list[str]) -> dict[str, Any]:
         """Figures of each class and the confusion matrix, where there are classes; what `compute_metrics` gets."""
 
@@ -241,6 +244,9 @@ class TaskDefaults:
     def metric_names(self, labels: list[str] | None) -> tuple[str, ...]:
         """Those of language models."""
         return ("accuracy", "perplexity")
+
+    def loss_figures(self, loss: float) -> Metrics:
+        return {}
 
     def build_report(self, predictions: Any, truth: Any, labels: list[str]) -> dict[str, Any]:
         return {}

@@ -163,6 +163,9 @@ class CausalLmTask(TaskDefaults):
     def build_metrics(self, labels: list[str], tokenizer: Any) -> Callable[[Any], Metrics]:
         return token_metrics
 
+    def loss_figures(self, loss: float) -> Metrics:
+        return perplexity(loss)
+
     # Prediction: what follows a text, a prompt or a chat
 
     def input_columns(self) -> list[str]:
@@ -194,8 +197,12 @@ class CausalLmTask(TaskDefaults):
 def token_metrics(prediction: Any) -> Metrics:
     """Share of tokens predicted right, and perplexity: e to the mean loss of a token."""
     right, counted = prediction.predictions.sum(axis=0)
-    loss = float(np.mean(prediction.losses))
-    return {"accuracy": float(right / max(counted, 1)), "perplexity": math.exp(loss) if loss < _MAX_EXPONENT else math.inf}
+    return {"accuracy": float(right / max(counted, 1)), **perplexity(float(np.mean(prediction.losses)))}
+
+
+def perplexity(loss: float) -> Metrics:
+    """e to the mean loss of a token."""
+    return {"perplexity": math.exp(loss) if loss < _MAX_EXPONENT else math.inf}
 
 
 def _apart(positions: list[np.ndarray], labels: np.ndarray) -> dict[str, np.ndarray]:

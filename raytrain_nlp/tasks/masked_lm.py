@@ -9,7 +9,7 @@ import numpy as np
 
 from raytrain_nlp.config.language import MaskedLm
 from raytrain_nlp.tasks.base import IGNORED, CollateContext, Columns, Lengths, Metrics, Packing, Place, TaskDefaults, attention_mask, check_text, pad, unicode_text
-from raytrain_nlp.tasks.causal_lm import token_metrics
+from raytrain_nlp.tasks.causal_lm import perplexity, token_metrics
 
 _SPECIAL, _WORD, _INSIDE = 0, 1, 2
 """Of each token, in the column `words`: never masked, first of a word, or not the first."""
@@ -91,6 +91,9 @@ class MaskedLmTask(TaskDefaults):
 
     def build_metrics(self, labels: list[str], tokenizer: Any) -> Callable[[Any], Metrics]:
         return token_metrics
+
+    def loss_figures(self, loss: float) -> Metrics:
+        return perplexity(loss)
 
     # Prediction: the tokens behind the masks
 

@@ -166,7 +166,7 @@ def apply_hyperparameters(trainer: Any) -> None:
     """Give a loaded optimizer the values the job asks for; its moments stay, and the schedule goes on from its step."""
     optimizer = trainer.deepspeed.optimizer if trainer.is_deepspeed_enabled else trainer.optimizer
     scheduler = getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler)
-    for index, (group, fresh) in enumerate(zip(optimizer.param_groups, trainer.fresh_groups)):
+    for index, (group, fresh) in enumerate(zip(optimizer.param_groups, trainer._feed.fresh_groups)):
         group.update({key: value for key, value in fresh.items() if key in group})
         if hasattr(scheduler, "base_lrs"):
             scheduler.base_lrs[index] = group["initial_lr"] = fresh["lr"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,13 @@ from raytrain_nlp.tasks.base import Task
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.user_code import UserObject
 from raytrain_nlp.worker.callbacks import EventCallback
+from raytrain_nlp.worker.overrides import check_overrides
 from raytrain_nlp.worker.spec import WorkerSpec
+from raytrain_nlp.worker.stepping import Feed
+from raytrain_nlp.worker.trainer import build_trainer_class
+
+_FUNCTIONS = ("compute_loss_func", "preprocess_logits_for_metrics")
+"""Arguments of `Trainer.__init__` that the section names."""
 
 
 def find_trainer_class(job: TrainJob, task: Task, folder: str) -> type[Trainer]:
@@ -28,20 +36,34 @@ def find_trainer_class(job: TrainJob, task: Task, folder: str) -> type[Trainer]:
     return found
 
 
-def find_user_metrics(job: TrainJob, folder: str) -> Callable[[Any], dict[str, float]] | None:
-    """The user's `compute_metrics`, or None."""
-    return UserObject(job.trainer.compute_metrics, "trainer.compute_metrics", folder).load() if job.trainer.compute_metrics else None
+def find_user_function(job: TrainJob, key: str, folder: str) -> Callable[..., Any] | None:
+    """What the job names as `trainer.KEY`, or None."""
+    name = getattr(job.trainer, key)
+    return UserObject(name, f"trainer.{key}", folder).load() if name else None
 
 
-def find_callbacks(job: TrainJob, folder: str) -> list[type[TrainerCallback]]:
-    """The user's callback classes. Raises `InputError` for what is none."""
+def find_callbacks(job: TrainJob, folder: str) -> list[tuple[type[TrainerCallback], dict[str, Any]]]:
+    """The user's callback classes, and what each is made with. Raises `InputError` for what is none."""
     found = []
-    for name in job.trainer.callbacks:
-        cls = UserObject(name, "trainer.callbacks", folder).load()
+    for config in job.trainer.callback_configs():
+        cls = UserObject(config.class_, "trainer.callbacks", folder).load()
         if not (isinstance(cls, type) and issubclass(cls, TrainerCallback)):
-            raise InputError(Problem("trainer.callbacks", f"is no subclass of transformers.TrainerCallback ({name})", "Derive it from TrainerCallback."))
-        found.append(cls)
+            raise InputError(Problem("trainer.callbacks", f"is no subclass of transformers.TrainerCallback ({config.class_})", "Derive it from TrainerCallback."))
+        if wrong := wrong_arguments(cls, config.arguments):
+            raise InputError(Problem("trainer.callbacks", f"cannot be made: {config.class_} {wrong}", "Correct `arguments` or its __init__."))
+        found.append((cls, config.arguments))
     return found
+
+
+def wrong_arguments(cls: type, arguments: dict[str, Any]) -> str | None:
+    """Why a class cannot be made with these keyword arguments, or None."""
+    try:
+        inspect.signature(cls).bind(**arguments)
+    except TypeError as error:
+        return f"with {', '.join(sorted(arguments)) or 'no arguments'}: {error}"
+    except ValueError:  # no signature to be had
+        return None
+    return None
 
 
 def build_callbacks(job: TrainJob, spec: WorkerSpec, events: EventLog, progress: Path, is_first: bool) -> list[TrainerCallback]:
@@ -49,15 +71,48 @@ def build_callbacks(job: TrainJob, spec: WorkerSpec, events: EventLog, progress:
     callbacks: list[TrainerCallback] = [EventCallback(events, progress, spec.total_steps)] if is_first else []
     if job.early_stopping:
         callbacks.append(EarlyStoppingCallback(**job.early_stopping.model_dump()))
-    return callbacks + [cls() for cls in find_callbacks(job, spec.code_folder)]
+    return callbacks + [cls(**arguments) for cls, arguments in find_callbacks(job, spec.code_folder)]
+
+
+def build_trainer(job: TrainJob, folder: str, feed: Feed, model: Any, arguments: Any, tokenizer: Any, callbacks: list[TrainerCallback]) -> Any:
+    """The run's trainer: the user's class, or Hugging Face's own, on our feed."""
+    functions, loaders = {key: find_user_function(job, key, folder) for key in _FUNCTIONS}, feed.eval_loaders
+    return build_trainer_class(find_trainer_class(job, feed.task, folder))(
+        model=model,
+        args=arguments,
+        processing_class=tokenizer,
+        train_dataset=feed.train_rows,
+        eval_dataset={name: loader.dataset for name, loader in loaders.items()} if loaders.keys() - {""} else loaders[""].dataset if loaders else None,
+        compute_metrics=feed.figures,
+        callbacks=callbacks,
+        **{key: value for key, value in functions.items() if value is not None},
+        **job.trainer.arguments,
+        feed=feed,
+    )
 
 
 def check_user_code(job: TrainJob, task: Task, folder: str) -> list[Problem]:
     """What is wrong with the user's code, as far as importing it tells; for the driver, before a worker starts."""
-    problems = []
-    for find in (lambda: find_trainer_class(job, task, folder), lambda: find_callbacks(job, folder), lambda: find_user_metrics(job, folder)):
+    problems, found = [], {}
+    finds: dict[str, Callable[[], Any]] = {"class": lambda: find_trainer_class(job, task, folder), "callbacks": lambda: find_callbacks(job, folder)}
+    finds |= {key: functools.partial(find_user_function, job, key, folder) for key in ("compute_metrics", *_FUNCTIONS)}
+    for key, find in finds.items():
         try:
-            find()
+            found[key] = find()
         except InputError as error:
             problems += error.problems
-    return problems
+    if "class" in found:
+        functions = [key for key in _FUNCTIONS if getattr(job.trainer, key)]
+        problems += check_overrides(found["class"], job.trainer.arguments, functions, job.deepspeed.enabled)
+    return problems + _check_batch_metrics(job, found.get("compute_metrics"))
+
+
+def _check_batch_metrics(job: TrainJob, compute_metrics: Any) -> list[Problem]:
+    if not job.arguments().get("batch_eval_metrics"):
+        return []
+    if job.trainer.compute_metrics is None and job.trainer.class_ is None:
+        return [Problem("training.batch_eval_metrics", "needs a function that sees one batch after the other", "Name it as trainer.compute_metrics.")]
+    if compute_metrics is not None and "compute_result" not in inspect.signature(compute_metrics).parameters:
+        what = f"needs an argument `compute_result` with training.batch_eval_metrics ({job.trainer.compute_metrics})"
+        return [Problem("trainer.compute_metrics", what, "Add it: True says that the result of all batches is asked for.")]
+    return []

@@ -38,18 +38,25 @@ class _FeedDataset(Dataset):
     """Micro-batches by number in the epoch, in order only: it is a stream underneath.
 
     `Trainer` resumes through accelerate's `skip_first_batches`, which skips numbers of the batch sampler, not batches: the
-    stream starts where training resumes, so nothing is read to be thrown away.
+    stream starts where training resumes, so nothing is read to be thrown away. Where a callback ends an epoch early
+    (`control.should_epoch_stop`), another stream goes on with the next one.
     """
 
-    def __init__(self, batches: Iterator[MicroBatch], per_epoch: int, num_rows: int, position: int):
-        self._batches, self._per_epoch, self.num_rows, self._position = batches, per_epoch, num_rows, position
+    def __init__(self, open_at: Callable[[int], Iterator[MicroBatch]], per_epoch: int, num_rows: int, position: int):
+        self._open_at, self._per_epoch, self.num_rows, self._position = open_at, per_epoch, num_rows, position
+        self._batches = open_at(position)
         self.wait_s = 0.0
         """Seconds spent waiting for the stream."""
+        self.taken: list[MicroBatch] = []
+        """What has been read since whoever uses it emptied it."""
 
     def __len__(self) -> int:
         return self._per_epoch
 
     def __getitem__(self, index: int) -> FeedBatch:
+        if index == 0 and self._position % self._per_epoch:
+            self._position += -self._position % self._per_epoch
+            self._batches = self._open_at(self._position)
         if index != self._position % self._per_epoch:
             raise FeedError(f"the trainer asked for micro-batch {index}, the feed stands at {self._position % self._per_epoch}.")
         started = time.perf_counter()
@@ -58,20 +65,29 @@ class _FeedDataset(Dataset):
         if micro_batch is None:
             raise FeedError(f"the feed ended at micro-batch {self._position}.")
         self._position += 1
+        self.taken.append(micro_batch)
         return FeedBatch(micro_batch.tensors, micro_batch)
 
 
 class TrainLoader(DataLoader):
-    """A rank's training batches from optimizer update `start` on, over all epochs that are left.
+    """A rank's training batches from global batch `start` of the plan on, over all epochs that are left.
 
     The stream starts at once, in the background: data get ready while the model is being built.
     """
 
     def __init__(self, spec: SplitSpec | WindowedSpec, steps_per_epoch: int, *, start: int, stop: int, world_size: int, rank: int, accumulation: int, cpus: float):
-        batches = stream(spec, start=start, stop=stop, world_size=world_size, rank=rank, accumulation=accumulation, cpus=cpus)
+        where = {"stop": stop, "world_size": world_size, "rank": rank, "accumulation": accumulation, "cpus": cpus}
         num_rows = 0 if isinstance(spec, WindowedSpec) else spec.plan.num_rows
-        self._ahead = _Ahead(_checked(batches, start, accumulation))
-        self.feed = _FeedDataset(iter(self._ahead), steps_per_epoch * accumulation, num_rows, start * accumulation)
+        self._ahead: _Ahead | None = None
+
+        def open_at(position: int) -> Iterator[MicroBatch]:
+            if self._ahead is not None:
+                self._ahead.close()
+            start = position // accumulation
+            self._ahead = _Ahead(_checked(stream(spec, start=start, **where), start, accumulation))
+            return iter(self._ahead)
+
+        self.feed = _FeedDataset(open_at, steps_per_epoch * accumulation, num_rows, start * accumulation)
         # a generator of its own: the loader must not draw from the RNG that dropout uses
         super().__init__(self.feed, batch_sampler=BatchSampler(SequentialSampler(self.feed), 1, False), collate_fn=_single, generator=torch.Generator())
 
@@ -83,8 +99,8 @@ class TrainLoader(DataLoader):
 class EvalLoader:
     """A rank's evaluation batches. Small data stay collated between evaluations, large data are streamed again."""
 
-    def __init__(self, spec: SplitSpec, *, steps: int, world_size: int, rank: int, cpus: float, accumulation: int = 1):
-        self.dataset = range(spec.plan.num_rows)
+    def __init__(self, spec: SplitSpec, dataset: Dataset, *, steps: int, world_size: int, rank: int, cpus: float, accumulation: int = 1):
+        self.dataset = dataset
         self._steps = steps * accumulation
         where = {"start": 0, "stop": steps, "world_size": world_size, "rank": rank, "accumulation": accumulation}
         self._open = lambda: _checked(stream(spec, **where, cpus=cpus), 0, accumulation)

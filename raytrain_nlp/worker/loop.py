@@ -11,6 +11,7 @@ from typing import Any
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.config import TrainJob, load_job
 from raytrain_nlp.config.lora import MERGE
+from raytrain_nlp.data.split import Split, SplitSpec
 from raytrain_nlp.errors import InputError, NonFiniteLossError, RunError
 from raytrain_nlp.failures import Failure, find_failure
 from raytrain_nlp.paths import RunPaths, read_json, write_json
@@ -106,6 +107,7 @@ def _run_rank(
     from raytrain_nlp.worker.collectives import gather_objects
     from raytrain_nlp.worker.loader import find_row
     from raytrain_nlp.worker.notice import noticed
+    from raytrain_nlp.worker.position import read_position
     from raytrain_nlp.worker.shared_folder import check_shared
     from raytrain_nlp.worker.watch import watched
 
@@ -121,7 +123,8 @@ def _run_rank(
     _announce(events, start, world_size)
     events.write("phase", phase="imports")
     _load_libraries(job)
-    loaders = _build_loaders(spec, job, start, world_size, rank, -(-whole.workers.num_workers // world_size))
+    place = read_position(checkpoint.path, start, spec.steps_per_epoch) if checkpoint else 0
+    loaders = _build_loaders(spec, job, place, world_size, rank, -(-whole.workers.num_workers // world_size))
     with noticed(paths, events, rank) as move_asked:
         agreement = Agreement(find_row(spec.train), stop_asked, move_asked)
         trainer = _build_trainer(spec, job, paths, events, loaders, scratch, agreement, commits)
@@ -174,11 +177,19 @@ def _load_libraries(job: TrainJob) -> None:
 def _build_loaders(spec: WorkerSpec, job: TrainJob, start: int, world_size: int, rank: int, spread: int) -> tuple[Any, Any]:
     """Training and evaluation; where fewer ranks evaluate than planned, each takes its part of a batch in so many parts."""
     from raytrain_nlp.worker.loader import EvalLoader, TrainLoader
+    from raytrain_nlp.worker.rows import PlanRows
 
     common = {"world_size": world_size, "rank": rank, "cpus": job.data.feed_cpus_per_worker}
     accumulation = job.gradient_accumulation_steps
-    train = TrainLoader(spec.train, spec.steps_per_epoch, start=start, stop=spec.total_steps, accumulation=accumulation, **common)
-    return train, EvalLoader(spec.validation, steps=spec.eval_steps, accumulation=spread, **common) if spec.validation else None
+    stop = spec.total_steps
+    if job.trainer.class_ or job.trainer.callbacks:  # which may end epochs early: what is left then lies further on in the plan
+        stop = -(-stop // spec.steps_per_epoch) * spec.steps_per_epoch
+    train = TrainLoader(spec.train, spec.steps_per_epoch, start=start, stop=stop, accumulation=accumulation, **common)
+    common["accumulation"] = spread
+    if spec.validation is None or spec.named_validations:
+        steps = {name: Split(part).plan.steps_per_epoch for name, part in spec.named_validations.items()}
+        return train, {name: EvalLoader(part, PlanRows(part), steps=steps[name], **common) for name, part in spec.named_validations.items()}
+    return train, {"": EvalLoader(spec.validation, PlanRows(spec.validation), steps=spec.eval_steps, **common)}
 
 
 def _build_trainer(
@@ -193,10 +204,11 @@ def _build_trainer(
     from raytrain_nlp.worker.arguments import apply_deepspeed_environment, build_arguments
     from raytrain_nlp.worker.callbacks import ClockCallback, LayerdropCallback
     from raytrain_nlp.worker.checkpointer import Checkpointer
-    from raytrain_nlp.worker.extensions import build_callbacks, find_trainer_class, find_user_metrics
-    from raytrain_nlp.worker.metrics import build_metrics
+    from raytrain_nlp.worker.extensions import build_callbacks, build_trainer, find_user_function
+    from raytrain_nlp.worker.metrics import Figures
     from raytrain_nlp.worker.offload import find_cpu_adam, offloads_optimizer, optimizer_threads
-    from raytrain_nlp.worker.trainer import build_trainer_class
+    from raytrain_nlp.worker.rows import PlanRows, RowsReader
+    from raytrain_nlp.worker.stepping import Feed
 
     if job.deepspeed.enabled:
         apply_deepspeed_environment(job.workers.use_gpu, job.arguments().get("ddp_timeout", 1800))
@@ -211,30 +223,22 @@ def _build_trainer(
     draws.apply(model)
     if draws.modules and arguments.ddp_find_unused_parameters is None:
         arguments.ddp_find_unused_parameters = True  # those of layers that are skipped
-    compute_metrics, preprocess_logits, keep_labels = build_metrics(task, spec.labels, tokenizer, find_user_metrics(job, spec.code_folder))
-    trainer = build_trainer_class(find_trainer_class(job, task, spec.code_folder))(
-        model=model,
-        args=arguments,
-        processing_class=tokenizer,
-        compute_metrics=compute_metrics,
-        preprocess_logits_for_metrics=preprocess_logits,
-        callbacks=build_callbacks(job, spec, events, paths.progress, arguments.process_index == 0),
-        task=task,
-        train_loader=loaders[0],
-        eval_loader=loaders[1],
-        checkpointer=Checkpointer(
-            commits=commits,
-            zero_stage=job.deepspeed.zero_stage,
-            data_fingerprint=spec.data_fingerprint,
-            versions=spec.versions,
-            keep_best=arguments.load_best_model_at_end,
-            adapter_only=job.lora is not None,
-            renew_hyperparameters=spec.renew_hyperparameters,
-        ),
-        agreement=agreement,
-        keep_labels=keep_labels,
-        gather_for_generation=getattr(job.task, "gather_for_generation", False),
+    figures = Figures(task, spec.labels, tokenizer, find_user_function(job, "compute_metrics", spec.code_folder))
+    checkpointer = Checkpointer(
+        commits=commits,
+        zero_stage=job.deepspeed.zero_stage,
+        data_fingerprint=spec.data_fingerprint,
+        versions=spec.versions,
+        keep_best=arguments.load_best_model_at_end,
+        adapter_only=job.lora is not None,
+        renew_hyperparameters=spec.renew_hyperparameters,
     )
+    known = isinstance(spec.train, SplitSpec)
+    context, train_rows = (spec.train.context, PlanRows(spec.train)) if known else (spec.train.split.context, loaders[0].feed)
+    rows = RowsReader(job, spec.tokenizer_dir, tokenizer, context, Path(scratch), spec.code_folder, arguments)
+    feed = Feed(task, figures, *loaders, checkpointer, agreement, getattr(job.task, "gather_for_generation", False), rows, train_rows)
+    callbacks = build_callbacks(job, spec, events, paths.progress, arguments.process_index == 0)
+    trainer = build_trainer(job, spec.code_folder, feed, model, arguments, tokenizer, callbacks)
     trainer.optimizer_cls_and_kwargs = trainer.optimizer_cls_and_kwargs or find_cpu_adam(arguments, lambda line: events.write("notice", text=line))
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ClockCallback())
@@ -261,7 +265,6 @@ def _load_model(spec: WorkerSpec, job: TrainJob, paths: RunPaths, arguments: Any
 
 def _finish(trainer: Any, job: TrainJob, paths: RunPaths, world_size: int, spec: WorkerSpec) -> dict[str, Any]:
     """Figures of the weights that are exported, and the export."""
-    from raytrain_nlp.modeling.export import export_model
     from raytrain_nlp.worker.metrics import write_generated
     from raytrain_nlp.worker.outgoing import send_results
 
@@ -270,16 +273,20 @@ def _finish(trainer: Any, job: TrainJob, paths: RunPaths, world_size: int, spec:
     step = state.best_global_step if trainer.args.load_best_model_at_end and state.best_model_checkpoint else state.global_step
     metrics: dict[str, float] = {}
     for entry in state.log_history:
-        if any(key.startswith("train_") for key in entry) or (entry["step"] == step and "eval_loss" in entry):
+        if any(key.startswith("train_") for key in entry) or (entry["step"] == step and any(key.startswith("eval_") for key in entry)):
             metrics |= {key: value for key, value in entry.items() if key.startswith(("train_", "eval_"))}
-    if trainer.eval_dataset is not None and ("eval_loss" not in metrics or (generates and (trainer.scored_step != step or state.global_step != step))):
+    feed, generated = trainer._feed, []
+    missing = {f"eval_{name}_loss" if name else "eval_loss" for name in feed.eval_loaders} - metrics.keys()
+    if feed.eval_loaders and (missing or (generates and (feed.scored_step != step or state.global_step != step))):
         metrics |= {key: value for key, value in trainer.evaluate().items() if key.startswith("eval_")}
-    if generates and trainer.scored is not None:
-        write_generated(paths.run / "generated_predictions.jsonl", *trainer.scored, trainer.processing_class)
+    for name, (predictions, labels) in feed.scored.items() if generates else ():
+        generated.append(paths.run / f"generated_predictions{'_' if name else ''}{name}.jsonl")
+        write_generated(generated[-1], predictions, labels, trainer.processing_class)
     if spec.exports:
-        export_model(trainer, Path(paths.model), _merge(job, paths, trainer, spec.labels))
+        feed.merge, feed.model_dir = _merge(job, paths, trainer, spec.labels), str(paths.model)
+        trainer.save_model(str(paths.model))  # which the user's class may override
     if trainer.is_world_process_zero():
-        send_results(paths, paths.run / "generated_predictions.jsonl")
+        send_results(paths, *generated)
     newest = store.list_checkpoints(paths.checkpoints)
     return {
         "metrics": metrics,

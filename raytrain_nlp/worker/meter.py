@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from raytrain_nlp.worker.loader import FeedBatch
+from raytrain_nlp.data.split import MicroBatch
 
 
 class Meter:
@@ -15,14 +15,14 @@ class Meter:
         self._rows = self._tokens = self._own_tokens = self._own_padded = 0
         self._wait = self._wait_before = 0.0
 
-    def add(self, batches: list[FeedBatch], wait_s: float) -> None:
+    def add(self, micro_batches: list[MicroBatch], wait_s: float) -> None:
         """Count the micro-batches of one optimizer update and the feed's total waiting time so far."""
-        for batch in batches:
-            self._own_padded += batch.micro_batch.padded_tokens
-            self._own_tokens += batch.micro_batch.tokens
-        if batches:
-            self._rows += batches[0].micro_batch.global_rows
-            self._tokens += batches[0].micro_batch.global_tokens
+        for micro_batch in micro_batches:
+            self._own_padded += micro_batch.padded_tokens
+            self._own_tokens += micro_batch.tokens
+        if micro_batches:
+            self._rows += micro_batches[0].global_rows
+            self._tokens += micro_batches[0].global_tokens
         self._wait = wait_s
 
     def read(self) -> dict[str, float]:

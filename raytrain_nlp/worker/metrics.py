@@ -7,37 +7,35 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import EvalPrediction
-
 from raytrain_nlp.files import replacing
 from raytrain_nlp.tasks.base import Metrics, Task
 from raytrain_nlp.tasks.seq2seq import decode
 
-Compute = Callable[[Any], Metrics]
+Compute = Callable[..., Metrics]
 
 
-def build_metrics(task: Task, labels: list[str], tokenizer: Any, user: Compute | None) -> tuple[Compute, Callable[[Any, Any], Any], bool]:
-    """`compute_metrics`, `preprocess_logits_for_metrics`, and whether evaluation keeps labels.
+class Figures:
+    """What evaluation computes; `Trainer` has it as its `compute_metrics`, where the user's class gives no other.
 
-    A language model's logits are reduced to a count for each row. The user's function gets the likeliest tokens and the
-    labels, as in run_clm.py and run_mlm.py; for other tasks what the task gets.
+    A language model's logits are reduced to two counts for each row, which the task's figures read. The user's function gets
+    the likeliest tokens and the labels, as in run_clm.py and run_mlm.py; for other tasks what the task gets.
     """
-    own = task.build_metrics(labels, tokenizer)
-    if user is None:
-        return own, task.reduce_logits, task.scores_labels
-    if task.scores_labels:
-        return lambda prediction: {**own(prediction), **user(prediction)}, task.reduce_logits, True
 
-    def compute_metrics(prediction: Any) -> Metrics:
-        counts, best = prediction.predictions
-        mine = own(EvalPrediction(predictions=counts, label_ids=prediction.label_ids, losses=prediction.losses))
-        return {**mine, **user(EvalPrediction(predictions=best, label_ids=prediction.label_ids))}
+    def __init__(self, task: Task, labels: list[str], tokenizer: Any, user: Compute | None = None):
+        self.task, self.user = task, user
+        self.own = task.build_metrics(labels, tokenizer)
 
-    def reduce_logits(logits: Any, labels: Any) -> Any:
+    def __call__(self, prediction: Any, compute_result: bool | None = None) -> Metrics:
+        """For code of the user's that calls `self.compute_metrics` itself."""
+        batch = {} if compute_result is None else {"compute_result": compute_result}
+        return self.user(prediction, **batch) if self.user else self.own(prediction)
+
+    def shown(self, logits: Any, reduced: Any) -> Any:
+        """What the user's function reads of a batch; None: what the task reads."""
+        if self.task.scores_labels:
+            return None
         first = logits[0] if isinstance(logits, tuple) else logits
-        return task.reduce_logits(logits, labels), first.argmax(-1)
-
-    return compute_metrics, reduce_logits, True
+        return first.argmax(-1)
 
 
 def write_generated(path: Path, predictions: Any, labels: Any, tokenizer: Any) -> None:

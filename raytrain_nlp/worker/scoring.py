@@ -51,9 +51,9 @@ def _score(spec: ScoringSpec, paths: RunPaths, scratch: str) -> dict[str, Any]:
     EventLog(paths.events if rank == 0 else None).write("start", step=0, world_size=int(os.environ["WORLD_SIZE"]), pids=[os.getpid()])
     trainer, task = _build_trainer(spec, load_job(spec.job), paths, scratch)
     metrics = {key: value for key, value in trainer.evaluate().items() if key.startswith("eval_")}
-    if trainer.scored is None:  # not the first rank
+    if not trainer._feed.scored:  # not the first rank
         return {"metrics": metrics}
-    predictions, truth = trainer.scored
+    predictions, truth = trainer._feed.scored[""]
     if spec.keep_rows:
         _write_rows(paths.run / SCORES, Split(spec.validation), task.score_rows(predictions, truth, spec.labels, trainer.processing_class))
         push(paths.run / SCORES)
@@ -68,35 +68,25 @@ def _build_trainer(spec: ScoringSpec, job: TrainJob, paths: RunPaths, scratch: s
     from raytrain_nlp.tasks import build_task
     from raytrain_nlp.worker.arguments import apply_deepspeed_environment, build_arguments
     from raytrain_nlp.worker.callbacks import EvalProgress
-    from raytrain_nlp.worker.extensions import find_trainer_class, find_user_metrics
+    from raytrain_nlp.worker.extensions import build_trainer, find_user_function
     from raytrain_nlp.worker.loader import EvalLoader
-    from raytrain_nlp.worker.metrics import build_metrics
-    from raytrain_nlp.worker.trainer import build_trainer_class
+    from raytrain_nlp.worker.metrics import Figures
+    from raytrain_nlp.worker.rows import PlanRows, RowsReader
+    from raytrain_nlp.worker.stepping import Feed
 
     if job.deepspeed.enabled:
         apply_deepspeed_environment(job.workers.use_gpu, job.arguments().get("ddp_timeout", 1800))
     task = build_task(job.task)
     arguments, tokenizer = build_arguments(job, scratch, task.generates), load_tokenizer(spec.tokenizer_dir)
     set_seed(arguments.seed)
-    compute_metrics, preprocess_logits, keep_labels = build_metrics(task, spec.labels, tokenizer, find_user_metrics(job, spec.code_folder))
-    loader = EvalLoader(
-        spec.validation, steps=spec.eval_steps, world_size=arguments.world_size, rank=arguments.process_index, cpus=job.data.feed_cpus_per_worker
-    )
-    trainer = build_trainer_class(find_trainer_class(job, task, spec.code_folder))(
-        model=load_trained(Path(spec.weights), job.model, task, spec.labels, tokenizer),
-        args=arguments,
-        processing_class=tokenizer,
-        compute_metrics=compute_metrics,
-        preprocess_logits_for_metrics=preprocess_logits,
-        callbacks=[EvalProgress(paths.progress, spec.eval_steps)] if arguments.process_index == 0 else [],
-        task=task,
-        train_loader=None,
-        eval_loader=loader,
-        checkpointer=None,
-        agreement=None,
-        keep_labels=keep_labels,
-        gather_for_generation=getattr(job.task, "gather_for_generation", False),
-    )
+    figures = Figures(task, spec.labels, tokenizer, find_user_function(job, "compute_metrics", spec.code_folder))
+    where = {"world_size": arguments.world_size, "rank": arguments.process_index, "cpus": job.data.feed_cpus_per_worker}
+    loader = EvalLoader(spec.validation, PlanRows(spec.validation), steps=spec.eval_steps, **where)
+    model = load_trained(Path(spec.weights), job.model, task, spec.labels, tokenizer)
+    rows = RowsReader(job, spec.tokenizer_dir, tokenizer, spec.validation.context, Path(scratch), spec.code_folder, arguments)
+    feed = Feed(task, figures, eval_loaders={"": loader}, rows=rows, gather_for_generation=getattr(job.task, "gather_for_generation", False))
+    callbacks = [EvalProgress(paths.progress, spec.eval_steps)] if arguments.process_index == 0 else []
+    trainer = build_trainer(job, spec.code_folder, feed, model, arguments, tokenizer, callbacks)
     trainer.remove_callback(PrinterCallback)
     return trainer, task
 

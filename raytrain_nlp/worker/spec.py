@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from raytrain_nlp.data.split import SplitSpec
@@ -21,15 +21,18 @@ class WorkerSpec:
     labels: list[str]
     train: SplitSpec | WindowedSpec
     validation: SplitSpec | None
+    """The validation rows; of several sets the first."""
     steps_per_epoch: int
     total_steps: int
     eval_steps: int
-    """Evaluation batches (of all ranks together)."""
+    """Evaluation batches (of all ranks together, and all sets)."""
     data_fingerprint: str
     versions: dict[str, str]
     verbose: bool
     code_folder: str
     """Where the user's modules are looked for besides what is installed."""
+    named_validations: dict[str, SplitSpec] = field(default_factory=dict)
+    """The validation sets by name, where there are several."""
     renew_hyperparameters: bool = False
     """Learning rate, weight decay and the like are the job's own after a checkpoint is loaded, not the checkpoint's."""
     exports: bool = True

@@ -56,7 +56,7 @@ def _digests(inputs):
 
 
 def _patch_trainer(module):
-    mixin, agreement = module.FeedMixin, module.Agreement
+    mixin, agreement = module.StepMixin, module.Agreement
     training_step, begin = mixin.training_step, agreement.begin
 
     def recorded(self, model, inputs, num_items_in_batch=None):

@@ -1,0 +1,36 @@
+"""`num_items_in_batch` that knows whether a loss has been divided by it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class Count(torch.Tensor):
+    """A number of rows or tokens, shape []; every operation on it gives plain tensors and is remembered."""
+
+    used: bool
+
+    @classmethod
+    def of(cls, value: torch.Tensor) -> Count:
+        """The value as such a count, not used yet."""
+        count = value.detach().as_subclass(cls)
+        count.used = False
+        return count
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__name__", "") != "__get__":  # its device, shape or type says nothing of its value
+            for value in (*args, *(kwargs or {}).values()):
+                if isinstance(value, Count):
+                    value.used = True
+        with torch._C.DisableTorchFunctionSubclass():
+            result = function(*map(_plain, args), **{name: _plain(value) for name, value in (kwargs or {}).items()})
+        return result
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return type(value)(_plain(item) for item in value)
+    return value.as_subclass(torch.Tensor) if isinstance(value, Count) else value
