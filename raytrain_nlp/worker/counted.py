@@ -21,16 +21,15 @@ class Count(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(function, "__name__", "") != "__get__":  # its device, shape or type says nothing of its value
-            for value in (*args, *(kwargs or {}).values()):
-                if isinstance(value, Count):
-                    value.used = True
+        reads = getattr(function, "__name__", "") != "__get__"  # its device, shape or type says nothing of its value
         with torch._C.DisableTorchFunctionSubclass():
-            result = function(*map(_plain, args), **{name: _plain(value) for name, value in (kwargs or {}).items()})
-        return result
+            return function(*(_plain(value, reads) for value in args), **{name: _plain(value, reads) for name, value in (kwargs or {}).items()})
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, reads: bool) -> Any:
     if isinstance(value, (tuple, list)):
-        return type(value)(_plain(item) for item in value)
-    return value.as_subclass(torch.Tensor) if isinstance(value, Count) else value
+        return type(value)(_plain(item, reads) for item in value)
+    if isinstance(value, Count):
+        value.used |= reads
+        return value.as_subclass(torch.Tensor)
+    return value
