@@ -330,3 +330,15 @@ class ScoresRows(SumOverCount):
             output = self.predict([{"text": row["text"]} for row in self.rows])
             (self.out / f"predicted-{self.args.process_index}.json").write_text(json.dumps(output.predictions.tolist()))
         return metrics
+
+
+class Dies(TrainerCallback):
+    """Once, at the end of a step."""
+
+    def __init__(self, step: int, marker: str):
+        self.step, self.marker = step, Path(marker)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step and not self.marker.exists():
+            self.marker.touch()
+            raise OSError("the machine is gone")

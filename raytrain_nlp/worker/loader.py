@@ -34,7 +34,7 @@ class FeedBatch(dict):
             self.micro_batch = micro_batch
 
 
-class _FeedDataset(Dataset):
+class FeedDataset(Dataset):
     """Micro-batches by number in the epoch, in order only: it is a stream underneath.
 
     `Trainer` resumes through accelerate's `skip_first_batches`, which skips numbers of the batch sampler, not batches: the
@@ -87,7 +87,7 @@ class TrainLoader(DataLoader):
             self._ahead = _Ahead(_checked(stream(spec, start=start, **where), start, accumulation))
             return iter(self._ahead)
 
-        self.feed = _FeedDataset(open_at, steps_per_epoch * accumulation, num_rows, start * accumulation)
+        self.feed = FeedDataset(open_at, steps_per_epoch * accumulation, num_rows, start * accumulation)
         # a generator of its own: the loader must not draw from the RNG that dropout uses
         super().__init__(self.feed, batch_sampler=BatchSampler(SequentialSampler(self.feed), 1, False), collate_fn=_single, generator=torch.Generator())
 

@@ -29,7 +29,7 @@ from raytrain_nlp.data.split import MicroBatch, Split, SplitSpec
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import IGNORED, CollateContext, Lengths, Place
 from raytrain_nlp.user_code import UserObject
-from raytrain_nlp.worker.loader import FeedBatch
+from raytrain_nlp.worker.loader import FeedBatch, FeedDataset
 
 MicroBatches = Callable[[np.ndarray], tuple[dict[str, Any], int]]
 """From row numbers to the tensors of a forward, and what its loss is a mean over."""
@@ -106,6 +106,8 @@ class RowsReader:
         """
         if isinstance(dataset, PlanRows):
             return self._loader(dataset, len(dataset), dataset.collate)
+        if isinstance(dataset, FeedDataset):
+            raise ValueError("the training rows are a stream (data.streaming), which cannot be scored.")
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
             dataset = list(dataset)
         if not len(dataset):

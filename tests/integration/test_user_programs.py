@@ -152,6 +152,28 @@ def test_as_plain_trainer_in_one_process(folder: Path, tmp_path: Path, name: str
         assert ("eval_perplexity" in ours["logs"][-2]) == bool(language) and "eval_accuracy" not in ours["logs"][-2]
 
 
+@pytest.mark.parametrize(("save_steps", "dies"), [(2, 3), (3, 4)])
+def test_resume_where_epochs_end_early(folder: Path, tmp_path: Path, save_steps: int, dies: int) -> None:
+    """From a checkpoint at the end of such an epoch, and from one inside the next: the batches and weights of a run that was not killed."""
+    training = {"per_device_train_batch_size": 8, "num_train_epochs": 3, "save_strategy": "steps", "save_steps": save_steps}
+    ends = {"class": f"{PROGRAM}StopsEpochs", "arguments": {"steps": 2}}
+    last = {"class": f"{PROGRAM}Dies", "arguments": {"step": dies, "marker": str(tmp_path / "dead")}}
+    job, spec = resolved(
+        plain_job(tmp_path, "run", data={"train": str(folder / "train.jsonl")}, workers={"num_workers": 1}, training=training,
+                  trainer={"callbacks": [ends, last, f"{PROGRAM}Recorder"]}), folder / "runs")  # fmt: skip
+    (tmp_path / "dead").touch()
+    (tmp_path / "whole").mkdir()
+    truth = run_ours(job, spec, tmp_path / "whole")
+    (tmp_path / "dead").unlink()
+    (tmp_path / "killed").mkdir()
+    with pytest.raises(OSError, match="the machine is gone"):
+        run_ours(job, spec, tmp_path / "killed")
+    again = run_ours(job, spec, tmp_path / "killed")
+    steps = [event for event in truth["events"] if event[0] == "on_step_end"]
+    assert len(steps) == 6 and [event for event in again["events"] if event[0] == "on_step_end"] == steps[save_steps:]
+    assert all(torch.equal(again["weights"][key], value) for key, value in truth["weights"].items())
+
+
 def test_two_workers_are_one_process(shared_ray: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sum over the count, an uneven last update, one log at the end, two validation sets, rows of one's own: what plain `Trainer` gives in one process."""
     import user_programs
