@@ -51,7 +51,7 @@ def manifest(job: str, *, image: str, arguments: Iterable[str] = (), overrides: 
 
     if read_values(job).get("kind") == "sweep":
         raise InputError(Problem("--kuberay", f"is for a job of `train` ({job} is a sweep)", "Submit the sweep to a running cluster: submit JOB --address URL."))
-    found = settled(load_job(job, overrides), find=lambda: Place("a cluster of its own that asks for none"))
+    found = settled(load_job(job, overrides), find=lambda: Place("the cluster that it makes"))
     loaded = found.job
     if problems := _check(loaded):
         raise InputError(problems)
