@@ -239,7 +239,7 @@ def _build_trainer(
     feed = Feed(task, figures, *loaders, checkpointer, agreement, getattr(job.task, "gather_for_generation", False), rows, train_rows)
     callbacks = build_callbacks(job, spec, events, paths.progress, arguments.process_index == 0)
     trainer = build_trainer(job, spec.code_folder, feed, model, arguments, tokenizer, callbacks)
-    trainer.optimizer_cls_and_kwargs = trainer.optimizer_cls_and_kwargs or find_cpu_adam(arguments, lambda line: events.write("notice", text=line))
+    trainer.optimizer_cls_and_kwargs = trainer.optimizer_cls_and_kwargs or find_cpu_adam(trainer, lambda line: events.write("notice", text=line))
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ClockCallback())
     if draws.modules:

@@ -24,14 +24,19 @@ def offloads_optimizer(arguments: Any) -> bool:
     return uses_gpu() and config is not None and config.get_value("zero_optimization.offload_optimizer.device", "none") == "cpu"
 
 
-def find_cpu_adam(arguments: Any, say: Callable[[str], None]) -> tuple[type, dict[str, Any]] | None:
-    """DeepSpeed's `DeepSpeedCPUAdam` and its arguments; None where the job has another optimizer, or some rank cannot compile it.
+def find_cpu_adam(trainer: Any, say: Callable[[str], None]) -> tuple[type, dict[str, Any]] | None:
+    """DeepSpeed's `DeepSpeedCPUAdam` and its arguments; None where the job or the user's `Trainer` has another optimizer, or some rank cannot
+    compile it.
 
     Every rank must call it. `say` is given a line while it compiles, and one where it cannot.
     """
-    if not offloads_optimizer(arguments) or str(getattr(arguments.optim, "value", arguments.optim)) not in _ADAM:
+    arguments = trainer.args
+    if not offloads_optimizer(arguments) or str(getattr(arguments.optim, "value", arguments.optim)) not in _ADAM or arguments.optim_args:
         return None
-    if "optimizer" in arguments.hf_deepspeed_config.config:  # DeepSpeed makes the one that the file names
+    from transformers import Trainer
+
+    own = getattr(type(trainer), "get_optimizer_cls_and_kwargs", None) not in (None, Trainer.get_optimizer_cls_and_kwargs)
+    if own or "optimizer" in arguments.hf_deepspeed_config.config:  # which DeepSpeed makes
         return None
     lacks = [text for text in gather_objects(missing_compiler()) if text]
     if not lacks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import types
 from datetime import timedelta
 from pathlib import Path
@@ -28,7 +29,7 @@ def arguments(config: dict[str, Any] | None, optim: str = "adamw_torch_fused") -
         return found or default
 
     deepspeed = types.SimpleNamespace(config=config, get_value=get_value) if config is not None else None
-    return types.SimpleNamespace(hf_deepspeed_config=deepspeed, optim=optim, adam_beta1=0.8, adam_beta2=0.9, adam_epsilon=1e-7, learning_rate=0.1)
+    return types.SimpleNamespace(hf_deepspeed_config=deepspeed, optim=optim, optim_args=None, adam_beta1=0.8, adam_beta2=0.9, adam_epsilon=1e-7, learning_rate=0.1)
 
 
 OFFLOADED = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}
@@ -47,23 +48,37 @@ OFFLOADED = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "
     ],
 )
 def test_deepspeeds_adam_where_it_compiles(given: Any, lacks: Any, fails: Any, found: bool, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    monkeypatch.setattr(transformers, "Trainer", types.SimpleNamespace(get_optimizer_cls_and_kwargs=None), raising=False)
     adam = types.ModuleType("deepspeed.ops.adam")
     adam.DeepSpeedCPUAdam = torch.optim.AdamW  # type: ignore[attr-defined] - loading DeepSpeed takes seconds
     for name in ("deepspeed", "deepspeed.ops"):
-        monkeypatch.setitem(__import__("sys").modules, name, types.ModuleType(name))
-    monkeypatch.setitem(__import__("sys").modules, "deepspeed.ops.adam", adam)
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "deepspeed.ops.adam", adam)
     monkeypatch.setattr(offload, "missing_compiler", lambda: lacks)
     monkeypatch.setattr(offload, "_load", lambda: fails)
     said: list[str] = []
-    result = offload.find_cpu_adam(given, said.append)
+    result = offload.find_cpu_adam(types.SimpleNamespace(args=given), said.append)
     assert (result is not None) is found and len(said) == len(lines) and all(part in line for part, line in zip(lines, said))
     if result:
         assert result[1] == {"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-7, "adamw_mode": True}
 
 
+def test_the_users_own_choice_of_an_optimizer_stays() -> None:
+    class Own:
+        args = arguments(OFFLOADED)
+
+        @staticmethod
+        def get_optimizer_cls_and_kwargs(*_: Any) -> Any:
+            return torch.optim.SGD, {}
+
+    assert offload.find_cpu_adam(Own(), print) is None
+
+
 def test_a_job_on_cpus_keeps_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "_use_gpu", False)
-    assert not offload.offloads_optimizer(arguments(OFFLOADED)) and offload.find_cpu_adam(arguments(OFFLOADED), print) is None
+    assert not offload.offloads_optimizer(arguments(OFFLOADED)) and offload.find_cpu_adam(types.SimpleNamespace(args=arguments(OFFLOADED)), print) is None
 
 
 @pytest.mark.parametrize(("quota", "ranks", "threads"), [("max 100000", 1, 16), ("800000 100000", 1, 8), ("50000 100000", 1, 1), (None, 4, 4), ("max 100000", 99, 1)])
