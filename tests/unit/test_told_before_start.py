@@ -218,6 +218,17 @@ def test_figures_with_a_direction_transformers_does_not_know_need_one() -> None:
     assert "the worst accuracy is taken" in notes_on_metrics(wrong)[0]
 
 
+@pytest.mark.parametrize(("key", "model_type", "taken"), [
+    ("gradient_checkpointing", "xlnet", False), ("activation_checkpointing", "flaubert", False), ("gradient_checkpointing", "bert", True),
+])  # fmt: skip
+def test_gradient_checkpointing_of_a_model_that_has_none_is_told(key: str, model_type: str, taken: bool) -> None:
+    from raytrain_nlp.driver.values import check_model_names
+
+    loaded = load_job(job(model={"config": {"model_type": model_type}, "tokenizer": "train"}, training={key: True}))
+    lines = [str(problem) for problem in check_model_names(loaded, ["a", "b"], None)]
+    assert lines == ([] if taken else [f"training.{key}: is not for models of type '{model_type}', which do not support it. Remove it."])
+
+
 def test_two_classes_have_a_figure_more() -> None:
     loaded = load_job(job(**EVALUATED, training={"metric_for_best_model": "mcc"}))
     assert check_metrics(loaded) == check_metrics(loaded, ["a", "b"]) == []
