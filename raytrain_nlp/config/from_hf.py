@@ -14,7 +14,8 @@ from typing import Any
 
 from raytrain_nlp.config.hf_command import Command, read_command
 from raytrain_nlp.config.hf_flags import TRUE_HERE, flags_of
-from raytrain_nlp.config.hf_tasks import Sections, fill_data, fill_model, fill_task, fit_positions
+from raytrain_nlp.config.hf_lengths import fit_positions
+from raytrain_nlp.config.hf_tasks import Sections, fill_data, fill_model, fill_task
 from raytrain_nlp.config.load import load_job
 from raytrain_nlp.config.training import check_training
 from raytrain_nlp.errors import InputError, Problem

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from raytrain_nlp.config.hf_launcher import Processes, read_count, take_precision
+from raytrain_nlp.config.hf_variables import Processes, read_count, take_precision
 
 if TYPE_CHECKING:
     from raytrain_nlp.config.hf_command import Command

@@ -7,7 +7,7 @@ from typing import Any
 
 from raytrain_nlp.config.classification import GLUE_COLUMNS
 from raytrain_nlp.config.hf_command import Command
-from raytrain_nlp.config.hf_files import first_rows, is_number, model_config, model_length, model_positions
+from raytrain_nlp.config.hf_files import first_rows, is_number, model_config, model_length
 from raytrain_nlp.errors import nearest
 
 _SUMMARY_COLUMNS = {
@@ -20,15 +20,6 @@ _SUMMARY_COLUMNS = {
 """Columns of texts and summaries of the datasets that run_summarization.py knows."""
 _LONGEST = {"causal-lm": 1024, "masked-lm": 512}
 """Blocks where neither command nor tokenizer is at hand: run_clm.py's own limit, and the positions of BERT and RoBERTa."""
-
-_LENGTHS = {
-    "text-classification": (("data", "max_length", "max_seq_length"),),
-    "causal-lm": (("task", "block_size", "block_size"),),
-    "masked-lm": (("task", "block_size", "max_seq_length"), ("data", "max_length", "max_seq_length")),
-    "summarization": (("task", "max_source_length", "max_source_length"), ("task", "max_target_length", "max_target_length")),
-    "translation": (("task", "max_source_length", "max_source_length"), ("task", "max_target_length", "max_target_length")),
-}
-"""Keys of a job that are lengths, and their flags."""
 
 Sections = dict[str, Any]
 
@@ -129,18 +120,6 @@ def _note_split(command: Command, job: Sections, validation: bool, from_hub: boo
 def fill_task(command: Command, job: Sections) -> None:
     """What is left of `task:` and lengths."""
     _TASKS[command.task](command, job)
-
-
-def fit_positions(command: Command, job: Sections) -> None:
-    """Lengths within what a model in a folder has positions for: beyond them it cannot run, and the scripts cut, resize or stop."""
-    model = job["model"]
-    config = model.get("config") or model_config(model.get("name_or_path") or "")
-    most = model_positions(config) if config else None
-    for section, key, flag in _LENGTHS[command.task]:
-        length = job[section].get(key)
-        if most is not None and isinstance(length, int) and length > most:
-            job[section][key] = most
-            command.note(flag, f"The model has {most} positions; {section}.{key} is {most}, not {length}.")
 
 
 def _fill_classification(command: Command, job: Sections) -> None:

@@ -9,7 +9,8 @@ from raytrain_nlp.config.deepspeed_keys import without_effect
 from raytrain_nlp.driver.deepspeed_values import check_deepspeed
 from raytrain_nlp.driver.lora_names import check_lora_names
 from raytrain_nlp.driver.metric_names import check_metrics, notes_on_metrics
-from raytrain_nlp.driver.training_values import check_scheduler, check_training_values
+from raytrain_nlp.driver.optimizer_values import check_scheduler
+from raytrain_nlp.driver.training_values import check_training_values
 from raytrain_nlp.errors import Problem
 
 

@@ -14,7 +14,8 @@ from raytrain_nlp.config import load_job
 from raytrain_nlp.config.training import refusal
 from raytrain_nlp.driver.lora_names import unmatched
 from raytrain_nlp.driver.metric_names import check_metrics, notes_on_metrics
-from raytrain_nlp.driver.training_values import check_scheduler, check_training_values
+from raytrain_nlp.driver.optimizer_values import check_scheduler
+from raytrain_nlp.driver.training_values import check_training_values
 from raytrain_nlp.driver.values import check_values
 from raytrain_nlp.tasks import build_task
 
@@ -145,10 +146,10 @@ def test_packages_of_optimizers_are_those_that_transformers_asks_for() -> None:
     import typing
 
     from raytrain_nlp.config.training import training_fields
-    from raytrain_nlp.driver.training_values import _missing_package
+    from raytrain_nlp.driver.optimizer_values import missing_package
 
     names = typing.get_args(training_fields()["optim"]._type)
-    quick = {name for name in names if _missing_package(name)}
+    quick = {name for name in names if missing_package(name)}
     asked = {name for name in names if told({"optim": name, "torch_compile": True, **({"optim_target_modules": ["q"]} if name.startswith(("galore", "apollo")) else {})})}
     assert quick == asked and "adamw_torch_fused" in names
 
