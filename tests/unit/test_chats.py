@@ -19,6 +19,7 @@ from raytrain_nlp.errors import InputError
 from raytrain_nlp.modeling.tokenizer import load_tokenizer, train_tokenizer
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import Lengths
+from raytrain_nlp.worker.predictor import Predictor
 
 PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 RAISING = {
@@ -208,3 +209,16 @@ def test_turns_before_the_cut_are_learned(tokenizer: Any) -> None:
     tokenizer.chat_template = PLAIN
     found = encoded(tokenizer, said("a", "one", "word " * 60, "two"), length=40)
     assert learned(tokenizer, found)[0][0].startswith("one") and found.rows == [0] and not found.unlearned
+
+
+def test_prediction_tells_the_row_a_template_refuses(tokenizer: Any) -> None:
+    """The rows around it are predicted; its error is the template's."""
+    tokenizer.chat_template = RAISING["no system"]
+    predictor = Predictor.__new__(Predictor)
+    predictor._task = build_task(CausalLm(type="causal-lm", messages_column="messages"))
+    predictor._tokenizer, predictor._lengths = tokenizer, Lengths(64)
+    inputs = [{"messages": said("hi")}, {"messages": said("hi", system="be kind")}, {"messages": said("you")}, {}]
+    errors = [None, None, None, "field 'messages' is missing"]
+    columns = predictor._encoded(inputs, errors)
+    assert errors[:3] == [None, "the chat template refuses it (System role not supported)", None]
+    assert [tokenizer.decode(ids) for ids in columns["input_ids"]] == ["<user>hi<end>\n<assistant>", "<user>you<end>\n<assistant>"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from raytrain_nlp.driver.inputs import check_free
 from raytrain_nlp.driver.predict import _find_files
 from raytrain_nlp.errors import InputError
 from raytrain_nlp.tasks import build_task
+from raytrain_nlp.worker.predictor import Predictor
 
 TASKS: dict[str, dict[str, Any]] = {
     "classes": {"type": "text-classification"}, "number": {"type": "text-classification", "problem_type": "regression"}, "text": {"type": "causal-lm"},
@@ -73,3 +75,13 @@ def test_a_name_far_behind_and_in_another_file_is_found(tmp_path: Path, monkeypa
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_tasks_say_what_they_add(task: str) -> None:
     assert build_task(job_of(task).task).prediction_columns[0] == "prediction"
+
+
+def test_a_name_behind_what_was_read_ahead_is_refused_when_it_comes(tmp_path: Path) -> None:
+    """Nothing of the user's is replaced by a prediction, however late the column turns up."""
+    predictor = Predictor.__new__(Predictor)
+    predictor._task, predictor._spec = build_task(job_of("classes").task), SimpleNamespace(prefix="m_", parts=str(tmp_path))
+    predictor.predict = lambda rows: ([{"prediction": "a", "probabilities": {}}] * len(rows), [None] * len(rows))
+    with pytest.raises(InputError, match="has a column 'm_error' already"):
+        predictor._part("part-000000-0000000.arrow", pa.table({"text": ["x"], "m_error": ["mine"]}))
+    assert list(tmp_path.iterdir()) == []
