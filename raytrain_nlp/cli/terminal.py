@@ -92,6 +92,7 @@ def print_result(result: TrainResult) -> None:
         "rows tokenized now": str(result.tokenized_rows),
         **({"rows left out": ", ".join(f"{split} {count}" for split, count in result.left_out.items())} if any(result.left_out.values()) else {}),
         "rows in quarantine": ", ".join(f"{split} {count}" for split, count in result.bad_rows.items()),
+        **({"rows cut": ", ".join(f"{split} {count}" for split, count in result.cut_rows.items())} if any(result.cut_rows.values()) else {}),
         **({"rows dropped an epoch": str(result.dropped_rows)} if result.dropped_rows else {}),
         **({"best step": str(result.best_step)} if result.best_step else {}),
         **({"restarts": str(result.restarts)} if result.restarts else {}),

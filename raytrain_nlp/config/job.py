@@ -134,6 +134,7 @@ class TrainJob(Section):
         ]
         problems += _check_elastic(self)
         problems += _check_streaming(self, values) + _check_batches(self, values) + _check_evaluation(self, values) + check_hardware(self, values)
+        problems += _check_smoothing(self, values)
         if self.data.global_batch_size and "per_device_train_batch_size" not in values:
             values["per_device_train_batch_size"] = -(-self.data.global_batch_size // self._micro_batches_of(values))
         values.setdefault("per_device_train_batch_size", 8)
@@ -266,3 +267,12 @@ def _check_evaluation(job: TrainJob, values: dict[str, Any]) -> list[Problem]:
 def _remainder(save_steps: float, eval_steps: float) -> Fraction:
     """Of the division of two numbers of steps, or of two shares of all steps (0.3 is then three times 0.1)."""
     return Fraction(str(save_steps)) % Fraction(str(eval_steps)) if eval_steps > 0 else Fraction(0)
+
+
+def _check_smoothing(job: TrainJob, values: dict[str, Any]) -> list[Problem]:
+    """Smoothing moves a part of a label's weight to the other classes."""
+    factor, kind = values.get("label_smoothing_factor") or 0, getattr(job.task, "problem_type", None)
+    if factor and kind in ("regression", "multi_label_classification"):
+        labels = "numbers" if kind == "regression" else "lists of classes"
+        return [Problem("training.label_smoothing_factor", f"needs one class a row, the labels of a {kind} are {labels} ({factor:g})", "Remove it.")]
+    return []

@@ -21,6 +21,7 @@ from raytrain_nlp.remote.mirror import push
 from raytrain_nlp.remote.places import remote_of
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import Lengths
+from raytrain_nlp.tasks.cutting import FULL, FULL_TARGET
 from raytrain_nlp.user_code import UserObject, describe
 
 FORMAT = 4
@@ -69,6 +70,9 @@ class PieceSummary:
     """Of `left_out`, those of which nothing is learned; they are told beside the bad ones."""
     spread: int = 0
     """Rows that have become several."""
+    cut: dict[str, int] = field(default_factory=dict)
+    """Rows that were cut, by the tokens they had before; `cut_targets`: the same of their targets."""
+    cut_targets: dict[str, int] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
     shards: list[dict[str, Any]] = field(default_factory=list)
     bad_file: str | None = None
@@ -137,6 +141,8 @@ def _shard_columns(piece: Piece, task: Any, tokenizer: Any, spec: PrepareSpec, s
 
     def encode() -> None:
         encoded = task.encode_rows([values for _, values in good], tokenizer, spec.lengths)
+        _count_cut(encoded.columns.pop(FULL, None), encoded.columns.get("input_ids", []), spec.lengths.source, summary.cut)
+        _count_cut(encoded.columns.pop(FULL_TARGET, None), encoded.columns.get("labels", []), spec.lengths.target, summary.cut_targets)
         for name, values in {"line": [good[place][0] for place in encoded.rows], **encoded.columns}.items():
             columns.setdefault(name, []).extend(values)
         for place, reason in encoded.refused.items():
@@ -175,6 +181,13 @@ def _shard_columns(piece: Piece, task: Any, tokenizer: Any, spec: PrepareSpec, s
         encode()
     if columns.get("line"):
         yield columns
+
+
+def _count_cut(full: list[int] | None, rows: list[list[int]], limit: int | None, counts: dict[str, int]) -> None:
+    """Count rows that are shorter than they were before they were cut to `limit`."""
+    for length, row in zip(full or (), rows, strict=False):
+        if limit is not None and length > limit >= len(row):
+            counts[str(length)] = counts.get(str(length), 0) + 1
 
 
 def apply_preprocess(preprocess: Preprocess, row: Row, path: str) -> dict[str, Any] | None:

@@ -74,7 +74,7 @@ def prepare_pieces(
                 raise InputError([Problem(**problem) for problem in summaries[-1].problems])
             _bring_parts(summaries[-1], staging, folder)
         (staging / HERE).unlink()
-        manifest = _commit(staging, summaries, lines or {})
+        manifest = _commit(staging, summaries, spec, lines or {})
         check(manifest, staging)
         fsync_dir(staging)
         if folder.is_dir() and not any(folder.iterdir()):
@@ -99,12 +99,13 @@ def _bring_parts(summary: PieceSummary, staging: Path, folder: Path) -> None:
             delete([folder / name])
 
 
-def _commit(staging: Path, summaries: list[PieceSummary], lines: dict[str, int]) -> dict[str, Any]:
+def _commit(staging: Path, summaries: list[PieceSummary], spec: PrepareSpec, lines: dict[str, int]) -> dict[str, Any]:
     """Join what the pieces wrote: lengths, quarantine with line numbers of whole files, manifest last."""
     lines_before = Counter(lines)
     shards: list[dict[str, Any]] = []
     labels: Counter[str] = Counter()
     bad_rows = left_out = unlearned = spread = 0
+    cut: dict[str, Counter[str]] = {"cut": Counter(), "cut_targets": Counter()}
     with (staging / QUARANTINE).open("w", encoding="utf-8", errors="backslashreplace") as quarantine:
         for summary in summaries:
             first_line = lines_before[summary.path] + 1
@@ -122,11 +123,14 @@ def _commit(staging: Path, summaries: list[PieceSummary], lines: dict[str, int])
             left_out += summary.left_out
             unlearned += summary.unlearned
             spread += summary.spread
+            for name, counts in cut.items():
+                counts.update(getattr(summary, name))
     rows = sum(shard["rows"] for shard in shards)
     _join_lengths(staging, shards, rows)
     tokens = sum(shard["tokens"] for shard in shards)
     manifest = {"format": FORMAT, "rows": rows, "bad_rows": bad_rows, "left_out": left_out, "tokens": tokens, "labels": dict(labels), "shards": shards}
     manifest |= {"unlearned": unlearned, "spread": spread}
+    manifest |= {**{name: dict(counts) for name, counts in cut.items()}, "limits": asdict(spec.lengths)}
     manifest["lines"] = {path: lines_before[path] for path in {summary.path for summary in summaries}}
     write_json(staging / MANIFEST, manifest)
     return manifest

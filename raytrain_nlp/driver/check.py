@@ -59,6 +59,8 @@ class CheckReport:
     """Are rows and tokens of training estimated from the beginning of the data?"""
     nodes: dict[str, int] = field(default_factory=dict)
     """Nodes of each type that the autoscaler of a cluster file would start."""
+    cut_rows: dict[str, int] = field(default_factory=dict)
+    """Rows that have more tokens than they may have."""
     calibration: Calibration | None = None
     """What a few real steps took, where they were asked for."""
 
@@ -73,6 +75,7 @@ class CheckReport:
             "workers": self.workers,
             "rows": ", ".join(f"{split} {about if split == 'train' else ''}{count:,}" for split, count in self.rows.items()),
             "rows in quarantine": ", ".join(f"{split} {count:,}" for split, count in self.bad_rows.items()),
+            **({"rows cut": ", ".join(f"{split} {count:,}" for split, count in self.cut_rows.items())} if any(self.cut_rows.values()) else {}),
             **({"labels": f"{len(self.labels)}: {', '.join(self.labels[:10])}{', ...' if len(self.labels) > 10 else ''}"} if self.labels else {}),
             "steps": f"{self.total_steps:,} ({epoch})",
             "tokens an epoch": f"{about}{self.tokens_per_epoch:,}, and {self.padding_share:.1%} padding in the batches",
@@ -200,6 +203,7 @@ def _report(
         zero_stage=job.deepspeed.zero_stage,
         memory=memory,
         streamed=resolved.windows is not None,
+        cut_rows=counts["cut_rows"],
     )
 
 

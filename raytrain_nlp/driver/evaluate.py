@@ -141,10 +141,12 @@ def _resolve(
     from raytrain_nlp.data.prepare import QUARANTINE, prepare_tokens
     from raytrain_nlp.data.shards import MANIFEST, TokenStore
     from raytrain_nlp.data.split import Split
+    from raytrain_nlp.driver.cuts import cut_notes
     from raytrain_nlp.driver.export import write_weights
     from raytrain_nlp.driver.inputs import find_split_files
     from raytrain_nlp.driver.label_names import check_declared
     from raytrain_nlp.driver.labels import find_known_rows
+    from raytrain_nlp.driver.models import model_facts
     from raytrain_nlp.driver.resolve import SMALL_BYTES, build_context, build_split, tell_store
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
     from raytrain_nlp.tasks import build_task
@@ -156,9 +158,10 @@ def _resolve(
     if task.label_column:
         check_declared(files, run.labels, task.label_column, "--data")
     preprocess = UserObject(job.trainer.preprocess, "trainer.preprocess", os.getcwd()) if job.trainer.preprocess else None
-    prepare = PrepareSpec(
-        job.task, str(tokenizer_dir), tokenizer_dir.name, task.lengths(job.data.max_length, "validation"), job.data.max_bad_rows, preprocess
-    )
+    tokenizer = load_tokenizer(str(tokenizer_dir))
+    facts = model_facts(job, tokenizer, weights.folder)
+    lengths = facts.fitted(task.lengths(job.data.max_length, "validation"))
+    prepare = PrepareSpec(job.task, str(tokenizer_dir), tokenizer_dir.name, lengths, job.data.max_bad_rows, preprocess)
     observer.stage("preparing tokens")
     small = sum(file.size for file in files) <= SMALL_BYTES
 
@@ -174,8 +177,10 @@ def _resolve(
         observer.warn(note)
     rows_file, unseen = find_known_rows(store, run.labels, job.data.max_bad_rows)
     rows = min(store.num_rows - len(unseen), job.data.max_validation_rows or store.num_rows)
-    validation = build_split(job, store, rows_file, build_context(load_tokenizer(str(tokenizer_dir)), run.labels), "validation", rows)
+    validation = build_split(job, store, rows_file, build_context(tokenizer, run.labels, facts), "validation", rows)
     push_tree(store.folder, last=MANIFEST)
+    for note in cut_notes("validation", store.manifest, facts):
+        observer.warn(note)
     folder = weights.folder
     paths.run.mkdir(parents=True, exist_ok=True)
     if weights.checkpoint:

@@ -108,7 +108,7 @@ def write_weights(run: Run, weights: Weights, folder: Path, dtype: str | None, m
         write_model(_empty_model(run, task, tokenizer), load_weights(weights.checkpoint, _torch_dtype(dtype or _trained_dtype(run))), tokenizer, folder)
     if merge_lora and (folder / "adapter_config.json").exists():
         stage("merging the adapter")
-        merged = merge_adapter(run.job.model, task, run.labels, run.base, folder)
+        merged = merge_adapter(run.job.model, task, run.labels, tokenizer, run.base, folder)
         write_model(merged, merged.state_dict(), tokenizer, folder)
     if dtype is not None:
         cast_folder(folder, _torch_dtype(dtype))

@@ -54,9 +54,9 @@ def find_job_files(job: TrainJob, storage: Path) -> Files:
         except InputError as error:
             problems += error.problems
     if job.model.name_or_path:
-        problems += _problems_of(lambda: check_local_model(job.model.name_or_path, "model.name_or_path"))
+        problems += _problems_of(lambda: check_local_model(job.model.name_or_path, "model.name_or_path", tokenizer=job.model.tokenizer is None))
     if job.model.tokenizer and job.model.tokenizer != "train":
-        problems += _problems_of(lambda: check_local_model(job.model.tokenizer, "model.tokenizer"))
+        problems += _problems_of(lambda: check_local_model(job.model.tokenizer, "model.tokenizer", tokenizer=True))
     if problems:
         raise InputError(problems)
     return Files(found.pop("train"), found)

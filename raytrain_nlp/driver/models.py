@@ -20,6 +20,8 @@ from raytrain_nlp.data.sources import Piece, split_file
 from raytrain_nlp.data.windows import split_windows
 from raytrain_nlp.driver.inputs import Files
 from raytrain_nlp.errors import InputError, Problem, nearest
+from raytrain_nlp.modeling.configuration import load_config
+from raytrain_nlp.modeling.facts import ModelFacts, find_facts
 from raytrain_nlp.modeling.tokenizer import cache_tokenizer, train_tokenizer
 from raytrain_nlp.paths import cache_dir
 from raytrain_nlp.tasks import build_task
@@ -89,6 +91,26 @@ def check_model(job: TrainJob) -> None:
     if packing and packing.kind == "best_fit" and not keeps_documents_apart(task, model_type):
         what = f"models of type '{model_type}' cannot keep packed documents apart"
         raise InputError(Problem("task.packing", what, "Use packing: concat or none, or another model."))
+
+
+def model_facts(job: TrainJob, tokenizer: Any, folder: Path | None = None) -> ModelFacts:
+    """What the model's config says of its inputs; of the model of a folder, where that has a config. Raises `InputError`."""
+    from transformers.models.auto import modeling_auto
+
+    model, task = job.model, build_task(job.task)
+    if folder is not None and (folder / "config.json").exists():
+        model = model.model_copy(update={"name_or_path": str(folder), "config": None, "revision": None})
+    config = load_config(model, task, tokenizer)
+    facts = find_facts(config, getattr(modeling_auto, task.auto_mapping).get(config.model_type))
+    if facts.ends is not None and facts.ends not in tokenizer(*(["a"] for _ in task.input_columns()))["input_ids"][0]:
+        what = f"the tokenizer does not end texts with the token ({facts.ends}) that the head of '{config.model_type}' models reads"
+        raise InputError(Problem("model.tokenizer" if job.model.tokenizer else "model.name_or_path", what, "Take the model's own tokenizer."))
+    packing = task.packing(job.data.max_length)
+    if packing and facts.positions is not None and packing.block_size > facts.positions:
+        where = "task.block_size" if getattr(job.task, "block_size", None) else "data.max_length"
+        what = f"is more than the model's {facts.positions} positions ({packing.block_size})"
+        raise InputError(Problem(where, what, f"Set task.block_size to at most {facts.positions}."))
+    return facts
 
 
 def keeps_documents_apart(task: Task, model_type: str) -> bool:

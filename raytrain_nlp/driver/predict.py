@@ -7,9 +7,9 @@ import functools
 import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raytrain_nlp.config import TrainJob, load_job, public_values
 from raytrain_nlp.config.choices import without_values
@@ -24,6 +24,10 @@ from raytrain_nlp.driver.runs import Run, Weights, find_run, find_weights
 from raytrain_nlp.errors import InputError, Problem, RunError
 from raytrain_nlp.files import temporary_folder
 from raytrain_nlp.remote.mirror import delete_tree, push_tree
+
+if TYPE_CHECKING:
+    from raytrain_nlp.modeling.facts import ModelFacts
+    from raytrain_nlp.tasks.base import Lengths
 
 CHUNK_ROWS = 512
 """Rows of a part: what a kill may cost, and among how many rows those of like length are found."""
@@ -163,12 +167,15 @@ def _spec(
     run: Run, job: TrainJob, weights: Weights, parts: str, scratch: Path, options: dict[str, Any], batch_size: int | None, prefix: str, observer: Observer
 ) -> Any:
     from raytrain_nlp.driver.export import write_weights
+    from raytrain_nlp.driver.models import model_facts
     from raytrain_nlp.driver.resolve import build_context
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
     from raytrain_nlp.user_code import UserObject
     from raytrain_nlp.worker.predictor import PredictSpec
 
-    folder = weights.folder
+    folder, tokenizer = weights.folder, load_tokenizer(str(run.tokenizer))
+    facts = model_facts(job, tokenizer, folder)
+    lengths, options = _fitted(job, facts, options)
     if weights.checkpoint:
         folder = scratch / "model"
         write_weights(run, weights, folder, None, False, observer.stage)
@@ -176,10 +183,28 @@ def _spec(
     preprocess = UserObject(job.trainer.preprocess, "trainer.preprocess", os.getcwd()) if job.trainer.preprocess else None
     return PredictSpec(
         job=public_values(job), weights=str(folder), tokenizer_dir=str(run.tokenizer), labels=run.labels,
-        context=build_context(load_tokenizer(str(run.tokenizer)), run.labels), parts=parts if "://" in parts else os.path.abspath(os.path.expanduser(parts)),
+        context=build_context(tokenizer, run.labels, facts), lengths=lengths, parts=parts if "://" in parts else os.path.abspath(os.path.expanduser(parts)),
         chunk_rows=CHUNK_ROWS, batch_rows=batch_size or job.arguments().get("per_device_eval_batch_size", 8), generation=options, prefix=prefix,
         preprocess=preprocess, code_folder=os.getcwd(),
     )  # fmt: skip
+
+
+def _fitted(job: TrainJob, facts: ModelFacts, options: dict[str, Any]) -> tuple[Lengths, dict[str, Any]]:
+    """Tokens a row is cut to, and what is generated, as the model has positions for both."""
+    from raytrain_nlp.tasks import build_task
+    from raytrain_nlp.tasks.base import Lengths
+
+    task = build_task(job.task)
+    lengths = task.lengths(job.data.max_length, "validation")
+    lengths = facts.fitted(lengths if lengths.source else Lengths(job.data.max_length))
+    if facts.positions is None:
+        return lengths, options
+    if task.generates:
+        return lengths, {**options, **({"max_length": min(options["max_length"], facts.target_positions)} if options.get("max_length") else {})}
+    if "max_new_tokens" in options:  # what is generated stands behind the row
+        new = min(options["max_new_tokens"], max(facts.positions // 2, 1))
+        return replace(lengths, source=min(lengths.source, max(facts.positions - new, 1))), {**options, "max_new_tokens": new}
+    return lengths, options
 
 
 def _make(spec: Any, job: TrainJob, files: list[Any], done: list[str], verbose: bool, observer: Observer) -> float | None:

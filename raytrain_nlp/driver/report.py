@@ -140,13 +140,15 @@ def _data(names: list[str], runs: list[Run]) -> tuple[list[str], list[list[str]]
         given = public_values(run.job)["data"]
         sets = given.get("validation")
         for split in ("train", *(f"validation.{name}" for name in sets)) if isinstance(sets, dict) else ("train", "validation"):
-            counts = [run.result.get(key, {}).get(split) for key in ("rows", "bad_rows", "left_out")]
+            counts = [run.result.get(key, {}).get(split) for key in ("rows", "bad_rows", "left_out", "cut_rows")]
             lengths = run.record.get("lengths", {}).get(split, {})
             tokens = f"{lengths['p50']:.0f} (95 % of rows up to {lengths['p95']:.0f}, longest {lengths['p100']:.0f})" if lengths else ""
+            if lengths.get("cut"):
+                tokens += f"; before cutting, those cut had {lengths['mean_before']:.0f} on average, the longest {lengths['longest_before']:.0f}"
             source = sets[split.partition(".")[2]] if "." in split else given.get(split)
             if source:
                 rows.append([name, split, str(source), *("" if count is None else f"{count:,}" for count in counts), tokens])
-    return ["run", "split", "source", "rows used", "in quarantine", "left out", "tokens of a row, median"], rows
+    return ["run", "split", "source", "rows used", "in quarantine", "left out", "cut", "tokens of a row, median"], rows
 
 
 def _sweep(sweep: SweepPaths) -> list[str]:

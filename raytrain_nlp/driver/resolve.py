@@ -21,18 +21,20 @@ from raytrain_nlp.data.packing import Blocks, build_blocks
 from raytrain_nlp.data.pieces import PrepareSpec
 from raytrain_nlp.data.plan import PlanSpec
 from raytrain_nlp.data.prepare import QUARANTINE, MapPieces, find_tokens, first_told, prepare_tokens
-from raytrain_nlp.data.shards import MANIFEST, TokenStore
+from raytrain_nlp.data.shards import MANIFEST, TokenStore, open_store
 from raytrain_nlp.data.sources import SourceFile
 from raytrain_nlp.data.split import Split, SplitSpec
 from raytrain_nlp.data.windows import WindowedSpec, split_windows
+from raytrain_nlp.driver.cuts import cut_lengths, cut_notes, cut_rows
 from raytrain_nlp.driver.inputs import Files
 from raytrain_nlp.driver.label_names import name_labels
 from raytrain_nlp.driver.labels import find_known_rows, find_labels, majority_accuracy
-from raytrain_nlp.driver.models import check_model, find_tokenizer
+from raytrain_nlp.driver.models import check_model, find_tokenizer, model_facts
 from raytrain_nlp.driver.streaming import WindowPreparer
 from raytrain_nlp.driver.values import check_model_names, check_schedule
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.files import replacing
+from raytrain_nlp.modeling.facts import ModelFacts
 from raytrain_nlp.modeling.tokenizer import load_tokenizer
 from raytrain_nlp.paths import cache_dir
 from raytrain_nlp.remote.mirror import push_tree
@@ -67,12 +69,14 @@ class Resolved:
     """What prepares the training rows, where they are streamed; the counts above then leave them out."""
     notes: list[str] = field(default_factory=list)
     """What the user should know of the job before it starts, a line each."""
+    cut_rows: dict[str, int] = field(default_factory=dict)
+    """Rows of which tokens were left out, as they had more than they may have."""
 
     def counts(self) -> dict[str, Any]:
         """Rows by what became of them; of streamed ones those of the windows prepared so far."""
         streamed = self.windows.counts if self.windows else {}
         return {
-            **{name: {**({"train": streamed[name]} if streamed else {}), **getattr(self, name)} for name in ("rows", "bad_rows", "left_out")},
+            **{name: {**({"train": streamed[name]} if streamed else {}), **getattr(self, name)} for name in ("rows", "bad_rows", "left_out", "cut_rows")},
             "tokenized_rows": self.tokenized_rows + streamed.get("tokenized_rows", 0),
             "dropped_rows": self.dropped_rows,
             "majority_accuracy": self.majority_accuracy,
@@ -80,13 +84,14 @@ class Resolved:
 
 
     def lengths(self) -> dict[str, dict[str, float]]:
-        """Tokens of a row (of a block, where the task packs) in each split, of a sample of a large one."""
+        """Tokens of a row (of a block, where the task packs) in each split, of a sample of a large one; of rows that were cut also those before."""
         found = {}
         for split, spec in (("train", self.spec.train), *_splits(self.spec).items()):
             if isinstance(spec, SplitSpec):
                 lengths = Split(spec).plan.lengths[: spec.plan.num_rows]
                 sample = lengths[:: max(len(lengths) // _SAMPLED_ROWS, 1)]
-                found[split] = {"mean": float(sample.mean()), **{f"p{share}": float(np.percentile(sample, share)) for share in (5, 50, 95, 100)}}
+                shares = {f"p{share}": float(np.percentile(sample, share)) for share in (5, 50, 95, 100)}
+                found[split] = {**cut_lengths(open_store(spec.tokens).manifest), "mean": float(sample.mean()), **shares}
         return found
 
 
@@ -99,13 +104,14 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
     if lacks := task.check_tokenizer(tokenizer):
         raise InputError(Problem("model.tokenizer" if job.model.tokenizer else "model.name_or_path", f"the tokenizer {lacks}", "Choose another."))
     check_model(job)
+    facts = model_facts(job, tokenizer)
     stores: dict[str, TokenStore] = {}
     tokenized, windows = 0, None
     for split, split_files in (("train", files.train), *files.validations.items()):
-        lengths = task.lengths(job.data.max_length, split.partition(".")[0])
+        lengths = facts.fitted(task.lengths(job.data.max_length, split.partition(".")[0]))
         prepare = PrepareSpec(job.task, str(tokenizer_dir), tokenizer_dir.name, lengths, job.data.max_bad_rows, preprocess)
         if split == "train" and job.data.streaming:
-            windows = _window_preparer(job, files.train, prepare, storage, build_context(tokenizer, []))
+            windows = _window_preparer(job, files.train, prepare, storage, build_context(tokenizer, [], facts))
             windows.prepare_first(map)
         elif split_files:
             folder = cache_dir(storage, "tokens") / prepare.key(split_files)
@@ -115,7 +121,7 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
     labels, told = find_labels(job, stores["train"]) if windows is None else ([], [])
     if problems := check_model_names(job, labels, tokenizer):
         raise InputError(problems)
-    context = build_context(tokenizer, labels)
+    context = build_context(tokenizer, labels, facts)
     train = build_split(job, stores["train"], None, context, "train", job.data.max_train_rows) if windows is None else windows.spec
     validations: dict[str, SplitSpec] = {}
     unseen: dict[str, list[dict[str, Any]]] = {}
@@ -166,7 +172,11 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
             for split, found in stores.items()
         ],
         windows=windows,
-        notes=notes + told + [note for split, found in stores.items() for note in tell_store(found, f"data.{split}")],
+        notes=[
+            *notes, *told,
+            *(note for split, found in stores.items() for note in (*tell_store(found, f"data.{split}"), *cut_notes(split, found.manifest, facts))),
+        ],
+        cut_rows={split: cut_rows(found.manifest) for split, found in stores.items()},
     )
 
 
@@ -217,10 +227,11 @@ def _count_steps(train: SplitSpec) -> tuple[int, int]:
     return plan.steps_per_epoch, plan.dropped_rows
 
 
-def build_context(tokenizer: Any, labels: list[str]) -> CollateContext:
-    """What collating needs of tokenizer and labels."""
+def build_context(tokenizer: Any, labels: list[str], facts: ModelFacts) -> CollateContext:
+    """What collating needs of tokenizer, labels and model."""
     pad_ids = (tokenizer.pad_token_id, tokenizer.pad_token_type_id)
-    return CollateContext(*pad_ids, tokenizer.padding_side, list(tokenizer.model_input_names), labels, tokenizer.mask_token_id, len(tokenizer))
+    inputs = [name for name in tokenizer.model_input_names if facts.token_types or name != "token_type_ids"]
+    return CollateContext(*pad_ids, tokenizer.padding_side, inputs, labels, tokenizer.mask_token_id, len(tokenizer))
 
 
 def build_split(job: TrainJob, store: TokenStore, rows_file: str | None, context: CollateContext, split: str, most_rows: int | None) -> SplitSpec:

@@ -21,6 +21,7 @@ from raytrain_nlp.data.shards import TokenStore
 from raytrain_nlp.data.sources import Piece
 from raytrain_nlp.data.split import Split
 from raytrain_nlp.data.windows import FIRST_BYTES, WindowedSpec, WindowedSplit, find_window, window_folder
+from raytrain_nlp.driver.cuts import cut_rows
 from raytrain_nlp.errors import InputError, Problem, RunError
 from raytrain_nlp.paths import RunPaths, read_json, write_json
 
@@ -42,7 +43,7 @@ class WindowPreparer:
         self._lines: dict[str, int] = {}
         self._read = self._bad = 0
         """Of all windows so far: rows, and bad ones among them."""
-        self.counts = {"rows": 0, "bad_rows": 0, "left_out": 0, "tokenized_rows": 0}
+        self.counts = {"rows": 0, "bad_rows": 0, "left_out": 0, "cut_rows": 0, "tokenized_rows": 0}
         """Of all windows so far; rows are blocks where the task packs."""
         self.error: InputError | RunError | None = None
 
@@ -120,6 +121,7 @@ class WindowPreparer:
         found = {
             "rows": find_window(self.spec, self._next).plan.num_rows,
             "tokenized_rows": store.num_rows if fresh else 0,
+            "cut_rows": cut_rows(store.manifest),
             **{name: store.manifest[name] for name in ("bad_rows", "left_out")},
         }
         self.counts = {name: count + found[name] for name, count in self.counts.items()}

@@ -60,6 +60,8 @@ class TrainResult:
     """Rows in quarantine.jsonl, for each split."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Rows the user's `preprocess` returned None for, for each split."""
+    cut_rows: dict[str, int] = field(default_factory=dict)
+    """Rows of which tokens were left out, as they had more than data.max_length, for each split."""
     dropped_rows: int = 0
     """Rows of each epoch that dataloader_drop_last left out."""
     tokenized_rows: int = 0

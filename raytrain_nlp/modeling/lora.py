@@ -10,6 +10,7 @@ from typing import Any
 from raytrain_nlp.config.lora import MERGE
 from raytrain_nlp.config.model import ModelConfig
 from raytrain_nlp.errors import InputError, Problem
+from raytrain_nlp.modeling.model import load_model
 from raytrain_nlp.tasks.base import Task
 
 
@@ -84,13 +85,12 @@ def trainable_state(model: Any) -> dict[str, Any]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def merge_adapter(config: ModelConfig, task: Task, labels: list[str], base: str, adapter: Path) -> Any:
+def merge_adapter(config: ModelConfig, task: Task, labels: list[str], tokenizer: Any, base: str, adapter: Path) -> Any:
     """The base model with the adapter of a folder merged into its weights; needs memory for the whole model."""
     import peft
-    import transformers
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()  # training is over: this model is not to be sharded
-    kwargs = {"revision": config.revision, "trust_remote_code": config.trust_remote_code, "dtype": config.dtype or "float32", **task.model_kwargs(labels)}
-    model = getattr(transformers, task.auto_model).from_pretrained(base, **kwargs)
+    revision = config.revision if base == config.name_or_path else None
+    model = load_model(config.model_copy(update={"name_or_path": base, "config": None, "revision": revision, "attn_implementation": None}), task, labels, tokenizer)
     return peft.PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)

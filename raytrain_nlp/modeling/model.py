@@ -6,9 +6,10 @@ import contextlib
 from typing import Any
 
 from raytrain_nlp.config.model import ModelConfig
-from raytrain_nlp.errors import InputError, Problem
-from raytrain_nlp.failures import from_another_rank, out_of_memory, raised_in
+from raytrain_nlp.modeling.configuration import build_model_config, told_as_problem
 from raytrain_nlp.tasks.base import Task
+
+_VOCABULARY_SEED = 0
 
 
 def load_model(config: ModelConfig, task: Task, labels: list[str], tokenizer: Any) -> Any:
@@ -23,7 +24,7 @@ def load_model(config: ModelConfig, task: Task, labels: list[str], tokenizer: An
 
     auto_class = getattr(transformers, task.auto_model)
     common: dict[str, Any] = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
-    try:
+    with told_as_problem(config):
         if config.name_or_path is not None:
             model = auto_class.from_pretrained(
                 config.name_or_path,
@@ -35,19 +36,23 @@ def load_model(config: ModelConfig, task: Task, labels: list[str], tokenizer: An
             )
         else:
             model = auto_class.from_config(build_model_config(config, task, labels, tokenizer), **common)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AttributeError, AssertionError) as error:
-        if raised_in(error, "deepspeed") or out_of_memory(str(error)) or from_another_rank(error):
-            raise  # no fault of the model
-        name = config.name_or_path or config.config["model_type"]
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise InputError(Problem("model", f"cannot be loaded for this task ({name}: {reason})", "Check name, config and task.")) from error
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
+    grow_vocabulary(model, tokenizer)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     task.apply_to_model(model, tokenizer)
     apply_experts(model, is_deepspeed_zero3_enabled())
     return model
+
+
+def grow_vocabulary(model: Any, tokenizer: Any) -> None:
+    """Room for all tokens of the tokenizer. The new rows are the same wherever a model is loaded, for where they are not trained an adapter is loaded on them."""
+    if len(tokenizer) <= model.get_input_embeddings().num_embeddings:
+        return
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_VOCABULARY_SEED)
+        model.resize_token_embeddings(len(tokenizer))
 
 
 def clear_padding(model: Any) -> None:
@@ -76,13 +81,13 @@ def build_empty_model(config: ModelConfig, task: Task, labels: list[str], tokeni
     import transformers
 
     kwargs = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    if config.config:
-        model_config = build_model_config(config, task, labels, tokenizer)
-    else:
-        model_config = transformers.AutoConfig.from_pretrained(config.name_or_path, **kwargs, **task.model_kwargs(labels))
-    with torch.device("meta"):
-        # other implementations need a GPU's libraries, and keep what `sdpa` keeps
-        attention = {"attn_implementation": "eager"} if config.attn_implementation == "eager" else {}
+    # other implementations need a GPU's libraries, and keep what `sdpa` keeps
+    attention = {"attn_implementation": "eager"} if config.attn_implementation == "eager" else {}
+    with told_as_problem(config), torch.device("meta"):
+        if config.config:
+            model_config = build_model_config(config, task, labels, tokenizer)
+        else:
+            model_config = transformers.AutoConfig.from_pretrained(config.name_or_path, **kwargs, **task.model_kwargs(labels))
         model = getattr(transformers, task.auto_model).from_config(model_config, trust_remote_code=config.trust_remote_code, **attention)
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -93,16 +98,3 @@ def build_empty_model(config: ModelConfig, task: Task, labels: list[str], tokeni
         model.config.pad_token_id = tokenizer.pad_token_id
     task.apply_to_model(model, tokenizer)
     return model
-
-
-def build_model_config(config: ModelConfig, task: Task, labels: list[str], tokenizer: Any) -> Any:
-    """The `transformers` config of a model from scratch: the job's fields, the tokenizer's vocabulary, the task's labels."""
-    from transformers import CONFIG_MAPPING, AutoConfig
-
-    first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
-    ids = {"cls_token_id": first, "sep_token_id": last, "bos_token_id": first, "eos_token_id": last}
-    defaults = CONFIG_MAPPING[config.config["model_type"]]().to_dict()  # ids of a vocabulary of their own
-    ids = {name: value for name, value in ids.items() if isinstance(defaults.get(name), int)}
-    special = {**ids, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **task.special_tokens(tokenizer)}
-    values = {**special, **config.config, **task.model_kwargs(labels)}
-    return AutoConfig.for_model(values.pop("model_type"), **values)

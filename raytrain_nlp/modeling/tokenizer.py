@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable
@@ -35,15 +36,26 @@ def cache_tokenizer(config: ModelConfig, cache: Path) -> Path:
 
     name = config.tokenizer or config.name_or_path
     where = "model.tokenizer" if config.tokenizer else "model.name_or_path"
-    check_local_model(name, where)
+    check_local_model(name, where, tokenizer=True)
     try:
         revision = config.revision if not config.tokenizer else None
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # the hub client, JSON and tokenizers raise many kinds; each is the user's name or file
         raise InputError(Problem(where, f"no tokenizer can be loaded ({name}: {_first_line(error)})", "Check name, folder and network.")) from None
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # transformers makes one up where there are no files
+        raise InputError(Problem(where, f"there is no tokenizer ({name}): no file of a vocabulary", "Name one in model.tokenizer, or copy its files there."))
+    add_padding(tokenizer)
     return _keep(tokenizer, cache)
+
+
+def add_padding(tokenizer: Any) -> None:
+    """Let the tokenizer have a token that fills rows up: the one that ends texts, or a new one, for which the model gets a row."""
+    if tokenizer.pad_token_id is not None:
+        return
+    if tokenizer.eos_token_id is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    else:
+        tokenizer.add_special_tokens({"pad_token": _PADDING})
 
 
 def cache_folder(folder: Path, cache: Path) -> Path:
@@ -51,6 +63,8 @@ def cache_folder(folder: Path, cache: Path) -> Path:
     return folder if folder.parent == cache else _keep(load_tokenizer(str(folder)), cache)
 
 
+_PADDING = "<|pad|>"
+_TOKENIZER_FILES = re.compile(r"tokenizer|vocab|merges|\.spm$|spiece|sentencepiece|\.bpe|bpe\.codes|tekken|\.tiktoken")
 _KINDS: dict[str, dict[str, Any]] = {
     "encoder": {  # as BERT
         "names": {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"},
@@ -114,8 +128,8 @@ def looks_local(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists()
 
 
-def check_local_model(name: str, where: str) -> None:
-    """Tell a misspelt folder from a hub name before any network is asked."""
+def check_local_model(name: str, where: str, tokenizer: bool = False) -> None:
+    """Tell a misspelt folder from a hub name before any network is asked; `tokenizer`: it is to have one."""
     if not looks_local(name):
         return
     path = Path(os.path.expanduser(name))
@@ -124,6 +138,8 @@ def check_local_model(name: str, where: str) -> None:
         raise InputError(Problem(where, f"there is no such folder ({name})", near or "Check the path."))
     if not any((path / file).exists() for file in ("config.json", "tokenizer_config.json", "tokenizer.json")):
         raise InputError(Problem(where, f"is not a Hugging Face folder: no config.json ({name})", "Name a folder that save_pretrained wrote."))
+    if tokenizer and not any(_TOKENIZER_FILES.search(entry.name) for entry in path.iterdir()):
+        raise InputError(Problem(where, f"the folder has no tokenizer ({name})", "Name one in model.tokenizer, or copy its files there."))
 
 
 def _keep(tokenizer: Any, cache: Path) -> Path:

@@ -27,6 +27,8 @@ class Lengths:
 
     source: int | None
     target: int | None = None
+    ends: int | None = None
+    """Id of a token that each row must have as often as any other: the model's head reads where it is."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Task(Protocol):
         """What the rows of a split are truncated to."""
 
     def encode(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Columns:
-        """Good rows to token columns; `input_ids` is the column lengths are taken from."""
+        """Good rows to token columns; `input_ids` is the column lengths are taken from. `tasks.cutting` names those of lengths before cutting."""
 
     def encode_rows(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Encoded:
         """`encode`, and what cannot be encoded or would teach nothing."""
@@ -239,7 +241,7 @@ class TaskDefaults:
         return {}
 
     def reduce_logits(self, logits: Any, labels: Any) -> Any:
-        return logits
+        return logits[0] if isinstance(logits, tuple) else logits
 
     def metric_names(self, labels: list[str] | None) -> tuple[str, ...]:
         """Those of language models."""

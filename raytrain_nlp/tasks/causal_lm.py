@@ -26,6 +26,7 @@ from raytrain_nlp.tasks.base import (
     pad,
     unicode_text,
 )
+from raytrain_nlp.tasks.cutting import FULL, full_lengths
 
 _MAX_EXPONENT = 700
 
@@ -109,14 +110,16 @@ class CausalLmTask(TaskDefaults):
         """A chat may become several rows of tokens."""
         if self.kind == "text":
             texts = [unicode_text(row[self.columns[0]]) for row in rows]
-            ids = tokenizer(texts, truncation=lengths.source is not None, max_length=lengths.source, return_attention_mask=False)["input_ids"]
-            return Encoded({"input_ids": [self._ended(row, tokenizer, lengths) for row in ids]}, list(range(len(rows))))
+            made_ids = tokenizer(texts, truncation=lengths.source is not None, max_length=lengths.source, return_attention_mask=False)
+            ended = [self._ended(row, tokenizer, lengths) for row in made_ids["input_ids"]]
+            return Encoded({"input_ids": ended, FULL: full_lengths(tokenizer, made_ids, (texts,), lengths.source)}, list(range(len(rows))))
         if self.kind == "messages":
             made = [chat.encode_messages(row[self.columns[0]], tokenizer, self.config.completion_only_loss) for row in rows]
         else:
             made = [[pair] for pair in self._encode_completions(rows, tokenizer)]
         ids, targets = ([pair[i][: lengths.source] for pairs in made for pair in pairs] for i in (0, 1))
-        columns = {"input_ids": ids, "targets": targets} if self.config.completion_only_loss else {"input_ids": ids}
+        columns: Columns = {"input_ids": ids, FULL: [len(pair[0]) for pairs in made for pair in pairs]}
+        columns |= {"targets": targets} if self.config.completion_only_loss else {}
         return Encoded(columns, [place for place, pairs in enumerate(made) for _ in pairs])
 
     def _encode_completions(self, rows: list[dict[str, Any]], tokenizer: Any) -> list[tuple[list[int], list[int]]]:

@@ -10,6 +10,7 @@ import numpy as np
 from raytrain_nlp.config.language import MaskedLm
 from raytrain_nlp.tasks.base import IGNORED, CollateContext, Columns, Lengths, Metrics, Packing, Place, TaskDefaults, attention_mask, check_text, pad, unicode_text
 from raytrain_nlp.tasks.causal_lm import perplexity, token_metrics
+from raytrain_nlp.tasks.cutting import FULL, full_lengths
 
 _SPECIAL, _WORD, _INSIDE = 0, 1, 2
 """Of each token, in the column `words`: never masked, first of a word, or not the first."""
@@ -50,11 +51,12 @@ class MaskedLmTask(TaskDefaults):
         return Lengths(max_length if self.config.line_by_line else None)
 
     def encode(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Columns:
+        texts = [unicode_text(row[self.config.text_column]) for row in rows]
         encoded = tokenizer(
-            [unicode_text(row[self.config.text_column]) for row in rows], truncation=lengths.source is not None, max_length=lengths.source,
+            texts, truncation=lengths.source is not None, max_length=lengths.source,
             return_special_tokens_mask=True, return_attention_mask=False,
         )  # fmt: skip
-        columns: Columns = {"input_ids": encoded["input_ids"], "words": []}
+        columns: Columns = {"input_ids": encoded["input_ids"], "words": [], FULL: full_lengths(tokenizer, encoded, (texts,), lengths.source)}
         for i, special in enumerate(encoded["special_tokens_mask"]):
             words = encoded.word_ids(i) if self.config.whole_word_mask else range(len(special))
             before = [None, *words][: len(special)]

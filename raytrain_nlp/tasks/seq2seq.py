@@ -10,6 +10,7 @@ import numpy as np
 
 from raytrain_nlp.config.seq2seq import Seq2Seq, Summarization, Translation
 from raytrain_nlp.tasks.base import IGNORED, CollateContext, Columns, Lengths, Metrics, Place, TaskDefaults, attention_mask, check_text, pad, unicode_text
+from raytrain_nlp.tasks.cutting import FULL, FULL_TARGET, full_lengths
 
 
 class Seq2SeqTask(TaskDefaults):
@@ -61,7 +62,11 @@ class Seq2SeqTask(TaskDefaults):
     def encode(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Columns:
         columns, target = self.encode_inputs(rows, tokenizer, lengths), self.source_and_target()[1]
         texts = [unicode_text(self.pair(row)[target]) for row in rows]
-        return {**columns, "labels": tokenizer(text_target=texts, truncation=True, max_length=lengths.target, return_attention_mask=False)["input_ids"]}
+        encoded = tokenizer(text_target=texts, truncation=True, max_length=lengths.target, return_attention_mask=False)
+        return {**columns, "labels": encoded["input_ids"], FULL_TARGET: full_lengths(tokenizer, encoded, (texts,), lengths.target)}
+
+    def check_tokenizer(self, tokenizer: Any) -> str | None:
+        return "has no end-of-sequence token, with which the decoder ends a text" if tokenizer.eos_token_id is None else None
 
     def apply_languages(self, tokenizer: Any) -> None:
         """Tell a multilingual tokenizer what it reads and writes."""
@@ -118,7 +123,8 @@ class Seq2SeqTask(TaskDefaults):
         source = self.source_and_target()[0]
         self.apply_languages(tokenizer)
         sources = [self.config.source_prefix + unicode_text(self.pair(row)[source]) for row in rows]
-        return {"input_ids": tokenizer(sources, truncation=True, max_length=lengths.source, return_attention_mask=False)["input_ids"]}
+        encoded = tokenizer(sources, truncation=True, max_length=lengths.source, return_attention_mask=False)
+        return {"input_ids": encoded["input_ids"], FULL: full_lengths(tokenizer, encoded, (sources,), lengths.source)}
 
     def predict(self, model: Any, inputs: dict[str, Any], labels: list[str], tokenizer: Any, generation: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from ({"prediction": text} for text in decode(model.generate(**inputs, **generation).cpu().numpy(), tokenizer))
@@ -171,7 +177,7 @@ class TranslationTask(Seq2SeqTask):
         if hasattr(tokenizer, "src_lang"):  # mBART, NLLB, M2M100: the languages are tokens
             needed |= {"task.source_lang": self.config.source_lang, "task.target_lang": self.config.target_lang}
         missing = [f"{token!r} ({key})" for key, token in needed.items() if token and tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)]
-        return f"has no token {' and none '.join(missing)}" if missing else None
+        return f"has no token {' and none '.join(missing)}" if missing else super().check_tokenizer(tokenizer)
 
     def apply_to_model(self, model: Any, tokenizer: Any) -> None:
         super().apply_to_model(model, tokenizer)

@@ -9,6 +9,7 @@ import numpy as np
 
 from raytrain_nlp.config.classification import TextClassification
 from raytrain_nlp.tasks.base import CollateContext, Columns, Lengths, Metrics, Place, TaskDefaults, check_text, unicode_text
+from raytrain_nlp.tasks.cutting import FULL, full_lengths
 from raytrain_nlp.tasks.problems import MultiLabel, Regression, SingleLabel, glue_metrics, glue_names
 
 _PROBLEMS = {
@@ -88,10 +89,30 @@ class TextClassificationTask(TaskDefaults):
     def encode_inputs(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Columns:
         texts = [[unicode_text(row[column]) for row in rows] for column in self.config.text_columns]
         encoded = tokenizer(*texts, truncation=True, max_length=lengths.source, return_attention_mask=False)
-        return {key: list(encoded[key]) for key in encoded if key in ("input_ids", "token_type_ids")}
+        columns = {key: list(encoded[key]) for key in encoded if key in ("input_ids", "token_type_ids")}
+        columns[FULL] = full_lengths(tokenizer, encoded, tuple(texts), lengths.source)
+        if lengths.ends is not None:
+            _spell_out(columns, texts, tokenizer, lengths)
+        return columns
 
     def predict(self, model: Any, inputs: dict[str, Any], labels: list[str], tokenizer: Any, generation: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from self.problem.rows(model(**inputs).logits.float().cpu().numpy(), labels)
+
+
+def _spell_out(columns: Columns, texts: list[list[str]], tokenizer: Any, lengths: Lengths) -> None:
+    """Make the end-of-sequence token a mark of the tokenizer's only: where it is spelt in a text, that is text."""
+    usual = list(tokenizer(*(["a"] for _ in texts))["input_ids"][0]).count(lengths.ends)
+    odd = [i for i, row in enumerate(columns["input_ids"]) if list(row).count(lengths.ends) != usual]
+    if not odd:
+        return
+    again = tokenizer(*([text[i] for i in odd] for text in texts), truncation=True, max_length=lengths.source, return_attention_mask=False, split_special_tokens=True)
+    for number, i in enumerate(odd):
+        row = list(again["input_ids"][number])
+        extra = max(row.count(lengths.ends) - usual, 0)  # of a tokenizer that cannot spell it
+        places = [place for place, token in enumerate(row) if token == lengths.ends][:extra]
+        for key in ("input_ids", "token_type_ids"):
+            if key in columns:
+                columns[key][i] = [token for place, token in enumerate(again[key][number]) if place not in places]
 
 
 def _logits(predictions: Any) -> np.ndarray:

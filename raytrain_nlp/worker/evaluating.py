@@ -12,7 +12,7 @@ from raytrain_nlp.worker.collectives import broadcast_object, gather_objects
 from raytrain_nlp.worker.generation import gathered_weights
 from raytrain_nlp.worker.loader import EvalLoader, FeedBatch
 from raytrain_nlp.worker.metrics import Figures
-from raytrain_nlp.worker.outputs import Joined, Part, batch_prediction, mean_loss, to_numpy
+from raytrain_nlp.worker.outputs import Joined, NamedLogits, Part, batch_prediction, mean_loss, to_numpy
 
 
 class EvaluationMixin:
@@ -20,6 +20,7 @@ class EvaluationMixin:
 
     _feed_prepared = False
     """Is the model wrapped, by training or by an earlier evaluation?"""
+    _feed_named = NamedLogits()
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Of the job's validation rows, or of rows the user's code gives."""
@@ -56,7 +57,8 @@ class EvaluationMixin:
             if callable(getattr(self.optimizer, "eval", None)):
                 self.optimizer.eval()
             self.callback_handler.eval_dataloader = dataloader
-            parts, batch_metrics = self._feed_predict_all(model, dataloader, loss_only, ignore_keys, predicts)
+            with self._feed_named.watching(self.accelerator.unwrap_model(model)):
+                parts, batch_metrics = self._feed_predict_all(model, dataloader, loss_only, ignore_keys, predicts)
         gathered = sum(gather_objects(parts, to_rank=0), [])
         output = self._feed_score(gathered, loss_only, metric_key_prefix, predicts, batch_metrics) if self.is_world_process_zero() else None
         if predicts:
@@ -106,6 +108,7 @@ class EvaluationMixin:
         self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         if not len(micro_batch.rows):
             return None
+        logits = self._feed_named.first(logits)
         own = shown = None
         if logits is not None:
             own = figures.task.reduce_logits(logits, labels) if labels is not None else None

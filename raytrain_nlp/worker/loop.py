@@ -199,6 +199,7 @@ def _build_trainer(
     from transformers import PrinterCallback, set_seed
 
     from raytrain_nlp.modeling.alike import SharedDraws
+    from raytrain_nlp.modeling.facts import fit_generation
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
     from raytrain_nlp.tasks import build_task
     from raytrain_nlp.worker.arguments import apply_deepspeed_environment, build_arguments
@@ -219,6 +220,7 @@ def _build_trainer(
     tokenizer = load_tokenizer(spec.tokenizer_dir)
     set_seed(arguments.seed)  # every rank and every number of workers starts from the same weights
     model = _load_model(spec, job, paths, arguments, task, tokenizer)
+    fit_generation(arguments, model.config)
     draws = SharedDraws(arguments.seed)
     draws.apply(model)
     if draws.modules and arguments.ddp_find_unused_parameters is None:
@@ -305,4 +307,5 @@ def _merge(job: TrainJob, paths: RunPaths, trainer: Any, labels: list[str]) -> C
 
     if not (job.lora or {}).get(MERGE):
         return None
-    return lambda folder: merge_adapter(job.model, build_task(job.task), labels, job.model.name_or_path or str(paths.base_model), folder)
+    base, tokenizer = job.model.name_or_path or str(paths.base_model), trainer.processing_class
+    return lambda folder: merge_adapter(job.model, build_task(job.task), labels, tokenizer, base, folder)

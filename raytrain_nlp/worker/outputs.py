@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,3 +123,32 @@ def _cut(value: Any, batch_rows: int) -> Iterator[Any]:
             used = (batch != IGNORED).reshape(len(batch), batch.shape[1], -1).any(axis=(0, 2))
             batch = batch[:, : int(np.flatnonzero(used)[-1]) + 1 if used.any() else 0]
         yield batch
+
+
+class NamedLogits:
+    """The logits of the newest forward by their name: families put router losses before them, and encoder states behind."""
+
+    def __init__(self) -> None:
+        self._logits: torch.Tensor | None = None
+
+    @contextlib.contextmanager
+    def watching(self, model: Any) -> Iterator[None]:
+        """While inside, forwards of the model are seen."""
+        handle = model.register_forward_hook(self._see)
+        try:
+            yield
+        finally:
+            handle.remove()
+            self._logits = None
+
+    def first(self, outputs: Any) -> Any:
+        """What `prediction_step` returned as logits, with them before everything else; numbers of a whole batch are none of a row's, and left out."""
+        if not isinstance(outputs, tuple) or self._logits is None:
+            return outputs
+        known = self._logits.data_ptr()
+        rest = (value for value in outputs if not (isinstance(value, torch.Tensor) and (value.dim() == 0 or value.data_ptr() == known)))
+        return self._logits, *rest
+
+    def _see(self, module: Any, args: Any, output: Any) -> None:
+        found = output.get("logits") if isinstance(output, Mapping) else None
+        self._logits = found.detach() if isinstance(found, torch.Tensor) else None

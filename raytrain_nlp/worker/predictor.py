@@ -28,6 +28,7 @@ from raytrain_nlp.failures import told_plainly
 from raytrain_nlp.remote.mirror import fetch_tree
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import CollateContext, Columns, Lengths
+from raytrain_nlp.tasks.cutting import FULL
 from raytrain_nlp.user_code import UserObject, describe
 from raytrain_nlp.worker.device import settle_device
 
@@ -45,6 +46,8 @@ class PredictSpec:
     tokenizer_dir: str
     labels: list[str]
     context: CollateContext
+    lengths: Lengths
+    """Tokens a row is cut to."""
     parts: str
     """Where part files go."""
     chunk_rows: int
@@ -85,8 +88,6 @@ class Predictor:
         torch.set_num_threads(int(threads) if threads else 1)
         self._spec, self._task = spec, build_task(job.task)
         self._tokenizer = load_tokenizer(spec.tokenizer_dir)
-        lengths = self._task.lengths(job.data.max_length, "validation")
-        self._lengths = lengths if lengths.source else Lengths(job.data.max_length)
         self._device = "cuda" if job.workers.use_gpu else "cpu"
         for folder in (spec.weights, job.model.name_or_path):
             if folder:
@@ -125,6 +126,7 @@ class Predictor:
         good = [i for i, error in enumerate(errors) if error is None]
         if not good:
             return found, errors
+        columns.pop(FULL, None)
         tokens = {key: [np.asarray(row, dtype=np.int32) for row in column] for key, column in columns.items()}
         order = np.argsort([-len(row) for row in tokens["input_ids"]], kind="stable")  # batches of rows of like length
         for start in range(0, len(order), self._spec.batch_rows):
@@ -141,15 +143,15 @@ class Predictor:
         """Token columns of the rows without an error. One that the tokenizer or its template does not take gets its error here."""
         good = [i for i, error in enumerate(errors) if error is None]
         try:
-            return self._task.encode_inputs([inputs[i] for i in good], self._tokenizer, self._lengths) if good else {}
+            return self._task.encode_inputs([inputs[i] for i in good], self._tokenizer, self._spec.lengths) if good else {}
         except Exception:  # noqa: BLE001 - a template raises whatever it likes: each row by itself says which it was
             for i in good:
                 try:
-                    self._task.encode_inputs([inputs[i]], self._tokenizer, self._lengths)
+                    self._task.encode_inputs([inputs[i]], self._tokenizer, self._spec.lengths)
                 except Exception as error:  # noqa: BLE001
                     errors[i] = self._task.refusal(error)
             good = [i for i in good if errors[i] is None]
-            return self._task.encode_inputs([inputs[i] for i in good], self._tokenizer, self._lengths) if good else {}
+            return self._task.encode_inputs([inputs[i] for i in good], self._tokenizer, self._spec.lengths) if good else {}
 
     def _checked(self, rows: list[dict[str, Any]]) -> tuple[list[Any], list[str | None]]:
         """Rows as the task reads them, and why one cannot be read."""

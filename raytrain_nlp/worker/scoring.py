@@ -63,6 +63,7 @@ def _score(spec: ScoringSpec, paths: RunPaths, scratch: str) -> dict[str, Any]:
 def _build_trainer(spec: ScoringSpec, job: TrainJob, paths: RunPaths, scratch: str) -> tuple[Any, Any]:
     from transformers import PrinterCallback, set_seed
 
+    from raytrain_nlp.modeling.facts import fit_generation
     from raytrain_nlp.modeling.load import load_trained
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
     from raytrain_nlp.tasks import build_task
@@ -83,6 +84,7 @@ def _build_trainer(spec: ScoringSpec, job: TrainJob, paths: RunPaths, scratch: s
     where = {"world_size": arguments.world_size, "rank": arguments.process_index, "cpus": job.data.feed_cpus_per_worker}
     loader = EvalLoader(spec.validation, PlanRows(spec.validation), steps=spec.eval_steps, **where)
     model = load_trained(Path(spec.weights), job.model, task, spec.labels, tokenizer)
+    fit_generation(arguments, model.config)
     rows = RowsReader(job, spec.tokenizer_dir, tokenizer, spec.validation.context, Path(scratch), spec.code_folder, arguments)
     feed = Feed(task, figures, eval_loaders={"": loader}, rows=rows, gather_for_generation=getattr(job.task, "gather_for_generation", False))
     callbacks = [EvalProgress(paths.progress, spec.eval_steps)] if arguments.process_index == 0 else []
