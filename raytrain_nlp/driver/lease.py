@@ -18,7 +18,6 @@ import contextlib
 import hashlib
 import json
 import os
-import signal
 import socket
 import sys
 import threading
@@ -28,6 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from raytrain_nlp.driver.interrupts import end_now
 from raytrain_nlp.errors import InputError, Problem, StorageError
 from raytrain_nlp.once import once
 from raytrain_nlp.paths import read_json, write_json
@@ -122,7 +122,7 @@ def _keep(path: Path, mine: dict[str, Any], done: threading.Event) -> None:
             holder = _holder(path)
             if holder is not None and holder != mine:
                 print(f"error: the run was taken over by process {holder.get('pid')} on {holder.get('host')}; this driver ends.", file=sys.stderr, flush=True)
-                os.kill(os.getpid(), signal.SIGTERM)
+                end_now(1, last_words=False)  # not even a checkpoint: the files are another's
                 return
             if remote_of(path):
                 write_marker(_beat_of(path, mine), "", _REQUEST_S)
