@@ -144,7 +144,7 @@ def _resolve(
     from raytrain_nlp.driver.cuts import cut_notes
     from raytrain_nlp.driver.export import write_weights
     from raytrain_nlp.driver.inputs import find_split_files
-    from raytrain_nlp.driver.label_names import check_declared
+    from raytrain_nlp.driver.label_names import name_evaluated
     from raytrain_nlp.driver.labels import find_known_rows
     from raytrain_nlp.driver.models import model_facts
     from raytrain_nlp.driver.resolve import SMALL_BYTES, build_context, build_split, tell_store
@@ -154,9 +154,8 @@ def _resolve(
     from raytrain_nlp.worker.scoring import ScoringSpec
 
     files = find_split_files(job, "validation", run.storage)
+    job = name_evaluated(job, files, run.labels, "--data")
     task, tokenizer_dir = build_task(job.task), run.token_dir()
-    if task.label_column:
-        check_declared(files, run.labels, task.label_column, "--data")
     preprocess = UserObject(job.trainer.preprocess, "trainer.preprocess", os.getcwd()) if job.trainer.preprocess else None
     tokenizer = load_tokenizer(str(tokenizer_dir))
     facts = model_facts(job, tokenizer, weights.folder)

@@ -48,6 +48,21 @@ def name_labels(job: TrainJob, files: Files, preprocess: UserObject | None) -> t
     return job, []
 
 
+def name_evaluated(job: TrainJob, files: list[SourceFile], labels: list[str], where: str) -> TrainJob:
+    """The job of a run for other files: by the names they declare, where the run has found none and these are its labels. Raises `InputError`."""
+    column = build_task(job.task).label_column
+    if column is None:
+        return job
+    if job.task.label_names:
+        check_declared(files, job.task.label_names, column, where)
+        return job
+    names = next((names for file in files[:_MOST_FILES] if (names := class_names(file, column))), None)
+    if names is None or not set(names) <= set(labels):
+        return job
+    check_declared(files, names, column, where)
+    return _with(job, label_names=names)
+
+
 def check_declared(files: list[SourceFile], labels: list[str], column: str, where: str) -> None:
     """Raises `InputError` where a file numbers the classes otherwise than `labels`."""
     for file in files[:_MOST_FILES]:

@@ -21,7 +21,7 @@ from raytrain_nlp.data.features import class_names
 from raytrain_nlp.data.sources import find_files
 from raytrain_nlp.data.split import Split
 from raytrain_nlp.driver.inputs import find_job_files
-from raytrain_nlp.driver.label_names import check_declared
+from raytrain_nlp.driver.label_names import name_evaluated
 from raytrain_nlp.driver.resolve import Resolved, resolve
 from raytrain_nlp.errors import InputError
 from raytrain_nlp.modeling.model import load_model
@@ -186,7 +186,19 @@ def test_files_that_number_classes_differently_are_refused(tmp_path: Path) -> No
     with pytest.raises(InputError, match="numbers its classes"):
         resolved(tmp_path, one, label_names=["neg", "pos"])
     with pytest.raises(InputError, match="--data: .*numbers its classes neg, pos, which are pos, neg here"):
-        check_declared(find_files([str(other)], ""), ["pos", "neg"], "label", "--data")
+        name_evaluated(job_named(["pos", "neg"]), find_files([str(other)], ""), ["pos", "neg"], "--data")
+
+
+def job_named(names: list[str] | None) -> Any:
+    return load_job({"task": {"type": "text-classification", **({"label_names": names} if names else {})}, "model": {"name_or_path": "x"}, "data": {"train": "x"}})
+
+
+def test_evaluated_files_may_declare_the_names_of_the_run(tmp_path: Path) -> None:
+    """By names, whatever their order in the model is; a run on plain numbers goes on with numbers."""
+    files = find_files([str(class_parquet(tmp_path / "a.parquet", ["pos", "neg"], [0, 1]))], "")
+    assert name_evaluated(job_named(None), files, ["neg", "pos"], "--data").task.label_names == ["pos", "neg"]
+    assert name_evaluated(job_named(["pos", "neg"]), files, ["neg", "pos"], "--data").task.label_names == ["pos", "neg"]
+    assert name_evaluated(job_named(None), files, ["0", "1"], "--data").task.label_names is None
 
 
 # a pretrained head
