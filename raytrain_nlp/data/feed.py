@@ -43,16 +43,17 @@ def _execute(spec: SplitSpec | WindowedSpec, start: int, stop: int, steps: int, 
     from ray.data.read_api import from_blocks
 
     blocks = math.ceil((stop - start) / steps)
-    context = ray.data.DataContext.get_current()
+    # block numbers as tables in memory: a read stage would cost a task of its own before the first batch, and `from_arrow` one of
+    # a whole CPU, which a cluster with room for workers and feeds alone never has
+    parts = np.array_split(np.arange(blocks, dtype=np.int64), min(blocks, _MAX_TASKS))
+    source = from_blocks([pa.table({"id": part}) for part in parts])
+    context = source.context  # a copy of the process's, which is the user's
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=cpus)
     context.enable_progress_bars = False
     context.target_max_block_size = _BLOCK_BYTES
     context.execution_no_progress_timeout_s = -1  # an evaluation or a checkpoint may pause this consumer for any time
-    # block numbers as tables in memory: a read stage would cost a task of its own before the first batch, and `from_arrow` one of
-    # a whole CPU, which a cluster with room for workers and feeds alone never has
-    parts = np.array_split(np.arange(blocks, dtype=np.int64), min(blocks, _MAX_TASKS))
-    dataset = from_blocks([pa.table({"id": part}) for part in parts]).map_batches(
+    dataset = source.map_batches(
         _make_blocks,
         batch_size=1,
         batch_format="numpy",

@@ -38,6 +38,8 @@ from raytrain_nlp.sockets import short_name
 
 _LAUNCHER = Path(__file__).with_name("fork_launcher.py")
 _PROGRAM = "from raytrain_nlp.driver.forkserver import main; main()"
+_REQUEST_S = 10.0
+"""How long a launcher may take to say what it wants: others wait behind it."""
 _PRELOAD = (
     "pandas",
     "raytrain_nlp.data.feed",
@@ -115,24 +117,34 @@ def serve(listener: socket.socket, modules: list[str]) -> None:
             if listener not in ready:
                 return
             connection, _ = listener.accept()
-            request, streams = _receive(connection)
-            if os.fork() == 0:
-                selector.close()
-                listener.close()
-                connection.close()
-                _become(request, streams)
-            for stream in streams:
-                os.close(stream)
-            connection.sendall(b"1")
-            connection.close()
+            with connection:
+                streams: list[int] = []
+                try:
+                    connection.settimeout(_REQUEST_S)
+                    request = _receive(connection, streams)
+                    if os.fork() == 0:
+                        selector.close()
+                        listener.close()
+                        connection.close()
+                        _become(request, streams)
+                    connection.sendall(b"1")
+                except (OSError, ValueError):  # a launcher that died; one that lives starts its process without us
+                    pass
+                finally:
+                    for stream in streams:
+                        os.close(stream)
 
 
-def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    first, streams, _, _ = socket.recv_fds(connection, 1 << 16, 3)
+def _receive(connection: socket.socket, streams: list[int]) -> dict[str, Any]:
+    """A launcher's request, and into `streams` its three streams. Raises `OSError` or `ValueError` where not all of it comes."""
+    first, received, _, _ = socket.recv_fds(connection, 1 << 16, 3)
+    streams += received
     parts = [first]
-    while not parts[-1].endswith(b"\n"):
+    while parts[-1] and not parts[-1].endswith(b"\n"):
         parts.append(connection.recv(1 << 20))
-    return json.loads(b"".join(parts)), list(streams)
+    if not parts[-1] or len(streams) != 3:
+        raise ValueError("the launcher has ended in the middle of its request")
+    return json.loads(b"".join(parts))
 
 
 def _become(request: dict[str, Any], streams: list[int]) -> None:

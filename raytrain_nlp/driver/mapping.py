@@ -17,25 +17,31 @@ _MOST_MAPPERS = 32
 MapItems = Callable[[Callable[[Any], Any], "list[Any]"], "Iterable[Any]"]
 
 
-def map_on_cluster(function: Callable[[dict[str, Any]], dict[str, Any]], items: list[dict[str, Any]], verbose: bool = False) -> Iterable[dict[str, Any]]:
+def map_on_cluster(function: Callable[[dict[str, Any]], dict[str, Any]], items: list[dict[str, Any]], verbose: bool = False) -> Iterator[dict[str, Any]]:
     """`function` over `items` with Ray Data: in order, results streamed, a bounded number in flight."""
     import ray.data
 
-    set_data_context(verbose)
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(function, num_cpus=1)
-    return dataset.iter_rows()
+    with data_context(verbose):
+        yield from ray.data.from_items(items, override_num_blocks=len(items)).map(function, num_cpus=1).iter_rows()
 
 
-def set_data_context(verbose: bool) -> None:
-    """Ray Data in this process: results in the order of their inputs, nothing of its own on the terminal."""
+@contextlib.contextmanager
+def data_context(verbose: bool) -> Iterator[None]:
+    """Ray Data while inside: results in the order of their inputs, nothing of its own on the terminal. Then this process has its own settings again."""
     import ray.data
 
-    context = ray.data.DataContext.get_current()
+    context, logger = ray.data.DataContext.get_current().copy(), logging.getLogger("ray.data")
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = -1
-    if not verbose:
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+    level = logger.level
+    try:
+        if not verbose:
+            logger.setLevel(logging.ERROR)
+        with ray.data.DataContext.current(context):
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager

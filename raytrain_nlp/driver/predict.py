@@ -110,7 +110,10 @@ def predict(
         observer.stage("reading the model")
         spec = _spec(found, job, weights, parts, scratch, options, batch_size, prefix, observer)
         connection()
-        rate = _make(spec, job, files, done, verbose, observer)
+        from raytrain_nlp.driver.mapping import data_context
+
+        with data_context(verbose):
+            rate = _make(spec, job, files, done, observer)
     observer.stage("putting the parts together")
     made = put_together(target, parts, kind, set(done), prefix)
     return PredictResult(target, **made, seconds=time.monotonic() - started, rows_per_second=rate)
@@ -207,18 +210,16 @@ def _fitted(job: TrainJob, facts: ModelFacts, options: dict[str, Any]) -> tuple[
     return lengths, options
 
 
-def _make(spec: Any, job: TrainJob, files: list[Any], done: list[str], verbose: bool, observer: Observer) -> float | None:
+def _make(spec: Any, job: TrainJob, files: list[Any], done: list[str], observer: Observer) -> float | None:
     """Make the parts that are missing; rows a second after the first of them."""
     import ray.data
     from ray.exceptions import RayError
 
     from raytrain_nlp.data.sources import split_file
-    from raytrain_nlp.driver.mapping import set_data_context
     from raytrain_nlp.worker.predictor import Predictor, read_chunks
 
     pieces = [asdict(piece) for file in files for piece in split_file(file, _PIECE_BYTES)]
     items = [{"number": number, "piece": piece, "done": done} for number, piece in enumerate(pieces)]
-    set_data_context(verbose)
     workers = job.workers
     resources = dict(workers.resources_per_worker)
     chunks = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(functools.partial(read_chunks, spec=spec), num_cpus=job.data.feed_cpus_per_worker)

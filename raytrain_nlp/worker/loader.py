@@ -20,6 +20,8 @@ from raytrain_nlp.data.split import MicroBatch, SplitSpec
 from raytrain_nlp.data.windows import WindowedSpec
 from raytrain_nlp.errors import FeedError
 
+_CLOSE_S = 10.0
+"""How long the end of a loader waits for a stream that hangs."""
 EVAL_CACHE_BYTES = 256 << 20
 
 
@@ -93,7 +95,8 @@ class TrainLoader(DataLoader):
 
     def close(self) -> None:
         """End the stream, wherever it stands."""
-        self._ahead.close()
+        if self._ahead is not None:
+            self._ahead.close()
 
 
 class EvalLoader:
@@ -105,6 +108,12 @@ class EvalLoader:
         where = {"start": 0, "stop": steps, "world_size": world_size, "rank": rank, "accumulation": accumulation}
         self._open = lambda: _checked(stream(spec, **where, cpus=cpus), 0, accumulation)
         self._kept: list[MicroBatch] = []
+        self._stream: Iterator[MicroBatch] | None = None
+
+    def close(self) -> None:
+        """End an evaluation that was left in the middle."""
+        if self._stream is not None:
+            self._stream.close()
 
     def __len__(self) -> int:
         return self._steps
@@ -114,7 +123,8 @@ class EvalLoader:
             yield from (FeedBatch(micro_batch.tensors, micro_batch) for micro_batch in self._kept)
             return
         kept, size = [], 0
-        for micro_batch in self._open():
+        self._stream = self._open()
+        for micro_batch in self._stream:
             size += sum(tensor.nbytes for tensor in micro_batch.tensors.values())
             if size <= EVAL_CACHE_BYTES:
                 kept.append(micro_batch)
@@ -143,7 +153,7 @@ class _Ahead:
 
     def close(self) -> None:
         self._closed.set()
-        self._thread.join(timeout=30)
+        self._thread.join(_CLOSE_S)
 
     def _run(self) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import traceback
 from collections.abc import Callable
@@ -105,6 +106,7 @@ def _run_rank(
 ) -> dict[str, Any]:
     from raytrain_nlp.worker.agreement import Agreement
     from raytrain_nlp.worker.collectives import gather_objects
+    from raytrain_nlp.worker.ending import letting_go
     from raytrain_nlp.worker.loader import find_row
     from raytrain_nlp.worker.notice import noticed
     from raytrain_nlp.worker.position import read_position
@@ -124,19 +126,21 @@ def _run_rank(
     events.write("phase", phase="imports")
     _load_libraries(job)
     place = read_position(checkpoint.path, start, spec.steps_per_epoch) if checkpoint else 0
-    loaders = _build_loaders(spec, job, place, world_size, rank, -(-whole.workers.num_workers // world_size))
-    with noticed(paths, events, rank) as move_asked:
-        agreement = Agreement(find_row(spec.train), stop_asked, move_asked)
-        trainer = _build_trainer(spec, job, paths, events, loaders, scratch, agreement, commits)
-        events.write("phase", phase="model")
-        with watched(trainer.model, paths, events, rank, world_size):
-            trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
-        commits.finish()
-    loaders[0].close()
-    result = {"stopped": True} if agreement.stopped else {"moved": True} if agreement.moving else _finish(trainer, job, paths, world_size, spec)
-    events.write("end", step=trainer.state.global_step, peak_memory=gather_objects(peak_memory()))
-    trainer.release()
-    return result
+    with contextlib.ExitStack() as ending:  # also of an error: the process may go on to another run
+        loaders = _build_loaders(spec, job, place, world_size, rank, -(-whole.workers.num_workers // world_size))
+        ending.push(letting_go(loaders[0].close, *(loader.close for loader in loaders[1].values())))
+        with noticed(paths, events, rank) as move_asked:
+            agreement = Agreement(find_row(spec.train), stop_asked, move_asked)
+            trainer = _build_trainer(spec, job, paths, events, loaders, scratch, agreement, commits)
+            ending.push(letting_go(trainer.release))
+            events.write("phase", phase="model")
+            with watched(trainer.model, paths, events, rank, world_size):
+                trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+            commits.finish()
+        loaders[0].close()
+        result = {"stopped": True} if agreement.stopped else {"moved": True} if agreement.moving else _finish(trainer, job, paths, world_size, spec)
+        events.write("end", step=trainer.state.global_step, peak_memory=gather_objects(peak_memory()))
+        return result
 
 
 def _build_commits(paths: RunPaths, job: TrainJob, events: EventLog, rank: int, flush: Callable[[], None]) -> Any:
