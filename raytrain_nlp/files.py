@@ -97,6 +97,20 @@ def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
         remove(folder)
 
 
+def apply_umask(path: Path) -> None:
+    """Give a file the permissions that `open` would have given it: safetensors makes its files for their owner alone."""
+    path.chmod(0o666 & ~_umask())
+
+
+def _umask() -> int:
+    """Of this process. Linux shows it; elsewhere it has to be set to be seen, which other threads would notice."""
+    with contextlib.suppress(OSError, StopIteration, ValueError), open("/proc/self/status", encoding="ascii", errors="replace") as lines:
+        return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
 def fsync_dir(path: Path) -> None:
     """Make a rename in `path` durable."""
     handle = os.open(path, os.O_RDONLY)
@@ -126,6 +140,9 @@ def replace_folder(staging: Path, target: Path) -> None:
     Where the file system cannot exchange two names (NFS, for one), the old folder is put aside first: `recover_folder` brings
     it back after a kill between the two renames.
     """
+    for path in staging.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            apply_umask(path)
     fsync_tree(staging)
     recover_folder(target)
     if not os.path.lexists(target):

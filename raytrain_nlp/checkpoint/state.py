@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from raytrain_nlp.errors import CheckpointError
+from raytrain_nlp.files import apply_umask
 
 _KEY = "state"
 
@@ -32,6 +33,7 @@ def save_state(path: str | Path, state: Any) -> None:
     seen: dict[tuple, str] = {}
     tree = json.dumps(_encode(state, tensors, seen))
     save_file(tensors, str(path), metadata={_KEY: tree})
+    apply_umask(Path(path))
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import raytrain_nlp
 from raytrain_nlp import files
+from raytrain_nlp.checkpoint.state import save_state
 from raytrain_nlp.data import builtin
 from raytrain_nlp.files import fsync_tree, recover_folder, replace_folder, replacing
 from raytrain_nlp.paths import read_json, write_json
@@ -40,6 +43,18 @@ def test_files_of_a_run_follow_the_umask(tmp_path: Path, monkeypatch: pytest.Mon
         write_json(tmp_path / "run.json", {"a": 2})
         made = builtin.build_builtin("few", tmp_path / "cache", "data.train")
     for path in (tmp_path / "run.json", *made.values()):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077], ids=oct)
+def test_tensors_follow_the_umask(tmp_path: Path, mask: int) -> None:
+    """In checkpoints, and in a model's folder: safetensors makes files for their owner alone."""
+    with umask(mask):
+        save_state(tmp_path / "x.state", {"a": torch.zeros(2)})
+        (tmp_path / "staging").mkdir()
+        save_file({"a": torch.zeros(2)}, str(tmp_path / "staging" / "model.safetensors"))
+        replace_folder(tmp_path / "staging", tmp_path / "model")
+    for path in (tmp_path / "x.state", tmp_path / "model" / "model.safetensors"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
 
 
