@@ -38,7 +38,8 @@ def _ray(hooks_file: Path, _object_store_port: int) -> Iterator[str]:
     """A local Ray with room for three workers and their feed, whose processes load the test hooks; its address."""
     import ray
 
-    from raytrain_nlp.driver.forkserver import forked_processes
+    from raytrain_nlp.driver.local_ray import LocalRay, connect
+    from raytrain_nlp.driver.ray_head import HeadSettings
 
     saved = dict(os.environ)
     os.environ |= {
@@ -49,16 +50,21 @@ def _ray(hooks_file: Path, _object_store_port: int) -> Iterator[str]:
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_worker_niceness": "0",
+        "RAY_prestart_worker_first_driver": "0",
+        "RAY_agent_register_timeout_ms": "600000",
         **environment(_object_store_port),
     }
-    with forked_processes("sklearn.metrics", "peft"):
-        ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    local = LocalRay(HeadSettings(8, ["sklearn.metrics", "peft"]))
+    try:
+        connect(local.address(), log_to_driver=False, logging_level="ERROR")
         os.environ.pop("PYTHONPATH")
         for name in environment(_object_store_port):
             os.environ.pop(name)
         os.environ.update({key: value for key, value in saved.items() if key == "PYTHONPATH" or key.startswith("AWS_")})
         yield ray.get_runtime_context().gcs_address
         ray.shutdown()
+    finally:
+        local.end()
 
 
 @pytest.fixture(scope="session")
