@@ -14,6 +14,7 @@ from support import plain_job, write_rows
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, LlamaConfig
 
 import raytrain_nlp
+from raytrain_nlp import devices
 from raytrain_nlp.driver.shapes import checkpoint_activations
 from raytrain_nlp.modeling.trace import trace_step
 
@@ -148,8 +149,9 @@ def test_advice_is_the_least_change_that_fits(tmp_path: Path, hidden: int, rows:
         assert not raytrain_nlp.check(job, overrides=together, worker_memory=has).memory.fits
 
 
-def test_a_step_that_cannot_be_traced_is_told(folder: Path) -> None:
-    """Rows longer than the model has positions for, as training would find out."""
+def test_a_step_that_cannot_be_traced_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows longer than the model has positions for, as training would find out. The machine has GPUs that do not say how large they are."""
+    monkeypatch.setattr(devices, "local_gpus", lambda: [devices.Gpu("GPU", None, True)] * 2)
     job = plain_job(folder, "short", **GPU, model={"config": {"model_type": "bert", "hidden_size": 32, "num_attention_heads": 2, "max_position_embeddings": 8}})
     memory = raytrain_nlp.check(job).memory
     assert memory.note and memory.parts["activations"] == 0 and memory.available is None and memory.fits is None
