@@ -12,6 +12,7 @@ import pytest
 import torch
 from support import plain_job, write_rows
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, LlamaConfig
+from transformers.models.bert.modeling_bert import BertEmbeddings
 
 import raytrain_nlp
 from raytrain_nlp import devices
@@ -150,8 +151,10 @@ def test_advice_is_the_least_change_that_fits(tmp_path: Path, hidden: int, rows:
 
 
 def test_a_step_that_cannot_be_traced_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows longer than the model has positions for, as training would find out. The machine has GPUs that do not say how large they are."""
+    """A model that looks at its values, of which a trace has none. The machine has GPUs that do not say how large they are."""
     monkeypatch.setattr(devices, "local_gpus", lambda: [devices.Gpu("GPU", None, True)] * 2)
-    job = plain_job(folder, "short", **GPU, model={"config": {"model_type": "bert", "hidden_size": 32, "num_attention_heads": 2, "max_position_embeddings": 8}})
+    forward = BertEmbeddings.forward
+    monkeypatch.setattr(BertEmbeddings, "forward", lambda self, *args, **kwargs: forward(self, *args, **kwargs) * self.word_embeddings.weight.sum().item())
+    job = plain_job(folder, "short", **GPU, model={"config": {"model_type": "bert", "hidden_size": 32, "num_attention_heads": 2}})
     memory = raytrain_nlp.check(job).memory
     assert memory.note and memory.parts["activations"] == 0 and memory.available is None and memory.fits is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -216,7 +217,7 @@ def test_prediction_tells_the_row_a_template_refuses(tokenizer: Any) -> None:
     tokenizer.chat_template = RAISING["no system"]
     predictor = Predictor.__new__(Predictor)
     predictor._task = build_task(CausalLm(type="causal-lm", messages_column="messages"))
-    predictor._tokenizer, predictor._lengths = tokenizer, Lengths(64)
+    predictor._tokenizer, predictor._spec = tokenizer, SimpleNamespace(lengths=Lengths(64))
     inputs = [{"messages": said("hi")}, {"messages": said("hi", system="be kind")}, {"messages": said("you")}, {}]
     errors = [None, None, None, "field 'messages' is missing"]
     columns = predictor._encoded(inputs, errors)
