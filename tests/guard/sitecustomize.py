@@ -5,7 +5,7 @@
     RAYTRAIN_NLP_DELAYS=SEED    there, one import in twenty sleeps up to 50 ms first, and lets other threads run
 """
 
-import importlib.abc
+import builtins
 import os
 import random
 import sys
@@ -14,23 +14,22 @@ import time
 import traceback
 
 _GUARDED = {"torch", "transformers", "deepspeed"}
+_import = builtins.__import__
+_file, _seed = os.environ.get("RAYTRAIN_NLP_GUARD"), os.environ.get("RAYTRAIN_NLP_DELAYS")
+_draw = random.Random(_seed)
 
 
-class _Guard(importlib.abc.MetaPathFinder):
-    def __init__(self, file, seed):
-        self._file, self._draw = file, random.Random(seed) if seed else None
-
-    def find_spec(self, name, path, target=None):
-        if self._file and name.partition(".")[0] in _GUARDED and threading.current_thread() is not threading.main_thread():
-            with open(self._file, "a", encoding="utf-8") as out:
-                out.write(f"{name} in {threading.current_thread().name}\n{''.join(traceback.format_stack(limit=12))}\n")
-            raise ImportError(f"{name} is imported outside the main thread")
-        if self._draw and self._draw.random() < 0.05:
-            time.sleep(self._draw.random() / 20)
-        return None
+def _watched(name, globals=None, locals=None, fromlist=(), level=0):
+    asks = (globals or {}).get("__name__", "").partition(".")[0]
+    if _file and not level and name.partition(".")[0] in _GUARDED - {asks} and threading.current_thread() is not threading.main_thread():
+        with open(_file, "a", encoding="utf-8") as out:
+            out.write(f"{name} in {threading.current_thread().name}\n{''.join(traceback.format_stack(limit=12))}\n")
+        raise ImportError(f"{name} is imported outside the main thread")
+    if _seed and name not in sys.modules and _draw.random() < 0.05:
+        time.sleep(_draw.random() / 20)
+    return _import(name, globals, locals, fromlist, level)
 
 
-_asked = {"RAYTRAIN_NLP_GUARD", "RAYTRAIN_NLP_DELAYS"} & os.environ.keys()
-if _asked and "RAYTRAIN_NLP_GUARDED" not in os.environ and any("raytrain_nlp.cli" in part or part == "-c" for part in sys.orig_argv[:3]):
+if (_file or _seed) and "RAYTRAIN_NLP_GUARDED" not in os.environ and any("raytrain_nlp.cli" in part or part == "-c" for part in sys.orig_argv[:3]):
     os.environ["RAYTRAIN_NLP_GUARDED"] = "yes"  # the driver itself, not what it starts
-    sys.meta_path.insert(0, _Guard(os.environ.get("RAYTRAIN_NLP_GUARD"), os.environ.get("RAYTRAIN_NLP_DELAYS")))
+    builtins.__import__ = _watched
