@@ -19,7 +19,7 @@ import pytest
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.config import load_job
 
-STAGES = {"looking at the data ...", "preparing tokens ..."}
+STAGES = {"looking at the data ...", "preparing tokens ..."} | {f"{count} on CPUs ({where} has no GPU)" for count in ("1 worker", "2 workers") for where in ("this machine", "the cluster")}
 TINY = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 ROWS = [{"text": f"row {number} says {'yes' if number % 2 else 'no'}", "label": number % 2} for number in range(24)]
 
@@ -141,7 +141,7 @@ JOBS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "name with ..": ({"name": "../bad"}, ["name: is not a run name ('../bad')"]),
     "contradictory batch sizes": (
         {"training.per_device_train_batch_size": 4, "data.global_batch_size": 6},
-        ["data.global_batch_size: contradicts ... (6 and 4 x 1 x 1 = 4)"],
+        ["data.global_batch_size: contradicts ... (6 and 4 x 1 x 2 = 8)"],
     ),
     "fp16 on CPU": ({"training.fp16": True}, ["training.fp16: needs a GPU"]),
     "best model without evaluation": ({"training.load_best_model_at_end": True}, ["training.load_best_model_at_end: needs evaluations"]),
