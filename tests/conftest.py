@@ -50,6 +50,7 @@ def _ray(hooks_file: Path, _object_store_port: int) -> Iterator[str]:
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_worker_niceness": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_prestart_worker_first_driver": "0",
         "RAY_agent_register_timeout_ms": "600000",
         **environment(_object_store_port),

@@ -24,6 +24,7 @@ _SERVICE_PROCESSES = 4
 _SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of a job mean the driver's directory
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_DATA_USAGE_DISABLED": "1",  # Ray Data would ask a Prometheus at this machine's port 9090, whoever answers there
     "TOKENIZERS_PARALLELISM": "false",
 }
 

@@ -19,7 +19,9 @@ import pytest
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.config import load_job
 
-STAGES = {"looking at the data ...", "preparing tokens ..."} | {f"{count} on CPUs ({where} has no GPU)" for count in ("1 worker", "2 workers") for where in ("this machine", "the cluster")}
+STAGES = {"looking at the data ...", "preparing tokens ..."} | {
+    f"{count} on CPUs ({where} has no GPU)" for count in ("1 worker", "2 workers") for where in ("this machine", "the cluster")
+}
 TINY = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 ROWS = [{"text": f"row {number} says {'yes' if number % 2 else 'no'}", "label": number % 2} for number in range(24)]
 
