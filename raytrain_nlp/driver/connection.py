@@ -77,6 +77,8 @@ class Connection:
 
             wait_for_room(self._job, self._say, fixed=self._local is not None, asked=self._asked)
             self._has_room = True
+            if self._local is None:
+                boot_processes(self._job)  # earlier an autoscaler would start nodes for them, too
 
     def close(self) -> None:
         """Disconnect; a Ray that was started here ends, with all its processes."""
@@ -100,7 +102,8 @@ class Connection:
             from raytrain_nlp.driver.room import ask_for_room
 
             self._asked = ask_for_room(self._job) if self._say is not None else None
-        boot_processes(self._job)
+        else:
+            boot_processes(self._job)
 
     def _logical_cpus(self) -> int:
         """A logical CPU is only a number; Ray boots one idle process for each, and this run needs these."""
