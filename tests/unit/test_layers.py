@@ -86,3 +86,9 @@ def test_no_submodule_hides_a_function_of_the_api() -> None:
 
     assert not {path.stem for path in ROOT.iterdir()} & set(raytrain_nlp.__all__)
     assert callable(raytrain_nlp.train) and callable(raytrain_nlp.check)
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    """pytest imports them by their bare name, so a second one of a name ends the whole run at collection, in a fresh checkout only."""
+    names = [path.name for path in Path(__file__).parents[1].rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -1,4 +1,4 @@
-"""Ctrl-C in a terminal. All moments, several times each: tests/cluster/test_interrupts.py."""
+"""Ctrl-C in a terminal. All moments, several times each: tests/cluster/test_ctrl_c_at_every_moment.py."""
 
 from __future__ import annotations
 
