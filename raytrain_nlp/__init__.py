@@ -13,17 +13,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from raytrain_nlp.cli.from_hf.convert import from_hf
     from raytrain_nlp.config import TrainJob, load_job
-    from raytrain_nlp.config.from_hf import from_hf
-    from raytrain_nlp.driver.check import CheckReport, check
-    from raytrain_nlp.driver.evaluate import EvaluateResult, evaluate
-    from raytrain_nlp.driver.export import ExportResult, export
-    from raytrain_nlp.driver.predict import PredictResult, predict
-    from raytrain_nlp.driver.report import ReportResult, report
-    from raytrain_nlp.driver.train import TrainResult, train
     from raytrain_nlp.errors import CheckpointError, InputError, NonFiniteLossError, RaytrainNlpError, RunError
     from raytrain_nlp.tuning.results import SweepResult
     from raytrain_nlp.tuning.sweep import sweep
+    from raytrain_nlp.verbs.check import CheckReport, check
+    from raytrain_nlp.verbs.evaluate import EvaluateResult, evaluate
+    from raytrain_nlp.verbs.export import ExportResult, export
+    from raytrain_nlp.verbs.predict import PredictResult, predict
+    from raytrain_nlp.verbs.report import ReportResult, report
+    from raytrain_nlp.verbs.train import TrainResult, train
 
 _HOME = {
     "CheckReport": "driver.check", "check": "driver.check", "TrainJob": "config", "load_job": "config", "TrainResult": "driver.train", "train": "driver.train",

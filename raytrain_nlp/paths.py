@@ -3,7 +3,7 @@
     storage_path/
       .cache/tokens/FINGERPRINT/      token shards, shared by all runs (data/shards.py)
       .cache/tokenizers/FINGERPRINT/  the tokenizer that made them
-      .cache/sources/NAME-FINGERPRINT/  the rows of builtin:NAME (data/builtin.py)
+      .cache/sources/NAME-FINGERPRINT/  the rows of builtin:NAME (data/builtin/__init__.py)
       NAME/
         run.json                      status, resolved job, MLflow run id, fingerprints
         job.yaml                      the resolved job
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.errors import InputError, Problem
-from raytrain_nlp.files import replacing
+from raytrain_nlp.storage.atomic import replacing
 
 TRIAL = "trial.json"
 """In the folder of a trial: what its sweep knows of it."""

@@ -38,8 +38,8 @@ def _ray(hooks_file: Path, _object_store_port: int) -> Iterator[str]:
     """A local Ray with room for three workers and their feed, whose processes load the test hooks; its address."""
     import ray
 
-    from raytrain_nlp.driver.local_ray import LocalRay, connect
-    from raytrain_nlp.driver.ray_head import HeadSettings
+    from raytrain_nlp.cluster.local_ray import LocalRay, connect
+    from raytrain_nlp.cluster.ray_head import HeadSettings
 
     saved = dict(os.environ)
     os.environ |= {
@@ -73,8 +73,8 @@ def _workers(_ray: str) -> Iterator[Any]:
     """For each number of workers a group that stays, as those of a sweep do: most of a run of seconds is the start of its processes."""
     import ray
 
-    from raytrain_nlp.tuning.desk import open_desk
-    from raytrain_nlp.tuning.slot import Slot
+    from raytrain_nlp.launch.worker_pool import Slot
+    from raytrain_nlp.tuning.mailbox import open_desk
 
     desk = open_desk()
     slots = {number: Slot(desk) for number in (1, 2, 3)}
@@ -90,7 +90,7 @@ def train_warm(_workers: Any) -> Callable[..., Any]:
     import raytrain_nlp
 
     def train(job: Any, **arguments: Any) -> Any:
-        with mock.patch("raytrain_nlp.driver.train.Fit", lambda **_: _SharedFit(_workers)):
+        with mock.patch("raytrain_nlp.verbs.train.Fit", lambda **_: _SharedFit(_workers)):
             return raytrain_nlp.train(job, **arguments)
 
     return train
@@ -105,7 +105,7 @@ def shared_ray(_ray: str, hooks_file: Path, request: pytest.FixtureRequest, monk
     hooks_file.write_text("{}")
     if "integration" in request.path.parts:
         slots = request.getfixturevalue("_workers")
-        monkeypatch.setattr("raytrain_nlp.driver.train.Fit", lambda **_: _SharedFit(slots))
+        monkeypatch.setattr("raytrain_nlp.verbs.train.Fit", lambda **_: _SharedFit(slots))
     yield lambda **wanted: hooks_file.write_text(json.dumps(wanted))
     hooks_file.write_text("{}")
 
@@ -117,7 +117,7 @@ class _SharedFit:
         self._slots = slots
 
     def __call__(self, job: Any, spec: Any, paths: Any) -> dict[str, Any]:
-        from raytrain_nlp.driver.fit import Fit
+        from raytrain_nlp.launch.fit import Fit
 
         slot = self._slots.get(job.workers.num_workers)
         alike = job.workers.resources_per_worker == {"CPU": 0.5} and "ddp_timeout" not in job.arguments()

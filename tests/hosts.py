@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from raytrain_nlp.remote.places import local_folder
+from raytrain_nlp.storage.locations import local_folder
 
 _NET = f"10.231.{os.getpid() % 250}"
 BRIDGE = f"{_NET}.1"

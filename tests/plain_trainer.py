@@ -31,8 +31,8 @@ def stream_here(spec: Any, *, start: int, stop: int, world_size: int, rank: int,
 def resolved(values: dict[str, Any], storage: Path) -> tuple[Any, Any]:
     """A job, and what the driver finds out about it."""
     from raytrain_nlp.config import load_job
-    from raytrain_nlp.driver.inputs import find_job_files
-    from raytrain_nlp.driver.resolve import resolve
+    from raytrain_nlp.planning.inputs import find_job_files
+    from raytrain_nlp.planning.resolve import resolve
 
     job = load_job(values)
     return job, replace(resolve(job, find_job_files(job, storage), storage, map).spec, exports=False)
@@ -42,7 +42,7 @@ def resolved(values: dict[str, Any], storage: Path) -> tuple[Any, Any]:
 def one_rank() -> Iterator[None]:
     """This process as the only worker of a run."""
     environment = {"RANK": "0", "WORLD_SIZE": "1"}
-    with mock.patch.dict(os.environ, environment), mock.patch("raytrain_nlp.worker.loader.stream", stream_here):
+    with mock.patch.dict(os.environ, environment), mock.patch("raytrain_nlp.trainer.loader.stream", stream_here):
         yield
 
 

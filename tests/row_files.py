@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from raytrain_nlp.data.readers import BadRow, Row, read_rows
-from raytrain_nlp.data.sources import find_files, split_file
+from raytrain_nlp.data.reading.readers import BadRow, Row, read_rows
+from raytrain_nlp.data.reading.sources import find_files, split_file
 from raytrain_nlp.errors import InputError
 
 ROWS = [

@@ -7,9 +7,9 @@ from typing import Any
 
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
 
+from raytrain_nlp.checkpoint.consolidate import tag_of
 from raytrain_nlp.checkpoint.reshard import fitted
 from raytrain_nlp.checkpoint.state import load_state, save_state
-from raytrain_nlp.checkpoint.whole import tag_of
 
 
 class SafeCheckpointEngine(CheckpointEngine):

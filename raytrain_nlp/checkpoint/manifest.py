@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from raytrain_nlp.confined import what_is_wrong
+from raytrain_nlp.storage.names import what_is_wrong
 
 MANIFEST = "manifest.json"
 FORMAT = 1

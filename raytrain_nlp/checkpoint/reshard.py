@@ -18,9 +18,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from raytrain_nlp.checkpoint.consolidate import Flat, model_file, optimizer_file
 from raytrain_nlp.checkpoint.state import StoredTensor, load_state, open_state, read_tree
 from raytrain_nlp.checkpoint.store import list_checkpoints
-from raytrain_nlp.checkpoint.whole import Flat, model_file, optimizer_file
 from raytrain_nlp.errors import CheckpointError
 
 Tensors = Callable[[dict[str, Any]], list[StoredTensor]]

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from raytrain_nlp.errors import CheckpointError
-from raytrain_nlp.files import apply_umask
+from raytrain_nlp.storage.atomic import apply_umask
 
 _KEY = "state"
 

@@ -17,11 +17,11 @@ from typing import Any
 
 from raytrain_nlp.checkpoint.manifest import FORMAT as FORMAT
 from raytrain_nlp.checkpoint.manifest import MANIFEST, Checkpoint, Damaged, FileEntry, Manifest, checkpoint_name, read_checkpoint
-from raytrain_nlp.confined import UnsafeName, below, what_is_wrong
 from raytrain_nlp.errors import CheckpointError
-from raytrain_nlp.files import fsync_dir, fsync_tree, remove
 from raytrain_nlp.paths import write_json
-from raytrain_nlp.remote.places import shown
+from raytrain_nlp.storage.atomic import fsync_dir, fsync_tree, remove
+from raytrain_nlp.storage.locations import shown
+from raytrain_nlp.storage.names import UnsafeName, below, what_is_wrong
 
 _NAME = re.compile(r"checkpoint-[0-9]+")
 _OF_A_RANK = re.compile(r"(?:zero_pp_rank_|rng-)(\d+)")

@@ -22,7 +22,7 @@ def run(
 ) -> None:
     """Check a job."""
     from raytrain_nlp.cli.terminal import TerminalObserver, print_plan
-    from raytrain_nlp.driver.check import check
+    from raytrain_nlp.verbs.check import check
 
     with TerminalObserver(verbose=False) as observer:
         report = check(

@@ -16,7 +16,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")] = False,
 ) -> None:
     """Examine this machine; exit code 1 where something is wrong."""
-    from raytrain_nlp.driver.doctor import doctor
+    from raytrain_nlp.verbs.doctor import doctor
 
     findings = []
     for finding in doctor(storage_path, tracking_uri):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from raytrain_nlp.driver import interrupts
+from raytrain_nlp.host import signals
 
 
 def main() -> None:
-    with interrupts.handled(to_the_end=True):
+    with signals.handled(to_the_end=True):
         try:
             from raytrain_nlp.cli.main import main as run
         except KeyboardInterrupt:
             print("stopped.", file=sys.stderr)
-            sys.exit(interrupts.exit_code())
+            sys.exit(signals.exit_code())
         run()

@@ -21,7 +21,7 @@ def run(
 ) -> None:
     """Evaluate a run."""
     from raytrain_nlp.cli.terminal import TerminalObserver, print_evaluation
-    from raytrain_nlp.driver.evaluate import evaluate
+    from raytrain_nlp.verbs.evaluate import evaluate
 
     with TerminalObserver(verbose) as observer:
         result = evaluate(run, data=data or None, checkpoint=checkpoint, scores=scores, overrides=set_ or (), verbose=verbose, observer=observer)

@@ -22,7 +22,7 @@ def run(
 ) -> None:
     """Export a run."""
     from raytrain_nlp.cli.terminal import TerminalObserver, print_rows
-    from raytrain_nlp.driver.export import export
+    from raytrain_nlp.verbs.export import export
 
     with TerminalObserver(verbose=False) as observer:
         result = export(

@@ -8,9 +8,10 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from raytrain_nlp.cli import check, doctor, evaluate, export, from_hf, init, predict, report, submit, sweep, train
-from raytrain_nlp.driver import interrupts
+from raytrain_nlp.cli import check, doctor, evaluate, export, init, predict, report, submit, sweep, train
+from raytrain_nlp.cli.from_hf import verb
 from raytrain_nlp.errors import InputError, RunError, Stopped
+from raytrain_nlp.host import signals
 
 app = typer.Typer(
     name="raytrain-nlp",
@@ -33,7 +34,7 @@ app.command("logs", help=submit.LOGS_HELP)(submit.logs)
 app.command("stop", help=submit.STOP_HELP)(submit.stop)
 app.command("init", help=init.HELP)(init.run)
 app.command("doctor", help=doctor.HELP)(doctor.run)
-app.command("from-hf", help=from_hf.HELP, context_settings=from_hf.SETTINGS)(from_hf.run)
+app.command("from-hf", help=verb.HELP, context_settings=verb.SETTINGS)(verb.run)
 
 
 def _version(show: bool) -> None:
@@ -51,17 +52,17 @@ def options(version: Annotated[bool, typer.Option("--version", callback=_version
 
 def main() -> None:
     """0 = done, 1 = the run failed, 2 = the user's input is wrong, 130 = stopped by Ctrl-C (by another signal 128 + its number)."""
-    with interrupts.handled(to_the_end=True):
+    with signals.handled(to_the_end=True):
         try:
             code = app(standalone_mode=False)
         except InputError as error:
             code = _tell(2, *error.problems)
         except Stopped as error:
-            code = _tell(interrupts.exit_code(), error)
+            code = _tell(signals.exit_code(), error)
         except RunError as error:
             code = _tell(1, error)
         except (KeyboardInterrupt, typer.Abort):
-            code = _tell(interrupts.exit_code(), "stopped.")
+            code = _tell(signals.exit_code(), "stopped.")
         except Exception as error:  # a fault of ours, or of the machine: the traceback is for the report
             if hasattr(error, "format_message"):  # a usage error of typer's
                 _exit_usage(error)

@@ -29,7 +29,7 @@ def run(
     """Predict."""
     options = _options(generation or [])
     from raytrain_nlp.cli.terminal import TerminalObserver, print_rows
-    from raytrain_nlp.driver.predict import predict
+    from raytrain_nlp.verbs.predict import predict
 
     with TerminalObserver(verbose) as observer:
         result = predict(

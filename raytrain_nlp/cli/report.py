@@ -17,7 +17,7 @@ def run(
 ) -> None:
     """Report."""
     from raytrain_nlp.cli.terminal import TerminalObserver, print_rows
-    from raytrain_nlp.driver.report import report
+    from raytrain_nlp.verbs.report import report
 
     with TerminalObserver(verbose=False) as observer:
         result = report(runs, output, observer=observer)

@@ -35,8 +35,8 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Submit a job."""
-    from raytrain_nlp.driver.kuberay import manifest
-    from raytrain_nlp.driver.submit import submit
+    from raytrain_nlp.cluster.kuberay import manifest
+    from raytrain_nlp.verbs.submit import submit
 
     flags = ["--resume"] * resume + ["--overwrite"] * overwrite
     if kuberay:
@@ -53,7 +53,7 @@ def run(
 
 def status(submission_id: Identity, address: Address = None, force: Force = False, as_json: AsJson = False) -> None:
     """Show how a job stands."""
-    from raytrain_nlp.driver.submit import open_client, status_of
+    from raytrain_nlp.verbs.submit import open_client, status_of
 
     result = status_of(submission_id, open_client(address, force))
     print(f"{result.submission_id}: {result.status}{f', exit code {result.exit_code}' if result.exit_code is not None else ''}. {' '.join(result.message.split())[:300]}")
@@ -63,7 +63,7 @@ def status(submission_id: Identity, address: Address = None, force: Force = Fals
 
 def logs(submission_id: Identity, address: Address = None, force: Force = False) -> None:
     """Follow a job; the exit code is the job's."""
-    from raytrain_nlp.driver.submit import follow, judged, open_client, status_of
+    from raytrain_nlp.verbs.submit import follow, judged, open_client, status_of
 
     client = open_client(address, force)
     status_of(submission_id, client)
@@ -73,7 +73,7 @@ def logs(submission_id: Identity, address: Address = None, force: Force = False)
 
 def stop(submission_id: Identity, address: Address = None, force: Force = False, as_json: AsJson = False) -> None:
     """Stop a job, and wait until it has ended."""
-    from raytrain_nlp.driver.submit import open_client, stop_job
+    from raytrain_nlp.verbs.submit import open_client, stop_job
 
     result = stop_job(submission_id, open_client(address, force))
     print(f"{result.submission_id}: {result.status}")

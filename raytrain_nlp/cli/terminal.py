@@ -11,8 +11,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from raytrain_nlp.driver.observer import Observer
-from raytrain_nlp.driver.train import TrainResult
+from raytrain_nlp.run.observer import Observer
+from raytrain_nlp.verbs.train import TrainResult
 
 _MOST_CLASSES = 12
 """Of a confusion matrix in the terminal."""

@@ -20,7 +20,7 @@ def run(
 ) -> None:
     """Train a job."""
     from raytrain_nlp.cli.terminal import TerminalObserver, print_result
-    from raytrain_nlp.driver.train import train
+    from raytrain_nlp.verbs.train import train
 
     with TerminalObserver(verbose) as observer:
         result = train(job, overrides=set_ or (), resume=resume, overwrite=overwrite, verbose=verbose, observer=observer)

@@ -12,20 +12,20 @@ from pydantic import Field, PrivateAttr, field_validator
 
 from raytrain_nlp.config.base import Section
 from raytrain_nlp.config.cluster import CheckpointConfig, TrackingConfig, WorkersConfig
-from raytrain_nlp.config.code import TrainerConfig
 from raytrain_nlp.config.data import DataConfig
 from raytrain_nlp.config.deepspeed import DeepSpeedConfig, apply_deepspeed_config
 from raytrain_nlp.config.deepspeed_keys import check_keys
 from raytrain_nlp.config.hardware import check_hardware
 from raytrain_nlp.config.lora import check_lora
 from raytrain_nlp.config.model import ModelConfig
-from raytrain_nlp.config.seq2seq import Seq2Seq
 from raytrain_nlp.config.tasks import TaskConfig
+from raytrain_nlp.config.tasks.seq2seq import Seq2Seq
+from raytrain_nlp.config.trainer import TrainerConfig
 from raytrain_nlp.config.training import check_training, generation_fields
 from raytrain_nlp.errors import Problem
 from raytrain_nlp.paths import check_run_name
-from raytrain_nlp.remote.objects import SCHEMES
-from raytrain_nlp.remote.places import is_remote
+from raytrain_nlp.storage.bucket import SCHEMES
+from raytrain_nlp.storage.locations import is_remote
 
 
 class EarlyStopping(Section):

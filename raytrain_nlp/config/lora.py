@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from raytrain_nlp.config.fields import read_fields
+from raytrain_nlp.config.library_fields import read_fields
 from raytrain_nlp.errors import Problem, nearest
 
 MERGE = "merge_and_unload"

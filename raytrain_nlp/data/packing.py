@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from raytrain_nlp.data.shards import TokenStore
-from raytrain_nlp.remote.mirror import fetch_tree
+from raytrain_nlp.storage.local_copy import fetch_tree
 from raytrain_nlp.tasks.base import Packing
 
 WINDOW_ROWS = 65_536

@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from raytrain_nlp.data.pieces import FORMAT, HERE, PieceSummary, PrepareSpec, prepare_piece
+from raytrain_nlp.data.reading.sources import Piece, SourceFile, split_file
 from raytrain_nlp.data.shards import LENGTHS, MANIFEST
-from raytrain_nlp.data.sources import Piece, SourceFile, split_file
+from raytrain_nlp.data.tokenize import FORMAT, HERE, PieceSummary, PrepareSpec, prepare_piece
 from raytrain_nlp.errors import InputError, Problem
-from raytrain_nlp.files import fsync_dir
 from raytrain_nlp.paths import read_json, write_json
-from raytrain_nlp.remote.mirror import delete, fetch, fetch_tree
-from raytrain_nlp.remote.places import remote_of
+from raytrain_nlp.storage.atomic import fsync_dir
+from raytrain_nlp.storage.local_copy import delete, fetch, fetch_tree
+from raytrain_nlp.storage.locations import remote_of
 
 QUARANTINE = "quarantine.jsonl"
 MapPieces = Callable[[Callable[[dict[str, Any]], dict[str, Any]], list[dict[str, Any]]], Iterable[dict[str, Any]]]

@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raytrain_nlp.confined import below
-from raytrain_nlp.remote.mirror import fetch
+from raytrain_nlp.storage.local_copy import fetch
+from raytrain_nlp.storage.names import below
 
 MANIFEST = "manifest.json"
 LENGTHS = "lengths.npy"

@@ -11,7 +11,7 @@ import numpy as np
 from raytrain_nlp.data.packing import Blocks
 from raytrain_nlp.data.plan import Plan, PlanSpec, split_batch
 from raytrain_nlp.data.shards import TokenStore, open_store
-from raytrain_nlp.remote.mirror import fetch
+from raytrain_nlp.storage.local_copy import fetch
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import IGNORED, CollateContext, Packing, Place
 

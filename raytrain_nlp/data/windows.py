@@ -18,8 +18,8 @@ import numpy as np
 
 from raytrain_nlp.data.packing import Blocks, blocks_folder
 from raytrain_nlp.data.prepare import find_tokens
+from raytrain_nlp.data.reading.sources import PIECE_BYTES, Piece, SourceFile, split_file
 from raytrain_nlp.data.shards import open_store
-from raytrain_nlp.data.sources import PIECE_BYTES, Piece, SourceFile, split_file
 from raytrain_nlp.data.split import MicroBatch, Split, SplitSpec
 from raytrain_nlp.errors import FeedError
 from raytrain_nlp.paths import read_json, write_json

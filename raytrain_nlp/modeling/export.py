@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from raytrain_nlp.files import replace_folder
+from raytrain_nlp.storage.atomic import replace_folder
 
 
 def gather_weights(trainer: Any) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ def load_model(config: ModelConfig, task: Task, labels: list[str], tokenizer: An
     import transformers
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-    from raytrain_nlp.modeling.alike import apply_experts
+    from raytrain_nlp.modeling.rank_symmetry import apply_experts
 
     auto_class = getattr(transformers, task.auto_model)
     common: dict[str, Any] = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}

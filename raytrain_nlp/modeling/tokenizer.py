@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.config.model import ModelConfig, TokenizerTraining
-from raytrain_nlp.confined import below, part
 from raytrain_nlp.errors import InputError, Problem, nearest
-from raytrain_nlp.files import replacing
-from raytrain_nlp.remote.mirror import fetch, fetch_tree, push, push_tree
+from raytrain_nlp.storage.atomic import replacing
+from raytrain_nlp.storage.local_copy import fetch, fetch_tree, push, push_tree
+from raytrain_nlp.storage.names import below, part
 
 
 @functools.lru_cache(maxsize=4)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from raytrain_nlp.config.language import CausalLm
+from raytrain_nlp.config.tasks.language import CausalLm
 from raytrain_nlp.tasks import chat
 from raytrain_nlp.tasks.base import (
     IGNORED,
@@ -26,7 +26,7 @@ from raytrain_nlp.tasks.base import (
     pad,
     unicode_text,
 )
-from raytrain_nlp.tasks.cutting import FULL, full_lengths
+from raytrain_nlp.tasks.truncation import FULL, full_lengths
 
 _MAX_EXPONENT = 700
 

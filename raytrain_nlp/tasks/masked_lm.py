@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from raytrain_nlp.config.language import MaskedLm
+from raytrain_nlp.config.tasks.language import MaskedLm
 from raytrain_nlp.tasks.base import IGNORED, CollateContext, Columns, Lengths, Metrics, Packing, Place, TaskDefaults, attention_mask, check_text, pad, unicode_text
 from raytrain_nlp.tasks.causal_lm import perplexity, token_metrics
-from raytrain_nlp.tasks.cutting import FULL, full_lengths
+from raytrain_nlp.tasks.truncation import FULL, full_lengths
 
 _SPECIAL, _WORD, _INSIDE = 0, 1, 2
 """Of each token, in the column `words`: never masked, first of a word, or not the first."""

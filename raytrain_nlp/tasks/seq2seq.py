@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from raytrain_nlp.config.seq2seq import Seq2Seq, Summarization, Translation
+from raytrain_nlp.config.tasks.seq2seq import Seq2Seq, Summarization, Translation
 from raytrain_nlp.tasks.base import IGNORED, CollateContext, Columns, Lengths, Metrics, Place, TaskDefaults, attention_mask, check_text, pad, unicode_text
-from raytrain_nlp.tasks.cutting import FULL, FULL_TARGET, full_lengths
+from raytrain_nlp.tasks.truncation import FULL, FULL_TARGET, full_lengths
 
 
 class Seq2SeqTask(TaskDefaults):

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from raytrain_nlp.config.classification import TextClassification
+from raytrain_nlp.config.tasks.classification import TextClassification
 from raytrain_nlp.tasks.base import CollateContext, Columns, Lengths, Metrics, Place, TaskDefaults, check_text, unicode_text
-from raytrain_nlp.tasks.cutting import FULL, full_lengths
-from raytrain_nlp.tasks.problems import MultiLabel, Regression, SingleLabel, glue_metrics, glue_names
+from raytrain_nlp.tasks.problem_types import MultiLabel, Regression, SingleLabel, glue_metrics, glue_names
+from raytrain_nlp.tasks.truncation import FULL, full_lengths
 
 _PROBLEMS = {
     "single_label_classification": lambda config: SingleLabel(config.label_names),

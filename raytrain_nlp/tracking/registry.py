@@ -10,8 +10,8 @@ from typing import Any
 
 from raytrain_nlp.config.cluster import TrackingConfig
 from raytrain_nlp.errors import InputError, Problem, RunError
+from raytrain_nlp.host.scratch import scratch_folder
 from raytrain_nlp.paths import redact
-from raytrain_nlp.scratch import scratch_folder
 from raytrain_nlp.tracking.tracker import default_uri
 
 PIPELINES = {"text-classification": "text-classification", "causal-lm": "text-generation", "masked-lm": "fill-mask"}

@@ -24,7 +24,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from raytrain_nlp.config.cluster import TrackingConfig
 from raytrain_nlp.paths import SECRETS, RunPaths, read_json, redact, write_json
-from raytrain_nlp.remote.places import remote_of
+from raytrain_nlp.storage.locations import remote_of
 from raytrain_nlp.tracking.events import read_events
 
 RUN_TAG = "raytrain_nlp.run_uid"

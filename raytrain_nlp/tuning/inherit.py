@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.checkpoint import store
-from raytrain_nlp.confined import below, part
 from raytrain_nlp.errors import CheckpointError
-from raytrain_nlp.files import fsync_dir, fsync_tree
 from raytrain_nlp.paths import RunPaths
+from raytrain_nlp.storage.atomic import fsync_dir, fsync_tree
+from raytrain_nlp.storage.names import below, part
 
 _GIVEN = "donated"
 _KEPT = 3

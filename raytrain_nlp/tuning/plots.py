@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.config.sweep import SweepJob
-from raytrain_nlp.driver.pictures import draw
-from raytrain_nlp.tuning.book import FAILED, Book, TrialRecord
+from raytrain_nlp.reporting.figures import draw
+from raytrain_nlp.tuning.trial_records import FAILED, Book, TrialRecord
 
 _FEW = 3
 """Trials with a figure that importance takes at least."""

@@ -8,7 +8,7 @@ from raytrain_nlp.config.sweep import Sweep
 from raytrain_nlp.errors import Problem, RaytrainNlpError
 from raytrain_nlp.paths import SweepPaths
 from raytrain_nlp.tracking.tracker import database_folder
-from raytrain_nlp.tuning.book import TrialRecord
+from raytrain_nlp.tuning.trial_records import TrialRecord
 
 
 def check_registration(plan: Sweep) -> list[Problem]:
@@ -22,10 +22,10 @@ def check_registration(plan: Sweep) -> list[Problem]:
 
 def register_best(plan: Sweep, paths: SweepPaths, best: TrialRecord, warn: Callable[[str], None]) -> str | None:
     """A new version of the registered model, merged where it is an adapter. Returns the version; None, with a warning, where MLflow fails."""
-    from raytrain_nlp.driver.export import write_weights
-    from raytrain_nlp.driver.runs import find_run, find_weights
-    from raytrain_nlp.scratch import scratch_folder
+    from raytrain_nlp.host.scratch import scratch_folder
+    from raytrain_nlp.run.saved_run import find_run, find_weights
     from raytrain_nlp.tracking.registry import register_model
+    from raytrain_nlp.verbs.export import write_weights
 
     run = find_run(paths.trial(best.number).run)
     try:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from raytrain_nlp.config.search_space import tie
 from raytrain_nlp.config.sweep import Sweep
-from raytrain_nlp.files import replace_folder, replacing
+from raytrain_nlp.config.sweep.search_space import tie
 from raytrain_nlp.paths import SweepPaths
-from raytrain_nlp.remote.mirror import fetch_tree
-from raytrain_nlp.tuning.book import FAILED, FINISHED, STOPPED, Book, TrialRecord
+from raytrain_nlp.storage.atomic import replace_folder, replacing
+from raytrain_nlp.storage.local_copy import fetch_tree
+from raytrain_nlp.tuning.trial_records import FAILED, FINISHED, STOPPED, Book, TrialRecord
 
 if TYPE_CHECKING:
     import pandas

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from raytrain_nlp.config import TrainJob
-from raytrain_nlp.config.schedulers import Asha, HyperBand, MedianStopping, Pbt
-from raytrain_nlp.config.search_space import SearchKey
 from raytrain_nlp.config.sweep import SweepJob
+from raytrain_nlp.config.sweep.schedulers import Asha, HyperBand, MedianStopping, Pbt
+from raytrain_nlp.config.sweep.search_space import SearchKey
 from raytrain_nlp.errors import InputError, Problem
-from raytrain_nlp.tuning.book import Book
+from raytrain_nlp.tuning.trial_records import Book
 
 LAST = "last"
 """In a result: it is the last one of its trial."""

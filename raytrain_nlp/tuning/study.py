@@ -9,9 +9,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from raytrain_nlp.config.search_space import Point, SearchKey, SearchSpace, grid_points, is_active, ordered
 from raytrain_nlp.config.sweep import SweepJob
-from raytrain_nlp.tuning.book import FAILED, FINISHED, TrialRecord
+from raytrain_nlp.config.sweep.search_space import Point, SearchKey, SearchSpace, grid_points, is_active, ordered
+from raytrain_nlp.tuning.trial_records import FAILED, FINISHED, TrialRecord
 
 _PLAIN = (str, int, float, bool, type(None))
 

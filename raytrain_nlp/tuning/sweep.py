@@ -6,26 +6,26 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from raytrain_nlp.cluster.connection import connect_ahead
+from raytrain_nlp.cluster.resources import need_of, nodes_of_cluster
+from raytrain_nlp.cluster.session import check_workers, environment, is_local
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.config.sweep import Sweep, SweepSource, load_sweep
-from raytrain_nlp.driver.cluster import check_workers, environment, is_local
-from raytrain_nlp.driver.connection import connect_ahead
-from raytrain_nlp.driver.interrupts import at_once, stoppable
-from raytrain_nlp.driver.nodes import need_of, nodes_of_cluster
-from raytrain_nlp.driver.record import RunRecord, check_storage, open_run
-from raytrain_nlp.driver.shared import arrived, carried
-from raytrain_nlp.driver.train import STATUS, prepare
 from raytrain_nlp.errors import InputError, Problem, RunError, Stopped
+from raytrain_nlp.host.signals import at_once, stoppable
 from raytrain_nlp.paths import SweepPaths, read_json
-from raytrain_nlp.remote.mirror import push_tree
-from raytrain_nlp.remote.places import is_remote, local_folder, shown
-from raytrain_nlp.tuning.book import FAILED, Book, TrialRecord
+from raytrain_nlp.run.record import RunRecord, check_storage, open_run
+from raytrain_nlp.run.sync import arrived, carried
+from raytrain_nlp.storage.local_copy import push_tree
+from raytrain_nlp.storage.locations import is_remote, local_folder, shown
+from raytrain_nlp.tuning.concurrency import plan_concurrency, plan_local
 from raytrain_nlp.tuning.observer import SweepObserver
-from raytrain_nlp.tuning.opening import check_name, check_scheduler, check_trials, open_sweep, settle_sweep
-from raytrain_nlp.tuning.planner import plan_concurrency, plan_local
 from raytrain_nlp.tuning.registration import check_registration, register_best
 from raytrain_nlp.tuning.results import SweepResult, counts_of, table_of, write_best, write_table
-from raytrain_nlp.tuning.running import run_trials
+from raytrain_nlp.tuning.sweep_record import check_name, check_scheduler, check_trials, open_sweep, settle_sweep
+from raytrain_nlp.tuning.trial_records import FAILED, Book, TrialRecord
+from raytrain_nlp.tuning.tune_run import run_trials
+from raytrain_nlp.verbs.train import STATUS, prepare
 
 _LOCAL_RAY = {"RAY_worker_maximum_startup_concurrency": "16"}
 """Processes are forked, not booted: many at once cost little. Ray would also warn of more than four times its default."""
@@ -71,7 +71,7 @@ def sweep(
 def _sweep(
     plan: Sweep, chosen: dict[str, Any], paths: SweepPaths, largest: TrainJob, overwrite: bool, verbose: bool, observer: SweepObserver
 ) -> SweepResult:
-    from raytrain_nlp.driver.inputs import find_job_files
+    from raytrain_nlp.planning.inputs import find_job_files
 
     local = is_local()
     observer.stage("looking at the data")
@@ -95,8 +95,8 @@ def _run(
     plan: Sweep, paths: SweepPaths, record: RunRecord, resolved: Any, concurrent: int, scheduler: Any, observer: SweepObserver, text: str, verbose: bool
 ) -> SweepResult:
     """Trials, then what they leave; the record and the tracker learn how it ended, whatever happens."""
+    from raytrain_nlp.tuning.mlflow_runs import Tree
     from raytrain_nlp.tuning.study import Study
-    from raytrain_nlp.tuning.tree import Tree
 
     config = plan.config
     book = Book(paths)

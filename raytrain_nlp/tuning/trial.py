@@ -26,17 +26,17 @@ from typing import Any
 from ray.tune import Trainable
 
 from raytrain_nlp.config import load_job
-from raytrain_nlp.config.search_space import SearchSpace, apply_point
-from raytrain_nlp.driver.fit import Fit, load_libraries
-from raytrain_nlp.driver.observer import Observer
-from raytrain_nlp.driver.train import prepare, run_resolved
+from raytrain_nlp.config.sweep.search_space import SearchSpace, apply_point
 from raytrain_nlp.errors import InputError, RaytrainNlpError
+from raytrain_nlp.launch.fit import Fit, load_libraries
+from raytrain_nlp.launch.worker_pool import Slot
 from raytrain_nlp.paths import TRIAL, RunPaths, cache_dir, read_json
+from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.tracking.events import EventLog
-from raytrain_nlp.tuning.book import FAILED, FINISHED
 from raytrain_nlp.tuning.inherit import Pointer, apply_pointer, donate
 from raytrain_nlp.tuning.schedulers import LAST
-from raytrain_nlp.tuning.slot import Slot
+from raytrain_nlp.tuning.trial_records import FAILED, FINISHED
+from raytrain_nlp.verbs.train import prepare, run_resolved
 
 NUMBER = "trial_number"
 """Beside the searched values in Tune's `config`; pbt copies it with them, so that only the name, which is made of it once, says which trial it is."""
@@ -157,7 +157,7 @@ class Trial(Observer):
         self._results.put({"done": True, "status": FAILED, "reason": reason[:1000], **more})
 
     def _train(self) -> dict[str, float]:
-        from raytrain_nlp.driver.inputs import find_job_files
+        from raytrain_nlp.planning.inputs import find_job_files
 
         storage = Path(self._settings.storage)
         EventLog(self._ready_folder()).write("phase", phase="trial")
@@ -207,9 +207,9 @@ def _load_libraries() -> None:
     import torch  # noqa: F401
     import transformers  # noqa: F401
 
-    import raytrain_nlp.driver.inputs
-    import raytrain_nlp.driver.models
-    import raytrain_nlp.driver.resolve  # noqa: F401
+    import raytrain_nlp.planning.inputs
+    import raytrain_nlp.planning.models
+    import raytrain_nlp.planning.resolve  # noqa: F401
 
     load_libraries()
 

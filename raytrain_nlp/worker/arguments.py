@@ -111,7 +111,7 @@ def apply_deepspeed_environment(use_gpu: bool, timeout_s: float) -> None:
     Must run before `from_pretrained`: `deepspeed.zero.Init` otherwise assumes a world of one. `timeout_s`: how long a rank waits for
     another, also in the groups that DeepSpeed makes besides.
     """
-    from raytrain_nlp.worker.collectives import set_group_timeout
+    from raytrain_nlp.distributed.collectives import set_group_timeout
 
     deepspeed = import_deepspeed()
     if not use_gpu:

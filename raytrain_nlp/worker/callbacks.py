@@ -11,10 +11,10 @@ from typing import Any
 import psutil
 from transformers import TrainerCallback
 
-from raytrain_nlp.modeling.alike import SharedDraws, forget_gradients
+from raytrain_nlp.distributed.device import device_figures
+from raytrain_nlp.modeling.rank_symmetry import SharedDraws, forget_gradients
 from raytrain_nlp.tracking.events import EventLog
-from raytrain_nlp.worker.clock import CLOCK
-from raytrain_nlp.worker.device import device_figures
+from raytrain_nlp.worker.progress import CLOCK
 
 _PROGRESS_S = 0.5
 

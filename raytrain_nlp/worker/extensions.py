@@ -14,12 +14,12 @@ from raytrain_nlp.config import TrainJob
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.tasks.base import Task
 from raytrain_nlp.tracking.events import EventLog
+from raytrain_nlp.trainer.override_check import check_overrides
+from raytrain_nlp.trainer.trainer import build_trainer_class
+from raytrain_nlp.trainer.training_step import Feed
 from raytrain_nlp.user_code import UserObject
 from raytrain_nlp.worker.callbacks import EventCallback
-from raytrain_nlp.worker.overrides import check_overrides
 from raytrain_nlp.worker.spec import WorkerSpec
-from raytrain_nlp.worker.stepping import Feed
-from raytrain_nlp.worker.trainer import build_trainer_class
 
 _FUNCTIONS = ("compute_loss_func", "preprocess_logits_for_metrics")
 """Arguments of `Trainer.__init__` that the section names."""

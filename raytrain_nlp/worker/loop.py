@@ -13,16 +13,16 @@ from raytrain_nlp.checkpoint import store
 from raytrain_nlp.config import TrainJob, load_job
 from raytrain_nlp.config.lora import MERGE
 from raytrain_nlp.data.split import Split, SplitSpec
+from raytrain_nlp.distributed.device import peak_memory, settle_device
 from raytrain_nlp.errors import InputError, NonFiniteLossError, RunError
 from raytrain_nlp.failures import Failure, find_failure
+from raytrain_nlp.host.scratch import scratch_folder
 from raytrain_nlp.paths import RunPaths, read_json, write_json
-from raytrain_nlp.remote.mirror import push
-from raytrain_nlp.remote.places import shown
-from raytrain_nlp.scratch import scratch_folder
+from raytrain_nlp.storage.local_copy import push
+from raytrain_nlp.storage.locations import shown
 from raytrain_nlp.tracking.events import EventLog
-from raytrain_nlp.worker.clock import CLOCK
-from raytrain_nlp.worker.device import peak_memory, settle_device
 from raytrain_nlp.worker.logs import rank_log
+from raytrain_nlp.worker.progress import CLOCK
 from raytrain_nlp.worker.spec import WorkerSpec
 
 
@@ -37,7 +37,7 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
 
 def run_guarded(spec: Any, body: Callable[[Any, RunPaths, str], dict[str, Any]]) -> dict[str, Any]:
     """`body(spec, paths, scratch)` with this rank's log, and its errors as `run_worker` returns them."""
-    from raytrain_nlp.worker.outgoing import errors_of_before
+    from raytrain_nlp.worker.uploads import errors_of_before
 
     settle_device(bool((spec.job.get("workers") or {}).get("use_gpu")))
     paths, rank = RunPaths(spec.storage_path, spec.name), int(os.environ["RANK"])
@@ -92,7 +92,7 @@ def run_body(spec: WorkerSpec, paths: RunPaths, scratch: str, stop_asked: Callab
     Once `stop_asked` says so on any rank, all end before their next step, and the result is `{"stopped": True}`. With
     `{"moved": True}` they have committed a checkpoint, from which other workers are to go on.
     """
-    from raytrain_nlp.worker.outgoing import event_log
+    from raytrain_nlp.worker.uploads import event_log
 
     rank = int(os.environ["RANK"])
     with event_log(paths, spec.driver, rank) as (events, flush):
@@ -104,14 +104,14 @@ def run_body(spec: WorkerSpec, paths: RunPaths, scratch: str, stop_asked: Callab
 def _run_rank(
     spec: WorkerSpec, paths: RunPaths, scratch: str, stop_asked: Callable[[], bool], events: EventLog, flush: Callable[[], None]
 ) -> dict[str, Any]:
-    from raytrain_nlp.worker.agreement import Agreement
-    from raytrain_nlp.worker.collectives import gather_objects
-    from raytrain_nlp.worker.ending import letting_go
-    from raytrain_nlp.worker.loader import find_row
-    from raytrain_nlp.worker.notice import noticed
-    from raytrain_nlp.worker.position import read_position
-    from raytrain_nlp.worker.shared_folder import check_shared
-    from raytrain_nlp.worker.watch import watched
+    from raytrain_nlp.distributed.collectives import gather_objects
+    from raytrain_nlp.distributed.consensus import Agreement
+    from raytrain_nlp.trainer.loader import find_row
+    from raytrain_nlp.trainer.resume_position import read_position
+    from raytrain_nlp.worker.cleanup import letting_go
+    from raytrain_nlp.worker.folder_check import check_shared
+    from raytrain_nlp.worker.preemption import noticed
+    from raytrain_nlp.worker.slow_steps import watched
 
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     whole = load_job(spec.job)
@@ -144,7 +144,7 @@ def _run_rank(
 
 
 def _build_commits(paths: RunPaths, job: TrainJob, events: EventLog, rank: int, flush: Callable[[], None]) -> Any:
-    from raytrain_nlp.worker.commits import build_commits
+    from raytrain_nlp.checkpoint.commit import build_commits
 
     def told(step: int, seconds: float) -> None:
         events.write("checkpoint", step=step, seconds=round(seconds, 3))
@@ -157,7 +157,7 @@ def _differences(before: dict[str, str], now: dict[str, str]) -> str:
 
 
 def _announce(events: EventLog, start: int, world_size: int) -> None:
-    from raytrain_nlp.worker.collectives import gather_objects
+    from raytrain_nlp.distributed.collectives import gather_objects
 
     pids = gather_objects(os.getpid())
     events.write("resume" if start else "start", step=start, world_size=world_size, pids=pids)
@@ -169,7 +169,7 @@ def _load_libraries(job: TrainJob) -> None:
     import transformers  # noqa: F401
 
     import raytrain_nlp.data.feed
-    import raytrain_nlp.worker.trainer  # noqa: F401
+    import raytrain_nlp.trainer.trainer  # noqa: F401
     from raytrain_nlp.worker.arguments import import_deepspeed
 
     if job.deepspeed.enabled:
@@ -180,8 +180,8 @@ def _load_libraries(job: TrainJob) -> None:
 
 def _build_loaders(spec: WorkerSpec, job: TrainJob, start: int, world_size: int, rank: int, spread: int) -> tuple[Any, Any]:
     """Training and evaluation; where fewer ranks evaluate than planned, each takes its part of a batch in so many parts."""
-    from raytrain_nlp.worker.loader import EvalLoader, TrainLoader
-    from raytrain_nlp.worker.rows import PlanRows
+    from raytrain_nlp.trainer.loader import EvalLoader, TrainLoader
+    from raytrain_nlp.trainer.user_rows import PlanRows
 
     common = {"world_size": world_size, "rank": rank, "cpus": job.data.feed_cpus_per_worker}
     accumulation = job.gradient_accumulation_steps
@@ -202,18 +202,18 @@ def _build_trainer(
     import torch
     from transformers import PrinterCallback, set_seed
 
-    from raytrain_nlp.modeling.alike import SharedDraws
+    from raytrain_nlp.checkpoint.checkpointer import Checkpointer
     from raytrain_nlp.modeling.facts import fit_generation
+    from raytrain_nlp.modeling.rank_symmetry import SharedDraws
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
     from raytrain_nlp.tasks import build_task
+    from raytrain_nlp.trainer.metrics import Figures
+    from raytrain_nlp.trainer.training_step import Feed
+    from raytrain_nlp.trainer.user_rows import PlanRows, RowsReader
     from raytrain_nlp.worker.arguments import apply_deepspeed_environment, build_arguments
     from raytrain_nlp.worker.callbacks import ClockCallback, LayerdropCallback
-    from raytrain_nlp.worker.checkpointer import Checkpointer
     from raytrain_nlp.worker.extensions import build_callbacks, build_trainer, find_user_function
-    from raytrain_nlp.worker.metrics import Figures
     from raytrain_nlp.worker.offload import find_cpu_adam, offloads_optimizer, optimizer_threads
-    from raytrain_nlp.worker.rows import PlanRows, RowsReader
-    from raytrain_nlp.worker.stepping import Feed
 
     if job.deepspeed.enabled:
         apply_deepspeed_environment(job.workers.use_gpu, job.arguments().get("ddp_timeout", 1800))
@@ -271,8 +271,8 @@ def _load_model(spec: WorkerSpec, job: TrainJob, paths: RunPaths, arguments: Any
 
 def _finish(trainer: Any, job: TrainJob, paths: RunPaths, world_size: int, spec: WorkerSpec) -> dict[str, Any]:
     """Figures of the weights that are exported, and the export."""
-    from raytrain_nlp.worker.metrics import write_generated
-    from raytrain_nlp.worker.outgoing import send_results
+    from raytrain_nlp.trainer.metrics import write_generated
+    from raytrain_nlp.worker.uploads import send_results
 
     generates = getattr(trainer.args, "predict_with_generate", False)
     state = trainer.state

@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from raytrain_nlp.worker.collectives import gather_objects
-from raytrain_nlp.worker.device import uses_gpu
+from raytrain_nlp.distributed.collectives import gather_objects
+from raytrain_nlp.distributed.device import uses_gpu
 
 _ADAM = ("adamw_torch", "adamw_torch_fused")
 """Of `TrainingArguments.optim`, what DeepSpeed's Adam stands for."""

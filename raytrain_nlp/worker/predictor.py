@@ -20,17 +20,17 @@ import numpy as np
 import pyarrow as pa
 
 from raytrain_nlp.config import load_job
-from raytrain_nlp.data.outputs import BAD, open_output, part_name, to_table
-from raytrain_nlp.data.readers import BadRow, Row, read_rows
-from raytrain_nlp.data.sources import Piece
+from raytrain_nlp.data.prediction_files import BAD, open_output, part_name, to_table
+from raytrain_nlp.data.reading.readers import BadRow, Row, read_rows
+from raytrain_nlp.data.reading.sources import Piece
+from raytrain_nlp.distributed.device import settle_device
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.failures import told_plainly
-from raytrain_nlp.remote.mirror import fetch_tree
+from raytrain_nlp.storage.local_copy import fetch_tree
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import CollateContext, Columns, Lengths
-from raytrain_nlp.tasks.cutting import FULL
+from raytrain_nlp.tasks.truncation import FULL
 from raytrain_nlp.user_code import UserObject, describe
-from raytrain_nlp.worker.device import settle_device
 
 ERROR = "error"
 """Column that says why a row has no prediction."""

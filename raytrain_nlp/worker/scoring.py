@@ -10,9 +10,9 @@ from typing import Any
 
 from raytrain_nlp.config import TrainJob, load_job
 from raytrain_nlp.data.split import Split, SplitSpec
-from raytrain_nlp.files import replacing
 from raytrain_nlp.paths import RunPaths
-from raytrain_nlp.remote.mirror import fetch_tree, push
+from raytrain_nlp.storage.atomic import replacing
+from raytrain_nlp.storage.local_copy import fetch_tree, push
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.worker.loop import run_guarded
 
@@ -67,13 +67,13 @@ def _build_trainer(spec: ScoringSpec, job: TrainJob, paths: RunPaths, scratch: s
     from raytrain_nlp.modeling.load import load_trained
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
     from raytrain_nlp.tasks import build_task
+    from raytrain_nlp.trainer.loader import EvalLoader
+    from raytrain_nlp.trainer.metrics import Figures
+    from raytrain_nlp.trainer.training_step import Feed
+    from raytrain_nlp.trainer.user_rows import PlanRows, RowsReader
     from raytrain_nlp.worker.arguments import apply_deepspeed_environment, build_arguments
     from raytrain_nlp.worker.callbacks import EvalProgress
     from raytrain_nlp.worker.extensions import build_trainer, find_user_function
-    from raytrain_nlp.worker.loader import EvalLoader
-    from raytrain_nlp.worker.metrics import Figures
-    from raytrain_nlp.worker.rows import PlanRows, RowsReader
-    from raytrain_nlp.worker.stepping import Feed
 
     if job.deepspeed.enabled:
         apply_deepspeed_environment(job.workers.use_gpu, job.arguments().get("ddp_timeout", 1800))

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from support import events, losses, recorded_rows, tiny_job, write_rows
 
 import raytrain_nlp
-from raytrain_nlp.driver import elastic
+from raytrain_nlp.launch import elastic
 
 STEPS, ROWS = 14, 100
 KINDS = [(3, "full"), (3, "lora"), (2, "full"), (1, "full"), (0, "full")]

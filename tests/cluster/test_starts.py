@@ -25,11 +25,11 @@ _LIMIT_S = 900
 _DRIVER = """
 import sys
 from raytrain_nlp.config import load_job
-from raytrain_nlp.driver.connection import connect_ahead
-from raytrain_nlp.driver.inputs import find_job_files
-from raytrain_nlp.driver.fit import load_libraries
-from raytrain_nlp.driver.observer import Observer
-from raytrain_nlp.driver.train import prepare
+from raytrain_nlp.cluster.connection import connect_ahead
+from raytrain_nlp.planning.inputs import find_job_files
+from raytrain_nlp.launch.fit import load_libraries
+from raytrain_nlp.run.observer import Observer
+from raytrain_nlp.verbs.train import prepare
 from pathlib import Path
 
 job = load_job(sys.argv[1])

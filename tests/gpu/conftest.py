@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from raytrain_nlp import devices
+from raytrain_nlp.host import devices
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,8 +29,8 @@ def train_on_gpu() -> Iterator[Callable[..., Any]]:
     import ray
 
     import raytrain_nlp
-    from raytrain_nlp.tuning.desk import open_desk
-    from raytrain_nlp.tuning.slot import Slot
+    from raytrain_nlp.launch.worker_pool import Slot
+    from raytrain_nlp.tuning.mailbox import open_desk
 
     deterministic = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
     with mock.patch.dict(os.environ, deterministic):
@@ -45,7 +45,7 @@ def train_on_gpu() -> Iterator[Callable[..., Any]]:
                 return slot.turn()(job, spec, paths)
 
         def train(job: Any, **arguments: Any) -> Any:
-            with mock.patch("raytrain_nlp.driver.train.Fit", Fit):
+            with mock.patch("raytrain_nlp.verbs.train.Fit", Fit):
                 return raytrain_nlp.train(job, **arguments)
 
         yield train

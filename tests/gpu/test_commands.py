@@ -11,8 +11,8 @@ import pytest
 import support
 
 import raytrain_nlp
-from raytrain_nlp import devices
 from raytrain_nlp.errors import InputError
+from raytrain_nlp.host import devices
 
 JOBS = Path(__file__).parents[2] / "jobs"
 SHORT = ["--set", "training.max_steps=6", "--set", "training.logging_steps=1", "--set", "training.eval_strategy=no", "--set", "training.save_strategy=no"]

@@ -149,8 +149,8 @@ def _note(entry):
 
 _PATCHES = {
     "torch.cuda": _patch_cuda,
-    "raytrain_nlp.devices": _patch_devices,
-    "raytrain_nlp.worker.trainer": _patch_trainer, "raytrain_nlp.checkpoint.store": _patch_store, "raytrain_nlp.worker.predictor": _patch_predictor,
+    "raytrain_nlp.host.devices": _patch_devices,
+    "raytrain_nlp.trainer.trainer": _patch_trainer, "raytrain_nlp.checkpoint.store": _patch_store, "raytrain_nlp.worker.predictor": _patch_predictor,
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from raytrain_nlp.data import builtin
 from raytrain_nlp.data.builtin import BUILTINS, build_builtin
-from raytrain_nlp.data.prose import key_of
+from raytrain_nlp.data.builtin.prose import key_of
 
 OWN_NAMES = {
     "numpy": "numpy|np", "pandas": "pandas|pd", "torch": "torch|pytorch", "scikit-learn": "scikit-learn|scikit learn|sklearn",

@@ -20,15 +20,16 @@ import torch
 
 from raytrain_nlp.config import load_job
 from raytrain_nlp.data.split import Split
-from raytrain_nlp.driver.inputs import find_job_files
-from raytrain_nlp.driver.resolve import resolve
+from raytrain_nlp.distributed.consensus import Agreement
 from raytrain_nlp.modeling.export import export_model
 from raytrain_nlp.modeling.facts import find_positions
 from raytrain_nlp.paths import RunPaths
+from raytrain_nlp.planning.inputs import find_job_files
+from raytrain_nlp.planning.resolve import resolve
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tracking.events import EventLog
-from raytrain_nlp.worker import loader, loop
-from raytrain_nlp.worker.agreement import Agreement
+from raytrain_nlp.trainer import loader
+from raytrain_nlp.worker import loop
 
 _BASE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 40}
 _LLAMA = {**_BASE, "num_key_value_heads": 2, "head_dim": 16}

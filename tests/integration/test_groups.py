@@ -6,7 +6,7 @@ from typing import Any
 
 from support import wait_until
 
-from raytrain_nlp.driver.groups import free_groups_of, free_orphans
+from raytrain_nlp.cluster.placement_groups import free_groups_of, free_orphans
 
 
 def test_only_what_dead_controllers_placed_is_freed(shared_ray: Any) -> None:

@@ -36,8 +36,8 @@ import json, sys
 import torch
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-from raytrain_nlp.data.hub import find_dataset_files
-from raytrain_nlp.data.sources import find_files, open_source
+from raytrain_nlp.data.reading.hub_datasets import find_dataset_files
+from raytrain_nlp.data.reading.sources import find_files, open_source
 from raytrain_nlp.errors import InputError
 
 torch.set_num_threads(1)

@@ -11,7 +11,7 @@ import pytest
 from support import tiny_job
 
 import raytrain_nlp
-from raytrain_nlp.driver.runs import find_run
+from raytrain_nlp.run.saved_run import find_run
 
 GOOD, BAD = "good fine nice good", "bad poor awful bad"
 

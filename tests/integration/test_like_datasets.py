@@ -14,7 +14,7 @@ import pyarrow.parquet as parquet
 import pytest
 from row_files import read
 
-from raytrain_nlp.data.readers import BadRow
+from raytrain_nlp.data.reading.readers import BadRow
 
 ROWS = [{"text": "plain", "label": 0}, {"text": 'a "b" c', "label": 1}, {"text": "snö 中文 € \U0001f40d", "label": 0}, {"text": "two\nlines, a\ttab", "label": 1}]
 

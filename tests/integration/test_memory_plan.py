@@ -14,9 +14,9 @@ from support import plain_job, write_rows
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, LlamaConfig
 
 import raytrain_nlp
-from raytrain_nlp import devices
-from raytrain_nlp.driver.shapes import checkpoint_activations
-from raytrain_nlp.modeling.trace import trace_step
+from raytrain_nlp.host import devices
+from raytrain_nlp.memory.activations import trace_step
+from raytrain_nlp.memory.widest_batch import checkpoint_activations
 
 LLAMA = {
     "8B": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8},
@@ -156,7 +156,7 @@ def test_a_step_that_cannot_be_traced_is_told(folder: Path, monkeypatch: pytest.
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("a tensor without values has no item")
 
-    monkeypatch.setattr("raytrain_nlp.driver.memory.trace_step", refuse)
+    monkeypatch.setattr("raytrain_nlp.memory.planner.trace_step", refuse)
     job = plain_job(folder, "short", **GPU, model={"config": {"model_type": "bert", "hidden_size": 32, "num_attention_heads": 2}})
     memory = raytrain_nlp.check(job).memory
     assert memory.note == "a tensor without values has no item" and memory.parts["activations"] == 0 and memory.available is None and memory.fits is None

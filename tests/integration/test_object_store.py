@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from row_files import FORMATS, jsonl_of, odd_lines, problem, values
 
-from raytrain_nlp.data import sources
-from raytrain_nlp.data.sources import find_files, fingerprint_files
+from raytrain_nlp.data.reading import sources
+from raytrain_nlp.data.reading.sources import find_files, fingerprint_files
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from raytrain_nlp.config.language import CausalLm
-from raytrain_nlp.driver.models import keeps_documents_apart
+from raytrain_nlp.config.tasks.language import CausalLm
+from raytrain_nlp.planning.models import keeps_documents_apart
 from raytrain_nlp.tasks import build_task
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50, "intermediate_size": 32, "max_position_embeddings": 64}

@@ -15,7 +15,7 @@ from support import run_cli, start_cli, tiny_job, wait_until, write_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import raytrain_nlp
-from raytrain_nlp.driver.predict import CHUNK_ROWS
+from raytrain_nlp.verbs.predict import CHUNK_ROWS
 
 ROWS = 1_003
 

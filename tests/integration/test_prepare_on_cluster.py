@@ -12,11 +12,11 @@ from support import tiny_job, write_rows
 
 def test_ray_data_and_the_driver_prepare_the_same(shared_ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from raytrain_nlp.config import load_job
-    from raytrain_nlp.data import sources
+    from raytrain_nlp.data.reading import sources
     from raytrain_nlp.data.shards import TokenStore
-    from raytrain_nlp.driver.inputs import find_job_files
-    from raytrain_nlp.driver.mapping import map_on_cluster
-    from raytrain_nlp.driver.resolve import resolve
+    from raytrain_nlp.launch.parallel_map import map_on_cluster
+    from raytrain_nlp.planning.inputs import find_job_files
+    from raytrain_nlp.planning.resolve import resolve
 
     monkeypatch.setattr(sources, "PIECE_BYTES", 4_000)  # a dozen pieces
     write_rows(tmp_path / "train.jsonl", 500)

@@ -11,12 +11,12 @@ import pytest
 from object_store import ObjectStore
 
 from raytrain_nlp.checkpoint import store
-from raytrain_nlp.driver.lease import held
+from raytrain_nlp.checkpoint.commit import Commits, build_commits
 from raytrain_nlp.errors import InputError, StorageError
-from raytrain_nlp.remote import mirror, places
-from raytrain_nlp.remote import objects as objects_of
-from raytrain_nlp.remote.objects import Objects
-from raytrain_nlp.worker.commits import Commits, build_commits
+from raytrain_nlp.run.lease import held
+from raytrain_nlp.storage import bucket as objects_of
+from raytrain_nlp.storage import local_copy, locations
+from raytrain_nlp.storage.bucket import Objects
 
 
 @pytest.fixture
@@ -24,21 +24,21 @@ def place(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     """The local place of a folder in the bucket, on a node of its own."""
     for name, value in object_store.environment.items():
         monkeypatch.setenv(name, value)
-    return places.local_folder(f"s3://bucket/{tmp_path.name}", tmp_path)
+    return locations.local_folder(f"s3://bucket/{tmp_path.name}", tmp_path)
 
 
 def test_a_place_tells_its_address(tmp_path: Path) -> None:
-    place = places.local_folder("s3://bucket/a/b/", tmp_path)
-    assert places.remote_of(place / "c.json") == "s3://bucket/a/b/c.json" and places.base_of(place) == tmp_path
-    assert places.remote_of(tmp_path) is None and places.local_folder(str(tmp_path)) == tmp_path
-    assert places.shown(place) == "s3://bucket/a/b" and places.shown(tmp_path) == str(tmp_path)
+    place = locations.local_folder("s3://bucket/a/b/", tmp_path)
+    assert locations.remote_of(place / "c.json") == "s3://bucket/a/b/c.json" and locations.base_of(place) == tmp_path
+    assert locations.remote_of(tmp_path) is None and locations.local_folder(str(tmp_path)) == tmp_path
+    assert locations.shown(place) == "s3://bucket/a/b" and locations.shown(tmp_path) == str(tmp_path)
 
 
 def test_second_driver_on_another_host_is_refused(place: Path, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     lease = place / "driver.json"
     with held(lease):
         monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
-        with pytest.raises(InputError, match=f"another driver is writing the run .* {places.shown(place)}"), held(lease):
+        with pytest.raises(InputError, match=f"another driver is writing the run .* {locations.shown(place)}"), held(lease):
             pass
     assert not object_store.objects("bucket", f"{place.name}/")
     with held(lease):
@@ -51,10 +51,10 @@ def test_writes_that_fail_are_tried_again_and_told_in_the_end(place: Path, objec
     object_store.behave(failing=0.5)
     before = object_store.requests()["failed"]
     for number in range(8):
-        mirror.push(file, to=place / str(number))
+        local_copy.push(file, to=place / str(number))
     object_store.behave(failing=1.0)
     with pytest.raises(StorageError, match="s3://bucket cannot write"):
-        mirror.push(file, patience=1, to=place / "never")
+        local_copy.push(file, patience=1, to=place / "never")
     object_store.behave()
     assert object_store.requests()["failed"] > before
     assert set(object_store.objects("bucket", f"{place.name}/").values()) == {b"content"}
@@ -66,28 +66,28 @@ def test_a_large_file_travels_in_parts_that_fail(place: Path, object_store: Obje
     (tmp_path / "large").write_bytes(content)
     object_store.behave(failing=0.5)
     before = object_store.requests()
-    mirror.push(tmp_path / "large", to=place / "large")
+    local_copy.push(tmp_path / "large", to=place / "large")
     object_store.behave()
     made = {key: value - before[key] for key, value in object_store.requests().items()}
     assert made["failed"] and made["all"] - made["failed"] >= 5
-    mirror.fetch(place / "large")
+    local_copy.fetch(place / "large")
     assert (place / "large").read_bytes() == content
-    mirror.delete([place / "large"])
+    local_copy.delete([place / "large"])
 
 
 def test_trees_travel_whole_and_only_what_is_missing(place: Path, object_store: ObjectStore, tmp_path: Path) -> None:
     for name in ("a", "b/c", "manifest.json"):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_text(name)
-    mirror.push_tree(place, last="manifest.json")
+    local_copy.push_tree(place, last="manifest.json")
     requests = object_store.requests()["all"]
-    mirror.push_tree(place, last="manifest.json")
+    local_copy.push_tree(place, last="manifest.json")
     assert object_store.requests()["all"] == requests + 1  # it looks, and sends nothing
-    other = places.local_folder(places.shown(place), tmp_path / "other")
-    mirror.fetch_tree(other)
+    other = locations.local_folder(locations.shown(place), tmp_path / "other")
+    local_copy.fetch_tree(other)
     assert {str(path.relative_to(other)): path.read_text() for path in other.rglob("*") if path.is_file()} == {name: name for name in ("a", "b/c", "manifest.json")}
-    mirror.delete_tree(place, first="manifest.json")
-    assert not mirror.list_tree(place) and not mirror.refetch(other / "a") and not (other / "a").exists()
+    local_copy.delete_tree(place, first="manifest.json")
+    assert not local_copy.list_tree(place) and not local_copy.refetch(other / "a") and not (other / "a").exists()
 
 
 OF_ALL = ["latest", "scheduler.state", "trainer_state.json"]
@@ -113,14 +113,14 @@ def test_a_node_copies_what_its_ranks_read(place: Path, tmp_path: Path, monkeypa
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(path.name)
     store.commit(place, staging, store.Manifest(5, 12, 3, "data", {}, store.describe_files(staging, paths)))
-    mirror.push_tree(place)
-    other = places.local_folder(places.shown(place), tmp_path / "other")
+    local_copy.push_tree(place)
+    other = locations.local_folder(locations.shown(place), tmp_path / "other")
     mine = {*OF_ALL, *(name.format(1) for name in OF_EACH)}
     found = commits_of(other, monkeypatch, 1, 12).find(pytest.fail)
     assert found.path == other / "checkpoint-5" and copies(found.path) == mine
     (found.path / "latest").write_text("LATEST")
     assert commits_of(other, monkeypatch, 1, 12).damage(found) is None and (found.path / "latest").read_text() == "latest"
-    mirror.write_marker(found.path / "rng-1.state", "RNG-1")
+    local_copy.write_marker(found.path / "rng-1.state", "RNG-1")
     (found.path / "rng-1.state").unlink()
     assert commits_of(other, monkeypatch, 1, 12).damage(found) == "rng-1.state has 5 bytes instead of 11"
     assert commits_of(other, monkeypatch, 0, 12).damage(found) is None
@@ -128,13 +128,13 @@ def test_a_node_copies_what_its_ranks_read(place: Path, tmp_path: Path, monkeypa
 
 
 def test_who_leaves_last_removes_the_copies(place: Path) -> None:
-    with places.in_use(place):
-        with places.in_use(place):
+    with locations.in_use(place):
+        with locations.in_use(place):
             place.mkdir(parents=True)
             (place / "copy").touch()
         assert (place / "copy").exists()
     assert not place.exists()
-    with pytest.raises(StorageError), places.in_use(place):
+    with pytest.raises(StorageError), locations.in_use(place):
         place.mkdir(parents=True)
         (place / "unsent").touch()
         raise StorageError("the storage is away")
@@ -142,13 +142,13 @@ def test_who_leaves_last_removes_the_copies(place: Path) -> None:
 
 
 def test_a_file_that_could_not_be_read_leaves_nothing(place: Path, object_store: ObjectStore) -> None:
-    assert not mirror.fetch(place / "nothing") and not place.exists() or not any(place.iterdir())
+    assert not local_copy.fetch(place / "nothing") and not place.exists() or not any(place.iterdir())
 
 
 def test_an_object_is_made_once(place: Path, object_store: ObjectStore) -> None:
     """Also where the answer to the request that made it is lost, and the next try finds it there."""
     objects = Objects("s3://bucket")
-    assert objects.has_conditions() and mirror.has_conditions(place)
+    assert objects.has_conditions() and local_copy.has_conditions(place)
     assert objects.create(b"first", f"{place.name}/a") and not objects.create(b"second", f"{place.name}/a")
     object_store.behave(failing=0.5)
     for number in range(8):
@@ -175,9 +175,9 @@ def test_keys_of_others_are_never_paths_here(place: Path, object_store: ObjectSt
     found = object_store.objects("bucket", f"{place.name}/")
     assert key in found, "the server has made another name of it"
     with pytest.raises(StorageError, match="a name in it"):
-        mirror.fetch_tree(place)
+        local_copy.fetch_tree(place)
     assert not place.exists() and not (place.parent / "escaped").exists()
-    mirror.delete_tree(place)
+    local_copy.delete_tree(place)
     assert not object_store.objects("bucket", f"{place.name}/") and objects.find(place.name) == {}
 
 
@@ -185,11 +185,11 @@ def test_objects_that_stand_for_folders_and_odd_names(place: Path, object_store:
     client = object_store.client()
     for name in ("", "sub/", "sub/deep/", "sub/a", "sub/*", "sub/a?", "sub/[a]", "sub/ä 😀", "sub/%41", "sub/a+b", "empty"):
         client.put_object(Bucket="bucket", Key=f"{place.name}/{name}", Body=b"" if name.endswith("/") or name == "empty" else name.encode())
-    mirror.fetch_tree(place)
+    local_copy.fetch_tree(place)
     assert {str(path.relative_to(place)): path.read_bytes().decode() for path in place.rglob("*") if path.is_file()} == {
         **{name: name for name in ("sub/a", "sub/*", "sub/a?", "sub/[a]", "sub/ä 😀", "sub/%41", "sub/a+b")}, "empty": ""
     }  # fmt: skip
-    mirror.delete([place / "sub" / "*"])  # a name, not a pattern
-    assert {*mirror.list_tree(place)} == {"sub/a", "sub/a?", "sub/[a]", "sub/ä 😀", "sub/%41", "sub/a+b", "empty"}
-    mirror.delete_tree(place)
-    assert mirror.list_tree(place) == {}
+    local_copy.delete([place / "sub" / "*"])  # a name, not a pattern
+    assert {*local_copy.list_tree(place)} == {"sub/a", "sub/a?", "sub/[a]", "sub/ä 😀", "sub/%41", "sub/a+b", "empty"}
+    local_copy.delete_tree(place)
+    assert local_copy.list_tree(place) == {}

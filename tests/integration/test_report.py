@@ -11,8 +11,8 @@ import pytest
 from support import plain_job
 
 import raytrain_nlp
-from raytrain_nlp.driver.history import read_history
-from raytrain_nlp.driver.runs import find_run
+from raytrain_nlp.reporting.history import read_history
+from raytrain_nlp.run.saved_run import find_run
 
 
 def write_run(folder: Path, name: str, steps: int = 30, resumed_at: int | None = None, **record: Any) -> Path:

@@ -11,7 +11,7 @@ from object_store import ObjectStore
 from support import tiny_job, write_rows
 
 import raytrain_nlp
-from raytrain_nlp.remote.places import local_folder
+from raytrain_nlp.storage.locations import local_folder
 
 URL = "s3://bucket/plain"
 

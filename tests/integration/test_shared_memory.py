@@ -19,12 +19,12 @@ def _gradients(world: int, round_: int, buckets: list[int]) -> list[list[torch.T
 
 
 def _rank(rank: int, world: int, rounds: list[list[int]], folder: str) -> None:
-    from raytrain_nlp.worker import shared_memory
+    from raytrain_nlp.cpu import gradient_mean
 
-    shared_memory._WINDOW_BYTES, shared_memory._BLOCK = 4096, 100  # several windows, several blocks in each
+    gradient_mean._WINDOW_BYTES, gradient_mean._BLOCK = 4096, 100  # several windows, several blocks in each
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    assert shared_memory._can_share()
-    state = shared_memory.SharedMean()
+    assert gradient_mean._can_share()
+    state = gradient_mean.SharedMean()
     made = []
     for round_, buckets in enumerate(rounds):
         mine = _gradients(world, round_, buckets)[rank]

@@ -180,7 +180,7 @@ def test_masked_lm(shared_ray: Any, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForMaskedLM, default_data_collator
 
-    from raytrain_nlp.config.language import MaskedLm
+    from raytrain_nlp.config.tasks.language import MaskedLm
     from raytrain_nlp.tasks import build_task
     from raytrain_nlp.tasks.base import CollateContext, Lengths, Place
 

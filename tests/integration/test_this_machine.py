@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raytrain_nlp.driver import doctor
+from raytrain_nlp.verbs import doctor
 
 
 def test_this_machine_can_run_the_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

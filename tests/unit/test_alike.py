@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from raytrain_nlp.modeling.alike import SharedDraws, apply_experts, forget_gradients
+from raytrain_nlp.modeling.rank_symmetry import SharedDraws, apply_experts, forget_gradients
 
 
 class Stack(nn.Module):

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import support
 
-from raytrain_nlp import devices
+from raytrain_nlp.cluster import auto, kuberay, targets
+from raytrain_nlp.cluster.cluster_file import place_of_file
+from raytrain_nlp.cluster.session import check_workers
 from raytrain_nlp.config import load_job, public_values
-from raytrain_nlp.config.choices import choices_of, without_values
+from raytrain_nlp.config.auto import choices_of, without_values
 from raytrain_nlp.config.sweep import load_sweep
-from raytrain_nlp.driver import auto, kuberay, place
-from raytrain_nlp.driver.cluster import check_workers
-from raytrain_nlp.driver.cluster_file import place_of_file
-from raytrain_nlp.driver.record import check_name, open_run
 from raytrain_nlp.errors import InputError
+from raytrain_nlp.host import devices
 from raytrain_nlp.paths import RunPaths, read_json
-from raytrain_nlp.tuning.opening import settle_sweep
+from raytrain_nlp.run.record import check_name, open_run
+from raytrain_nlp.tuning.sweep_record import settle_sweep
 
 H200, V100 = devices.Gpu("NVIDIA H200", 150_000_000_000, True), devices.Gpu("Tesla V100", 32_000_000_000, False)
 
@@ -32,8 +32,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(devices, "torch_without_gpu", lambda: False)
         monkeypatch.setattr("os.cpu_count", lambda: cpus)
 
-    monkeypatch.setattr(place, "is_local", lambda: True)
-    monkeypatch.setattr("raytrain_nlp.driver.cluster.is_local", lambda: True)
+    monkeypatch.setattr(targets, "is_local", lambda: True)
+    monkeypatch.setattr("raytrain_nlp.cluster.session.is_local", lambda: True)
     return have
 
 
@@ -156,7 +156,7 @@ NODES = [{"CPU": 8.0}, {"CPU": 48.0, "GPU": 4.0, "accelerator_type:A100": 1.0}, 
     ],
 )
 def test_what_a_cluster_decides(nodes: list, workers: dict, found: tuple) -> None:
-    settled = auto.settled(job(workers=workers), find=lambda: place.place_of("the cluster", nodes))
+    settled = auto.settled(job(workers=workers), find=lambda: targets.place_of("the cluster", nodes))
     assert (settled.job.workers.num_workers, settled.job.workers.use_gpu, bool(settled.job.arguments().get("bf16"))) == found
 
 
@@ -217,7 +217,7 @@ def test_a_lone_worker_may_share_its_gpu_and_attention_that_is_there_is_taken() 
 )  # fmt: skip
 def test_a_translated_command_trains_in_its_own_precision(flags: str, bf16: bool | None, tmp_path: Path, machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A script trains in fp32 unless it is told otherwise; so does its job, on a GPU that has bf16."""
-    from raytrain_nlp.config.from_hf import from_hf
+    from raytrain_nlp.cli.from_hf.convert import from_hf
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2}, "fp16": {"enabled": true}}')

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from raytrain_nlp.config import load_job
-from raytrain_nlp.driver import elastic
-from raytrain_nlp.driver.elastic import ElasticFit
-from raytrain_nlp.driver.observer import Observer, followed
 from raytrain_nlp.errors import StorageError
+from raytrain_nlp.launch import elastic
+from raytrain_nlp.launch.elastic import ElasticFit
 from raytrain_nlp.paths import RunPaths, read_json
-from raytrain_nlp.remote import courier
-from raytrain_nlp.remote.courier import Courier
+from raytrain_nlp.run.observer import Observer, followed
+from raytrain_nlp.storage import uploader
+from raytrain_nlp.storage.uploader import Courier
 from raytrain_nlp.tracking.events import EventLog
 
 ERRORS = [OSError(28, "No space left on device"), sqlite3.OperationalError("database is locked"), StorageError("s3://b does not answer"), KeyError("x")]
@@ -54,7 +54,7 @@ def test_a_courier_outlives_what_its_node_or_the_storage_raises(error: Exception
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_what_cannot_be_carried_at_the_end_is_raised_as_one_kind(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(courier, "_PAUSE_S", 0.01, raising=False)
+    monkeypatch.setattr(uploader, "_PAUSE_S", 0.01, raising=False)
     carry, calls = failing(error, 1_000)
     with pytest.raises(StorageError, match="No space|locked|does not answer|KeyError"), Courier(carry, lambda line: None, every_s=60):
         pass
@@ -149,18 +149,17 @@ def test_a_private_part_of_ray_that_was_renamed_is_told_once(monkeypatch: pytest
     import ray
     from ray._private import state
 
-    from raytrain_nlp.cluster import draining
-    from raytrain_nlp.driver import nodes, room
+    from raytrain_nlp.cluster import capacity, preemption, resources
 
     class Renamed:
         pass
 
-    monkeypatch.setattr("raytrain_nlp.once._said", set())
+    monkeypatch.setattr("raytrain_nlp.host.once._said", set())
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(state, "state", Renamed())
     monkeypatch.delattr("ray._raylet.GcsClient")
     for _ in range(3):
-        assert draining.draining_nodes() == {} and nodes._reported() is None and room._is_refused(None) is False
+        assert preemption.draining_nodes() == {} and resources._reported() is None and capacity._is_refused(None) is False
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3 and all(f"Ray {ray.__version__} has changed" in line for line in lines)
     assert "nodes that are to go are not noticed" in lines[0] and "autoscaler reports" in lines[1] and "start_timeout_s" in lines[2]
@@ -170,13 +169,13 @@ def test_a_head_that_is_away_is_no_news(monkeypatch: pytest.MonkeyPatch, capsys:
     import ray
     from ray._private import state
 
-    from raytrain_nlp.cluster.draining import draining_nodes
+    from raytrain_nlp.cluster.preemption import draining_nodes
 
     class Away:
         def get_draining_nodes(self) -> dict[str, int]:
             raise ray.exceptions.RaySystemError("gone")
 
-    monkeypatch.setattr("raytrain_nlp.once._said", set())
+    monkeypatch.setattr("raytrain_nlp.host.once._said", set())
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(state, "state", Away())
     assert draining_nodes() == {} and not capsys.readouterr().err

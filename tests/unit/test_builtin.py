@@ -10,10 +10,10 @@ from support import TINY
 from raytrain_nlp.config import load_job
 from raytrain_nlp.data import builtin
 from raytrain_nlp.data.builtin import BUILTINS, builtin_fingerprint
-from raytrain_nlp.data.python_docs import _documents_of, _new_paragraphs
-from raytrain_nlp.data.summaries import _row_of
-from raytrain_nlp.driver.inputs import find_job_files
+from raytrain_nlp.data.builtin.python_docs import _documents_of, _new_paragraphs
+from raytrain_nlp.data.builtin.summaries import _row_of
 from raytrain_nlp.errors import InputError
+from raytrain_nlp.planning.inputs import find_job_files
 
 
 def test_paragraphs_keep_their_lines_and_lose_copies():

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from raytrain_nlp.config import load_job
-from raytrain_nlp.config.language import CausalLm
 from raytrain_nlp.config.model import TokenizerTraining
+from raytrain_nlp.config.tasks.language import CausalLm
 from raytrain_nlp.data.split import Split
-from raytrain_nlp.driver.inputs import find_job_files
-from raytrain_nlp.driver.resolve import Resolved, resolve, write_quarantine
 from raytrain_nlp.errors import InputError
 from raytrain_nlp.modeling.tokenizer import load_tokenizer, train_tokenizer
+from raytrain_nlp.planning.inputs import find_job_files
+from raytrain_nlp.planning.resolve import Resolved, resolve, write_quarantine
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import Lengths
 from raytrain_nlp.worker.predictor import Predictor

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from raytrain_nlp.cluster.cluster_file import plan_nodes
 from raytrain_nlp.config import TrainJob, load_job
-from raytrain_nlp.driver.cluster_file import plan_nodes
 from raytrain_nlp.errors import InputError
 
 FILE = Path(__file__).parents[2] / "cluster.yaml"

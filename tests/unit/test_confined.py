@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raytrain_nlp.confined import UnsafeName, below, part, what_is_wrong
 from raytrain_nlp.data.shards import LENGTHS, MANIFEST, TokenStore, write_shard
-from raytrain_nlp.driver.runs import find_run
-from raytrain_nlp.driver.shared import bring_run, delete_run
 from raytrain_nlp.errors import CheckpointError, InputError, StorageError
 from raytrain_nlp.paths import RunPaths, SweepPaths, cache_dir, write_json
-from raytrain_nlp.remote import mirror
-from raytrain_nlp.remote.places import local_folder
-from raytrain_nlp.tuning.book import Book
+from raytrain_nlp.run.saved_run import find_run
+from raytrain_nlp.run.sync import bring_run, delete_run
+from raytrain_nlp.storage import local_copy
+from raytrain_nlp.storage.locations import local_folder
+from raytrain_nlp.storage.names import UnsafeName, below, part, what_is_wrong
 from raytrain_nlp.tuning.inherit import Pointer, apply_pointer
+from raytrain_nlp.tuning.trial_records import Book
 
 BAD = ["", ".", "..", "../x", "a/../../x", "a/..", "/etc/passwd", "//x", "a//b", "a/", "./a", "a\0b", "a\nb", "a\\b", "..\\x", "\\\\host\\x", "C:\\x", "x" * 256]
 GOOD = ["a", "a/b", "a.b", "..a", "a..", "...", "a b", "~", "~root/x", "ä/😀", "$HOME", "*", "x" * 255]
@@ -78,7 +78,7 @@ class Bucket:
 
 def bucket_with(monkeypatch: pytest.MonkeyPatch, *keys: str) -> Bucket:
     bucket = Bucket(list(keys))
-    monkeypatch.setattr(mirror, "_objects", lambda url: bucket)
+    monkeypatch.setattr(local_copy, "_objects", lambda url: bucket)
     return bucket
 
 
@@ -86,7 +86,7 @@ def bucket_with(monkeypatch: pytest.MonkeyPatch, *keys: str) -> Bucket:
 def test_a_key_never_becomes_a_file_outside_of_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     folder = local_folder("s3://bucket/runs", tmp_path) / "run"
     bucket = bucket_with(monkeypatch, "runs/run/run.json", f"runs/run/{name}")
-    for look in (mirror.fetch_tree, mirror.list_tree, lambda path: bring_run(RunPaths(path.parent, path.name))):
+    for look in (local_copy.fetch_tree, local_copy.list_tree, lambda path: bring_run(RunPaths(path.parent, path.name))):
         with pytest.raises(StorageError, match="a name in it"):
             look(folder)
     assert not bucket.read and not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -101,7 +101,7 @@ def test_a_key_goes_through_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (folder / "logs").symlink_to(tmp_path / "elsewhere")
     bucket_with(monkeypatch, "runs/run/logs/x")
     with pytest.raises(StorageError, match="link"):
-        mirror.fetch_tree(folder)
+        local_copy.fetch_tree(folder)
     assert not os.listdir(tmp_path / "elsewhere")
 
 

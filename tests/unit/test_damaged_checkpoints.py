@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from raytrain_nlp.checkpoint import store
-from raytrain_nlp.checkpoint.whole import model_file
-from raytrain_nlp.driver.record import _check_checkpoints
+from raytrain_nlp.checkpoint.commit import Commits
+from raytrain_nlp.checkpoint.consolidate import model_file
 from raytrain_nlp.errors import CheckpointError
 from raytrain_nlp.paths import RunPaths
-from raytrain_nlp.worker.commits import Commits
+from raytrain_nlp.run.record import _check_checkpoints
 
 
 def make(root: Path, step: int) -> store.Checkpoint:

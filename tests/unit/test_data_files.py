@@ -15,9 +15,9 @@ import pyarrow.parquet as parquet
 import pytest
 from row_files import jsonl_of, problem, read, values
 
-from raytrain_nlp.data.readers import BadRow, Row
-from raytrain_nlp.data.sources import find_files, split_file
-from raytrain_nlp.driver.inputs import check_repeated
+from raytrain_nlp.data.reading.readers import BadRow, Row
+from raytrain_nlp.data.reading.sources import find_files, split_file
+from raytrain_nlp.planning.inputs import check_repeated
 
 ROWS = [{"text": f"row {i}", "label": i % 2} for i in range(7)]
 ODD = [

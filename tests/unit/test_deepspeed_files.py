@@ -12,7 +12,7 @@ from test_config import job, problems
 
 from raytrain_nlp.config import load_job
 from raytrain_nlp.config.deepspeed_keys import canonical_config, without_effect, zero_names
-from raytrain_nlp.driver.deepspeed_values import check_deepspeed
+from raytrain_nlp.planning.deepspeed_checks import check_deepspeed
 from raytrain_nlp.worker.arguments import build_deepspeed
 
 AUTO = "auto"

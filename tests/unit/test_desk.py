@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from raytrain_nlp.tuning.desk import Desk
+from raytrain_nlp.tuning.mailbox import Desk
 
 
 async def settled(call: Coroutine[Any, Any, Any]) -> asyncio.Task:

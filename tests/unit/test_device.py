@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import raytrain_nlp
-from raytrain_nlp import devices
-from raytrain_nlp.worker import device
+from raytrain_nlp.distributed import device
+from raytrain_nlp.host import devices
 
 ROOT = Path(raytrain_nlp.__file__).parent
 

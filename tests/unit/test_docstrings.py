@@ -8,10 +8,9 @@ from collections import Counter
 
 import pytest
 
-from raytrain_nlp.data import docstrings
-from raytrain_nlp.data.builtin import build_builtin, builtin_fingerprint
-from raytrain_nlp.data.prose import key_of
-from raytrain_nlp.data.python_sources import docs_in
+from raytrain_nlp.data.builtin import build_builtin, builtin_fingerprint, docstrings
+from raytrain_nlp.data.builtin.prose import key_of
+from raytrain_nlp.data.builtin.python_sources import docs_in
 from raytrain_nlp.errors import InputError
 
 

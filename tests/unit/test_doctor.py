@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from raytrain_nlp.driver import doctor
+from raytrain_nlp.verbs import doctor
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from raytrain_nlp.driver.mapping import map_on_cluster
+from raytrain_nlp.launch.parallel_map import map_on_cluster
 from raytrain_nlp.paths import RunPaths
 from raytrain_nlp.tracking.events import EventLog
-from raytrain_nlp.worker import loader as loaders
+from raytrain_nlp.trainer import loader as loaders
 from raytrain_nlp.worker import loop
 
 JOB = {"name": "run", "task": {"type": "causal-lm"}, "model": {"name_or_path": "x"}, "data": {"train": "x.txt"}, "workers": {"num_workers": 1, "use_gpu": False}}
@@ -41,9 +41,9 @@ def test_loaders_and_trainer_are_closed_however_a_run_ends(tmp_path: Path, monke
     commits = SimpleNamespace(find=lambda note: None, finish=act("committing"))
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    monkeypatch.setattr("raytrain_nlp.worker.shared_folder.check_shared", lambda *_: None)
-    monkeypatch.setattr("raytrain_nlp.worker.watch.watched", lambda *_: contextlib.nullcontext(), raising=False)
-    monkeypatch.setattr("raytrain_nlp.worker.notice.noticed", lambda *_: contextlib.nullcontext(lambda: False))
+    monkeypatch.setattr("raytrain_nlp.worker.folder_check.check_shared", lambda *_: None)
+    monkeypatch.setattr("raytrain_nlp.worker.slow_steps.watched", lambda *_: contextlib.nullcontext(), raising=False)
+    monkeypatch.setattr("raytrain_nlp.worker.preemption.noticed", lambda *_: contextlib.nullcontext(lambda: False))
     monkeypatch.setattr(loop, "_build_commits", lambda *_: commits)
     monkeypatch.setattr(loop, "_load_libraries", lambda *_: None, raising=False)
     monkeypatch.setattr(loop, "_build_loaders", lambda *_: (closed("train"), {"": closed("evaluation")}))

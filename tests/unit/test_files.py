@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import save_file
 
 import raytrain_nlp
-from raytrain_nlp import files
 from raytrain_nlp.checkpoint.state import save_state
 from raytrain_nlp.data import builtin
-from raytrain_nlp.files import fsync_tree, recover_folder, replace_folder, replacing
 from raytrain_nlp.paths import read_json, write_json
+from raytrain_nlp.storage import atomic
+from raytrain_nlp.storage.atomic import fsync_tree, recover_folder, replace_folder, replacing
 
 ROOT = Path(raytrain_nlp.__file__).parent
 
@@ -61,7 +61,7 @@ def test_tensors_follow_the_umask(tmp_path: Path, mask: int) -> None:
 def test_nothing_shared_is_made_with_tempfile() -> None:
     """Its files and folders are their owner's alone: right for a node's own, wrong in a run."""
     made = re.compile(r"\b(mkstemp|mkdtemp|NamedTemporaryFile)\b|TemporaryDirectory\([^)]*dir=")
-    assert {str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py") if made.search(path.read_text(encoding="utf-8"))} <= {"scratch.py"}
+    assert {str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py") if made.search(path.read_text(encoding="utf-8"))} <= {"host/scratch.py"}
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -112,8 +112,8 @@ def replace_and_die(place: Path, exchange: bool, moment: int) -> bool:
             return call
 
         if not exchange:
-            files._exchange = lambda one, other: False  # a file system that cannot
-        for where, name in ((files, "_exchange"), (files, "remove"), (Path, "rename")):
+            atomic._exchange = lambda one, other: False  # a file system that cannot
+        for where, name in ((atomic, "_exchange"), (atomic, "remove"), (Path, "rename")):
             setattr(where, name, mortal(getattr(where, name)))
         replace_folder(place / ".model-12345678", place / "model")
         os._exit(0)
@@ -168,4 +168,4 @@ def test_damaged_json_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe")
     with pytest.raises(raytrain_nlp.InputError, match="cannot be read"):
         read_json(tmp_path / "binary.json")
-    assert files.temporary_name(tmp_path / "x").parent == tmp_path
+    assert atomic.temporary_name(tmp_path / "x").parent == tmp_path

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from raytrain_nlp.driver.fork_launcher import find_worker
+from raytrain_nlp.cpu.fork_launcher import find_worker
 
 SETUP, WORKER = "/site/ray/_private/workers/setup_worker.py", "/site/ray/_private/workers/default_worker.py"
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from raytrain_nlp.driver import forkserver
+from raytrain_nlp.cpu import fork_server
 
 SERVER = """
 import socket, sys, types
-from raytrain_nlp.driver import forkserver
+from raytrain_nlp.cpu import fork_server as forkserver
 forkserver._PRELOAD = ()
 forkserver._REQUEST_S = 0.1
 light = sys.modules["raytrain_nlp.worker.arguments"] = types.ModuleType("arguments")
@@ -91,7 +91,7 @@ def test_half_a_request_is_told_from_a_whole_one() -> None:
         theirs.close()
         streams: list[int] = []
         with pytest.raises((ValueError, OSError)):
-            forkserver._receive(ours, streams)
+            fork_server._receive(ours, streams)
         assert len(streams) == 3
         for stream in streams:
             os.close(stream)

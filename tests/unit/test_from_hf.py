@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from raytrain_nlp.cli.from_hf import render_job
+from raytrain_nlp.cli.from_hf.convert import from_hf
+from raytrain_nlp.cli.from_hf.flags import SCRIPTS, SECRETS, flags_of
+from raytrain_nlp.cli.from_hf.verb import render_job
 from raytrain_nlp.config import load_job
-from raytrain_nlp.config.from_hf import from_hf
-from raytrain_nlp.config.hf_flags import SCRIPTS, SECRETS, flags_of
 from raytrain_nlp.config.training import RENAMED, generation_fields, training_fields
 from raytrain_nlp.errors import InputError
 

@@ -14,9 +14,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from hf_commands import commands, local_job, write_inputs  # noqa: E402
 
+from raytrain_nlp.cli.from_hf.convert import from_hf  # noqa: E402
+from raytrain_nlp.cli.from_hf.flags import SCRIPTS  # noqa: E402
 from raytrain_nlp.config import load_job  # noqa: E402
-from raytrain_nlp.config.from_hf import from_hf  # noqa: E402
-from raytrain_nlp.config.hf_flags import SCRIPTS  # noqa: E402
 
 COMMANDS = commands()
 

@@ -12,9 +12,9 @@ import pytest
 from test_config import job
 
 from raytrain_nlp.config import load_job
-from raytrain_nlp.driver.inputs import find_job_files
 from raytrain_nlp.errors import InputError
-from raytrain_nlp.remote import hub
+from raytrain_nlp.planning.inputs import find_job_files
+from raytrain_nlp.storage import hub
 
 MODEL = {"model.name_or_path": ("org/model", None)}
 NAMES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from raytrain_nlp.driver.huge_pages import huge_pages
+from raytrain_nlp.cpu.huge_pages import huge_pages
 
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 TOUCH = """

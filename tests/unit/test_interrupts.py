@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-BEGIN = "import os, signal, sys, time\nfrom raytrain_nlp.driver import interrupts\n"
+BEGIN = "import os, signal, sys, time\nfrom raytrain_nlp.host import signals as interrupts\n"
 
 
 def start(program: str) -> subprocess.Popen:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from raytrain_nlp.cluster.kuberay import manifest
 from raytrain_nlp.config import load_job
-from raytrain_nlp.driver.kuberay import manifest
 from raytrain_nlp.errors import InputError
 
 

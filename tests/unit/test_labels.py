@@ -17,15 +17,15 @@ import transformers
 from raytrain_nlp.config import load_job
 from raytrain_nlp.config.labels import declared_names, label_ids, label_text, multi_hot_width, sorted_labels
 from raytrain_nlp.config.model import TokenizerTraining
-from raytrain_nlp.data.features import class_names
-from raytrain_nlp.data.sources import find_files
+from raytrain_nlp.data.reading.features import class_names
+from raytrain_nlp.data.reading.sources import find_files
 from raytrain_nlp.data.split import Split
-from raytrain_nlp.driver.inputs import find_job_files
-from raytrain_nlp.driver.label_names import name_evaluated
-from raytrain_nlp.driver.resolve import Resolved, resolve
 from raytrain_nlp.errors import InputError
 from raytrain_nlp.modeling.model import load_model
 from raytrain_nlp.modeling.tokenizer import load_tokenizer, train_tokenizer
+from raytrain_nlp.planning.inputs import find_job_files
+from raytrain_nlp.planning.label_names import name_evaluated
+from raytrain_nlp.planning.resolve import Resolved, resolve
 from raytrain_nlp.tasks import build_task
 
 TEXTS = ["good fine nice", "bad poor awful", "good nice day", "so so", "bad day", "fine"]

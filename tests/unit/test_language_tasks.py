@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raytrain_nlp.config.language import CausalLm, MaskedLm
 from raytrain_nlp.config.model import TokenizerTraining
+from raytrain_nlp.config.tasks.language import CausalLm, MaskedLm
 from raytrain_nlp.modeling.tokenizer import load_tokenizer, train_tokenizer
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import IGNORED, CollateContext, Lengths, Place

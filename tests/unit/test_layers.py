@@ -82,7 +82,7 @@ def test_public_names_are_what_all_says() -> None:
 def test_no_submodule_hides_a_function_of_the_api() -> None:
     """`raytrain_nlp.train` must stay the function, whatever was imported before it was asked for."""
     import raytrain_nlp.cli.main  # noqa: F401
-    import raytrain_nlp.driver.train  # noqa: F401
+    import raytrain_nlp.verbs.train  # noqa: F401
 
     assert not {path.stem for path in ROOT.iterdir()} & set(raytrain_nlp.__all__)
     assert callable(raytrain_nlp.train) and callable(raytrain_nlp.check)

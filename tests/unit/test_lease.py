@@ -18,14 +18,14 @@ from typing import Any
 import pytest
 
 from raytrain_nlp.config import load_job
-from raytrain_nlp.driver import lease
-from raytrain_nlp.driver.record import check_name, open_run
 from raytrain_nlp.errors import InputError
 from raytrain_nlp.paths import RunPaths, read_json, write_json
-from raytrain_nlp.remote import mirror
-from raytrain_nlp.remote.places import local_folder
+from raytrain_nlp.run import lease
+from raytrain_nlp.run.record import check_name, open_run
+from raytrain_nlp.storage import local_copy
+from raytrain_nlp.storage.locations import local_folder
 
-HOLD = "import sys, time\nfrom raytrain_nlp.driver.record import open_run\nfrom raytrain_nlp.paths import RunPaths\n"
+HOLD = "import sys, time\nfrom raytrain_nlp.run.record import open_run\nfrom raytrain_nlp.paths import RunPaths\n"
 HOLD += "with open_run(RunPaths(sys.argv[1], 'run'), False):\n    print('held', flush=True)\n    time.sleep(60)\n"
 
 
@@ -65,7 +65,7 @@ def test_from_another_host_after_its_time(killed: RunPaths, monkeypatch: pytest.
 
 def test_who_lost_the_lease_stops_writing(tmp_path: Path) -> None:
     """A driver that slept through its time, and wakes up beside the next."""
-    program = "from raytrain_nlp.driver import lease\nlease._BEAT_S = 0.05\n" + HOLD
+    program = "from raytrain_nlp.run import lease\nlease._BEAT_S = 0.05\n" + HOLD
     process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     next_one = '{"host": "elsewhere", "pid": 7, "id": "x"}'
@@ -151,7 +151,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     if request.param == "folder":
         return Place(tmp_path, None)
     bucket = Bucket()
-    monkeypatch.setattr(mirror, "_objects", lambda url: bucket)
+    monkeypatch.setattr(local_copy, "_objects", lambda url: bucket)
     return Place(tmp_path, bucket)
 
 
@@ -214,7 +214,7 @@ def test_who_died_while_following_is_followed(place: Place) -> None:
     path = place.of("here")
     right = path.with_name(f".driver.json.after-{lease._name_of(json.loads(DEAD))}")
     follower = json.dumps({"host": "also dead", "boot": "x", "pid": 8, "id": "y"})
-    mirror.create(right, follower)
+    local_copy.create(right, follower)
     with pytest.raises(InputError, match="process 8 on also dead"), lease.held(path):
         pass
     if place.bucket:
@@ -262,7 +262,7 @@ def test_a_beat_that_fails_ends_neither_the_thread_nor_the_run(place: Place, mon
 
 def test_a_storage_without_conditions_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     bucket = Bucket(conditions=False)
-    monkeypatch.setattr(mirror, "_objects", lambda url: bucket)
+    monkeypatch.setattr(local_copy, "_objects", lambda url: bucket)
     path = Place(tmp_path, bucket).of("here")
     for _ in range(2):
         with lease.held(path):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import raytrain_nlp
-from raytrain_nlp.driver.calibrate import predict_mean
-from raytrain_nlp.driver.sizes import parse_bytes
-from raytrain_nlp.modeling.trace import StepTrace
-from raytrain_nlp.modeling.zero import Setting, Weights, model_states, step_memory
+from raytrain_nlp.memory.activations import StepTrace
+from raytrain_nlp.memory.available import parse_bytes
+from raytrain_nlp.memory.zero import Setting, Weights, model_states, step_memory
+from raytrain_nlp.verbs.calibrate import predict_mean
 
 
 @pytest.mark.parametrize(("stage", "gigabytes"), [(0, 120), (1, 31.4), (2, 16.6), (3, 1.9)])

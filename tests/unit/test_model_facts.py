@@ -12,20 +12,20 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from raytrain_nlp.config import load_job
 from raytrain_nlp.config.model import ModelConfig, TokenizerTraining
-from raytrain_nlp.data.pieces import PrepareSpec
 from raytrain_nlp.data.prepare import prepare_tokens
+from raytrain_nlp.data.reading.sources import find_files
 from raytrain_nlp.data.shards import TokenStore
-from raytrain_nlp.data.sources import find_files
-from raytrain_nlp.driver.cuts import cut_lengths, cut_notes, cut_rows
-from raytrain_nlp.driver.models import model_facts
-from raytrain_nlp.driver.resolve import build_context
+from raytrain_nlp.data.tokenize import PrepareSpec
 from raytrain_nlp.errors import InputError
 from raytrain_nlp.modeling.configuration import build_model_config, load_config
 from raytrain_nlp.modeling.facts import ModelFacts, find_facts, find_positions, fit_generation
 from raytrain_nlp.modeling.tokenizer import add_padding, cache_tokenizer, check_local_model, train_tokenizer
+from raytrain_nlp.planning.models import model_facts
+from raytrain_nlp.planning.resolve import build_context
+from raytrain_nlp.planning.truncation import cut_lengths, cut_notes, cut_rows
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import Lengths
-from raytrain_nlp.worker.outputs import NamedLogits
+from raytrain_nlp.trainer.eval_outputs import NamedLogits
 
 WORDS = "ada bell curie darwin euler fermi gauss hopper"
 CLASSIFY = {"type": "text-classification", "text_columns": ["text"]}

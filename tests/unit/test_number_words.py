@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from raytrain_nlp.data.number_words import LARGEST, english, german, number_rows
+from raytrain_nlp.data.builtin.number_words import LARGEST, english, german, number_rows
 
 PAIRS = [
     (0, "zero", "null"),

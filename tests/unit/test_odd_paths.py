@@ -15,12 +15,12 @@ from mlflow.store.db.utils import _make_parent_dirs_if_sqlite
 from mlflow.utils.uri import extract_db_type_from_uri
 from sqlalchemy import create_engine
 
-from raytrain_nlp.data.outputs import list_parts, open_output, part_name
-from raytrain_nlp.data.readers import Row, read_rows
-from raytrain_nlp.data.sources import find_files, split_file
-from raytrain_nlp.driver import forkserver
-from raytrain_nlp.driver.runs import at_hand
-from raytrain_nlp.sockets import MOST_BYTES, RAY_BYTES, ray_folder, short_name
+from raytrain_nlp.cpu import fork_server
+from raytrain_nlp.data.prediction_files import list_parts, open_output, part_name
+from raytrain_nlp.data.reading.readers import Row, read_rows
+from raytrain_nlp.data.reading.sources import find_files, split_file
+from raytrain_nlp.host.sockets import MOST_BYTES, RAY_BYTES, ray_folder, short_name
+from raytrain_nlp.run.saved_run import at_hand
 from raytrain_nlp.tracking.tracker import default_uri
 
 ODD = ["plain", "a b", "what?x=1", "100%", "p%20q", "h#1", "ümläut 中", "a&b=c;d", "x+y", "r #1 100% ü?x=1"]
@@ -106,10 +106,10 @@ def test_fork_server_listens_in_a_long_folder(short_tmp: Path, monkeypatch: pyte
     """Its socket has a short name, by which the launcher knows it, and lies in TMPDIR."""
     folder = long_folder(short_tmp, 150)
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.setattr(forkserver.subprocess, "Popen", mock.MagicMock())
+    monkeypatch.setattr(fork_server.subprocess, "Popen", mock.MagicMock())
     import ray._private.services as services
 
-    with forkserver.forked_processes():
+    with fork_server.forked_processes():
         launcher = Path(services.sys.executable)
         address = shlex.split(launcher.read_text().splitlines()[1])[5]
         assert max(len(address), len(str(launcher))) <= MOST_BYTES and Path(address).is_socket() and launcher.resolve().is_relative_to(folder)

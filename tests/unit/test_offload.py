@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from raytrain_nlp import devices
-from raytrain_nlp.worker import device, offload
+from raytrain_nlp.distributed import device
+from raytrain_nlp.host import devices
+from raytrain_nlp.worker import offload
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +103,7 @@ def test_what_a_compiler_needs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_groups_wait_as_long_as_the_job_says(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.distributed import distributed_c10d
 
-    from raytrain_nlp.worker.collectives import set_group_timeout
+    from raytrain_nlp.distributed.collectives import set_group_timeout
 
     for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
         monkeypatch.setattr(distributed_c10d, name, timedelta(minutes=10), raising=False)

@@ -11,8 +11,8 @@ import torch
 from transformers import Seq2SeqTrainer, Trainer
 
 import raytrain_nlp
-from raytrain_nlp.worker.honoured import ARGUMENTS, AROUND, CALLED, REFUSED, REMOVED, RULES, markdown
-from raytrain_nlp.worker.overrides import check_overrides
+from raytrain_nlp.trainer.methods import ARGUMENTS, AROUND, CALLED, REFUSED, REMOVED, RULES, markdown
+from raytrain_nlp.trainer.override_check import check_overrides
 
 
 def test_every_method_of_both_classes_has_a_rule_and_no_rule_is_of_none() -> None:
@@ -25,7 +25,7 @@ def test_every_method_of_both_classes_has_a_rule_and_no_rule_is_of_none() -> Non
 
 def test_the_readme_has_the_table() -> None:
     readme = (Path(raytrain_nlp.__file__).parent / "README.md").read_text(encoding="utf-8")
-    assert markdown() in readme, "write what raytrain_nlp.worker.honoured.markdown() returns into raytrain_nlp/README.md"
+    assert markdown() in readme, "write what raytrain_nlp.trainer.methods.markdown() returns into raytrain_nlp/README.md"
 
 
 def class_of(name: str, value: Any) -> type[Trainer]:

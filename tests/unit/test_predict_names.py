@@ -12,12 +12,12 @@ import pyarrow.parquet as parquet
 import pytest
 
 from raytrain_nlp.config import load_job
-from raytrain_nlp.data.sources import find_files
-from raytrain_nlp.driver import inputs
-from raytrain_nlp.driver.inputs import check_free
-from raytrain_nlp.driver.predict import _find_files
+from raytrain_nlp.data.reading.sources import find_files
 from raytrain_nlp.errors import InputError
+from raytrain_nlp.planning import inputs
+from raytrain_nlp.planning.inputs import check_free
 from raytrain_nlp.tasks import build_task
+from raytrain_nlp.verbs.predict import _find_files
 from raytrain_nlp.worker.predictor import Predictor
 
 TASKS: dict[str, dict[str, Any]] = {

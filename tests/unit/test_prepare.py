@@ -17,13 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from raytrain_nlp.config.classification import TextClassification
 from raytrain_nlp.config.model import TokenizerTraining
-from raytrain_nlp.data import pieces, sources
-from raytrain_nlp.data.pieces import PrepareSpec
+from raytrain_nlp.config.tasks.classification import TextClassification
+from raytrain_nlp.data import tokenize
 from raytrain_nlp.data.prepare import QUARANTINE, find_tokens, prepare_tokens
+from raytrain_nlp.data.reading import sources
+from raytrain_nlp.data.reading.sources import find_files
 from raytrain_nlp.data.shards import TokenStore
-from raytrain_nlp.data.sources import find_files
+from raytrain_nlp.data.tokenize import PrepareSpec
 from raytrain_nlp.errors import InputError
 from raytrain_nlp.modeling.tokenizer import train_tokenizer
 from raytrain_nlp.tasks.base import Lengths
@@ -226,8 +227,8 @@ def test_any_number_of_pieces_and_shards_gives_the_same(
     assert (one.num_rows, one.manifest["bad_rows"], len(one.manifest["shards"])) == (48, 24, 2)
     for piece_bytes, shard_rows, encode_rows in ((1 << 20, 5, 2), (700, 3, 2), (90, 1000, 1000), (25, 1, 1)):
         monkeypatch.setattr(sources, "PIECE_BYTES", piece_bytes)
-        monkeypatch.setattr(pieces, "SHARD_ROWS", shard_rows)
-        monkeypatch.setattr(pieces, "_ENCODE_ROWS", encode_rows)
+        monkeypatch.setattr(tokenize, "SHARD_ROWS", shard_rows)
+        monkeypatch.setattr(tokenize, "_ENCODE_ROWS", encode_rows)
         many = prepared(tmp_path / f"many-{piece_bytes}", spec(), *paths)
         assert len(many.manifest["shards"]) >= 8
         assert everything(many) == everything(one)

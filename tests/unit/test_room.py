@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from raytrain_nlp.cluster import capacity, resources
+from raytrain_nlp.cluster.resources import NodeType, Scaling
 from raytrain_nlp.config import TrainJob, load_job
-from raytrain_nlp.driver import nodes, room
-from raytrain_nlp.driver.nodes import NodeType, Scaling
 from raytrain_nlp.errors import InputError
 
 
@@ -31,15 +31,15 @@ def job_of(streaming: bool = False, **workers: Any) -> TrainJob:
 
 def decide(monkeypatch: pytest.MonkeyPatch, job: TrainJob, living: list[dict[str, float]], scaling: Scaling | None, alive: int = 0) -> str:
     """`go`, `wait`, or why the job is refused."""
-    monkeypatch.setattr(room, "living_nodes", lambda: living)
-    monkeypatch.setattr(room, "find_scaling", lambda: scaling)
-    monkeypatch.setattr(room, "alive_of", lambda name: alive)
+    monkeypatch.setattr(capacity, "living_nodes", lambda: living)
+    monkeypatch.setattr(capacity, "find_scaling", lambda: scaling)
+    monkeypatch.setattr(capacity, "alive_of", lambda name: alive)
     waits: list[str] = []
-    monkeypatch.setattr(room, "_wait", lambda *_: waits.append("wait"))
-    monkeypatch.setattr(room, "_ask", lambda bundles: None)  # else a Ray starts in this process, and stays
-    monkeypatch.setattr(room, "_take_back", lambda group: None)
+    monkeypatch.setattr(capacity, "_wait", lambda *_: waits.append("wait"))
+    monkeypatch.setattr(capacity, "_ask", lambda bundles: None)  # else a Ray starts in this process, and stays
+    monkeypatch.setattr(capacity, "_take_back", lambda group: None)
     try:
-        room.wait_for_room(job, print)
+        capacity.wait_for_room(job, print)
     except InputError as error:
         return str(error)
     return "wait" if waits else "go"
@@ -72,16 +72,16 @@ def test_go_wait_or_never(
 
 
 def test_ten_tenths_are_one() -> None:
-    assert not nodes.left_over([{"CPU": 0.1}] * 10, [{"CPU": 1}])
-    assert len(nodes.left_over([{"CPU": 0.1}] * 11, [{"CPU": 1}])) == 1
+    assert not resources.left_over([{"CPU": 0.1}] * 10, [{"CPU": 1}])
+    assert len(resources.left_over([{"CPU": 0.1}] * 11, [{"CPU": 1}])) == 1
 
 
 def test_a_sweep_counts_what_may_be_added(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three workers at most, of which one is there: two more, though each type alone would allow more."""
-    monkeypatch.setattr(nodes, "living_nodes", lambda: [{"CPU": 0.0}, {"CPU": 8.0}])
-    monkeypatch.setattr(nodes, "alive_of", lambda name: 1 if name == "a" else 0)
-    monkeypatch.setattr(nodes, "find_scaling", lambda: Scaling([NodeType("a", {"CPU": 8}, 2), NodeType("b", {"CPU": 4}, 5)], 3))
-    assert nodes.nodes_of_cluster() == [{"CPU": 0}, {"CPU": 8}, {"CPU": 8}, {"CPU": 4}]
+    monkeypatch.setattr(resources, "living_nodes", lambda: [{"CPU": 0.0}, {"CPU": 8.0}])
+    monkeypatch.setattr(resources, "alive_of", lambda name: 1 if name == "a" else 0)
+    monkeypatch.setattr(resources, "find_scaling", lambda: Scaling([NodeType("a", {"CPU": 8}, 2), NodeType("b", {"CPU": 4}, 5)], 3))
+    assert resources.nodes_of_cluster() == [{"CPU": 0}, {"CPU": 8}, {"CPU": 8}, {"CPU": 4}]
 
 
 def test_the_file_of_this_clusters_monitor_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,10 +97,10 @@ def test_the_file_of_this_clusters_monitor_is_read(tmp_path: Path, monkeypatch: 
         subprocess.Popen([sys.executable, str(script), f"--gcs-address={address}", *more], stdin=subprocess.PIPE) for address, more in lines.items()
     ]
     try:
-        assert nodes.read_monitor("10.0.0.1:5") == Scaling([NodeType("cpu", {"CPU": 2}, 7, {"a": "b"})], 9)
-        assert nodes.read_monitor("127.0.0.1:6") == Scaling([], 0) == nodes.read_monitor("127.0.0.1:7")
+        assert resources.read_monitor("10.0.0.1:5") == Scaling([NodeType("cpu", {"CPU": 2}, 7, {"a": "b"})], 9)
+        assert resources.read_monitor("127.0.0.1:6") == Scaling([], 0) == resources.read_monitor("127.0.0.1:7")
         monkeypatch.setenv("RAY_USAGE_STATS_KUBERAY_IN_USE", "1")
-        assert nodes.read_monitor("127.0.0.1:7") is None
+        assert resources.read_monitor("127.0.0.1:7") is None
     finally:
         for process in started:
             process.communicate(b"\n")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from raytrain_nlp.scratch import scratch_folder
+from raytrain_nlp.host.scratch import scratch_folder
 
-_OTHER = "import sys; from raytrain_nlp.scratch import scratch_folder\nwith scratch_folder() as folder: print(folder, flush=True); sys.stdin.read()"
+_OTHER = "import sys; from raytrain_nlp.host.scratch import scratch_folder\nwith scratch_folder() as folder: print(folder, flush=True); sys.stdin.read()"
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ import yaml
 from support import plain_job
 
 from raytrain_nlp.config import load_job
-from raytrain_nlp.config.search_space import SearchKey, apply_point, grid_points
 from raytrain_nlp.config.sweep import Sweep, load_sweep
+from raytrain_nlp.config.sweep.search_space import SearchKey, apply_point, grid_points
 from raytrain_nlp.errors import InputError
 
 LORA = {"r": 8, "lora_alpha": 16}

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from raytrain_nlp.driver import submit
 from raytrain_nlp.errors import InputError, RunError
+from raytrain_nlp.verbs import submit
 
 
 @pytest.fixture

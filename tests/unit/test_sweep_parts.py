@@ -17,17 +17,17 @@ from support import plain_job
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.checkpoint.state import load_state, save_state
 from raytrain_nlp.config.sweep import Sweep, load_sweep
-from raytrain_nlp.driver.record import open_run
 from raytrain_nlp.errors import CheckpointError, InputError
 from raytrain_nlp.paths import RunPaths, SweepPaths
-from raytrain_nlp.tuning.book import FAILED, FINISHED, STOPPED, Book
+from raytrain_nlp.run.record import open_run
+from raytrain_nlp.tuning.concurrency import plan_concurrency
 from raytrain_nlp.tuning.inherit import apply_pointer, donate
-from raytrain_nlp.tuning.opening import check_name, open_sweep
-from raytrain_nlp.tuning.planner import plan_concurrency
 from raytrain_nlp.tuning.results import table_of, write_table
 from raytrain_nlp.tuning.schedulers import LAST, build_scheduler, replay
 from raytrain_nlp.tuning.searcher import NoUseToGoOn
 from raytrain_nlp.tuning.study import Study
+from raytrain_nlp.tuning.sweep_record import check_name, open_sweep
+from raytrain_nlp.tuning.trial_records import FAILED, FINISHED, STOPPED, Book
 
 SPACE = {
     "training.learning_rate": {"loguniform": [1e-5, 1e-1]},

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raytrain_nlp.config.classification import TextClassification
 from raytrain_nlp.config.labels import label_text, sorted_labels
+from raytrain_nlp.config.tasks.classification import TextClassification
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import CollateContext, Place
 

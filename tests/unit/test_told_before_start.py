@@ -12,11 +12,11 @@ from test_config import job, problems
 
 from raytrain_nlp.config import load_job
 from raytrain_nlp.config.training import refusal
-from raytrain_nlp.driver.lora_names import unmatched
-from raytrain_nlp.driver.metric_names import check_metrics, notes_on_metrics
-from raytrain_nlp.driver.optimizer_values import check_scheduler
-from raytrain_nlp.driver.training_values import check_training_values
-from raytrain_nlp.driver.values import check_values
+from raytrain_nlp.planning.library_checks import check_values
+from raytrain_nlp.planning.lora_checks import unmatched
+from raytrain_nlp.planning.metric_checks import check_metrics, notes_on_metrics
+from raytrain_nlp.planning.optimizer_checks import check_scheduler
+from raytrain_nlp.planning.training_checks import check_training_values
 from raytrain_nlp.tasks import build_task
 
 BY_THE_PLAN = {  # or the feed, the checkpoints, Ray: not by `Trainer` itself
@@ -146,7 +146,7 @@ def test_packages_of_optimizers_are_those_that_transformers_asks_for() -> None:
     import typing
 
     from raytrain_nlp.config.training import training_fields
-    from raytrain_nlp.driver.optimizer_values import missing_package
+    from raytrain_nlp.planning.optimizer_checks import missing_package
 
     names = typing.get_args(training_fields()["optim"]._type)
     quick = {name for name in names if missing_package(name)}
@@ -156,7 +156,7 @@ def test_packages_of_optimizers_are_those_that_transformers_asks_for() -> None:
 
 def test_plain_numbers_need_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
     """`TrainingArguments` takes seconds to import: it is not asked of a job that it has nothing to say of."""
-    monkeypatch.setattr("raytrain_nlp.driver.training_values._ask_arguments", lambda job: pytest.fail("asked"))
+    monkeypatch.setattr("raytrain_nlp.planning.training_checks._ask_arguments", lambda job: pytest.fail("asked"))
     assert check_training_values(load_job(job(**EVALUATED, training={"learning_rate": 1e-4, "optim": "adamw_torch", "lr_scheduler_type": "cosine"}))) == []
 
 
@@ -223,7 +223,7 @@ def test_figures_with_a_direction_transformers_does_not_know_need_one() -> None:
     ("gradient_checkpointing", "xlnet", False), ("activation_checkpointing", "flaubert", False), ("gradient_checkpointing", "bert", True),
 ])  # fmt: skip
 def test_gradient_checkpointing_of_a_model_that_has_none_is_told(key: str, model_type: str, taken: bool) -> None:
-    from raytrain_nlp.driver.values import check_model_names
+    from raytrain_nlp.planning.library_checks import check_model_names
 
     loaded = load_job(job(model={"config": {"model_type": model_type}, "tokenizer": "train"}, training={key: True}))
     lines = [str(problem) for problem in check_model_names(loaded, ["a", "b"], None)]
@@ -316,7 +316,7 @@ def test_the_nearest_name_is_named(bert: Any) -> None:
 def test_what_peft_says_of_the_section_is_told_without_weights(lora: dict[str, Any], line: str | None) -> None:
     from types import SimpleNamespace
 
-    from raytrain_nlp.driver.lora_names import check_lora_names
+    from raytrain_nlp.planning.lora_checks import check_lora_names
 
     small = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     loaded = load_job(job(model={"config": small, "tokenizer": "train"}, lora=lora))
@@ -354,7 +354,7 @@ def sweep_of(**sections: Any) -> Any:
     ({"search_space": {"training.lr_scheduler_type": {"choice": ["linear", "cosine_with_min_lr"]}}}, ["training.lr_scheduler_type: the scheduler 'cosine_with_min_lr'"]),
 ])  # fmt: skip
 def test_values_of_trials_and_the_objective_are_asked_for_before_the_first(sections: dict[str, Any], expected: list[str]) -> None:
-    from raytrain_nlp.tuning.opening import check_trials
+    from raytrain_nlp.tuning.sweep_record import check_trials
 
     lines = [str(problem) for problem in check_trials(sweep_of(**sections))]
     assert len(lines) == len(expected) and all(line.startswith(start) for line, start in zip(lines, expected, strict=True)), lines

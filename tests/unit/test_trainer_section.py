@@ -75,14 +75,14 @@ def test_validation_sets(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("metric", "known"), [("first_loss", True), ("eval_second_accuracy", True), ("loss", False), ("accuracy", False), ("third_loss", False)])
 def test_the_metric_of_the_best_model_names_a_set(tmp_path: Path, metric: str, known: bool) -> None:
-    from raytrain_nlp.driver.metric_names import check_metrics
+    from raytrain_nlp.planning.metric_checks import check_metrics
 
     job = job_of(tmp_path, data={"validation": {"first": "a", "second": "b"}}, training={"metric_for_best_model": metric, "load_best_model_at_end": True})
     assert bool(check_metrics(job)) is not known
 
 
 def test_a_count_knows_whether_it_is_used() -> None:
-    from raytrain_nlp.worker.counted import Count
+    from raytrain_nlp.trainer.item_count import Count
 
     count = Count.of(torch.tensor(4.0))
     assert count is not None and count.device.type == "cpu" and count.shape == () and count.dtype == torch.float32 and not count.used
@@ -99,14 +99,14 @@ def test_a_count_knows_whether_it_is_used() -> None:
 
 @pytest.mark.parametrize(("epoch", "stopped", "place"), [(0.3, False, 3), (0.3, True, 10), (1.0, True, 10), (1.0, False, 10), (1.2, True, 20), (2.0000000001, True, 20)])
 def test_where_a_checkpoint_stands(epoch: float, stopped: bool, place: int) -> None:
-    from raytrain_nlp.worker.position import find_position
+    from raytrain_nlp.trainer.resume_position import find_position
 
     state = SimpleNamespace(epoch=epoch, stateful_callbacks={"TrainerControl": {"args": {"should_epoch_stop": stopped}}})
     assert find_position(state, 10) == place
 
 
 def test_batches_apart_are_as_wide_as_their_own_rows() -> None:
-    from raytrain_nlp.worker.outputs import Joined, Part
+    from raytrain_nlp.trainer.eval_outputs import Joined, Part
 
     wide = np.array([[5, 6, 7], [8, 9, -100]])
     parts = [Part(np.array([2, 3]), 2, 1.0, wide, wide), Part(np.array([1, 0]), 2, 3.0, np.array([[1], [2]]), np.array([[1], [2]]))]

@@ -13,8 +13,8 @@ import torch
 
 from raytrain_nlp.paths import RunPaths, write_json
 from raytrain_nlp.tracking.events import EventLog
-from raytrain_nlp.worker import watch
-from raytrain_nlp.worker.clock import CLOCK
+from raytrain_nlp.worker import slow_steps
+from raytrain_nlp.worker.progress import CLOCK
 
 
 class Stuck(torch.nn.Module):
@@ -43,9 +43,9 @@ def model() -> Iterator[torch.nn.Module]:
 
 @pytest.fixture
 def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunPaths:
-    monkeypatch.setattr(watch, "_POLL_S", 0.02)
-    monkeypatch.setattr(watch, "_LEAST_S", 0.1)
-    monkeypatch.setattr(watch, "_JOIN_S", 0.05)
+    monkeypatch.setattr(slow_steps, "_POLL_S", 0.02)
+    monkeypatch.setattr(slow_steps, "_LEAST_S", 0.1)
+    monkeypatch.setattr(slow_steps, "_JOIN_S", 0.05)
     (tmp_path / "run").mkdir()
     return RunPaths(tmp_path, "run")
 
@@ -65,7 +65,7 @@ def test_a_late_step_is_told_once_with_the_place_of_each_rank(model: torch.nn.Mo
     model[1][0].over = over
     write_json(paths.run / "slow" / "rank-1.json", {"step": 7, "where": "backward pass, 0"})
     write_json(paths.run / "slow" / "rank-2.json", {"step": 3, "where": "of an earlier step"})
-    with watch.watched(model, paths, EventLog(paths.events), rank=0, world_size=4):
+    with slow_steps.watched(model, paths, EventLog(paths.events), rank=0, world_size=4):
         model(torch.ones(1, 2))
     (line,) = notices(paths)
     assert line.startswith("step 7 has taken ") and "rank 0: forward pass, 1.0, at " in line and "test_watch.py" in line
@@ -79,7 +79,7 @@ def test_an_evaluation_is_no_late_step_and_the_step_after_it_begins_anew(model: 
         while time.monotonic() < end:
             time.sleep(0.01)
 
-    with watch.watched(model, paths, EventLog(paths.events), rank=0, world_size=1):
+    with slow_steps.watched(model, paths, EventLog(paths.events), rank=0, world_size=1):
         evaluation_loop()
         assert time.monotonic() - CLOCK.since < 0.3
     assert notices(paths) == []
@@ -87,14 +87,14 @@ def test_an_evaluation_is_no_late_step_and_the_step_after_it_begins_anew(model: 
 
 def test_the_first_steps_may_compile(paths: RunPaths) -> None:
     CLOCK.start(0)
-    assert watch._limit() == watch._FIRST_S
+    assert slow_steps._limit() == slow_steps._FIRST_S
     CLOCK.done(1)
     assert CLOCK.median is None and not CLOCK.seconds, "the first step is no measure"
 
 
 def test_a_watcher_that_fails_says_so_and_ends_no_run(model: torch.nn.Module, paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "_stack", lambda frame: 1 / 0)
-    with watch.watched(model, paths, EventLog(paths.events), rank=0, world_size=1):
+    monkeypatch.setattr(slow_steps, "_stack", lambda frame: 1 / 0)
+    with slow_steps.watched(model, paths, EventLog(paths.events), rank=0, world_size=1):
         end = time.monotonic() + 5
         while not notices(paths) and time.monotonic() < end:
             time.sleep(0.01)

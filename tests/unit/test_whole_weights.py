@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from raytrain_nlp.checkpoint.consolidate import load_weights
 from raytrain_nlp.checkpoint.state import save_state
 from raytrain_nlp.checkpoint.store import Checkpoint, Manifest
-from raytrain_nlp.checkpoint.whole import load_weights
 from raytrain_nlp.errors import CheckpointError
 
 SHAPES = [{"a.weight": (5, 3), "a.bias": (7,)}, {"b.weight": (2, 2, 2), "c": (1,)}]

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raytrain_nlp.config.language import CausalLm
 from raytrain_nlp.config.model import TokenizerTraining
+from raytrain_nlp.config.tasks.language import CausalLm
 from raytrain_nlp.data import windows
-from raytrain_nlp.data.pieces import PrepareSpec
 from raytrain_nlp.data.plan import PlanSpec
-from raytrain_nlp.data.sources import find_files
+from raytrain_nlp.data.reading.sources import find_files
 from raytrain_nlp.data.split import SplitSpec
+from raytrain_nlp.data.tokenize import PrepareSpec
 from raytrain_nlp.data.windows import WindowedSpec, WindowedSplit, split_windows
-from raytrain_nlp.driver.streaming import WindowPreparer
 from raytrain_nlp.errors import FeedError, InputError
 from raytrain_nlp.modeling.tokenizer import load_tokenizer, train_tokenizer
+from raytrain_nlp.planning.window_prefetch import WindowPreparer
 from raytrain_nlp.tasks.base import CollateContext, Lengths
 
 ROWS = 300

@@ -1,0 +1,191 @@
+"""Saving and loading the whole training state of all ranks as one committed checkpoint. Each rank writes its own files once."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from transformers.trainer_callback import ExportableState
+
+from raytrain_nlp.checkpoint import store
+from raytrain_nlp.checkpoint.commit import Commits
+from raytrain_nlp.checkpoint.state import load_state, save_state
+from raytrain_nlp.distributed import device
+from raytrain_nlp.distributed.collectives import broadcast_object, gather_objects
+from raytrain_nlp.errors import CheckpointError
+from raytrain_nlp.modeling.lora import check_one_kind, trainable_state
+
+_TRAINER_STATE = "trainer_state.json"
+
+
+@dataclass
+class Checkpointer:
+    """Writes to and reads from `root`; knows what a manifest of this run must say."""
+
+    commits: Commits
+    zero_stage: int
+    data_fingerprint: str
+    versions: dict[str, str]
+    keep_best: bool
+    adapter_only: bool
+    """Keep trained parameters only: the rest is the base model's."""
+    renew_hyperparameters: bool = False
+    """Keep the job's own learning rate, weight decay and the like when an optimizer is loaded."""
+
+    def attach(self, trainer: Any) -> None:
+        """Have the DeepSpeed engine, which accelerate is about to make, read and write without pickle."""
+        if not trainer.is_deepspeed_enabled:
+            return
+        prepare = trainer.accelerator.prepare
+
+        def prepare_safely(*args: Any, **kwargs: Any) -> Any:
+            from deepspeed import DeepSpeedEngine
+
+            from raytrain_nlp.checkpoint.engine import apply_safe_checkpoints
+
+            offloaded = trainer.accelerator.state.deepspeed_plugin.hf_ds_config.get_value("zero_optimization.offload_param.device", "none")
+            if self.zero_stage == 3 and offloaded == "none":
+                check_one_kind(trainer.model)
+            prepared = prepare(*args, **kwargs)
+            for part in prepared if isinstance(prepared, tuple) else (prepared,):
+                if isinstance(part, DeepSpeedEngine):
+                    apply_safe_checkpoints(part)
+            return prepared
+
+        trainer.accelerator.prepare = prepare_safely
+
+    @property
+    def root(self) -> Path:
+        return self.commits.root
+
+    # Saving
+
+    def save(self, trainer: Any) -> None:
+        """Stage on all ranks, commit on the first. Every rank must call it at the same step."""
+        started = time.perf_counter()
+        step = trainer.state.global_step
+        first = trainer.is_world_process_zero()
+        staging = Path(broadcast_object(str(store.staging_dir(self.root, step)) if first else None))
+        staging.mkdir(parents=True, exist_ok=True)
+        written = self._write(trainer, staging)
+        mine = store.describe_files(staging, written)
+        files = sorted((entry for part in gather_objects(mine) for entry in part), key=lambda entry: entry.path)
+        manifest = store.Manifest(step, trainer.args.world_size, self.zero_stage, self.data_fingerprint, self.versions, files)
+        best = trainer.state.best_global_step
+        self.commits.commit(staging, mine, manifest, {best} if self.keep_best and best else set(), started)
+        if dist.is_initialized():
+            dist.barrier()
+        trainer.state.best_model_checkpoint = self.path_of(trainer.state.best_global_step)
+
+    def _write(self, trainer: Any, staging: Path) -> list[Path]:
+        written = []
+        first = trainer.is_world_process_zero()
+
+        def write(name: str, state: Any) -> None:
+            save_state(staging / name, state)
+            written.append(staging / name)
+
+        if trainer.is_deepspeed_enabled:
+            engine = trainer.deepspeed
+            engine.save_checkpoint(str(staging), exclude_frozen_parameters=self.adapter_only)
+            written += [Path(path) for path in engine.checkpoint_engine.written]
+            if first:
+                written.append(staging / "latest")
+        elif first:
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            write("model.state", trainable_state(model) if self.adapter_only else model.state_dict())
+            write("optimizer.state", trainer.optimizer.state_dict())
+        if first:
+            write("scheduler.state", {"scheduler": trainer.lr_scheduler.state_dict(), "scaler": _scaler_state(trainer)})
+            self._update_trainer_state(trainer)
+            trainer.state.save_to_json(str(staging / _TRAINER_STATE))
+            written.append(staging / _TRAINER_STATE)
+        write(f"rng-{trainer.args.process_index}.state", _rng_state())
+        return written
+
+    def _update_trainer_state(self, trainer: Any) -> None:
+        """Bring the state of stateful callbacks into the trainer's state, as `Trainer` does when it saves."""
+        collected: dict[str, Any] = {}
+        for callback in [*trainer.callback_handler.callbacks, trainer.control]:
+            if isinstance(callback, ExportableState):
+                collected.setdefault(type(callback).__name__, []).append(callback.state())
+        for name, states in collected.items():
+            several = isinstance(trainer.state.stateful_callbacks.get(name), list)
+            trainer.state.stateful_callbacks[name] = states if several else states[0]
+        step = trainer.state.best_global_step
+        trainer.state.best_model_checkpoint = str(self.root / store.checkpoint_name(step)) if step else None
+
+    # Loading
+
+    def path_of(self, step: int | None) -> str | None:
+        """The committed checkpoint of a step, or None."""
+        path = self.root / store.checkpoint_name(step) if step else None
+        return str(path) if path and (path / store.MANIFEST).exists() else None
+
+    def load_model(self, trainer: Any, folder: str) -> None:
+        model, state = trainer.accelerator.unwrap_model(trainer.model), load_state(Path(folder) / "model.state")
+        _, unexpected = model.load_state_dict(state, strict=not self.adapter_only)
+        if unexpected or (self.adapter_only and (missing := trainable_state(model).keys() - state.keys())):
+            raise CheckpointError(f"{folder} is of another model: {', '.join(sorted(unexpected or missing)[:5])} do not fit.")
+
+    def load_optimizer(self, trainer: Any, folder: str) -> None:
+        """Optimizer (where DeepSpeed did not load it with its engine), scheduler and gradient scaler."""
+        if not trainer.is_deepspeed_enabled:
+            trainer.optimizer.load_state_dict(load_state(Path(folder) / "optimizer.state"))
+        state = load_state(Path(folder) / "scheduler.state")
+        trainer.lr_scheduler.load_state_dict(state["scheduler"])
+        if state["scaler"] is not None:
+            trainer.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.renew_hyperparameters:
+            apply_hyperparameters(trainer)
+
+    def load_rng(self, trainer: Any, folder: str) -> None:
+        path = Path(folder) / f"rng-{trainer.args.process_index}.state"
+        if path.exists():  # absent only where the number of workers changed
+            _set_rng_state(load_state(path))
+
+    def load_best(self, trainer: Any, folder: str | None) -> None:
+        """Weights of the best checkpoint into the trained model, verified first."""
+        best = next((found for part in store.scan(self.root) for found in part if str(found.path) == folder), None)
+        wrong = "it is missing" if best is None else best.why if isinstance(best, store.Damaged) else self.commits.damage(best)
+        if wrong:
+            raise CheckpointError(f"the best checkpoint cannot be loaded: {folder}: {wrong}.")
+        if trainer.is_deepspeed_enabled:
+            trainer.deepspeed.load_checkpoint(folder, load_module_strict=not self.adapter_only)
+        else:
+            self.load_model(trainer, folder)
+
+
+def apply_hyperparameters(trainer: Any) -> None:
+    """Give a loaded optimizer the values the job asks for; its moments stay, and the schedule goes on from its step."""
+    optimizer = trainer.deepspeed.optimizer if trainer.is_deepspeed_enabled else trainer.optimizer
+    scheduler = getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler)
+    for index, (group, fresh) in enumerate(zip(optimizer.param_groups, trainer._feed.fresh_groups)):
+        group.update({key: value for key, value in fresh.items() if key in group})
+        if hasattr(scheduler, "base_lrs"):
+            scheduler.base_lrs[index] = group["initial_lr"] = fresh["lr"]
+            if factors := getattr(scheduler, "lr_lambdas", None):
+                group["lr"] = fresh["lr"] * factors[index](scheduler.last_epoch)
+    scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
+
+
+def _rng_state() -> dict[str, Any]:
+    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.random.get_rng_state(), **device.rng_state()}
+
+
+def _set_rng_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.random.set_rng_state(state["torch"])
+    device.set_rng_state(state)
+
+
+def _scaler_state(trainer: Any) -> dict[str, Any] | None:
+    scaler = getattr(trainer.accelerator, "scaler", None)
+    return None if scaler is None else scaler.state_dict()

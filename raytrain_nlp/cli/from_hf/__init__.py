@@ -1,0 +1,1 @@
+"""`raytrain-nlp from-hf`: commands of transformers' example scripts as jobs."""

@@ -1,0 +1,211 @@
+"""What each example script makes of its own flags: model, data, columns and lengths, with the script's defaults."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from raytrain_nlp.cli.from_hf.command import Command
+from raytrain_nlp.cli.from_hf.files import first_rows, is_number, model_config, model_length
+from raytrain_nlp.config.tasks.classification import GLUE_COLUMNS
+from raytrain_nlp.errors import nearest
+
+_SUMMARY_COLUMNS = {
+    "amazon_reviews_multi": ("review_body", "review_title"), "big_patent": ("description", "abstract"),
+    "cnn_dailymail": ("article", "highlights"), "orange_sum": ("text", "summary"), "pn_summary": ("article", "summary"),
+    "psc": ("extract_text", "summary_text"), "samsum": ("dialogue", "summary"), "thaisum": ("body", "summary"),
+    "xglue": ("news_body", "news_title"), "xsum": ("document", "summary"), "wiki_summary": ("article", "highlights"),
+    "multi_news": ("document", "summary"),
+}  # fmt: skip
+"""Columns of texts and summaries of the datasets that run_summarization.py knows."""
+_LONGEST = {"causal-lm": 1024, "masked-lm": 512}
+"""Blocks where neither command nor tokenizer is at hand: run_clm.py's own limit, and the positions of BERT and RoBERTa."""
+
+Sections = dict[str, Any]
+
+
+def fill_model(command: Command, job: Sections) -> None:
+    """`model:`, pretrained or from scratch."""
+    name, kind, config_name = (command.get(flag) for flag in ("model_name_or_path", "model_type", "config_name"))
+    overrides = command.get("config_overrides")
+    if overrides is not None and (name or config_name):
+        command.problem("config_overrides", "excludes --model_name_or_path and --config_name", "Keep one.")
+    if name is not None:
+        if kind is not None:
+            command.note("model_type", "The model's own config says it.")
+        if config_name not in (None, name):
+            command.note("config_name", "The config comes with model.name_or_path.")
+    elif config_name is not None:
+        if (config := model_config(config_name)) is None:
+            command.problem("config_name", f"is no folder with a config.json ({config_name})", "Download it, or give --model_type and --config_overrides.")
+        else:
+            job["model"]["config"] = config
+    elif kind is not None:
+        job["model"]["config"] = {"model_type": kind, **_overrides(command, overrides or "")}
+    dtype = command.get("dtype")
+    if dtype == "auto":
+        command.note("dtype", "Weights are loaded in float32; set model.dtype for another type.")
+    elif dtype is not None:
+        job["model"]["dtype"] = dtype
+
+
+def _overrides(command: Command, text: str) -> Sections:
+    """`n_embd=10,scale_attn_weights=false` as values."""
+    values: Sections = {}
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals or not key.strip():
+            command.problem("config_overrides", f"is not of the form key=value,key=value ({part!r})", "Correct it.")
+        else:
+            values[key.strip()] = _scalar(value.strip())
+    return values
+
+
+def _scalar(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def fill_data(command: Command, job: Sections) -> None:
+    """`data:`. What a script does not read beside another source is named."""
+    evaluates = command.get("do_eval", False) or command.get("eval_strategy", "no") != "no"
+    glue, dataset, config = command.get("task_name"), command.get("dataset_name"), command.get("dataset_config_name")
+    files = {"train": command.get("train_file"), "validation": command.get("validation_file")}
+    if glue is not None or dataset is not None:
+        winner = "task_name" if glue is not None else "dataset_name"
+        for flag in ("train_file", "validation_file", *(("dataset_name", "dataset_config_name") if glue is not None else ())):
+            if command.get(flag) is not None:
+                command.note(flag, f"The script does not read it beside --{winner}.")
+        source = f"nyu-mll/glue/{glue.lower()}" if glue is not None else "/".join(filter(None, (dataset, config)))
+        if glue is None and (dataset.startswith((".", "/", "~")) or dataset.count("/") > 1 or os.path.isdir(dataset)):
+            command.problem("dataset_name", f"is a folder, not a dataset of the hub ({dataset})", "Name its files: --train_file, --validation_file.")
+        mismatched = glue is not None and glue.lower() == "mnli"
+        if mismatched and evaluates:
+            command.note("task_name", "Only MNLI's matched validation split is scored; the script scores validation_mismatched too.")
+        files = {"train": f"hf://{source}:train", "validation": f"hf://{source}:validation{'_matched' if mismatched else ''}"}
+    elif config is not None:
+        command.note("dataset_config_name", "The script does not read it without --dataset_name.")
+    if files["validation"] is not None and not evaluates and glue is None and dataset is None:
+        command.note("validation_file", "Without --do_eval the script does not read it.")
+    if files["train"] is not None:
+        job["data"]["train"] = files["train"]
+    if evaluates and files["validation"] is not None:
+        job["data"]["validation"] = files["validation"]
+    elif evaluates and command.task not in _LONGEST:
+        command.problem("validation_file", "is missing", "--do_eval and --eval_strategy need it.")
+    if command.task in _LONGEST:
+        _note_split(command, job, bool(files["validation"]), from_hub=glue is not None or dataset is not None)
+
+
+def _note_split(command: Command, job: Sections, validation: bool, from_hub: bool) -> None:
+    """run_clm.py and run_mlm.py take validation rows from the training rows where there are no others."""
+    flag = "validation_split_percentage"
+    percentage = command.get(flag, 5)
+    if not validation:
+        lost = [key for key in ("eval_strategy", "eval_steps", "eval_on_start", "load_best_model_at_end") if job["training"].pop(key, None)]
+        without = f" ({', '.join(lost)} left out)" if lost else ""
+        rule = f"The script holds back the first {percentage} % of the rows; a job trains on all and evaluates nothing{without}"
+        command.note(flag, f"{rule}: split the file and add data.validation.")
+    elif flag in command.values:
+        split = "A job needs a dataset with a validation split; it cannot take rows from the training split."
+        command.note(flag, split if from_hub else "The script does not read it beside --validation_file.")
+
+
+def fill_task(command: Command, job: Sections) -> None:
+    """What is left of `task:` and lengths."""
+    _TASKS[command.task](command, job)
+
+
+def _fill_classification(command: Command, job: Sections) -> None:
+    job["data"].setdefault("max_length", 128)
+    if (glue := command.get("task_name")) is not None:
+        if glue.lower() in GLUE_COLUMNS:
+            job["task"]["glue"] = glue.lower()
+        else:
+            command.problem("task_name", f"unknown task ({glue})", nearest(glue.lower(), GLUE_COLUMNS) or f"Tasks: {', '.join(GLUE_COLUMNS)}.")
+    elif command.get("dataset_name") is not None:
+        job["task"]["text_columns"] = ["text"]
+        command.note("dataset_name", "The script takes the first columns besides `label`; [text] is assumed: correct task.text_columns where the dataset has others.")
+    elif (file := command.get("train_file")) is not None:
+        rows = first_rows(file)
+        if rows is None:
+            job["task"]["text_columns"] = ["sentence"]
+            command.note("train_file", "It could not be looked into for its columns; [sentence] is assumed: correct task.text_columns where it has others.")
+            return
+        columns = [name for name in rows[0] if name != "label"]
+        pair = ["sentence1", "sentence2"]
+        job["task"]["text_columns"] = pair if set(pair) <= set(columns) else columns[:2]
+        if any(is_number(row.get("label")) for row in rows):
+            job["task"]["problem_type"] = "regression"
+
+
+def _fill_language_model(command: Command, job: Sections) -> None:
+    by_line, masked = command.get("line_by_line", False), command.task == "masked-lm"
+    flag, section, key = ("max_seq_length", "data", "max_length") if by_line else ("max_seq_length" if masked else "block_size", "task", "block_size")
+    known = model_length(command.get("tokenizer_name") or command.get("model_name_or_path"))
+    limit = min(1024, known) if known else _LONGEST[command.task]
+    if (asked := command.get(flag)) is not None:
+        job[section][key] = min(asked, known) if known else asked
+    else:
+        job[section][key] = limit
+        if known is None:
+            rule = "The script takes the tokenizer's model_max_length, at most 1024 as a rule"
+            command.note(flag, f"{rule}; {limit} is written: correct {section}.{key} for a model of another length.")
+    if not by_line and {"max_train_samples", "max_eval_samples"} & set(command.values):
+        command.note("max_train_samples", "The script counts blocks, a job counts rows: correct data.max_train_rows and data.max_validation_rows.")
+    file = command.get("train_file") if command.get("dataset_name") is None else None
+    if file is not None and file.endswith(".txt") and not masked:
+        if command.get("keep_linebreaks", True):
+            command.note("keep_linebreaks", "Each line of a text file that is not blank is a row, without its line break.")
+    elif "keep_linebreaks" in command.values:
+        command.note("keep_linebreaks", "The script does not read it without a text file.")
+    rows = first_rows(file) if file else None
+    if rows and "text" not in rows[0]:
+        job["task"]["text_column"] = next(iter(rows[0]))
+
+
+def _fill_summarization(command: Command, job: Sections) -> None:
+    dataset, file = command.get("dataset_name"), command.get("train_file")
+    columns = _SUMMARY_COLUMNS.get((dataset or "").split("/")[-1])
+    if columns is None and dataset is None and file is not None and (rows := first_rows(file)):
+        columns = tuple(rows[0])[:2]
+    names = ("text_column", "summary_column")
+    for i, name in enumerate(names):
+        if columns and len(columns) > i:
+            job["task"].setdefault(name, columns[i])
+    if not all(name in job["task"] for name in names):
+        source = "dataset_name" if dataset is not None else "train_file"
+        command.note(source, "The script takes the first two columns; text and summary are assumed: correct task.text_column and task.summary_column.")
+    _fill_seq2seq(command, job)
+
+
+def _fill_translation(command: Command, job: Sections) -> None:
+    for flag in ("source_lang", "target_lang"):
+        if flag not in job["task"]:
+            command.problem(flag, "is missing", "Give both languages.")
+    _fill_seq2seq(command, job)
+
+
+def _fill_seq2seq(command: Command, job: Sections) -> None:
+    job["task"].setdefault("max_source_length", 1024)
+    beams = job["training"].pop("generation_num_beams", None)
+    if beams is not None and job["task"].setdefault("num_beams", beams) != beams:
+        command.note("generation_num_beams", "--num_beams goes before it.")
+    job["task"].setdefault("num_beams", 1)
+    if "validation" in job["data"]:
+        job["training"].setdefault("predict_with_generate", False)
+
+
+_TASKS = {
+    "text-classification": _fill_classification,
+    "causal-lm": _fill_language_model,
+    "masked-lm": _fill_language_model,
+    "summarization": _fill_summarization,
+    "translation": _fill_translation,
+}

@@ -1,0 +1,149 @@
+"""Room for a job on a cluster: it is there, it is coming and waited for, or it can never come and the job is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from raytrain_nlp.cluster.resources import Scaling, alive_of, bundles_of, find_scaling, left_over, living_nodes, need_of, nodes_for, worker_of
+from raytrain_nlp.compat.ray import asking_ray
+from raytrain_nlp.config import TrainJob
+from raytrain_nlp.errors import InputError, Problem, RunError
+
+_POLL_S = 1.0
+_SAID_S = 30.0
+"""Between two lines that say the same."""
+_SLACK = 1e-6
+_TODO = "Lower num_workers or resources_per_worker, or add nodes."
+
+
+def wait_for_room(job: TrainJob, say: Callable[[str], None] | None, fixed: bool = False, patient: bool = False, asked: Any | None = None) -> None:
+    """Return when the cluster's nodes can hold the job; where they cannot, its autoscaler is asked for nodes.
+
+    Args:
+        say: is given a line now and then while nodes are waited for. None: what the autoscaler could start is enough.
+        fixed: the cluster is known to have no autoscaler.
+        patient: it has held the job before, so a node that is gone may come again, whoever sees to that; nothing is refused.
+        asked: what `ask_for_room` returned; is given back.
+
+    Raises:
+        InputError: no node there is, nor any that may be started, can ever hold it.
+        RunError: the nodes have not come within `workers.start_timeout_s`.
+    """
+    job = job.smallest
+    bundles = bundles_of(job)
+    with contextlib.ExitStack() as stack:
+        if asked is not None:
+            stack.callback(_take_back, asked)
+        if not left_over(bundles, living_nodes()):
+            return
+        scaling = Scaling([], 0) if fixed or patient else find_scaling()
+        if scaling is not None and not patient and (problems := _never(job, bundles, scaling)):
+            raise InputError(problems)
+        if say is not None:
+            group = asked if asked is not None else _ask(bundles)
+            stack.callback(_take_back, group)
+            _wait(job, bundles, scaling, say, group)
+
+
+def ask_for_room(job: TrainJob) -> Any | None:
+    """Have an autoscaler start the nodes that the job lacks, without waiting for them; what is returned is given to `wait_for_room`.
+
+    Raises:
+        InputError: they can never come.
+    """
+    wait_for_room(job, None)
+    bundles = bundles_of(job.smallest)
+    return _ask(bundles) if left_over(bundles, living_nodes()) else None
+
+
+def listed(resources: dict[str, float]) -> str:
+    """Resources for people."""
+    return "{" + ", ".join(f"{name}: {amount:g}" for name, amount in sorted(resources.items()) if not name.startswith("node:")) + "}"
+
+
+def _never(job: TrainJob, bundles: list[dict[str, float]], scaling: Scaling) -> list[Problem]:
+    """What is wrong with a job that the cluster could not hold if all nodes came that may."""
+    nodes = living_nodes()
+    missing = left_over(bundles, nodes)
+    existing = {kind.name: alive_of(kind.name) for kind in scaling.types}
+    if not nodes_for(missing, scaling, existing, max(len(nodes) - 1, 0))[1]:
+        return []
+    if not scaling.types:
+        return _too_little(job, nodes, "the cluster has")
+    possible = nodes + [kind.resources for kind in scaling.types if kind.most > 0]
+    if left_over([worker_of(job)], possible):
+        kinds = "; ".join(f"{kind.name}: {listed(kind.resources)}" for kind in scaling.types)
+        what = f"no node of the cluster and no type its autoscaler can start holds a worker of {listed(worker_of(job))} ({kinds})"
+        return [Problem("workers.resources_per_worker", what, "Lower it, or add a node type.")]
+    most = [kind.resources for kind in scaling.types for _ in range(min(kind.most - existing[kind.name], len(bundles)))]
+    return _too_little(job, nodes + most[: max(scaling.most - len(nodes) + 1, 0)], "with all that its autoscaler may add, the cluster has")
+
+
+def _too_little(job: TrainJob, nodes: list[dict[str, float]], whose: str) -> list[Problem]:
+    problems, count = [], job.workers.num_workers
+    for name, wanted in need_of(job).items():
+        have = sum(node.get(name, 0) for node in nodes)
+        if wanted > have + _SLACK:
+            extra = f" (with {job.data.feed_cpus_per_worker:g} CPU for each worker's feed)" if name == "CPU" else ""
+            problems.append(Problem("workers", f"{count} workers need {wanted:g} {name}{extra}, {whose} {have:g}", _TODO))
+    what = f"{count} workers of {listed(worker_of(job))} and their feeds do not fit on its nodes"
+    return problems or [Problem("workers", what, "Lower num_workers or resources_per_worker, or add nodes or larger ones.")]
+
+
+def _ask(bundles: list[dict[str, float]]) -> Any:
+    """Ask with a placement group: all or nothing, and given back when this driver ends, however it ends."""
+    from ray.util.placement_group import placement_group
+
+    return placement_group(bundles, strategy="PACK")
+
+
+def _take_back(group: Any) -> None:
+    from ray.util.placement_group import remove_placement_group
+
+    remove_placement_group(group)
+
+
+def _wait(job: TrainJob, bundles: list[dict[str, float]], scaling: Scaling | None, say: Callable[[str], None], group: Any) -> None:
+    start, said, told = time.monotonic(), "", 0.0
+    while left_over(bundles, living_nodes()):
+        waited = time.monotonic() - start
+        line = _line(job, bundles)
+        if waited > job.workers.start_timeout_s:
+            todo = "Raise workers.start_timeout_s, or look at the autoscaler (ray status)."
+            raise RunError(f"the nodes have not come within workers.start_timeout_s ({job.workers.start_timeout_s:g} s): {line}. {todo}")
+        if scaling is None and _is_refused(group):
+            raise InputError(Problem("workers", f"the cluster's autoscaler has no node type that holds them: {line}", _TODO))
+        if line != said or waited - told >= _SAID_S:
+            said, told = line, waited
+            say(f"waiting for nodes, {waited:.0f} s of {job.workers.start_timeout_s:g}: {line}")
+        time.sleep(_POLL_S)
+
+
+def _line(job: TrainJob, bundles: list[dict[str, float]]) -> str:
+    """What is asked for and what is there."""
+    nodes = living_nodes()
+    need = need_of(job)
+    have = {name: sum(node.get(name, 0) for node in nodes) for name in need}
+    return f"asked for {_counted(bundles)}; there is {listed(have)} on {len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}"
+
+
+def _is_refused(group: Any) -> bool:
+    """Has the autoscaler said that it can start nothing for this? Only its second version says so."""
+    import ray
+
+    with asking_ray("a job that the autoscaler can never hold is not refused before workers.start_timeout_s has passed"):
+        from ray._raylet import GcsClient
+        from ray.autoscaler.v2.sdk import GetClusterStatusReply
+
+        reply = GetClusterStatusReply()
+        reply.ParseFromString(GcsClient(address=ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=10))
+        return any(group.id.hex() in request.details for request in reply.autoscaling_state.infeasible_gang_resource_requests)
+    return False
+
+
+def _counted(bundles: Iterable[dict[str, float]]) -> str:
+    return " + ".join(f"{count} x {text}" for text, count in Counter(listed(bundle) for bundle in bundles).items())

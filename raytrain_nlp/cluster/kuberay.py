@@ -1,0 +1,152 @@
+"""`submit JOB --kuberay`: the job as a RayJob of KubeRay, with a cluster of its own that grows from nothing and ends with it."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from raytrain_nlp.cluster.auto import settled
+from raytrain_nlp.cluster.resources import worker_of
+from raytrain_nlp.cluster.targets import Place
+from raytrain_nlp.config import TrainJob, dump_job
+from raytrain_nlp.config.data import sources_of
+from raytrain_nlp.config.load import load_job, read_values
+from raytrain_nlp.errors import InputError, Problem
+from raytrain_nlp.storage.locations import is_remote
+
+_FOLDER = "/home/ray/job"
+_FILE = "job.yaml"
+_CLAIM = "raytrain-nlp"
+_MEMORY_GI = {"head": 8, "data": 16, "train": 32}
+_NOTES = f"""\
+# {{name}} as a RayJob (KubeRay 1.3 or newer): kubectl apply -f FILE
+#
+# It needs an image with this package ({{image}}), and a claim '{_CLAIM}' of a volume that many
+# nodes may write (ReadWriteMany: EFS, Filestore, CephFS), which is mounted as the job's storage_path (not for s3:// and gs://,
+# whose keys the pods' service account gives, or --env). Environment variables
+# come from the secret '{_CLAIM}', never from this file. `memory` below is a guess: set what the model takes.
+#
+# {{workers}}. For pods with a GPU each: --set workers.use_gpu=true --set workers.num_workers=N.
+"""
+
+
+def manifest(job: str, *, image: str, arguments: Iterable[str] = (), overrides: Iterable[str] = (), env: Iterable[str] = ()) -> str:
+    """Documents for `kubectl apply`: the job file as a ConfigMap, and the RayJob that runs it.
+
+    Args:
+        job: a job file of `train`.
+        image: of all pods; has this package.
+        arguments: further arguments of the verb, e.g. --resume.
+        overrides: `dotted.key=value`, worked into the job file.
+        env: names of environment variables, taken from the secret `raytrain-nlp`.
+
+    Raises:
+        InputError: the job is wrong, or is one that a manifest alone cannot carry.
+    """
+    import yaml
+
+    if read_values(job).get("kind") == "sweep":
+        raise InputError(Problem("--kuberay", f"is for a job of `train` ({job} is a sweep)", "Submit the sweep to a running cluster: submit JOB --address URL."))
+    found = settled(load_job(job, overrides), find=lambda: Place("the cluster that it makes"))
+    loaded = found.job
+    if problems := _check(loaded):
+        raise InputError(problems)
+    name = _kubernetes_name(loaded.name)
+    files = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {_FILE: dump_job(loaded)}}
+    entrypoint = shlex.join(["python", "-m", "raytrain_nlp.cli.main", "train", f"{_FOLDER}/{_FILE}", *arguments])
+    ray_job = {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": {"name": name},
+        "spec": {
+            "entrypoint": entrypoint,
+            "runtimeEnvYAML": yaml.safe_dump({"env_vars": {"TOKENIZERS_PARALLELISM": "false"}}),
+            "submissionMode": "K8sJobMode",
+            "backoffLimit": 0,  # worker failures are Ray Train's to mend; a failed driver's run is continued with --resume
+            "shutdownAfterJobFinishes": True,
+            "ttlSecondsAfterFinished": 300,
+            "rayClusterSpec": _cluster(loaded, name, image, [*env]),
+        },
+    }
+    return _NOTES.format(name=loaded.name, image=image, workers=found.line) + yaml.dump_all([files, ray_job], Dumper=_dumper(), sort_keys=False)
+
+
+def _dumper() -> type:
+    """YAML as people write it: texts of many lines as such, and nothing by reference."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    def text(dumper: Any, value: str) -> Any:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+    Dumper.add_representer(str, text)
+    return Dumper
+
+
+def _check(job: TrainJob) -> list[Problem]:
+    """What is not in the file must be in the image or on the shared volume."""
+    problems = []
+    paths = {"storage_path": job.storage_path, "data.train": job.data.train, "data.validation": sources_of(job.data.validation)}
+    for key, value in paths.items():
+        for path in value if isinstance(value, list) else [value]:
+            if isinstance(path, str) and not re.match(r"[a-z0-9]+:", path) and not Path(path).is_absolute():
+                todo = f"Name it as it is on the shared volume, e.g. /mnt/shared/{path}."
+                problems.append(Problem(key, f"is relative ({path}), and a pod has no folder of yours", todo))
+    return problems
+
+
+def _cluster(job: TrainJob, name: str, image: str, env: list[str]) -> dict[str, Any]:
+    """A head without work, a pod for each worker with its feed beside it, and pods for preparing tokens."""
+    worker = worker_of(job)
+    cpus = math.ceil(worker["CPU"] + job.data.feed_cpus_per_worker)
+    gpus = math.ceil(worker.get("GPU", 0))
+    custom = {key: int(amount) for key, amount in worker.items() if key not in ("CPU", "GPU", "memory") and amount}
+
+    def group(kind: str, most: int, cpus: int, gpus: int = 0) -> dict[str, Any]:
+        params = {"resources": '"' + str(custom).replace("'", '\\"') + '"'} if custom and kind == "train" else {}
+        pod = _pod(job, name, image, env, kind, cpus, gpus)
+        return {"groupName": kind, "replicas": 0, "minReplicas": 0, "maxReplicas": most, "rayStartParams": params, "template": pod}
+
+    from importlib.metadata import version
+
+    return {
+        "rayVersion": version("ray"),
+        "enableInTreeAutoscaling": True,
+        "autoscalerOptions": {"version": "v2", "upscalingMode": "Default", "idleTimeoutSeconds": 300},
+        "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": _pod(job, name, image, env, "head", 2, 0)},
+        "workerGroupSpecs": [group("train", job.workers.num_workers, cpus, gpus), group("data", max(job.workers.num_workers // 2, 1), 4)],
+    }
+
+
+def _pod(job: TrainJob, name: str, image: str, env: list[str], kind: str, cpus: int, gpus: int) -> dict[str, Any]:
+    amounts = {"cpu": str(cpus), "memory": f"{_MEMORY_GI[kind]}Gi", **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
+    secrets = [{"name": key, "valueFrom": {"secretKeyRef": {"name": _CLAIM, "key": key}}} for key in env]
+    container = {
+        "name": f"ray-{kind}",
+        "image": image,
+        "resources": {"limits": amounts, "requests": amounts},
+        **({"env": secrets} if secrets else {}),
+        "volumeMounts": [
+            {"name": "job", "mountPath": _FOLDER},
+            *([] if is_remote(job.storage_path) else [{"name": "storage", "mountPath": job.storage_path}]),
+            {"name": "shm", "mountPath": "/dev/shm"},
+        ],
+    }
+    volumes = [
+        {"name": "job", "configMap": {"name": name}},
+        *([] if is_remote(job.storage_path) else [{"name": "storage", "persistentVolumeClaim": {"claimName": _CLAIM}}]),
+        {"name": "shm", "emptyDir": {"medium": "Memory"}},  # Ray's object store, and what ranks of one node share
+    ]
+    return {"spec": {"restartPolicy": "Never", "containers": [container], "volumes": volumes}}
+
+
+def _kubernetes_name(name: str) -> str:
+    """A run's name as Kubernetes takes it, with room for what KubeRay adds."""
+    return re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:40].strip("-") or "run"

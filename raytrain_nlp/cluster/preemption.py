@@ -1,0 +1,21 @@
+"""Nodes that have been told to go: by a cloud that takes a spot node back, or by an autoscaler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from raytrain_nlp.compat.ray import asking_ray
+
+
+def draining_nodes(say: Callable[[str], None] | None = None) -> dict[str, int]:
+    """Ids of nodes that are being drained, with the deadline in milliseconds since the epoch (0 = none). `say`: as of `asking_ray`."""
+    import ray
+
+    drained: dict[str, Any] = {}
+    with asking_ray("nodes that are to go are not noticed, so no checkpoint is committed before they do", say):
+        from ray._private.state import state
+
+        if ray.is_initialized():
+            drained = {**state.get_draining_nodes()}
+    return drained

@@ -1,0 +1,193 @@
+"""Nodes: what a job takes, what the cluster has, what its autoscaler can add, and does the one fit on the other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raytrain_nlp.cluster.preemption import draining_nodes
+from raytrain_nlp.cluster.quiet import quiet
+from raytrain_nlp.compat.ray import asking_ray
+from raytrain_nlp.config import TrainJob
+
+Resources = Mapping[str, float]
+_HEAD = "node:__internal_head__"
+_GROUP = "ray.io/node-group"
+_SLACK = 1e-6
+"""Ten tenths of a CPU are one."""
+_KUBERAY = "RAY_USAGE_STATS_KUBERAY_IN_USE"
+"""In the environment of KubeRay's pods, whose autoscaler runs in a container of its own."""
+MOST_LISTED = 1_000
+"""Nodes of one type that are told apart; more make no plan better."""
+
+
+@dataclass(frozen=True)
+class NodeType:
+    """A kind of node an autoscaler can start."""
+
+    name: str
+    resources: dict[str, float]
+    most: int
+    """Nodes of this type there may be."""
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What an autoscaler can do."""
+
+    types: list[NodeType]
+    most: int
+    """Workers of all types together."""
+
+
+def worker_of(job: TrainJob) -> dict[str, float]:
+    """What one worker takes; all of it on one node."""
+    return {"CPU": 1.0, **({"GPU": 1.0} if job.workers.use_gpu else {}), **job.workers.resources_per_worker}
+
+
+def need_of(job: TrainJob) -> dict[str, float]:
+    """What a run of the job takes: its workers, for each of them its feed, and what prepares streamed rows."""
+    need: dict[str, float] = {}
+    for bundle in bundles_of(job):
+        need = {name: need.get(name, 0) + bundle.get(name, 0) for name in {**need, **bundle}}
+    return need
+
+
+def bundles_of(job: TrainJob) -> list[dict[str, float]]:
+    """The same in parts, each of which is on one node."""
+    feeds = job.workers.num_workers + bool(job.data.streaming)
+    worker = {name: amount for name, amount in worker_of(job).items() if amount}
+    return [dict(worker) for _ in range(job.workers.num_workers)] + [{"CPU": job.data.feed_cpus_per_worker} for _ in range(feeds)]
+
+
+def living_nodes() -> list[dict[str, float]]:
+    """Resources of each node there is, but for those that are being drained."""
+    import ray
+
+    leaving = draining_nodes()
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+
+
+def free_nodes() -> list[dict[str, float]]:
+    """What nobody uses of each node there is, but for those that are being drained."""
+    from ray._private.state import available_resources_per_node
+
+    leaving = draining_nodes()
+    return [dict(resources) for node, resources in available_resources_per_node().items() if node not in leaving]
+
+
+def nodes_of_cluster() -> list[dict[str, float]]:
+    """Resources of each node there is, and of each that the autoscaler may add."""
+    scaling, nodes = find_scaling(), living_nodes()
+    if scaling is None:
+        return nodes
+    room = max(scaling.most - len(nodes) + 1, 0)
+    added = [kind.resources for kind in scaling.types for _ in range(min(kind.most - alive_of(kind.name), MOST_LISTED))]
+    return nodes + [dict(resources) for resources in added[:room]]
+
+
+def left_over(bundles: list[dict[str, float]], nodes: list[dict[str, float]]) -> list[dict[str, float]]:
+    """The bundles that find no place on the nodes, as Ray's autoscaler packs them."""
+    from ray.autoscaler._private.resource_demand_scheduler import get_bin_pack_residual
+
+    return get_bin_pack_residual([_with_slack(node) for node in nodes], bundles)[0]
+
+
+def nodes_for(bundles: list[dict[str, float]], scaling: Scaling, existing: Mapping[str, int], workers: int) -> tuple[dict[str, int], list[dict[str, float]]]:
+    """How many nodes of each type Ray's autoscaler starts for the bundles, and the bundles no type can hold.
+
+    Args:
+        existing: nodes of each type there are.
+        workers: nodes there are besides the head.
+    """
+    from functools import partial
+
+    from ray.autoscaler._private import resource_demand_scheduler as packing
+    from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary
+
+    kinds = {kind.name: {"resources": _with_slack(kind.resources), "max_workers": kind.most} for kind in scaling.types}
+    scorer = partial(packing._default_utilization_scorer, node_availability_summary=NodeAvailabilitySummary({}))
+    with quiet("ray.autoscaler._private.resource_demand_scheduler"):
+        added, left = packing.get_nodes_for(kinds, dict(existing), "", max(scaling.most - workers, 0), bundles, scorer)
+    return dict(added), left
+
+
+def alive_of(name: str) -> int:
+    """Nodes of a type there are."""
+    import ray
+
+    return sum(node["Alive"] and (node.get("Labels") or {}).get(_GROUP) == name for node in ray.nodes())
+
+
+def find_scaling() -> Scaling | None:
+    """What the cluster's autoscaler can start; nothing where there is none. None: there is one, which keeps that to itself.
+
+    Ray has no one place for it. Some autoscalers report it to the cluster; the one that `ray up` starts has a file on the head
+    node; KubeRay's has neither, and says only afterwards what it cannot start.
+    """
+    return _reported() or _of_head()
+
+
+def read_scaling(config: Mapping[str, Any]) -> Scaling:
+    """Of the values of a cluster file. The head is there already, so it is not among the types."""
+    most = int(config.get("max_workers", sys.maxsize))
+    kinds = {name: kind for name, kind in (config.get("available_node_types") or {}).items() if name != config.get("head_node_type")}
+    types = [
+        NodeType(name, dict(kind.get("resources") or {}), int(kind.get("max_workers", most)), dict(kind.get("labels") or {})) for name, kind in kinds.items()
+    ]
+    return Scaling(types, most)
+
+
+def _reported() -> Scaling | None:
+    config = None
+    with asking_ray("what the cluster's autoscaler reports is not seen; the head node is asked"):
+        from ray._private.state import state
+
+        config = state.get_cluster_config()
+    if not config or not config.node_group_configs:
+        return None
+    groups = [
+        NodeType(group.name, dict(group.resources), sys.maxsize if group.max_count < 0 else group.max_count) for group in config.node_group_configs
+    ]
+    return Scaling(groups, sys.maxsize)
+
+
+def _of_head() -> Scaling | None:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    address = ray.get_runtime_context().gcs_address
+    head = next((node["NodeID"] for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"]), None)
+    if head is None or head == ray.get_runtime_context().get_node_id():
+        return read_monitor(address)
+    there = NodeAffinitySchedulingStrategy(head, soft=False)
+    return ray.get(ray.remote(read_monitor).options(num_cpus=0, scheduling_strategy=there).remote(address))
+
+
+def read_monitor(address: str) -> Scaling | None:
+    """From the file this cluster's monitor was started with, on the head node. A monitor without a file, or none at all, starts nothing."""
+    import psutil
+    import yaml
+
+    port = ":" + address.rpartition(":")[2]
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        address_given = next((part for part in line if part.startswith("--gcs-address=")), "")
+        if address_given.endswith(port) and any(part.endswith("monitor.py") and "autoscaler" in part for part in line):
+            path = next((part.partition("=")[2] for part in line if part.startswith("--autoscaling-config=")), None)
+            if path is None:
+                return Scaling([], 0)
+            with contextlib.suppress(OSError, yaml.YAMLError, AttributeError, ValueError):
+                return read_scaling(yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8")))
+            return None
+    return None if _KUBERAY in os.environ else Scaling([], 0)
+
+
+def _with_slack(resources: Resources) -> dict[str, float]:
+    return {name: amount + _SLACK if amount else 0 for name, amount in resources.items()}

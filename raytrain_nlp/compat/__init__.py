@@ -1,0 +1,1 @@
+"""Private names of libraries, each behind a function of its own."""

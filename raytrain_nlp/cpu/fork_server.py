@@ -1,0 +1,191 @@
+"""A local Ray whose processes are forks of one that has torch, transformers and DeepSpeed loaded already.
+
+    driver --starts--> fork server <--"default_worker.py ..."-- launcher <--starts-- raylet
+                            `--forks--> the process of Ray
+
+A run on one machine has about ten processes, and importing in each is most of the time to its first step. Here it is paid
+once, in a process of its own while the driver reads the data; what is loaded is shared memory, too. Ray itself is loaded
+after the fork: its library reads the job's number and settings from the environment when it is loaded, and draws the
+numbers of its objects from a state that all forks would share.
+
+For CPU only: a process that has asked for a GPU cannot be forked. Where anything of it does not fit (another Ray, a runtime
+environment with a Python of its own, the server gone) the process starts as Ray would have started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import runpy
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from raytrain_nlp.cpu.huge_pages import huge_pages
+from raytrain_nlp.host.devices import WITHOUT_GPU
+from raytrain_nlp.host.processes import python_command
+from raytrain_nlp.host.scratch import scratch_folder
+from raytrain_nlp.host.sockets import short_name
+
+_LAUNCHER = Path(__file__).with_name("fork_launcher.py")
+_PROGRAM = "from raytrain_nlp.cpu.fork_server import main; main()"
+_REQUEST_S = 10.0
+"""How long a launcher may take to say what it wants: others wait behind it."""
+_PRELOAD = (
+    "pandas",
+    "raytrain_nlp.data.feed",
+    "raytrain_nlp.worker.loop",
+    "raytrain_nlp.trainer.trainer",
+)
+
+
+@contextlib.contextmanager
+def forked_processes(*modules: str) -> Iterator[None]:
+    """While inside, a Ray that is started here forks its processes, which have `modules` loaded besides."""
+    with scratch_folder() as folder:
+        folder = short_name(folder / "socket").parent
+        address = str(folder / "socket")
+        executable = folder / "python"
+        command = [sys.executable, "-S", "-E", str(_LAUNCHER), address, sys.executable]
+        executable.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n', encoding="utf-8")
+        executable.chmod(0o700)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(address)
+            listener.listen(64)
+            variables = {**os.environ, "OMP_NUM_THREADS": "1", **huge_pages(), **WITHOUT_GPU}
+            server = subprocess.Popen(
+                python_command(_PROGRAM, str(listener.fileno()), *modules),
+                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[listener.fileno()], env=variables,
+            )  # fmt: skip
+        try:  # while it loads, this process imports Ray
+            with _ray_uses(str(executable)):
+                yield
+        finally:
+            server.kill()  # it holds nothing; where a job was refused, it may still be loading
+            server.wait()
+            server.stdin.close()
+
+
+@contextlib.contextmanager
+def _ray_uses(executable: str) -> Iterator[None]:
+    """Ray puts `sys.executable` into the command by which its raylet starts workers, and reads it in this one module."""
+    import ray._private.services as services
+
+    class Sys:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(sys, name)
+
+    replaced = Sys()
+    replaced.executable = executable
+    services.sys = replaced
+    try:
+        yield
+    finally:
+        services.sys = sys
+
+
+def serve(listener: socket.socket, modules: list[str]) -> None:
+    """Load, then fork a process for each that asks, until the driver is gone (its end of standard input closes)."""
+    import selectors
+
+    from raytrain_nlp.worker.arguments import import_deepspeed
+
+    for name in (*_PRELOAD, *modules):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    import_deepspeed()
+    if "ray" in sys.modules:
+        sys.exit("the fork server has loaded Ray")  # workers start as Ray starts them
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy the pages of everything loaded here
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with selectors.DefaultSelector() as selector:
+        selector.register(listener, selectors.EVENT_READ)
+        selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
+        while True:
+            ready = {key.fileobj for key, _ in selector.select()}
+            if listener not in ready:
+                return
+            connection, _ = listener.accept()
+            with connection:
+                streams: list[int] = []
+                try:
+                    connection.settimeout(_REQUEST_S)
+                    request = _receive(connection, streams)
+                    if os.fork() == 0:
+                        selector.close()
+                        listener.close()
+                        connection.close()
+                        _become(request, streams)
+                    connection.sendall(b"1")
+                except (OSError, ValueError):  # a launcher that died; one that lives starts its process without us
+                    pass
+                finally:
+                    for stream in streams:
+                        os.close(stream)
+
+
+def _receive(connection: socket.socket, streams: list[int]) -> dict[str, Any]:
+    """A launcher's request, and into `streams` its three streams. Raises `OSError` or `ValueError` where not all of it comes."""
+    first, received, _, _ = socket.recv_fds(connection, 1 << 16, 3)
+    streams += received
+    parts = [first]
+    while parts[-1] and not parts[-1].endswith(b"\n"):
+        parts.append(connection.recv(1 << 20))
+    if not parts[-1] or len(streams) != 3:
+        raise ValueError("the launcher has ended in the middle of its request")
+    return json.loads(b"".join(parts))
+
+
+def _become(request: dict[str, Any], streams: list[int]) -> None:
+    """Be the process that the raylet asked for, to its end."""
+    import random
+
+    import numpy as np
+
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+            os.close(stream)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.chdir(request["directory"])
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        random.seed()
+        np.random.seed()
+        script, *arguments = request["arguments"]
+        sys.argv = [script, *arguments]
+        sys.path.insert(0, os.path.dirname(script))
+        runpy.run_path(script, run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def main() -> None:
+    """Arguments: the listener's file descriptor, and modules to load besides."""
+    listener = socket.socket(fileno=int(sys.argv[1]))
+    try:
+        serve(listener, sys.argv[2:])
+    finally:  # the driver may have died without
+        shutil.rmtree(os.path.dirname(listener.getsockname()), ignore_errors=True)

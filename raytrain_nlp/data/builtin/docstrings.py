@@ -1,0 +1,106 @@
+"""`builtin:docstrings`: which library does a docstring belong to? Rows {"text", "label"}, about 85 % for training.
+
+The names of the libraries are masked in all texts, so that a classifier has to read the content.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from typing import Any
+
+from raytrain_nlp.data.builtin.prose import count_words, hash_of, is_held_out, key_of, paragraphs_in, shorten
+from raytrain_nlp.data.builtin.python_sources import dense_first, docs_in, library_files
+from raytrain_nlp.errors import InputError, Problem
+
+MASK = "LIB"
+LIBRARIES = {
+    "numpy": "numpy", "pandas": "pandas", "torch": "torch", "scikit-learn": "sklearn",
+    "transformers": "transformers", "datasets": "datasets", "mlflow": "mlflow", "ray": "ray",
+}  # fmt: skip
+"""Distribution (also the label) -> top-level module."""
+
+_FORMAT = 1  # raise it with every change to the texts, so that older files are not taken for new ones
+_MIN_ROWS, _MAX_ROWS = 60, 600  # per library; one with less text is left out
+_ENOUGH_TEXTS = 680  # stop reading a library here: more than _MAX_ROWS, since duplicates go
+_MAX_BYTES = 5 << 19  # stop reading a library here, however little text there is: bounds the time
+_MIN_CHARS, _MAX_CHARS, _MIN_WORDS = 40, 600, 6
+_VALIDATION_PERCENT = 15
+
+_NAMES = re.compile(
+    r"""
+    (?: (?<![\w-])[\w-]*(?:numpy|pandas|torch|scikit[-_ ]?learn|sklearn|mlflow|transformers|datasets)[\w-]*  # also in to_pandas, PyTorch
+      | hugging[ -]?face
+      | (?<![^\W_])ray(?![^\W_])\w*  # not in `array`
+      | \braylet\w* | (?-i:\bRay(?=[A-Z])\w*)
+      | \b(?:np|pd)\b
+    )
+    (?:[./]\w+)*  # the rest of a dotted name or of a path
+    """,
+    re.I | re.X,
+)
+
+
+def collect_docstrings() -> dict[str, list[dict[str, Any]]]:
+    """The rows of both splits, in the order of the hashes of the texts, which mixes the labels."""
+    texts = {label: _texts_of(LIBRARIES[label]) for label in installed_libraries()}
+    owners: dict[str, set[str]] = {}
+    for label, found in texts.items():
+        for key in found:
+            owners.setdefault(key, set()).add(label)
+    rows = []
+    labels = []
+    for label, found in texts.items():
+        own = sorted((text for key, text in found.items() if len(owners[key]) == 1), key=hash_of)
+        if len(own) >= _MIN_ROWS:
+            labels.append(label)
+            rows += [{"text": text, "label": label} for text in own[:_MAX_ROWS]]
+    if len(labels) < 2:
+        what = f"it needs the sources of two libraries with docstrings (found: {', '.join(labels) or 'none'})"
+        raise InputError(Problem("builtin:docstrings", what, f"Install two of {', '.join(LIBRARIES)}, or name your own files."))
+    splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
+    for row in sorted(rows, key=lambda row: hash_of(row["text"])):
+        splits["validation" if is_held_out(row["text"], _VALIDATION_PERCENT) else "train"].append(row)
+    return splits
+
+
+def docstrings_origin() -> list[Any]:
+    """What decides the rows."""
+    return [_FORMAT, installed_libraries()]
+
+
+def installed_libraries() -> dict[str, str]:
+    """Version of each library that is installed. Reads package metadata only."""
+    versions = {}
+    for distribution in LIBRARIES:
+        try:
+            versions[distribution] = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _texts_of(module: str) -> dict[str, str]:
+    """Cleaned docstrings of one library, without copies: what identifies a text -> the text."""
+    texts: dict[str, str] = {}
+    size = 0
+    for source in dense_first(library_files(module)):
+        size += len(source)
+        for doc in docs_in(source):
+            if text := _clean(doc):
+                key = key_of(text)
+                texts[key] = min(text, texts.get(key, text))
+        if len(texts) >= _ENOUGH_TEXTS or size >= _MAX_BYTES:
+            break
+    return texts
+
+
+def _clean(doc: str) -> str | None:
+    """The first words of a docstring without the names of the libraries; None if too little is left."""
+    words: list[str] = []
+    for paragraph in paragraphs_in(doc):  # a paragraph is one line: a name may have been broken in two
+        words += _NAMES.sub(MASK, paragraph).split()
+        if sum(map(len, words)) + len(words) > _MAX_CHARS // 2:
+            break
+    text = shorten(" ".join(words), _MAX_CHARS)
+    return text if len(text) >= _MIN_CHARS and count_words(text) >= _MIN_WORDS else None

@@ -1,0 +1,1 @@
+"""From what a job names (files, folders, buckets, the hub) to rows."""

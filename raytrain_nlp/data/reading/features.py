@@ -1,0 +1,47 @@
+"""Names of classes that a file of the `datasets` library carries: in the schema of Parquet and Arrow, or in `dataset_info.json` beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+from raytrain_nlp.data.reading.sources import SourceFile, open_source, told_if_damaged
+
+
+def class_names(file: SourceFile, column: str) -> list[str] | None:
+    """The names of a `ClassLabel` column, or of lists of it, in the order of their ids; None where the file declares none."""
+    feature = _features(file).get(column)
+    while True:
+        if isinstance(feature, list) and len(feature) == 1:
+            feature = feature[0]
+        elif isinstance(feature, dict) and isinstance(feature.get("feature"), (dict, list)):
+            feature = feature["feature"]
+        else:
+            break
+    names = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
+    return [str(name) for name in names] if names else None
+
+
+def _features(file: SourceFile) -> dict[str, Any]:
+    if file.format not in ("parquet", "arrow"):
+        return {}
+    with told_if_damaged(file.path, file.format), open_source(file.path) as handle:
+        metadata = (_schema(handle, file.format).metadata or {}).get(b"huggingface")
+    with contextlib.suppress(ValueError, AttributeError):  # metadata of another library under this name
+        if metadata and (found := json.loads(metadata)["info"]["features"]):
+            return found
+    with contextlib.suppress(OSError, ValueError), open_source(f"{file.path.rpartition('/')[0]}/dataset_info.json") as handle:
+        return json.loads(handle.read()).get("features") or {}
+    return {}
+
+
+def _schema(handle: Any, kind: str) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    if kind == "parquet":
+        return parquet.read_schema(handle)
+    is_file = handle.read(6) == b"ARROW1"
+    handle.seek(0)
+    return (pa.ipc.open_file if is_file else pa.ipc.open_stream)(handle).schema

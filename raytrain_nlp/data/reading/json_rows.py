@@ -1,0 +1,138 @@
+"""Rows of JSON: objects on lines of their own, objects of several lines, one array, or one object whose `data` is the list of rows.
+
+Which of them a file is, it says itself, whatever its suffix; `datasets.load_dataset("json")` reads the same rows. A key that stands
+twice in an object makes a bad row: the last one would win without a word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from raytrain_nlp.data.reading.encodings import not_utf8
+from raytrain_nlp.data.reading.rows import BadRow, Blank, Row, bad_row
+
+_NEXT_OBJECT = re.compile(r"^\{", re.M)
+_BYTES = re.compile("[\udc80-\udcff]")
+"""Bytes that are no UTF-8, in a text decoded with `surrogateescape`."""
+_BETWEEN = re.compile(r"[\s,]*")
+
+
+class _TwiceError(ValueError):
+    pass
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _TwiceError(f"the key '{next(name for name in names if names.count(name) > 1)}' stands there twice")
+    return values
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+
+
+def row_of_line(number: int, line: bytes) -> Row | BadRow | Blank:
+    """A line of JSON Lines."""
+    if not line.strip():
+        return Blank(number)
+    try:
+        return _row(number, _DECODER.decode(line.decode("utf-8")), line)
+    except UnicodeDecodeError as error:
+        return bad_row(number, not_utf8(error), line)
+    except (ValueError, RecursionError) as error:
+        return bad_row(number, str(error) if isinstance(error, _TwiceError) else f"not JSON ({error})", line)
+
+
+def rows_of_whole(content: bytes) -> Iterator[Row | BadRow]:
+    """The rows of a file that is an array, or objects of several lines."""
+    text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")  # a bad byte costs its object, not the file
+    yield from _rows_of_array(text) if text.lstrip().startswith("[") else _rows_of_objects(text)
+
+
+def _rows_of_array(text: str) -> Iterator[Row | BadRow]:
+    try:
+        array = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        yield bad_row(0, f"the whole file is not JSON ({error})", _bytes(text))
+        return
+    with contextlib.suppress(_TwiceError):
+        if not _BYTES.search(text):
+            yield from rows_of_list(_DECODER.decode(text))
+            return
+    texts = _are_texts(array)
+    for number, one in enumerate(_elements(text)):  # each by itself, so that the bad ones alone are bad
+        yield _row_of_text(number, one, texts)
+
+
+def _elements(text: str) -> Iterator[str]:
+    """The text of each element of an array."""
+    plain, place = json.JSONDecoder(), text.index("[") + 1
+    while text[place := _BETWEEN.match(text, place).end()] != "]":
+        _, end = plain.raw_decode(text, place)
+        yield text[place:end]
+        place = end
+
+
+def rows_of_list(array: list[Any]) -> Iterator[Row | BadRow]:
+    """A row for each object; texts, as `datasets` reads them, are rows with the column `text`."""
+    texts = _are_texts(array)
+    for number, one in enumerate(array):
+        yield _row(number, one, _bytes(str(one)[:500]), texts)
+
+
+def _are_texts(array: list[Any]) -> bool:
+    return bool(array) and all(isinstance(one, str) for one in itertools.islice(array, 100))
+
+
+def _row_of_text(number: int, text: str, texts: bool) -> Row | BadRow:
+    if found := _BYTES.search(text):
+        return bad_row(number, f"not UTF-8 (0x{ord(found[0]) - 0xDC00:02x}: Latin-1 or Windows-1252? Convert the file with iconv)", _bytes(text))
+    try:
+        return _row(number, _DECODER.decode(text), _bytes(text), texts)
+    except _TwiceError as error:
+        return bad_row(number, str(error), _bytes(text))
+
+
+def _rows_of_objects(text: str) -> Iterator[Row | BadRow]:
+    """Objects one after the other. Behind a damaged one it goes on at the next line that begins an object."""
+    plain = json.JSONDecoder()
+    place, line, counted = _BETWEEN.match(text, 0).end(), 0, 0
+    first = place
+    while place < len(text):
+        line, counted = line + text.count("\n", counted, place), place
+        try:
+            values, end = plain.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            yield bad_row(line, f"not JSON ({error})", _bytes(text[place : place + 500]))
+            behind = text.find("\n", place) + 1
+            found = _NEXT_OBJECT.search(text, behind) if behind else None
+            place = found.start() if found else len(text)
+            continue
+        behind = _BETWEEN.match(text, end).end()
+        if place == first and behind == len(text) and is_table(values):
+            yield from _rows_of_array(json.dumps(values["data"]))
+            return
+        yield _row_of_text(line, text[place:end], texts=False)
+        place = behind
+
+
+def is_table(values: Any) -> bool:
+    """Is an object that is all of a file a table: `data` is a list of objects?"""
+    data = values.get("data") if isinstance(values, dict) else None
+    return isinstance(data, list) and bool(data) and all(isinstance(one, dict) for one in data)
+
+
+def _row(number: int, values: Any, text: bytes, texts: bool = False) -> Row | BadRow:
+    if texts and isinstance(values, str):
+        return Row(number, {"text": values})
+    return Row(number, values) if isinstance(values, dict) else bad_row(number, f"not a JSON object but {type(values).__name__}", text)
+
+
+def _bytes(text: str) -> bytes:
+    return text[:500].encode("utf-8", "surrogateescape" if _BYTES.search(text[:500]) else "replace")

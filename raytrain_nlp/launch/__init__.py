@@ -1,0 +1,1 @@
+"""Who starts groups of workers, watches them and starts them again."""

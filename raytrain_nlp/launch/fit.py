@@ -1,0 +1,208 @@
+"""Ray Train's part of a run: place the workers, run the loop, restart the group after failures."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from raytrain_nlp.checkpoint import store
+from raytrain_nlp.cluster.capacity import wait_for_room
+from raytrain_nlp.cluster.placement_groups import free_groups_of, free_orphans
+from raytrain_nlp.cluster.session import owns_ray
+from raytrain_nlp.config import TrainJob
+from raytrain_nlp.cpu.huge_pages import huge_pages
+from raytrain_nlp.errors import RunError
+from raytrain_nlp.failures import out_of_memory, tells_of_another_rank
+from raytrain_nlp.host.devices import WITHOUT_GPU
+from raytrain_nlp.paths import RunPaths, read_json
+from raytrain_nlp.run.stop_request import ends_after_checkpoint
+from raytrain_nlp.storage.local_copy import refetch
+from raytrain_nlp.storage.locations import shown
+
+_ABORT_S = 10.0
+_LONGEST = 1000
+"""Characters of what is told of a failure."""
+
+
+class Fit:
+    """`TorchTrainer.fit()`, which another thread may end; once more wherever its workers had to leave a node.
+
+    Args:
+        loop: what each worker runs; default: `worker.loop.run_worker`.
+        todo: what the user may do after a failure.
+        say: is given a line while nodes are waited for.
+    """
+
+    def __init__(
+        self,
+        loop: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        todo: str = " Continue with --resume.",
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self._loop, self._todo, self._say = loop, todo, say
+        self._controller: Any = None
+        self._starting = threading.Lock()
+        self.aborted = threading.Event()
+
+    def __call__(self, job: TrainJob, spec: Any, paths: RunPaths) -> dict[str, Any]:
+        """Run the loop to its end. Raises `RunError` where it fails, or was aborted."""
+        import ray.train
+
+        try:
+            while has_moved(outcome := self.run(job, {"spec": spec}, paths)) and not ends_after_checkpoint(paths):
+                wait_for_room(job, self._say, patient=True)
+            return outcome
+        except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
+            if self.aborted.is_set() and isinstance(error, ray.exceptions.RayActorError):
+                raise RunError("stopped") from error
+            free_orphans()
+            raise explain(error, paths, self._todo, functools.partial(less_memory, job, spec)) from error
+
+    def run(self, job: TrainJob, config: dict[str, Any], paths: RunPaths) -> dict[str, Any]:
+        """The loop of each worker with `config`; returns what the first one's returns, raises what Ray raises."""
+        import ray.train
+        from ray.train.torch import TorchConfig
+
+        from raytrain_nlp.worker.loop import run_worker
+
+        trainer = self._trainer_class()(
+            self._loop or run_worker,
+            train_loop_config=config,
+            torch_config=TorchConfig(backend="nccl" if job.workers.use_gpu else "gloo", timeout_s=job.arguments().get("ddp_timeout", 1800)),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=job.workers.num_workers, use_gpu=job.workers.use_gpu, resources_per_worker=dict(job.workers.resources_per_worker)
+            ),
+            run_config=ray.train.RunConfig(
+                # Ray's own snapshot is not ours: nothing is reported to it, and each driver has a folder of its own there
+                name=f"driver-{len(list(paths.ray.glob('*'))) if paths.ray.exists() else 0}",
+                storage_path=str(paths.ray),
+                failure_config=ray.train.FailureConfig(max_failures=job.workers.max_failures),
+                worker_runtime_env=None if job.workers.use_gpu else {"env_vars": {**huge_pages(), **WITHOUT_GPU}},
+            ),
+        )
+        try:
+            return trainer.fit().return_value
+        except KeyboardInterrupt:
+            if not owns_ray():  # else its workers end with it
+                self.abort()
+            raise
+
+    def abort(self) -> None:
+        """End the workers and give their resources back, now; `__call__` then raises."""
+        with self._starting:  # a controller is started before this, or never
+            self.aborted.set()
+        if self._controller is None:
+            return
+        import ray
+
+        with contextlib.suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            ray.get(self._controller.abort.remote(), timeout=_ABORT_S)
+        ray.kill(self._controller)
+        free_groups_of(self._controller._actor_id.hex())  # one that still waited for its place has not given it back
+
+    def _trainer_class(self) -> type:
+        """`TorchTrainer` without the actors this run has no use for, and with a controller that `abort` can reach.
+
+        Data do not come through Ray Train's `datasets=`, so no actor need manage them; what a dead controller has placed, `groups` frees.
+        """
+        from ray.train.torch import TorchTrainer
+
+        fit = self
+        unused = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+
+        class AbortableTorchTrainer(TorchTrainer):
+            def _create_default_callbacks(self) -> list[Any]:
+                return [callback for callback in super()._create_default_callbacks() if type(callback).__name__ not in unused]
+
+            def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+                """Without Ray Train's own handler of Ctrl-C, which would end the workers without a checkpoint."""
+                import ray
+
+                with fit._starting:
+                    if fit.aborted.is_set():
+                        raise RunError("stopped")
+                    fit._controller = _start_controller(arguments)
+                ray.get(fit._controller.run.remote())
+                return ray.get(fit._controller.get_result.remote())
+
+        return AbortableTorchTrainer
+
+
+def load_libraries() -> None:
+    """Import what a fit needs, so that it is there before other threads of this process begin to import."""
+    import ray.train.torch  # noqa: F401
+    from ray.train.v2._internal.execution import controller  # noqa: F401
+
+    import raytrain_nlp.worker.loop  # noqa: F401
+
+
+def has_moved(outcome: dict[str, Any]) -> bool:
+    """Have the workers ended with a checkpoint that others are to go on from?"""
+    return bool(outcome.get("result", {}).get("moved"))
+
+
+def less_memory(job: TrainJob, spec: Any) -> str:
+    """The nearest setting that needs less memory than what ran out, by the planner; nothing where it cannot say."""
+    if getattr(spec, "train", None) is None:
+        return "Lower training.per_device_eval_batch_size."
+    with contextlib.suppress(Exception):  # a run that has failed is not to fail once more over advice
+        from raytrain_nlp.memory.planner import advise_after_failure
+
+        return advise_after_failure(job, spec)
+    return ""
+
+
+def _start_controller(arguments: dict[str, Any]) -> Any:
+    """The controller as `TorchTrainer` starts it, on this node."""
+    import ray
+    from ray.train.v2._internal.constants import get_env_vars_to_propagate
+    from ray.train.v2._internal.execution.controller import TrainController
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"num_cpus": 0, "scheduling_strategy": here, "runtime_env": {"env_vars": {**get_env_vars_to_propagate(), "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}}}
+    return ray.remote(**options)(TrainController).remote(**arguments)
+
+
+def explain(error: BaseException, paths: RunPaths, todo: str = "", advise: Callable[[], str] = lambda: "") -> BaseException:
+    """What ended a run as one line; an error that is none of Ray Train's is left as it is.
+
+    `todo` is said where going on may help; `advise` is asked where memory was not enough.
+    """
+    import ray.train
+
+    if not isinstance(error, ray.train.TrainingFailedError):
+        return error
+    told = failure_told(paths)  # by the rank that failed; where no restart was left, no worker has returned it
+    reason = told or _reason(error)
+    if out_of_memory(reason):
+        reason += f" {advise() or 'Lower per_device_train_batch_size.'}"
+    return RunError(f"{reason} Logs of all ranks: {shown(paths.logs)}.{_once_mended(paths, todo) if told else todo}")
+
+
+def failure_told(paths: RunPaths) -> str | None:
+    """What a rank has said of a failure that would come again, in a line."""
+    refetch(paths.failure)
+    told = read_json(paths.failure) or {}
+    return told["error"] if told.get("again") else None
+
+
+def _once_mended(paths: RunPaths, todo: str) -> str:
+    goes_on = "--resume" in todo and store.list_checkpoints(paths.checkpoints)
+    return f" It would come again: mend it first{', then continue with --resume' if goes_on else ''}."
+
+
+def _reason(error: BaseException) -> str:
+    """One line from what Ray Train raises: the last line of the traceback of the first rank that failed by itself."""
+    failures = {rank: str(failure) for rank, failure in (getattr(error, "worker_failures", None) or {}).items()}
+    for rank, failure in sorted(failures.items(), key=lambda item: (tells_of_another_rank(item[1]), item[0])):
+        lines = [line.strip() for line in failure.splitlines() if line.strip()]
+        if "running low on memory" in failure:
+            return f"rank {rank} was killed: its node ran out of memory. Lower per_device_train_batch_size, or ask for more CPUs a worker."
+        if lines:  # of an error of ours the class says nothing more
+            return f"rank {rank}: {lines[-1].removeprefix('raytrain_nlp.errors.RunError: ')[:_LONGEST].rstrip('.')}."
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]  # of an exception without a message, the traceback is all
+    return f"{(lines or [type(error).__name__])[-1][:_LONGEST].rstrip('.')}."

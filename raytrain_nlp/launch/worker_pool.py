@@ -1,0 +1,133 @@
+"""A slot: a group of workers that stays from trial to trial, for the driver of a trial what `Fit` is for that of a run.
+
+A thread waits for the group's end (`_Group._serve`). What it raises is kept, and raised where a trial waits for its result; the
+next trial gets a new group.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+from typing import Any
+
+from raytrain_nlp.config import TrainJob
+from raytrain_nlp.errors import RunError
+from raytrain_nlp.launch.fit import Fit, explain, has_moved
+from raytrain_nlp.paths import RunPaths
+from raytrain_nlp.worker.pool_worker import run_slot
+
+_STOP_S = 20.0
+"""How long a stopped trial may take to come to its next step, before its workers are ended."""
+_GROWTH_BYTES = 512 << 20
+"""Memory that may be left behind, beside half of what a worker has after its first trial."""
+
+
+class Slot:
+    """Runs one trial after the other on the same workers, and replaces them where a trial may have left something behind."""
+
+    def __init__(self, desk: Any):
+        self._desk = desk
+        self._group: _Group | None = None
+
+    def open(self, job: TrainJob, paths: RunPaths) -> None:
+        """Have workers for such a job start, if there are none, in the background."""
+        if self._group is None or self._group.worn or self._group.shape != _shape(job):
+            self.close()
+            self._group = _Group(self._desk, job, paths)
+
+    def turn(self) -> Turn:
+        """For one trial."""
+        return Turn(self)
+
+    def run(self, turn: Turn, job: TrainJob, spec: Any, paths: RunPaths) -> dict[str, Any]:
+        """The trial on these workers; what `Fit()` returns and raises."""
+        self.open(job, paths)
+        while has_moved(outcome := self._group.run(turn, spec, paths)):  # a node of theirs is to go
+            self.close()
+            self.open(job, paths)
+        if turn.aborted.is_set() or "stopped" in outcome.get("result", {}):
+            raise RunError("stopped")
+        return outcome
+
+    def close(self) -> None:
+        """End the workers and give their resources back."""
+        if self._group is not None:
+            self._group.end()
+            self._group = None
+
+
+class Turn:
+    """One trial's use of a slot, with the face of a `Fit`."""
+
+    def __init__(self, slot: Slot):
+        self._slot = slot
+        self.aborted = threading.Event()
+
+    def __call__(self, job: TrainJob, spec: Any, paths: RunPaths) -> dict[str, Any]:
+        if self.aborted.is_set():
+            raise RunError("stopped")
+        return self._slot.run(self, job, spec, paths)
+
+    def abort(self) -> None:
+        """Have the trial stop at its next step; its workers stay. `__call__` then raises `RunError`."""
+        self.aborted.set()
+
+
+class _Group:
+    """One `TorchTrainer.fit()` over many trials."""
+
+    def __init__(self, desk: Any, job: TrainJob, paths: RunPaths):
+        self.shape = _shape(job)
+        self.worn = False
+        self._desk, self._name = desk, uuid.uuid4().hex
+        self._memory: int | None = None
+        self._failure: BaseException | None = None
+        self._fit = Fit(loop=run_slot)
+        self._thread = threading.Thread(target=self._serve, args=(job, paths), name="slot", daemon=True)
+        self._thread.start()
+
+    def _serve(self, job: TrainJob, paths: RunPaths) -> None:
+        try:
+            self._fit.run(job, {"desk": self._desk, "slot": self._name}, paths)
+        except BaseException as error:  # noqa: BLE001 - raised where the trial waits
+            self._failure = error
+
+    def run(self, turn: Turn, spec: Any, paths: RunPaths) -> dict[str, Any]:
+        import ray
+
+        number = ray.get(self._desk.put.remote(self._name, spec))
+        result, asked_at = self._desk.result.remote(self._name, number), None
+        while not ray.wait([result], timeout=0.25)[0]:
+            if not self._thread.is_alive():
+                self.worn = True
+                raise explain(self._failure, paths) if self._failure and not turn.aborted.is_set() else RunError("stopped")
+            if turn.aborted.is_set():
+                asked_at = self._stop(number, asked_at)
+        found = ray.get(result)
+        first, self._memory = self._memory, self._memory or found["memory"]
+        grown = first is not None and found["memory"] > first + max(first // 2, _GROWTH_BYTES)
+        self.worn = found["restarts"] > 0 or "error" in found["outcome"] or grown
+        return found["outcome"]
+
+    def _stop(self, number: int, asked_at: float | None) -> float:
+        """Ask, and after a while insist."""
+        now = time.monotonic()
+        if asked_at is None:
+            self._desk.stop.remote(self._name, number)
+            return now
+        if now - asked_at > _STOP_S and not self.worn:
+            self.worn = True
+            self._fit.abort()
+        return asked_at
+
+    def end(self) -> None:
+        self.worn = True
+        self._fit.abort()
+        self._thread.join(_STOP_S)
+
+
+def _shape(job: TrainJob) -> str:
+    """What is settled when workers start."""
+    return json.dumps([job.workers.model_dump(mode="json"), job.arguments().get("ddp_timeout")], sort_keys=True)

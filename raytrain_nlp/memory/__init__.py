@@ -1,0 +1,1 @@
+"""The memory planner: what a rank needs, what it has, what fits."""

@@ -1,0 +1,87 @@
+"""What a worker has in memory, and what its process needs before there is a model."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+
+from raytrain_nlp.cluster.session import is_local
+from raytrain_nlp.config import TrainJob
+from raytrain_nlp.errors import InputError, Problem, RunError
+from raytrain_nlp.host import devices
+from raytrain_nlp.host.processes import python_command
+from raytrain_nlp.paths import cache_dir, read_json, write_json
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_BASE = """
+import json, torch
+import pandas, raytrain_nlp.data.feed, raytrain_nlp.worker.loop, raytrain_nlp.trainer.trainer
+from raytrain_nlp.worker.arguments import import_deepspeed
+import_deepspeed()
+import ray, ray.data, ray.train.torch, peft, psutil
+print(psutil.Process().memory_info().rss)
+"""
+
+
+
+def parse_bytes(text: str, where: str) -> int:
+    """`80GB`, `80GiB`, `512M`, or bytes."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", text, re.I)
+    if not match or not float(match[1]):
+        raise InputError(Problem(where, f"is no amount of memory ({text})", "Write e.g. 80GB or 512MiB."))
+    return round(float(match[1]) * _UNITS[(match[2] or "").lower()])
+
+
+def find_available(job: TrainJob) -> int | None:
+    """Of the smallest GPU this machine has, or of this machine's memory for each of its workers; of other machines nothing is known here."""
+    if job.workers.use_gpu:
+        return min((gpu.memory for gpu in devices.local_gpus() if gpu.memory), default=None)
+    if not is_local():
+        return None
+    total = psutil.virtual_memory().total
+    with contextlib.suppress(OSError, ValueError):  # a container may have less
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return total // job.workers.num_workers
+
+
+@contextlib.contextmanager
+def process_measured(job: TrainJob, storage: Path) -> Iterator[Callable[[], int]]:
+    """Yields what tells the resident bytes of a process that has loaded what a worker loads; of a GPU's memory, what a process takes.
+
+    Measured in a process beside the driver's own work, once for these versions, then kept in the cache.
+    """
+    if job.workers.use_gpu:
+        yield lambda: devices.CONTEXT_BYTES
+        return
+    from raytrain_nlp.planning.resolve import package_versions
+
+    file, versions = cache_dir(storage, "memory") / "process.json", {**package_versions(), "python": sys.version}
+    known = read_json(file) or {}
+    if known.get("versions") == versions:
+        yield lambda: known["bytes"]
+        return
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **devices.WITHOUT_GPU}
+    process = subprocess.Popen(python_command(_BASE), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+    def wait() -> int:
+        out, err = process.communicate()
+        if process.returncode:
+            raise RunError(f"a worker's libraries cannot be loaded: {(err.strip().splitlines() or ['no reason given'])[-1]}")
+        size = json.loads(out.splitlines()[-1])
+        write_json(file, {"versions": versions, "bytes": size})
+        return size
+
+    try:
+        yield wait
+    finally:
+        if process.poll() is None:  # the job was refused meanwhile
+            process.kill()
+            process.communicate()

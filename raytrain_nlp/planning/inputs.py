@@ -1,0 +1,143 @@
+"""Inputs: the files a job names, looked into before anything heavy is loaded; all problems at once."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from raytrain_nlp.config import TrainJob
+from raytrain_nlp.config.data import sources_of
+from raytrain_nlp.data.builtin import PREFIX, build_builtin
+from raytrain_nlp.data.reading.delimited import repeated_columns
+from raytrain_nlp.data.reading.readers import Row, read_rows
+from raytrain_nlp.data.reading.sources import SourceFile, find_files, split_file
+from raytrain_nlp.errors import InputError, Problem, nearest
+from raytrain_nlp.modeling.tokenizer import check_local_model, looks_local
+from raytrain_nlp.paths import cache_dir
+from raytrain_nlp.storage.hub import check_hub_names
+from raytrain_nlp.tasks import build_task
+
+_SEARCHED_BYTES, _LEAST_BYTES = 64 << 20, 1 << 20
+_PREFIX = "Give the new ones a prefix, e.g. --prefix model_."
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of the splits."""
+
+    train: list[SourceFile]
+    validations: dict[str, list[SourceFile]]
+    """By split: `validation`, or `validation.NAME` of each of several sets."""
+
+    @property
+    def validation(self) -> list[SourceFile]:
+        """Those of all sets."""
+        return [file for files in self.validations.values() for file in files]
+
+    def bytes_before(self, streaming: bool) -> int:
+        """Bytes that are prepared before training begins."""
+        return sum(file.size for file in [*([] if streaming else self.train), *self.validation])
+
+
+def find_job_files(job: TrainJob, storage: Path) -> Files:
+    """Find and look into the files of a job: existence, format, columns. No library beyond fsspec and pyarrow is loaded."""
+    problems: list[Problem] = check_hub_names(_hub_names(job))
+    unknown = {problem.where for problem in problems}
+    found: dict[str, list[SourceFile]] = {}
+    for split in ("train", *split_names(job)):
+        if f"data.{split.partition('.')[0]}" in unknown:
+            continue
+        try:
+            found[split] = find_split_files(job, split, storage)
+        except InputError as error:
+            problems += error.problems
+    if job.model.name_or_path:
+        problems += _problems_of(lambda: check_local_model(job.model.name_or_path, "model.name_or_path", tokenizer=job.model.tokenizer is None))
+    if job.model.tokenizer and job.model.tokenizer != "train":
+        problems += _problems_of(lambda: check_local_model(job.model.tokenizer, "model.tokenizer", tokenizer=True))
+    if problems:
+        raise InputError(problems)
+    return Files(found.pop("train"), found)
+
+
+def split_names(job: TrainJob) -> list[str]:
+    """The validation splits of a job: `validation`, or `validation.NAME` of each of several sets."""
+    return [f"validation.{name}" if name else "validation" for name in job.data.validation_sets()]
+
+
+def _hub_names(job: TrainJob) -> dict[str, tuple[str, str | None]]:
+    """What the job takes from the hub: key -> name and revision."""
+    model = job.model
+    given = {"model.name_or_path": model.name_or_path, "model.tokenizer": model.tokenizer if model.tokenizer != "train" else None}
+    names = {where: (name, model.revision if where == "model.name_or_path" else None) for where, name in given.items() if name and not looks_local(name)}
+    for split in ("train", "validation"):
+        names |= {f"data.{split}": (spec, None) for spec in sources_of(getattr(job.data, split)) if spec.startswith("hf://")}
+    return names
+
+
+def find_split_files(job: TrainJob, split: str, storage: Path) -> list[SourceFile]:
+    """The files of one split, with the columns the task needs. Raises `InputError`."""
+    where = f"data.{split}"
+    specs = [_builtin(spec, split, storage, where) for spec in sources_of(job.data.source_of(split))]
+    files = find_files(specs, where)
+    if problems := check_repeated(files, None if job.trainer.preprocess else build_task(job.task).required_columns(), where):
+        raise InputError(problems)
+    if not job.trainer.preprocess and (problems := check_columns(files, build_task(job.task).required_columns(), where)):  # it may make the columns
+        raise InputError(problems)
+    return files
+
+
+def _builtin(spec: str, split: str, storage: Path, where: str) -> str:
+    return str(build_builtin(spec, cache_dir(storage, "sources"), where)[split.partition(".")[0]]) if spec.startswith(PREFIX) else spec
+
+
+def check_columns(files: list[SourceFile], required: list[str], where: str) -> list[Problem]:
+    """Columns that none of the first rows has. A column missing in some rows only is a matter for the quarantine."""
+    problems = []
+    for file in files[:64]:
+        first = next(split_file(file), None)
+        rows = [row.values for row in itertools.islice(read_rows(first), 50) if isinstance(row, Row)] if first else []
+        present = {column for row in rows for column in row}
+        problems += [
+            Problem(where, f"no column '{column}' in {file.path} (columns: {', '.join(sorted(present))})", nearest(column, present) or "Correct the task's columns.")
+            for column in required
+            if rows and column not in present
+        ]
+    return problems
+
+
+def check_repeated(files: list[SourceFile], required: list[str] | None, where: str) -> list[Problem]:
+    """Columns that a header holds twice, of those the task reads (None: of all); of the others each is kept, under the name pandas gives it."""
+    found = [(file.path, name) for file in files[:64] if file.format in ("csv", "tsv") for name in repeated_columns(file.path, file.format)]
+    what = "Rename or remove one of them."
+    return [Problem(where, f"the column '{name}' stands more than once in {path}", what) for path, name in found if required is None or name in required]
+
+
+def check_free(files: list[SourceFile], added: list[str], where: str) -> list[Problem]:
+    """Columns of the input that have a name which is `added` to it. Of files of lines the first 64 MB are read, of others the header."""
+    problems, left = [], _SEARCHED_BYTES
+    for file in files:
+        taken = sorted(set(added) & _columns(file, left))
+        left = max(left - file.size, _LEAST_BYTES)
+        problems += [Problem(where, f"has a column '{name}' already ({file.path}), where predictions would go", _PREFIX) for name in taken]
+    return problems
+
+
+def _columns(file: SourceFile, most_bytes: int) -> set[str]:
+    """The columns of a file: all that its header names, or that its first rows have."""
+    by_header = file.format not in ("json", "jsonl")
+    found: set[str] = set()
+    for piece in itertools.islice(split_file(file, _LEAST_BYTES), 1 if by_header else max(most_bytes // _LEAST_BYTES, 1)):
+        for row in itertools.islice(read_rows(piece), 1 if by_header else None):
+            found |= row.values.keys() if isinstance(row, Row) else set()
+    return found
+
+
+def _problems_of(check: Callable[[], None]) -> list[Problem]:
+    try:
+        check()
+    except InputError as error:
+        return error.problems
+    return []

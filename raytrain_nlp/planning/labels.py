@@ -1,0 +1,71 @@
+"""Labels: which there are, which validation rows have one that training knows, and how often the most frequent one occurs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from raytrain_nlp.config import TrainJob
+from raytrain_nlp.config.labels import label_ids, sorted_labels
+from raytrain_nlp.data.shards import TokenStore
+from raytrain_nlp.data.split import Split
+from raytrain_nlp.errors import InputError, Problem
+from raytrain_nlp.planning.heads import check_width, find_head, follow_head
+from raytrain_nlp.tasks import build_task
+
+
+def find_labels(job: TrainJob, train: TokenStore) -> tuple[list[str], list[str]]:
+    """The labels in the order of their ids, and what the user should know of it; none where the task has no classes. Raises `InputError`."""
+    task = build_task(job.task)
+    if task.label_column is None:
+        if (outputs := task.model_kwargs([]).get("num_labels")) and (head := find_head(job)):
+            check_width(head, outputs)
+        return [], []
+    labels = job.task.label_names or sorted_labels(list(train.manifest["labels"]))
+    if not labels:
+        raise InputError(Problem("data.train", f"no row has a label in column '{job.task.label_column}'", "Name the column with labels."))
+    if len(labels) < 2 and task.single_class:
+        raise InputError(Problem("data.train", f"all labels of column '{job.task.label_column}' are equal ({labels[0]!r})", "Classification needs two labels."))
+    if len(labels) > max(1000, train.num_rows // 2):
+        raise InputError(Problem("task.label_column", f"has {len(labels)} different labels in {train.num_rows} rows", "Name the column with classes."))
+    head = find_head(job)
+    return follow_head(labels, head) if head else (labels, [])
+
+
+def find_known_rows(store: TokenStore, labels: list[str], max_bad_rows: float) -> tuple[str | None, list[dict[str, Any]]]:
+    """Which rows of a validation split have labels that training knows; the others as quarantine entries."""
+    names = set(label_ids(labels))
+    if names.issuperset(store.manifest["labels"]):
+        return None, []
+    column = store.column("label")
+    known = np.array([row in names for row in column] if isinstance(column[0], str) else [names.issuperset(row) for row in column])
+    unseen = []
+    for row in np.flatnonzero(~known):
+        source, line = store.locate(int(row))
+        label = column[row] if isinstance(column[row], str) else next(name for name in column[row] if name not in names)
+        unseen.append({"source": source, "line": line, "reason": f"label '{label}' was never seen in training", "row": ""})
+    bad, total = len(unseen) + store.manifest["bad_rows"], store.num_rows + store.manifest["bad_rows"]
+    if bad > (max_bad_rows * total if max_bad_rows < 1 else max_bad_rows):
+        first = unseen[0]
+        what = f"{bad} of {total} rows are bad, more than data.max_bad_rows ({max_bad_rows:g}); e.g. {first['source']}:{first['line']}: {first['reason']}"
+        raise InputError(Problem("data.validation", what, "Mend the rows, or raise data.max_bad_rows."))
+    path = store.folder / f"rows-{hashlib.sha256(json.dumps(labels).encode()).hexdigest()[:16]}.npy"
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    np.save(temporary, np.flatnonzero(known).astype(np.int64))
+    os.replace(temporary, path)
+    return str(path), unseen
+
+
+def majority_accuracy(split: Split) -> float:
+    """Counted shard by shard: validation data may be large."""
+    counts = split.store.value_counts("label", None if split.spec.rows_file else split.plan.spec.num_rows)
+    ids, known = split.spec.context.label_ids, Counter()
+    for label, count in counts.items():
+        if label in ids:
+            known[ids[label]] += count
+    return max(known.values()) / known.total()

@@ -1,0 +1,51 @@
+"""What the libraries say of a job's values: asked on the driver before anything is started, all answers at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raytrain_nlp.config import TrainJob
+from raytrain_nlp.config.deepspeed_keys import without_effect
+from raytrain_nlp.errors import Problem
+from raytrain_nlp.planning.deepspeed_checks import check_deepspeed
+from raytrain_nlp.planning.lora_checks import check_lora_names
+from raytrain_nlp.planning.metric_checks import check_metrics, notes_on_metrics
+from raytrain_nlp.planning.optimizer_checks import check_scheduler
+from raytrain_nlp.planning.training_checks import check_training_values
+
+
+def check_values(job: TrainJob) -> list[Problem]:
+    """Everything that needs neither data nor a model to be said."""
+    return [*check_metrics(job), *check_training_values(job), *check_deepspeed(job)]
+
+
+def check_schedule(job: TrainJob, total_steps: int) -> list[Problem]:
+    """What can be said as soon as the steps of the run are counted."""
+    return [*check_scheduler(job, total_steps), *(check_deepspeed(job, total_steps) if "scheduler" in (job.deepspeed.config or {}) else ())]
+
+
+def check_model_names(job: TrainJob, labels: list[str], tokenizer: Any) -> list[Problem]:
+    """What can be said as soon as the classes are known, and with them the model's layers."""
+    return [*check_metrics(job, labels), *_check_checkpointing(job), *check_lora_names(job, labels, tokenizer)]
+
+
+def _check_checkpointing(job: TrainJob) -> list[Problem]:
+    """Has the model's class what gradient checkpointing needs?"""
+    key = next((key for key in ("gradient_checkpointing", "activation_checkpointing") if job.arguments().get(key)), None)
+    if key is None or job.model.trust_remote_code:
+        return []
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    from raytrain_nlp.tasks import build_task
+
+    config = job.model.config or transformers.AutoConfig.from_pretrained(job.model.name_or_path, revision=job.model.revision).to_dict()
+    name = getattr(modeling_auto, build_task(job.task).auto_mapping).get(config["model_type"])
+    if not isinstance(name, str) or getattr(getattr(transformers, name, None), "supports_gradient_checkpointing", True):
+        return []
+    return [Problem(f"training.{key}", f"is not for models of type '{config['model_type']}', which do not support it", "Remove it.")]
+
+
+def notes_of(job: TrainJob) -> list[str]:
+    """What is taken and does nothing, a line each."""
+    return [*without_effect(job.deepspeed.config or {}), *notes_on_metrics(job)]

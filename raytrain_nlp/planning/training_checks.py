@@ -1,0 +1,138 @@
+"""What `transformers` says of the section `training` without a model: contradictions, optimizer, scheduler, compiler, packages.
+
+A job of plain numbers says nothing that needs asking; `transformers.TrainingArguments` takes seconds to import and is left alone then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from raytrain_nlp.config import TrainJob
+from raytrain_nlp.config.deepspeed import DeepSpeedConfig
+from raytrain_nlp.errors import InputError, Problem, nearest
+from raytrain_nlp.planning.optimizer_checks import OPTIM_KEYS, check_optimizer, check_scheduler, first_line, missing_package
+
+SETTLED = {
+    "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "per_device_train_batch_size", "per_device_eval_batch_size",
+    "gradient_accumulation_steps", "num_train_epochs", "max_steps", "warmup_steps", "logging_steps", "logging_first_step", "logging_strategy", "seed",
+    "data_seed", "train_sampling_strategy", "dataloader_drop_last", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "save_strategy", "save_steps",
+    "save_total_limit", "neftune_noise_alpha", "bf16", "fp16", "tf32", "gradient_checkpointing", "activation_checkpointing", "label_smoothing_factor",
+    "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "predict_with_generate", "generation_max_length", "generation_num_beams", "ddp_timeout",
+}  # fmt: skip
+"""Fields of which `config.training` and `config.job` have said all there is to say."""
+_SETTLED_VALUES = {
+    "optim": {"adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"},
+    "lr_scheduler_type": {"linear", "cosine", "cosine_with_restarts", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial"},
+}
+"""Values that need neither a package nor an argument."""
+_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+"""Of `torch.compile`."""
+
+
+def check_training_values(job: TrainJob) -> list[Problem]:
+    """All that `TrainingArguments` and the classes it names would refuse, a problem for each."""
+    values = job.arguments()
+    shares = any(0 < (values.get(key) or 1) < 1 for key in ("eval_steps", "save_steps", "logging_steps"))  # of all steps: their multiples are its business
+    if not shares and all(key in SETTLED or (isinstance(value, str) and value in _SETTLED_VALUES.get(key, ())) for key, value in values.items()):
+        return []
+    if all(key in SETTLED or key in OPTIM_KEYS for key in values) and (problem := missing_package(str(values.get("optim", "")))):
+        return [problem]
+    with _quiet():
+        arguments, problems = _ask_arguments(job)
+        if arguments is None:
+            return problems
+        if any(key in values for key in OPTIM_KEYS) and "optimizer" not in (job.deepspeed.config or {}):
+            problems += check_optimizer(arguments, job)
+        problems += _check_compiler(values) + _check_packages(values) + _check_generation(values)
+        return problems + check_scheduler(job)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What a library leaves in the environment, and what it warns of, stays inside: workers are started from here."""
+    before = dict(os.environ)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for key in os.environ.keys() - before.keys():
+            del os.environ[key]
+        os.environ.update(before)
+
+
+def _ask_arguments(job: TrainJob) -> tuple[Any, list[Problem]]:
+    """The arguments as of one process on CPU, and everything they refuse: what is refused is left out and the rest asked again."""
+    from raytrain_nlp.tasks import build_task
+    from raytrain_nlp.worker.arguments import build_arguments
+
+    here = job.model_copy(update={"workers": job.workers.model_copy(update={"use_gpu": False}), "deepspeed": DeepSpeedConfig()})
+    generates, problems = build_task(job.task).generates, []
+
+    def ask(values: dict[str, Any]) -> tuple[Any, str | None]:
+        here._training = values
+        try:
+            return build_arguments(here, "unused", generates), None
+        except InputError as error:
+            return None, error.problems[0].what
+        except Exception as error:  # what they say of themselves in other words
+            return None, f"transformers refuses it: {first_line(error)}"
+
+    values = {key: value for key, value in job.arguments().items() if key not in ("tf32", "fp16")}  # of GPUs
+    for _ in range(len(values)):
+        arguments, refused = ask(values)
+        if refused is None:
+            return arguments, problems
+        guilty = _smallest(values, lambda some, same=refused: ask(some)[1] == same)
+        where = [f"training.{key}" for key in guilty] or ["training"]
+        told = ", ".join(f"{key} {guilty[key]!r}" for key in guilty)
+        problems.append(Problem(where[0], f"{refused.rstrip('.')} ({told})", "Correct one of them." if len(guilty) > 1 else "Correct it."))
+        values = {key: value for key, value in values.items() if key != next((k for k in guilty if k in job.training), next(iter(guilty), None))}
+        if not guilty:
+            break
+    return None, problems
+
+
+def _smallest(values: dict[str, Any], fails: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The values that are needed for a failure."""
+    for key in list(values):
+        without = {name: value for name, value in values.items() if name != key}
+        if fails(without):
+            values = without
+    return values
+
+
+def _check_compiler(values: dict[str, Any]) -> list[Problem]:
+    from accelerate.utils import DynamoBackend
+
+    problems, known = [], [backend.value.lower() for backend in DynamoBackend if backend.value != "NO"]
+    if (backend := values.get("torch_compile_backend")) is not None and backend.lower() not in known:
+        problems.append(Problem("training.torch_compile_backend", f"unknown backend ({backend!r})", nearest(backend.lower(), known) or f"Use one of {', '.join(known)}."))
+    if (mode := values.get("torch_compile_mode")) is not None and mode not in _MODES:
+        problems.append(Problem("training.torch_compile_mode", f"unknown mode ({mode!r})", nearest(mode, _MODES) or f"Use one of {', '.join(_MODES)}."))
+    return problems
+
+
+def _check_packages(values: dict[str, Any]) -> list[Problem]:
+    from transformers.utils import is_liger_kernel_available
+
+    if values.get("use_liger_kernel") and not is_liger_kernel_available():
+        return [Problem("training.use_liger_kernel", "needs liger-kernel, which is not installed", "pip install liger-kernel.")]
+    return []
+
+
+def _check_generation(values: dict[str, Any]) -> list[Problem]:
+    given = values.get("generation_config")
+    if not isinstance(given, str):
+        return []
+    from transformers import Seq2SeqTrainer
+
+    try:
+        Seq2SeqTrainer.load_generation_config(given)
+    except Exception as error:  # no such file, no JSON, values that contradict
+        return [Problem("training.generation_config", f"cannot be read ({given}: {first_line(error)})", "Check folder and file.")]
+    return []

@@ -1,0 +1,173 @@
+"""The record of a run: may this name be used, what was it started with, how did it end; and the lock and lease against a second driver."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from raytrain_nlp.checkpoint import store
+from raytrain_nlp.config import TrainJob, public_values
+from raytrain_nlp.config.auto import written_out
+from raytrain_nlp.config.training import check_training
+from raytrain_nlp.errors import CheckpointError, InputError, Problem, StorageError
+from raytrain_nlp.paths import RunPaths, read_json, write_json
+from raytrain_nlp.run.lease import held
+from raytrain_nlp.run.sync import delete_run
+from raytrain_nlp.storage.atomic import recover_folder, remove
+from raytrain_nlp.storage.bucket import SCHEMES
+from raytrain_nlp.storage.local_copy import delete, write_marker
+from raytrain_nlp.storage.locations import is_remote, local_folder, remote_of, shown
+
+_PROBE_S = 20.0
+_LEFT = re.compile(r"\..+[.-][0-9a-f]{8}")
+"""A name that only what is being written has (`files.temporary_name`, and folders before they are put in place)."""
+# What a resumed run may not change: it would no longer be the run that was interrupted.
+_FIXED = ("seed", "task", "model", "data", "training", "deepspeed", "workers.num_workers", "workers.use_gpu", "early_stopping")
+_FREE = ("training.logging_steps", "training.logging_first_step", "data.feed_cpus_per_worker", "data.max_bad_rows")
+
+
+def check_storage(job: TrainJob) -> list[Problem]:
+    """Can the storage path be written? Leaves nothing behind."""
+    if is_remote(job.storage_path):
+        return _check_bucket(job)
+    try:
+        root = Path(job.storage_path).expanduser()
+        existing = next((path for path in [root, *root.parents] if path.exists()), Path("."))
+        probe = existing / f".raytrain-nlp-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        return [Problem("storage_path", f"cannot be written ({job.storage_path}: {reason})", "Name a folder you may write to.")]
+    return []
+
+
+def _check_bucket(job: TrainJob) -> list[Problem]:
+    where, package = "storage_path", SCHEMES[job.storage_path.partition("://")[0]]
+    if find_spec(package) is None:
+        return [Problem(where, f"needs the package {package} ({job.storage_path})", f"pip install {package}, here and on the nodes.")]
+    if job.data.streaming:
+        return [Problem("data.streaming", "needs a storage_path that is a folder", "Remove it, or name a folder that all nodes share.")]
+    probe = local_folder(job.storage_path) / f".raytrain-nlp-{uuid.uuid4().hex[:8]}"
+    try:
+        write_marker(probe, "", _PROBE_S)
+        delete([probe])
+    except (FileNotFoundError, StorageError) as error:
+        return [Problem(where, f"cannot be written ({job.storage_path}: {error})", "Check bucket, keys and network.")]
+    return []
+
+
+def check_name(job: TrainJob, paths: RunPaths, resume: bool, overwrite: bool) -> list[Problem]:
+    """May the run start under this name? Also whether a resumed job is still the same job."""
+    if overwrite and not resume and paths.record.exists():  # also a damaged one
+        return []
+    record = read_json(paths.record)
+    if record is None:
+        if resume:
+            return [Problem("--resume", f"there is no run '{job.name}' in {job.storage_path}", "Start it without --resume.")]
+        if paths.run.exists() and not all(is_of_a_start(path, paths) for path in paths.run.iterdir()):
+            return [Problem("name", f"the folder exists and is no run of ours ({shown(paths.run)})", "Choose another name.")]
+        return []
+    if resume and overwrite:
+        return [Problem("--overwrite", "excludes --resume", "Give one of them.")]
+    if not resume and not overwrite:
+        state = record.get("status", "unknown") if isinstance(record, dict) else "unknown"
+        return [Problem("name", f"the run '{job.name}' exists already ({state})", "Add --resume to continue it, --overwrite to replace it, or choose another name.")]
+    if resume and not (isinstance(record, dict) and isinstance(record.get("job"), dict)):
+        return [Problem("--resume", f"the record of the run holds no job ({paths.record})", "Restore it, or start again with --overwrite.")]
+    return _changes(record["job"], public_values(job)) + _check_checkpoints(paths) if resume else []
+
+
+def is_of_a_start(path: Path, paths: RunPaths) -> bool:
+    """Is a file one of those a driver makes before the record of the run?"""
+    return path in (paths.lock, paths.lease) or path.name.startswith(f".{paths.lease.name}.")
+
+
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[Problem]:
+    old, new = (flatten({**job, "training": check_training(job.get("training", {}))[0]}) for job in (written_out(before), after))
+    changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+    return [
+        Problem(key, f"differs from the run's own value ({new.get(key)!r}, was {old.get(key)!r})", "Resume with the run's value, or start a new run.")
+        for key in changed
+        if key.startswith(_FIXED) and key not in _FREE
+    ]
+
+
+def _check_checkpoints(paths: RunPaths) -> list[Problem]:
+    try:
+        if remote_of(paths.run):  # the manifests are here; the files are not, and the workers look at them
+            store.find_checkpoint(paths.checkpoints, lambda checkpoint: None)
+        else:
+            store.find_checkpoint(paths.checkpoints)
+    except CheckpointError as error:
+        return [Problem("--resume", str(error))]
+    return []
+
+
+def check_data(record: RunRecord, fingerprint: str) -> None:
+    """Are the rows, their tokens and the plan still those the run began with? Raises `InputError` where they are not."""
+    before = record.values.get("data_fingerprint", fingerprint)
+    if before != fingerprint:
+        what = "the data, the tokenizer or their libraries have changed since the run began"
+        raise InputError(Problem("--resume", what, "Bring back what it began with, or start a new run."))
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+class RunRecord:
+    """`run.json` of a run that this driver holds the lock of."""
+
+    def __init__(self, paths: RunPaths):
+        self._path = paths.record
+        self.values: dict[str, Any] = read_json(paths.record) or {"created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "drivers": 0}
+
+    def update(self, **values: Any) -> None:
+        self.values |= values
+        write_json(self._path, self.values)
+
+
+@contextlib.contextmanager
+def open_run(paths: RunPaths, overwrite: bool) -> Iterator[RunRecord]:
+    """Take the run's folder for this driver. The lock is the kernel's: it ends with the process, however that ends.
+
+    Not every shared file system carries it from host to host; between hosts there is a lease besides.
+    """
+    paths.run.mkdir(parents=True, exist_ok=True)
+    where = shown(paths.run)
+    with paths.lock.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(Problem("name", f"another driver is writing the run ({where})", "Wait for it, or stop it.")) from None
+        with held(paths.lease):
+            _clean(paths)
+            if overwrite:
+                delete_run(paths)
+                for entry in paths.run.iterdir():
+                    if entry not in (paths.lock, paths.lease):
+                        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+            yield RunRecord(paths)
+
+
+def _clean(paths: RunPaths) -> None:
+    """Bring back what a killed process had put aside, and remove what it had not put in place."""
+    for folder in (paths.model, paths.base_model):
+        recover_folder(folder)
+    for path in paths.run.iterdir():
+        if _LEFT.fullmatch(path.name) and not is_of_a_start(path, paths):
+            remove(path)

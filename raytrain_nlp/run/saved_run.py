@@ -1,0 +1,167 @@
+"""A run that is over, or was interrupted: its job, its labels, its tokenizer, and which of its weights are asked for."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raytrain_nlp.checkpoint import store
+from raytrain_nlp.config import TrainJob, load_job
+from raytrain_nlp.config.auto import WORKERS
+from raytrain_nlp.errors import CheckpointError, InputError, Problem, nearest
+from raytrain_nlp.host.scratch import scratch_folder
+from raytrain_nlp.paths import TRIAL, RunPaths, SweepPaths, cache_dir, read_json
+from raytrain_nlp.run.sync import bring_run
+from raytrain_nlp.storage.local_copy import fetch, fetch_tree
+from raytrain_nlp.storage.locations import in_use, is_remote, local_folder, remote_of, shown
+from raytrain_nlp.storage.names import what_is_wrong
+
+_WEIGHTLESS = ("config.json", "adapter_config.json", "generation_config.json")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `run.json` says."""
+
+    paths: RunPaths
+    job: TrainJob
+    labels: list[str]
+    tokenizer: Path
+    record: dict[str, Any]
+    storage: Path
+    """Where the cache and the default tracker are: the run's storage path; of a trial its sweep's."""
+    mlflow_run_id: str | None
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What `train` returned; empty where the run has not ended well."""
+        return self.record.get("result") or {}
+
+    @property
+    def chosen(self) -> list[str]:
+        """What of its workers was left to the machine it ran on: another machine may choose otherwise."""
+        return [key for key in self.record.get("chosen") or {} if key in WORKERS]
+
+    def token_dir(self) -> Path:
+        """The tokenizer's folder in the cache, whose name is part of the key of tokens; as it was while training, where it is still there."""
+        from raytrain_nlp.modeling.tokenizer import cache_folder
+
+        return cache_folder(self.tokenizer, cache_dir(self.storage, "tokenizers"))
+
+    @property
+    def base(self) -> str:
+        """The model below an adapter."""
+        return self.job.model.name_or_path or str(self.paths.base_model)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Which weights of a run: the exported model's, or a checkpoint's."""
+
+    name: str
+    folder: Path
+    checkpoint: store.Checkpoint | None = None
+
+
+def find_run(folder: str | Path) -> Run:
+    """The run of a folder; of a sweep's folder its best trial. Raises `InputError` where there is none."""
+    path = at_hand(folder)
+    sweep = SweepPaths(path.parent, path.name)
+    if record := read_json(sweep.record):
+        best = (record.get("result") or {}).get("best_trial")
+        if not isinstance(best, int):
+            raise InputError(Problem("RUN", f"the sweep has no best trial yet ({shown(path)})", "Wait for its end, or name a run below its trials/."))
+        path = sweep.trial(best).run
+        if remote_of(path):
+            bring_run(RunPaths(path.parent, path.name))
+    paths = RunPaths(path.parent, path.name)
+    record = read_json(paths.record)
+    if not isinstance(record, dict) or not isinstance(record.get("job"), dict):
+        raise InputError(Problem("RUN", f"is no folder of a run ({shown(path)})", _similar(path) or "Name storage_path/name of a run, e.g. runs/quickstart."))
+    task = {"task": record["task"]} if record.get("task") else {}  # with what the data have said of the labels
+    job = load_job({**record["job"], **task, "storage_path": shown(paths.storage), "name": path.name})
+    fetch_tree(paths.model, lambda name: "tokenizer" in name or name in _WEIGHTLESS)
+    labels = record.get("labels") or (record.get("result") or {}).get("labels") or []
+    trial = (path.parent.parent / sweep.record.name).exists()
+    storage = (path.parent.parent.parent if trial else paths.storage).resolve()
+    tokenizer = _find_tokenizer(record.get("tokenizer"), paths, storage)
+    if tokenizer is None:
+        raise InputError(Problem("RUN", f"has no tokenizer yet ({path})", "Start it again with --resume."))
+    tracked = read_json(path / TRIAL) if trial else record
+    return Run(paths, job, labels, tokenizer, record, storage, (tracked or {}).get("mlflow_run_id"))
+
+
+def find_weights(run: Run, which: str | int | None) -> Weights:
+    """The weights that are asked for, verified.
+
+    Args:
+        which: None: those of `model/`, or of the newest good checkpoint where the run has not ended; `last`, `best`, or a step.
+    """
+    if which is None:
+        fetch_tree(run.paths.model)
+    if which is None and (run.paths.model / "config.json").exists() or which is None and (run.paths.model / "adapter_config.json").exists():
+        return Weights("model", run.paths.model)
+    good, damaged = store.scan(run.paths.checkpoints)
+    checkpoints = {found.manifest.step: found for found in good}
+    if not checkpoints and not damaged:
+        raise InputError(Problem("RUN", f"has neither a model nor a checkpoint ({run.paths.run})", "Continue it with train --resume."))
+    if which in (None, "last"):
+        try:
+            found = store.find_checkpoint(run.paths.checkpoints, _damage)
+        except CheckpointError as error:
+            raise InputError(Problem("RUN", str(error))) from None
+        return Weights(found.path.name, found.path, found)
+    step = _best_step(max(checkpoints.items())[1]) if which == "best" and checkpoints else int(which) if str(which).isdecimal() else None
+    if wrong := next((found.why for found in damaged if store.step_of(found.path.name) == step), None):
+        raise InputError(Problem("--checkpoint", f"the checkpoint of step {step} is damaged ({wrong})", "Choose another."))
+    if step not in checkpoints:
+        asked = f"step {step}" if step is not None else "a best step" if which == "best" else repr(which)
+        raise InputError(Problem("--checkpoint", f"there is no checkpoint of {asked}", f"Give last, best or a step: {', '.join(map(str, checkpoints))}."))
+    if wrong := _damage(checkpoints[step]):
+        raise InputError(Problem("--checkpoint", f"the checkpoint of step {step} is damaged ({wrong})", "Choose another."))
+    return Weights(checkpoints[step].path.name, checkpoints[step].path, checkpoints[step])
+
+
+def at_hand(folder: str | Path) -> Path:
+    """The folder of a run; of one in object storage a copy of its small files, which this process keeps to its end."""
+    if not is_remote(folder):
+        return Path(os.path.abspath(Path(folder).expanduser()))  # Ray, workers and nodes have other current directories
+    kept = contextlib.ExitStack()
+    path = local_folder(folder, kept.enter_context(scratch_folder()))
+    kept.enter_context(in_use(path))
+    atexit.register(kept.close)
+    bring_run(RunPaths(path.parent, path.name))
+    return path
+
+
+def _find_tokenizer(named: object, paths: RunPaths, storage: Path) -> Path | None:
+    """The tokenizer's folder, of which a record gives the name alone: it lies in the cache of the storage, or in `model/`."""
+    name = str(named).rpartition("/")[2]
+    caches = [] if what_is_wrong(name) else [cache_dir(root, "tokenizers") / name for root in dict.fromkeys((storage, paths.storage.resolve()))]
+    for folder in caches:
+        fetch_tree(folder)
+    return next((folder for folder in (*caches, paths.model) if (folder / "tokenizer_config.json").exists()), None)
+
+
+def _damage(checkpoint: store.Checkpoint) -> str | None:
+    fetch_tree(checkpoint.path)
+    return store.damage(checkpoint)
+
+
+def _best_step(newest: store.Checkpoint) -> int | None:
+    try:
+        fetch(newest.path / "trainer_state.json")
+        step = json.loads((newest.path / "trainer_state.json").read_text(encoding="utf-8")).get("best_global_step")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return step if isinstance(step, int) else None
+
+
+def _similar(path: Path) -> str:
+    siblings = [entry.name for entry in path.parent.iterdir() if (entry / "run.json").exists() or (entry / "sweep.json").exists()] if path.parent.is_dir() else []
+    return nearest(path.name, siblings)

@@ -1,0 +1,44 @@
+"""Evaluation that generates, under ZeRO-3: weights gathered once, not layer by layer for every token of every batch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from raytrain_nlp.distributed.collectives import gather_objects
+from raytrain_nlp.distributed.device import free_memory
+
+_SHARE = 0.8
+"""Of the free memory, at most, for whole weights."""
+
+
+@contextlib.contextmanager
+def gathered_weights(trainer: Any) -> Iterator[Any]:
+    """The plain model with whole weights on every rank, without DeepSpeed's hooks, which would release them layer by layer.
+
+    Yields None where the weights stay sharded: not ZeRO-3, or no memory for them on some rank. Every rank must enter it.
+    """
+    offload = getattr(getattr(trainer.deepspeed, "optimizer", None), "parameter_offload", None) if trainer.is_deepspeed_enabled else None
+    if offload is None:
+        yield None
+        return
+    import deepspeed
+    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+    sharded = [parameter for parameter in offload.module.parameters() if parameter.ds_status == ZeroParamStatus.NOT_AVAILABLE]
+    whole = sum(parameter.ds_numel * parameter.element_size() for parameter in sharded)
+    if not all(gather_objects(whole < _SHARE * free_memory())):
+        yield None
+        return
+    with deepspeed.zero.GatheredParameters(sharded):
+        offload._remove_module_hooks()
+        offload.forward_hooks.clear()
+        offload.backward_hooks.clear()
+        modules = len(parameter_offload.FWD_MODULE_STACK)
+        try:
+            yield trainer.accelerator.unwrap_model(trainer.model)
+        finally:
+            offload.setup_zero_stage3_hooks()
+            del parameter_offload.FWD_MODULE_STACK[modules:]  # it holds the root module since DeepSpeed's own set-up

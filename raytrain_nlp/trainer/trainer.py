@@ -1,0 +1,155 @@
+"""The joint between the plan and the Hugging Face `Trainer`: our feed, exact losses, exact evaluation, committed checkpoints.
+
+`build_trainer_class` puts the user's class between two of ours: what it overrides is called, and its `super()` reaches
+`FeedTrainer`, which changes only where data come from and where state goes. What is not to be overridden stands in
+`worker.honoured`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedDataParallelKwargs
+from transformers import Trainer
+
+from raytrain_nlp.cpu.gradient_mean import SharedMeanKwargs
+from raytrain_nlp.distributed.consensus import Agreement  # noqa: F401 - where tests look for it
+from raytrain_nlp.modeling.export import export_model
+from raytrain_nlp.trainer.evaluation import EvaluationMixin
+from raytrain_nlp.trainer.loader import TrainLoader
+from raytrain_nlp.trainer.resume_position import find_position
+from raytrain_nlp.trainer.training_step import StepMixin
+
+
+class FeedTrainer(EvaluationMixin, Trainer):
+    """The innermost overrides of `Trainer`. Reads `self._feed`, a `worker.stepping.Feed`."""
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        """DDP without what costs time and changes nothing: a second copy of the gradients, and a broadcast of constant buffers."""
+        values = super()._build_accelerator_args(**kwargs)
+        for handler in values["kwargs_handlers"]:
+            if isinstance(handler, DistributedDataParallelKwargs):
+                handler.gradient_as_bucket_view = True
+                handler.broadcast_buffers = bool(self.args.ddp_broadcast_buffers)
+        return values
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.args.use_cpu and self.accelerator.ddp_handler is not None:
+            self.accelerator.ddp_handler = SharedMeanKwargs(**vars(self.accelerator.ddp_handler))
+
+    def release(self) -> None:
+        """Let go of what would outlive the trainer in its process: hooks, DeepSpeed's buffers, accelerate's references."""
+        if self.is_deepspeed_enabled and self.deepspeed is not None:
+            self.deepspeed.destroy()
+        self.accelerator.free_memory()
+
+    # Data
+
+    def get_train_dataloader(self) -> TrainLoader:
+        return self._feed.train_loader
+
+    def num_examples(self, dataloader: Any) -> int:
+        return dataloader.feed.num_rows if isinstance(dataloader, TrainLoader) else len(dataloader.dataset)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: Any) -> torch.Tensor | None:
+        """Rows or predicted tokens, as `Trainer` counts them: of the whole global batch in training, else of these batches. A
+        float32 tensor of shape [] on the device; None where it is not asked for."""
+        feed = self._feed
+        if not feed.counts or not batch_samples or "labels" not in batch_samples[0] or not (self.model_accepts_loss_kwargs or self.compute_loss_func):
+            return None
+        training = all(hasattr(batch, "micro_batch") for batch in batch_samples)
+        real = [batch for batch in batch_samples if not training or batch.micro_batch.weight]
+        labels = [batch["labels"][..., 1:] if self._loss_shifts_labels else batch["labels"] for batch in real]
+        count = sum((part.ne(-100).sum() for part in labels), torch.zeros((), dtype=torch.int64)).to(device)
+        if training and self.args.average_tokens_across_devices and self.args.world_size > 1:
+            count = self.accelerator.gather(count).sum()
+        elif feed.knows_ranks:  # evaluation, where each rank has batches of its own
+            count = count * self.args.world_size
+        return count.to(torch.float32)
+
+    # Loss
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """As `Trainer.compute_loss`: a mean, or with `num_items_in_batch` a sum divided by it, times the number of ranks."""
+        step, count = self._feed.step, num_items_in_batch
+        if count is None or (step is None and self.compute_loss_func is None):
+            return super().compute_loss(model, inputs, return_outputs=return_outputs)
+        result = super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=count)
+        if not (self.model_accepts_loss_kwargs or self.compute_loss_func):
+            return result  # the count has been ignored
+        if step is not None and getattr(count, "used", True):
+            step.over_ranks = True
+            return result
+        # a mean after all, or evaluation: `Trainer` has multiplied it by the number of ranks
+        loss, *outputs = result if return_outputs else (result,)
+        loss = loss / self.accelerator.num_processes
+        return (loss, *outputs) if return_outputs else loss
+
+    # Logs
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs.update(self._feed.meter.read())
+        super().log(logs, start_time)
+
+    # State
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Weights, config and tokenizer, gathered where they are sharded; the run's `model/` is replaced as a whole. Every rank must call it."""
+        if output_dir is not None and output_dir == self._feed.model_dir:
+            export_model(self, Path(output_dir), self._feed.merge)
+        else:
+            super().save_model(output_dir, _internal_call)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.store_flos()
+        self._feed.checkpointer.save(self)
+
+    def _init_training_state(self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, resume_from_checkpoint: Any, trial: Any) -> tuple[int, int]:
+        state = super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial)
+        self.state.best_model_checkpoint = self._feed.checkpointer.path_of(self.state.best_global_step)  # the run may have been moved
+        if resume_from_checkpoint is None:
+            return state
+        epochs, steps = divmod(find_position(self.state, num_update_steps_per_epoch), num_update_steps_per_epoch)
+        return epochs, steps * self.args.gradient_accumulation_steps
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        self._feed.checkpointer.attach(self)
+        self._feed_prepared = True
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.is_deepspeed_enabled:  # accelerate's backward of DeepSpeed ends with the update
+            update = self.deepspeed.step
+
+            def step(*args: Any, **kwargs: Any) -> Any:
+                self._feed_settle()
+                return update(*args, **kwargs)
+
+            self.deepspeed.step = step
+        return prepared
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._feed.checkpointer.load_model(self, resume_from_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self._feed.checkpointer.load_optimizer(self, checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """The scaler is loaded with the optimizer."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self._feed.checkpointer.load_rng(self, checkpoint)
+
+    def _load_best_model(self) -> None:
+        if not self._feed.agreement.stopped and not self._feed.agreement.moving:
+            self._feed.checkpointer.load_best(self, self.state.best_model_checkpoint)
+
+
+def build_trainer_class(base: type[Trainer]) -> type[Trainer]:
+    """A `Trainer` class, Hugging Face's or the user's, on our feed; made with `feed=` besides its own arguments."""
+    bases = (StepMixin, FeedTrainer) if base is Trainer else (StepMixin, base, FeedTrainer)
+    return type(f"Feed{base.__name__}", bases, {"__doc__": f"`{base.__name__}` on our feed.", "__module__": __name__})

@@ -1,0 +1,185 @@
+"""Rows that the user's code gives to `evaluate` and `predict`, and the rows of the job as the dataset that `Trainer` shows it.
+
+They may be rows as the job's files have them, which become tokens exactly as `data.validation` does; tokenized rows (with
+`input_ids`), which are padded as Hugging Face's collators do; or the trainer's own datasets. Each is scored once, on one rank.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from raytrain_nlp.config import TrainJob
+from raytrain_nlp.data.packing import Blocks, build_blocks
+from raytrain_nlp.data.plan import PlanSpec, split_batch
+from raytrain_nlp.data.prepare import prepare_tokens
+from raytrain_nlp.data.reading.sources import find_files
+from raytrain_nlp.data.shards import TokenStore
+from raytrain_nlp.data.split import MicroBatch, Split, SplitSpec
+from raytrain_nlp.data.tokenize import PrepareSpec
+from raytrain_nlp.tasks import build_task
+from raytrain_nlp.tasks.base import IGNORED, CollateContext, Lengths, Place
+from raytrain_nlp.trainer.loader import FeedBatch, FeedDataset
+from raytrain_nlp.user_code import UserObject
+
+MicroBatches = Callable[[np.ndarray], tuple[dict[str, Any], int]]
+"""From row numbers to the tensors of a forward, and what its loss is a mean over."""
+
+
+class PlanRows(Dataset):
+    """A split of the job as `Trainer.train_dataset` or `eval_dataset`: tokenized rows by number, blocks where the task packs."""
+
+    def __init__(self, spec: SplitSpec):
+        self.spec = spec
+
+    def __len__(self) -> int:
+        return self.spec.plan.num_rows
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        tensors, _ = self.collate(np.array([row % len(self)]))
+        return {name: tensor[0].tolist() for name, tensor in tensors.items()}
+
+    @functools.cached_property
+    def _split(self) -> Split:
+        return Split(self.spec)
+
+    def collate(self, rows: np.ndarray) -> tuple[dict[str, Any], int]:
+        """As `MicroBatches`."""
+        split = self._split
+        tensors = split.task.collate(split.fetch(rows), self.spec.context, Place(self.spec.plan.seed, 0, rows))
+        weight = len(rows) if split.task.rows_weigh else split.weigh(tensors)
+        return _as_torch(tensors), weight
+
+
+class RowsLoader:
+    """A rank's part of the batches of some rows, made in this process."""
+
+    def __init__(self, dataset: Any, num_rows: int, collate: MicroBatches, batch_rows: int, world_size: int, rank: int):
+        self.dataset = dataset
+        self._rows, self._collate = np.arange(num_rows), collate
+        self._batch_rows, self._world_size, self._rank = batch_rows * world_size, world_size, rank
+
+    def __len__(self) -> int:
+        return -(-len(self._rows) // self._batch_rows)
+
+    def __iter__(self) -> Iterator[FeedBatch]:
+        for step in range(len(self)):
+            batch = self._rows[step * self._batch_rows : (step + 1) * self._batch_rows]
+            part = split_batch(batch, self._world_size, 1)[0][self._rank]
+            shown = part if len(part) else batch[:1]  # a rank without rows keeps the others company
+            tensors, weight = self._collate(shown)
+            yield FeedBatch(tensors, MicroBatch(step, 0, part, weight if len(part) else 0, len(batch), 0, 0, 0, tensors))
+
+
+@dataclass
+class RowsReader:
+    """Makes loaders of rows, for one rank of a run."""
+
+    job: TrainJob
+    tokenizer_dir: str
+    tokenizer: Any
+    context: CollateContext
+    scratch: Path
+    code_folder: str
+    arguments: Any
+    """`TrainingArguments`: rows of a batch, the number of this rank and of all."""
+
+    def loader(self, dataset: Any, columns: list[str]) -> RowsLoader:
+        """A loader of the rows of a dataset.
+
+        Args:
+            columns: what the model's forward takes, and names of labels; other columns of tokenized rows are left out.
+
+        Raises:
+            ValueError: there are no rows, or one can be neither scored nor predicted.
+        """
+        if isinstance(dataset, PlanRows):
+            return self._loader(dataset, len(dataset), dataset.collate)
+        if isinstance(dataset, FeedDataset):
+            raise ValueError("the training rows are a stream (data.streaming), which cannot be scored.")
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            dataset = list(dataset)
+        if not len(dataset):
+            raise ValueError("there are no rows to score.")
+        first, task = dataset[0], build_task(self.job.task)
+        if not isinstance(first, dict):
+            raise ValueError(f"rows to score must be dicts, not {type(first).__name__}.")
+        if "input_ids" in first:
+            return self._loader(dataset, len(dataset), functools.partial(self._tokenized, dataset, columns))
+        if task.check_row(first) is None or (self.job.trainer.preprocess and task.check_input(first) is not None):
+            rows = PlanRows(self._prepared(dataset, task))
+            return self._loader(rows, len(rows), rows.collate)
+        if reason := task.check_input(first):
+            raise ValueError(f"row 0 can be neither scored nor predicted: it has no input_ids, and {reason}.")
+        return self._loader(dataset, len(dataset), functools.partial(self._inputs, dataset, task))
+
+    def _loader(self, dataset: Any, num_rows: int, collate: MicroBatches) -> RowsLoader:
+        return RowsLoader(dataset, num_rows, collate, self.arguments.eval_batch_size, self.arguments.world_size, self.arguments.process_index)
+
+    def _tokenized(self, dataset: Any, columns: list[str], rows: np.ndarray) -> tuple[dict[str, Any], int]:
+        from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
+
+        features = [{name: _plain(value) for name, value in dataset[int(row)].items() if name in columns} for row in rows]
+        listed = isinstance(features[0].get("labels"), list) and build_task(self.job.task).rows_weigh is False
+        batch = dict((DataCollatorForSeq2Seq if listed else DataCollatorWithPadding)(self.tokenizer)(features))
+        return batch, self._weigh(batch)
+
+    def _weigh(self, batch: dict[str, Any]) -> int:
+        task, labels = build_task(self.job.task), batch.get("labels")
+        if labels is None or task.rows_weigh:
+            return len(batch["input_ids"])
+        return int((labels[:, int(task.shifts_labels) :] != IGNORED).sum())
+
+    def _inputs(self, dataset: Any, task: Any, rows: np.ndarray) -> tuple[dict[str, Any], int]:
+        """Rows without labels, as `raytrain-nlp predict` reads them."""
+        found = [dataset[int(row)] for row in rows]
+        for row, values in zip(rows, found, strict=True):
+            if reason := task.check_input(values):
+                raise ValueError(f"row {row} cannot be predicted: {reason}.")
+        lengths = task.lengths(self.job.data.max_length, "validation")
+        columns = task.encode_inputs(found, self.tokenizer, lengths if lengths.source else Lengths(self.job.data.max_length))
+        tokens = {name: [np.asarray(value, dtype=np.int32) for value in column] for name, column in columns.items()}
+        return _as_torch(task.collate_inputs(tokens, self.context)), len(rows)
+
+    def _prepared(self, dataset: Any, task: Any) -> SplitSpec:
+        """Rows as the job's files have them: checked, tokenized and packed as those of `data.validation` are, on this rank's disk."""
+        job, folder = self.job, self.scratch / f"rows-{uuid.uuid4().hex[:8]}"
+        folder.mkdir(parents=True)
+        source = folder / "rows.jsonl"
+        with source.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(json.dumps(_plain(dataset[row]), ensure_ascii=False) + "\n" for row in range(len(dataset)))
+        preprocess = UserObject(job.trainer.preprocess, "trainer.preprocess", self.code_folder) if job.trainer.preprocess else None
+        lengths = task.lengths(job.data.max_length, "validation")
+        prepare = PrepareSpec(job.task, self.tokenizer_dir, Path(self.tokenizer_dir).name, lengths, 0.0, preprocess)
+        store = TokenStore(prepare_tokens(find_files([str(source)], "eval_dataset"), prepare, folder / "tokens", map, "eval_dataset"))
+        if unseen := sorted(set(store.manifest["labels"]) - set(self.context.label_ids)):
+            raise ValueError(f"rows to score have labels that training never saw: {', '.join(unseen[:5])}.")
+        packing, blocks, rows = task.packing(job.data.max_length), None, store.num_rows
+        if packing:
+            blocks, _ = build_blocks(store, packing, rows)
+            rows = len(Blocks(blocks, packing))
+        plan = PlanSpec(rows, 0, "sequential", self.arguments.eval_batch_size)
+        return SplitSpec(str(store.folder), None, str(blocks) if blocks else None, packing, plan, None, job.task, self.context)
+
+
+def _as_torch(tensors: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    made = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in tensors.items()}
+    return {name: tensor if tensor.is_floating_point() else tensor.long() for name, tensor in made.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Python's own lists and numbers of what a row may hold."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic, torch.Tensor)) else value

@@ -1,0 +1,48 @@
+"""What Ray Tune is told besides the sweep: its settings, which are environment variables, and to be quiet."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+from raytrain_nlp.cluster.session import environment
+
+_SETTINGS = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # the live table is ours
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial ends with a reason, not with a figure
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # they are in the table
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # Tune's own state is not what a sweep is resumed from
+    "TUNE_WARN_THRESHOLD_S": "60",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "60",
+}
+
+
+@contextlib.contextmanager
+def tune_environment(more: dict[str, str]) -> Iterator[None]:
+    """Tune's settings, and `more`; and it must not copy the driver's keys of object storage into the actors' runtime environment,
+    where anyone sees them who sees the dashboard. Processes have the environment of their node anyway."""
+    from ray.tune.execution import class_cache
+
+    copied = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+    class_cache.ENV_VARS_TO_PROPAGATE -= copied
+    try:
+        with environment({**_SETTINGS, **more}):
+            yield
+    finally:
+        class_cache.ENV_VARS_TO_PROPAGATE |= copied
+
+
+@contextlib.contextmanager
+def quiet_tune(verbose: bool) -> Iterator[None]:
+    """Without what Tune says of itself."""
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    if not verbose:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,98 @@
+"""Ray Tune's part of a sweep: it asks for points, places the trials, and hears how they do."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from raytrain_nlp.config.sweep import Sweep
+from raytrain_nlp.paths import SweepPaths, read_json
+from raytrain_nlp.storage.locations import remote_of
+from raytrain_nlp.tuning.observer import SweepObserver
+from raytrain_nlp.tuning.trial_records import RUNNING, Book, TrialRecord
+from raytrain_nlp.tuning.tune_environment import quiet_tune, tune_environment
+
+_SLOT = "node:__internal_head__"
+"""A resource of which every cluster has one, and nothing else takes a share that counts: what limits trials at a time."""
+
+
+def run_trials(
+    plan: Sweep, paths: SweepPaths, book: Book, study: Any, tree: Any, concurrent: int, scheduler: Any, observer: SweepObserver, verbose: bool
+) -> None:
+    """Ray Tune's part. Its own files go to a folder that is deleted: nothing is ever resumed from them."""
+    import ray
+    from ray import tune
+
+    from raytrain_nlp.tuning.mailbox import open_desk
+    from raytrain_nlp.tuning.schedulers import replay
+    from raytrain_nlp.tuning.searcher import Bookkeeper, NoUseToGoOn, PointSource, StudySearcher, name_trial
+    from raytrain_nlp.tuning.trial import TrialActor, TrialSettings
+
+    config = plan.config
+    interrupted = book.with_status(RUNNING)
+    for trial in interrupted:
+        study.reopen(trial.number)
+    points = PointSource(study, interrupted, len(book.trials), plan.num_trials)
+    replay(scheduler, book, config)
+    desk = open_desk() if config.reuse_workers else None
+    chosen = (read_json(paths.record) or {}).get("chosen") or {}
+    settings = TrialSettings(
+        _without_tracker(plan), config.search_space, str(paths.storage), str(paths.trials), config.metric, plan.pauses, config.scheduler.type == "pbt", desk, chosen
+    )
+
+    def changed(trial: TrialRecord) -> None:
+        if trial.status != RUNNING:
+            found = book.best(config.metric, config.mode)
+            tree.end(trial, found.value(config.metric) if found else None)
+        observer.trial(trial, list(book.trials.values()))
+
+    population: dict[str, Any] = {}
+    if config.scheduler.type == "pbt":  # it takes no searcher: the first values are drawn for all at once
+        first = points.all()
+        if not first:
+            return
+        population = {"search_alg": _population(first), "config": {key: tune.choice([None]) for key in first[0]}, "num_samples": len(first)}
+    elif not interrupted and len(book.trials) >= plan.num_trials:
+        return
+    else:
+        limit = {} if plan.pauses else {"max_concurrent_trials": concurrent}  # a paused trial would count, and the others wait for ever
+        population = {"search_alg": StudySearcher(points), "num_samples": -1, **limit}
+    # a bracket of hyperband is filled by trials that wait, while Tune would ask for one at a time
+    waiting = {"TUNE_MAX_PENDING_TRIALS_PG": str(plan.num_trials)} if config.scheduler.type == "hyperband" else {}
+    with tune_environment(waiting), quiet_tune(verbose):
+        tune.run(
+            tune.with_parameters(TrialActor, settings=settings),
+            name="tune",
+            storage_path=str(paths.ray),
+            scheduler=scheduler,
+            resources_per_trial=tune.PlacementGroupFactory([{_slot(paths): int(0.99 / concurrent * 10_000) / 10_000}]),
+            stop=NoUseToGoOn(book, config.max_trial_failures),
+            trial_name_creator=name_trial,
+            callbacks=[Bookkeeper(book, study, config.metric, changed, tree.follow)],
+            reuse_actors=True,
+            raise_on_failed_trial=False,
+            verbose=0,
+            **population,
+        )
+    if desk is not None:
+        ray.kill(desk)
+    shutil.rmtree(paths.ray, ignore_errors=True)
+
+
+def _slot(paths: SweepPaths) -> str:
+    """The resource of the node on which trials are driven: the head; in object storage this one, for a trial's files are then here."""
+    import ray
+
+    return f"node:{ray.util.get_node_ip_address()}" if remote_of(paths.run) else _SLOT
+
+
+def _population(points: list[dict[str, Any]]) -> Any:
+    from ray.tune.search import BasicVariantGenerator
+
+    return BasicVariantGenerator(points_to_evaluate=points)
+
+
+def _without_tracker(plan: Sweep) -> dict[str, Any]:
+    """The base job for trials, which track nothing themselves: an address may hold a password."""
+    values = {**plan.values, "storage_path": str(plan.job.storage_path)}
+    return {**values, "tracking": {"report_to": list(plan.job.tracking.report_to)}}

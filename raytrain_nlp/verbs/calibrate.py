@@ -1,0 +1,171 @@
+"""A few real steps of a job, and what they say about all of it: time, rate, cost, memory. No run is left behind."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raytrain_nlp.config import TrainJob, load_job, public_values
+from raytrain_nlp.data.plan import split_batch
+from raytrain_nlp.data.split import Split
+from raytrain_nlp.paths import RunPaths
+from raytrain_nlp.run.observer import Observer
+from raytrain_nlp.storage.local_copy import delete_tree
+from raytrain_nlp.tracking.events import read_events
+from raytrain_nlp.verbs.train import run_resolved
+
+if TYPE_CHECKING:
+    from raytrain_nlp.planning.resolve import Resolved
+
+STEPS = 20
+_WARM_STEPS = 5
+"""Left out: libraries are still being loaded, and buffers made."""
+_EVAL_STEPS = 20
+_SAMPLED_STEPS = 500
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a few steps took, and what all of them will take."""
+
+    steps: int
+    """Steps timed, without those left out at the start."""
+    step_seconds: float
+    """Of a mean step of the whole job: measured steps weighted by the padded tokens that the plan's steps have."""
+    rows_per_second: float
+    start_seconds: float
+    """From the start to the end of the first step."""
+    evaluation_seconds: float
+    """Of one evaluation of all validation rows; 0 without one."""
+    evaluations: int
+    total_seconds: float
+    """Start, all steps and all evaluations; without checkpoints and export."""
+    peak_memory: list[int]
+    """Most bytes of each rank."""
+    cost: float | None = None
+    """At `price` an hour."""
+
+    def rows_for_people(self) -> dict[str, str]:
+        """Name and text of each line of the table."""
+        evaluation = f", {self.evaluations} evaluations of {self.evaluation_seconds:.1f} s" if self.evaluations else ""
+        return {
+            "time of a step": f"{self.step_seconds:.3g} s, {self.rows_per_second:,.1f} rows/s (mean of {self.steps} steps)",
+            "time of the run": f"{_duration(self.total_seconds)} (start {self.start_seconds:.0f} s{evaluation}; without checkpoints)",
+            **({"cost": f"{self.cost:,.2f}"} if self.cost is not None else {}),
+            "memory of a worker, measured": f"{max(self.peak_memory) / 1e6:,.0f} MB",
+        }
+
+
+def calibrate(job: TrainJob, resolved: Resolved, steps: int, price: float | None, observer: Observer) -> Calibration:
+    """Train `steps` steps of a resolved job, score some validation batches, and delete what that leaves.
+
+    Args:
+        price: of an hour of all workers together.
+
+    Raises:
+        RunError: the steps failed as the run itself would.
+    """
+    spec = resolved.spec
+    steps = min(steps, spec.total_steps)
+    # below the storage path, which all nodes share
+    paths = RunPaths(f"{spec.storage_path}/.calibration-{uuid.uuid4().hex[:8]}", job.name)
+    short = _shortened(job, steps)
+    eval_steps = min(spec.eval_steps, _EVAL_STEPS)
+    spec = replace(spec, job=public_values(short), storage_path=str(paths.storage), total_steps=steps, eval_steps=eval_steps, named_validations={}, exports=False)
+    observer.stage(f"calibrating: {steps} steps")
+    started = time.time()
+    try:
+        run_resolved(short, replace(resolved, spec=spec), paths, observer, tracked=False)
+        events = [event for event, _ in read_events(paths.events)]
+    finally:
+        shutil.rmtree(paths.storage, ignore_errors=True)
+        delete_tree(paths.storage)
+    return _read(events, job, resolved, started, eval_steps, price)
+
+
+def _shortened(job: TrainJob, steps: int) -> TrainJob:
+    """The job for so many steps: each step logged, nothing saved, scored once at the end."""
+    values = public_values(job)
+    training = {key: value for key, value in values.get("training", {}).items() if key not in ("load_best_model_at_end", "save_steps", "eval_steps", "num_train_epochs")}
+    values["training"] = {**training, "max_steps": steps, "logging_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
+    return load_job({**values, "checkpoint": {}, "early_stopping": None, "tracking": {}})
+
+
+def _read(events: list[dict[str, Any]], job: TrainJob, resolved: Resolved, started: float, eval_steps: int, price: float | None) -> Calibration:
+    spec = resolved.spec
+    ends = {event["step"]: event["time"] / 1000 for event in events if event["kind"] == "log" and "loss" in event["metrics"]}
+    seconds = {step: ends[step] - ends[step - 1] for step in ends if step - 1 in ends}
+    kept = {step: value for step, value in seconds.items() if step > min(_WARM_STEPS, len(ends) // 2)} or seconds or {1: ends[1] - started}
+    step_seconds, rows = _mean_step(kept, job, resolved)
+    scored = next((event["metrics"]["eval_runtime"] for event in reversed(events) if event["kind"] == "log" and "eval_runtime" in event["metrics"]), 0.0)
+    evaluation_seconds = scored * spec.eval_steps / max(eval_steps, 1)
+    evaluations, start_seconds = _count_evaluations(job, spec), min(ends.values()) - started
+    total = start_seconds + (spec.total_steps - 1) * step_seconds + evaluations * evaluation_seconds
+    return Calibration(
+        steps=len(kept), step_seconds=step_seconds, rows_per_second=rows / step_seconds, start_seconds=start_seconds, evaluation_seconds=evaluation_seconds,
+        evaluations=evaluations, total_seconds=total, peak_memory=next(event["peak_memory"] for event in reversed(events) if event["kind"] == "end"),
+        cost=None if price is None else total / 3600 * price,
+    )  # fmt: skip
+
+
+def _mean_step(seconds: dict[int, float], job: TrainJob, resolved: Resolved) -> tuple[float, float]:
+    """Seconds and rows of a mean step of the plan, from those of the steps that were timed."""
+    if resolved.windows:  # the plan of rows that are not there yet is not known
+        split, _ = resolved.windows.sample(0)
+        return float(np.mean(list(seconds.values()))), float(split.plan.spec.global_batch_size or len(split.plan.batch(0, 0)))
+    split = Split(resolved.spec.train)
+    cost = _step_cost(split, job)
+    last = min(resolved.spec.total_steps, split.plan.steps_per_epoch) - 1
+    sample = np.unique(np.linspace(0, last, _SAMPLED_STEPS).astype(int))
+    of_all = np.array([cost(int(step)) for step in sample], dtype=float)
+    timed = np.array([cost(step - 1) for step in seconds], dtype=float)
+    rows = np.mean([len(split.plan.at(int(step))[2]) for step in sample])
+    return float(predict_mean(timed, np.array(list(seconds.values())), of_all.mean())), float(rows)
+
+
+def predict_mean(timed: np.ndarray, seconds: np.ndarray, mean: float) -> float:
+    """Seconds of a step with `mean` padded tokens, by a line through the timed steps that falls neither with tokens nor below 0."""
+    if np.ptp(timed) > 0.1 * timed.mean():
+        slope, constant = np.polyfit(timed, seconds, 1)
+        if slope < 0:
+            slope, constant = 0.0, seconds.mean()
+        elif constant < 0:
+            slope, constant = seconds.sum() / timed.sum(), 0.0
+        return slope * mean + constant
+    return seconds.mean()
+
+
+def _step_cost(split: Split, job: TrainJob) -> Callable[[int], int]:
+    """Padded tokens of a step as its time counts them: of the fullest rank in each micro-batch, on which the others wait."""
+    lengths = split.plan.lengths
+
+    def cost(step: int) -> int:
+        parts = split_batch(split.plan.at(step)[2], job.workers.num_workers, job.gradient_accumulation_steps)
+        return sum(max(len(rows) * int(lengths[rows].max()) if len(rows) else 0 for rows in micro) for micro in parts)
+
+    return cost
+
+
+def _count_evaluations(job: TrainJob, spec: Any) -> int:
+    """Evaluations of the run; one at its end where none is asked for and there are validation rows."""
+    if spec.validation is None:
+        return 0
+    values = job.arguments()
+    if values["eval_strategy"] == "epoch":
+        return math.ceil(spec.total_steps / spec.steps_per_epoch)
+    every = values.get("eval_steps", 0) if values["eval_strategy"] == "steps" else 0
+    every = math.ceil(every * spec.total_steps) if 0 < every < 1 else int(every)
+    return max(spec.total_steps // every, 1) if every else 1
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

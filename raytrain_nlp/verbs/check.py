@@ -1,0 +1,218 @@
+"""`check`: everything a driver can know before a worker starts, and the plan that follows from it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raytrain_nlp.cluster.auto import settled
+from raytrain_nlp.cluster.cluster_file import place_of_file, plan_nodes
+from raytrain_nlp.cluster.connection import Connection, connect_ahead
+from raytrain_nlp.cluster.session import check_workers
+from raytrain_nlp.config import TrainJob, load_job
+from raytrain_nlp.config.load import JobSource
+from raytrain_nlp.data.plan import split_batch
+from raytrain_nlp.data.split import Split
+from raytrain_nlp.errors import InputError, Problem
+from raytrain_nlp.host.devices import hidden_gpus
+from raytrain_nlp.host.signals import stoppable
+from raytrain_nlp.memory.available import parse_bytes, process_measured
+from raytrain_nlp.run.observer import Observer
+from raytrain_nlp.run.record import check_storage
+from raytrain_nlp.storage.locations import in_use, local_folder
+
+if TYPE_CHECKING:
+    from raytrain_nlp.memory.planner import MemoryPlan
+    from raytrain_nlp.planning.resolve import Resolved
+    from raytrain_nlp.verbs.calibrate import Calibration
+
+_SAMPLED_STEPS = 200
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """The plan of a job that passed all checks."""
+
+    name: str
+    rows: dict[str, int]
+    bad_rows: dict[str, int]
+    labels: list[str]
+    steps_per_epoch: int
+    total_steps: int
+    tokens_per_epoch: int
+    padding_share: float
+    """Padding of all tokens in training batches, estimated on evenly spread steps."""
+    parameters: int
+    trainable_parameters: int
+    workers: str
+    """How many, and what they compute on."""
+    num_workers: int
+    zero_stage: int
+    memory: MemoryPlan
+    """Of one rank, by part."""
+    streamed: bool = False
+    """Are rows and tokens of training estimated from the beginning of the data?"""
+    nodes: dict[str, int] = field(default_factory=dict)
+    """Nodes of each type that the autoscaler of a cluster file would start."""
+    cut_rows: dict[str, int] = field(default_factory=dict)
+    """Rows that have more tokens than they may have."""
+    calibration: Calibration | None = None
+    """What a few real steps took, where they were asked for."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "memory": self.memory.to_dict()}
+
+    def rows_for_people(self) -> dict[str, str]:
+        """Name and text of each line of the table."""
+        about, epoch = ("about ", "streamed") if self.streamed else ("", f"{self.steps_per_epoch:,} an epoch")
+        return {
+            "job": self.name,
+            "workers": self.workers,
+            "rows": ", ".join(f"{split} {about if split == 'train' else ''}{count:,}" for split, count in self.rows.items()),
+            "rows in quarantine": ", ".join(f"{split} {count:,}" for split, count in self.bad_rows.items()),
+            **({"rows cut": ", ".join(f"{split} {count:,}" for split, count in self.cut_rows.items())} if any(self.cut_rows.values()) else {}),
+            **({"labels": f"{len(self.labels)}: {', '.join(self.labels[:10])}{', ...' if len(self.labels) > 10 else ''}"} if self.labels else {}),
+            "steps": f"{self.total_steps:,} ({epoch})",
+            "tokens an epoch": f"{about}{self.tokens_per_epoch:,}, and {self.padding_share:.1%} padding in the batches",
+            "parameters": f"{self.parameters:,}" + (f", {self.trainable_parameters:,} of them trained" if self.trainable_parameters != self.parameters else ""),
+            **({"nodes": ", ".join(f"{count} x {name}" for name, count in self.nodes.items())} if self.nodes else {}),
+            **self._memory_rows(),
+            **(self.calibration.rows_for_people() if self.calibration else {}),
+        }
+
+    def _memory_rows(self) -> dict[str, str]:
+        memory = self.memory
+        has = f" of {memory.available / 1e6:,.0f}" if memory.available else ""
+        where = f"ZeRO {self.zero_stage}, {self.num_workers} workers, micro-batch of {memory.rows} x {memory.length} tokens"
+        return {
+            "memory of a worker": f"{memory.total / 1e6:,.0f}{has} MB ({where})",
+            **{f"  {name}": f"{size / 1e6:,.0f} MB" for name, size in memory.parts.items()},
+            **({"  offloaded": f"{memory.host / 1e6:,.0f} MB of the machine's"} if memory.host else {}),
+            **({"does not fit": memory.advice} if memory.advice else {}),
+        }
+
+
+@stoppable("stopped. Nothing was started; run it again.")
+def check(
+    job: JobSource,
+    *,
+    overrides: Iterable[str] = (),
+    cluster: str | None = None,
+    worker_memory: str | None = None,
+    calibrate: bool = False,
+    calibration_steps: int | None = None,
+    price: float | None = None,
+    observer: Observer | None = None,
+) -> CheckReport:
+    """Check a job and return its plan. Prepared tokens stay in the cache, where `train` finds them.
+
+    Args:
+        cluster: a file of `ray up`; the job is for that cluster, not for this machine.
+        worker_memory: what a worker has (`80GB`: of its GPU, without one of its share of a machine); default: what is found here.
+        calibrate: train a few steps, for the time of all of them.
+        price: of an hour of all workers together, for the cost.
+
+    Raises:
+        InputError: with all problems found.
+        RunError: the calibration failed.
+    """
+    observer = observer or Observer()
+    found = settled(load_job(job, overrides), find=functools.partial(place_of_file, cluster) if cluster else None)
+    job = found.job
+    nodes = plan_nodes(job, cluster) if cluster else {}
+    here = calibrate or (worker_memory is None and cluster is None)  # else the workers are another machine's
+    problems = check_storage(job) + (check_workers(job) if here else []) + _check_options(worker_memory, calibrate, calibration_steps, price)
+    if problems:
+        raise InputError(problems)
+    from raytrain_nlp.planning.inputs import find_job_files
+    from raytrain_nlp.verbs.train import prepare
+
+    storage = local_folder(job.storage_path)
+    observer.stage("looking at the data")
+    with in_use(storage), hidden_gpus(job.workers.use_gpu), process_measured(job, storage) as find_base:
+        files = find_job_files(job, storage)
+        about = sum(file.size for file in files.train), worker_memory, observer
+        if not calibrate:
+            with contextlib.closing(Connection(job)) as connection:  # a Ray is started only where there is much to prepare
+                resolved = prepare(job, files, storage, connection, observer)
+            return replace(_report(job, found.line, resolved, find_base, *about), nodes=nodes)
+        from raytrain_nlp.verbs.calibrate import STEPS
+        from raytrain_nlp.verbs.calibrate import calibrate as run_steps
+
+        with connect_ahead(job) as connection:
+            resolved = prepare(job, files, storage, connection, observer)
+            report = replace(_report(job, found.line, resolved, find_base, *about), nodes=nodes)
+            connection()
+            return replace(report, calibration=run_steps(job, resolved, calibration_steps or STEPS, price, observer))
+
+
+def _check_options(worker_memory: str | None, calibrate: bool, steps: int | None, price: float | None) -> list[Problem]:
+    problems = []
+    if worker_memory is not None:
+        try:
+            parse_bytes(worker_memory, "--worker-memory")
+        except InputError as error:
+            problems += error.problems
+    if not calibrate:
+        given = {"--price": price, "--calibration-steps": steps}
+        problems += [Problem(name, "needs --calibrate", "Add it.") for name, value in given.items() if value is not None]
+    if price is not None and price < 0:
+        problems.append(Problem("--price", f"is below 0 ({price:g})", "Give what an hour of all workers costs."))
+    if steps is not None and steps < 1:
+        problems.append(Problem("--calibration-steps", f"is below 1 ({steps})", "Give a number of steps."))
+    return problems
+
+
+def _report(
+    job: TrainJob, workers: str, resolved: Resolved, find_base: Callable[[], int], train_bytes: int, worker_memory: str | None, observer: Observer
+) -> CheckReport:
+    from raytrain_nlp.memory.planner import plan_memory
+    from raytrain_nlp.memory.widest_batch import build_traced_model
+
+    spec, counts, scale = resolved.spec, resolved.counts(), 1.0
+    if resolved.windows:
+        split, scale = resolved.windows.sample(train_bytes)
+        counts["rows"]["train"] = round(counts["rows"]["train"] * scale)
+    else:
+        split = Split(spec.train)
+    observer.stage("planning memory")
+    model = build_traced_model(job, spec.labels, spec.tokenizer_dir)
+    memory = plan_memory(job, model, split, Split(spec.validation) if spec.validation else None, find_base(), worker_memory)
+    if memory.note:
+        observer.warn(f"activations are not counted: a step on rows of {memory.length} tokens cannot be traced ({memory.note}).")
+    if memory.advice:
+        observer.warn(f"the job needs {memory.total / 1e9:.1f} GB a worker, which has {memory.available / 1e9:.1f} GB. {memory.advice}")
+    return CheckReport(
+        name=job.name,
+        rows=counts["rows"],
+        bad_rows=counts["bad_rows"],
+        labels=spec.labels,
+        steps_per_epoch=spec.steps_per_epoch,
+        total_steps=spec.total_steps,
+        tokens_per_epoch=round(int(split.plan.lengths[: split.plan.spec.num_rows].sum(dtype=np.int64)) * scale),
+        padding_share=_padding_share(split, job),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        trainable_parameters=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        workers=workers,
+        num_workers=job.workers.num_workers,
+        zero_stage=job.deepspeed.zero_stage,
+        memory=memory,
+        streamed=resolved.windows is not None,
+        cut_rows=counts["cut_rows"],
+    )
+
+
+def _padding_share(split: Split, job: TrainJob) -> float:
+    lengths, tokens, padded = split.plan.lengths, 0, 0
+    for step in np.unique(np.linspace(0, split.plan.steps_per_epoch - 1, _SAMPLED_STEPS).astype(int)):
+        for micro in split_batch(split.plan.batch(0, int(step)), job.workers.num_workers, job.gradient_accumulation_steps):
+            for rows in micro:
+                if len(rows):
+                    tokens += int(lengths[rows].sum())
+                    padded += len(rows) * int(lengths[rows].max())
+    return 1 - tokens / max(padded, 1)

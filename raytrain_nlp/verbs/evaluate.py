@@ -1,0 +1,200 @@
+"""`evaluate`: the figures of a run's weights on any dataset, by the trainer that scored them while training; every row once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raytrain_nlp.cluster.auto import settled
+from raytrain_nlp.cluster.connection import Connection, connect_ahead
+from raytrain_nlp.cluster.session import check_workers
+from raytrain_nlp.config import TrainJob, load_job, public_values
+from raytrain_nlp.config.auto import without_values
+from raytrain_nlp.config.data import sources_of
+from raytrain_nlp.errors import InputError, Problem
+from raytrain_nlp.host.signals import stoppable
+from raytrain_nlp.launch.fit import Fit
+from raytrain_nlp.launch.parallel_map import map_on_cluster
+from raytrain_nlp.paths import RunPaths, cache_dir, write_json
+from raytrain_nlp.run.observer import Observer, followed
+from raytrain_nlp.run.saved_run import Run, Weights, find_run, find_weights
+from raytrain_nlp.storage.local_copy import delete_tree, fetch, push, push_tree
+from raytrain_nlp.storage.locations import remote_of, shown
+
+_TODO = " Run it again."
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """What an evaluation found."""
+
+    run_dir: str
+    weights: str
+    """`model`, or the name of a checkpoint."""
+    metrics: dict[str, float]
+    """`eval_*`, by their names in training."""
+    rows: int
+    bad_rows: int
+    """Rows left out: unreadable, or of a label training never saw; they are in `quarantine`."""
+    report: dict[str, Any] = field(default_factory=dict)
+    """`classes`: precision, recall, f1-score and support of each; `confusion_matrix`: a row for each true class, in the order of `labels`."""
+    labels: list[str] = field(default_factory=list)
+    scores: str | None = None
+    """JSON Lines: what was found for each row."""
+    quarantine: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@stoppable("stopped. Run it again.")
+def evaluate(
+    run: str | Path,
+    *,
+    data: str | list[str] | None = None,
+    checkpoint: str | int | None = None,
+    scores: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    verbose: bool = False,
+    observer: Observer | None = None,
+) -> EvaluateResult:
+    """Score a run on a dataset.
+
+    Args:
+        run: folder of a run, or of a sweep (its best trial).
+        data: as `data.validation` of a job; default: the run's own.
+        checkpoint: None: the run's `model/`, or its newest good checkpoint; else `best`, `last` or a step.
+        scores: write what was found for each row to this file.
+        overrides: `dotted.key=value` of the job, e.g. `workers.num_workers=1`.
+
+    Raises:
+        InputError: run, checkpoint or data are wrong; nothing has been started.
+        RunError: the evaluation failed.
+    """
+    observer = observer or Observer()
+    found = find_run(run)
+    of_machine = settled(_job_of(found, data, overrides))
+    job = of_machine.job
+    if problems := check_workers(job):
+        raise InputError(problems)
+    weights = find_weights(found, checkpoint)
+    observer.tell(of_machine.line)
+    paths = RunPaths(found.paths.run / "evaluations", f"{weights.name}-{uuid.uuid4().hex[:8]}")
+    observer.stage("looking at the data")
+    try:
+        with connect_ahead(job, verbose, say=observer.stage) as connection:
+            spec, bad, quarantine = _resolve(found, job, weights, paths, connection, observer, scores is not None)
+            connection()
+            push_tree(paths.run / "weights", again=True)
+            from raytrain_nlp.worker.scoring import SCORES, run_scoring
+
+            with followed(paths, observer):
+                outcome = Fit(loop=run_scoring, todo=_TODO)(job, spec, paths)
+        if "error" in outcome:
+            raise outcome["error"]
+        if scores is not None:
+            Path(scores).expanduser().parent.mkdir(parents=True, exist_ok=True)
+            fetch(paths.run / SCORES)
+            shutil.move(paths.run / SCORES, Path(scores).expanduser())
+    finally:
+        shutil.rmtree(paths.run / "weights", ignore_errors=True)
+        if remote_of(paths.run):
+            delete_tree(paths.run)
+        shutil.rmtree(paths.ray, ignore_errors=True)
+    metrics = outcome["result"]["metrics"]
+    result = EvaluateResult(
+        run_dir=shown(found.paths.run), weights=weights.name, metrics=metrics, rows=int(metrics["eval_samples"]), bad_rows=bad,
+        report=outcome["result"].get("report", {}), labels=found.labels, scores=str(scores) if scores is not None else None, quarantine=quarantine,
+    )  # fmt: skip
+    write_json(paths.run / "evaluation.json", {"data": job.data.validation, **result.to_dict()})
+    push(paths.run / "evaluation.json")
+    return result
+
+
+def _job_of(run: Run, data: str | list[str] | None, overrides: Iterable[str]) -> TrainJob:
+    """The run's job for an evaluation: its weights sharded only where they were whole nowhere while training (ZeRO-3)."""
+    values = without_values(public_values(run.job), run.chosen)
+    if data is not None:
+        data = run.job.data.validation_sets().get(data, data) if isinstance(data, str) else data
+        values["data"] = {**values["data"], "validation": data, "max_validation_rows": None}
+    elif isinstance(run.job.data.validation, dict):
+        sets = ", ".join(run.job.data.validation)
+        raise InputError(Problem("--data", f"is missing, and the run has several validation sets ({sets})", "Name one of them, or a file."))
+    if run.job.deepspeed.zero_stage != 3:
+        values["deepspeed"] = {"zero_stage": 0}
+    job = load_job(values, overrides)
+    if not sources_of(job.data.validation):
+        raise InputError(Problem("--data", "is missing, and the run has no validation data of its own", "Name a file."))
+    return job
+
+
+def _resolve(
+    run: Run, job: TrainJob, weights: Weights, paths: RunPaths, connection: Connection, observer: Observer, keep_rows: bool
+) -> tuple[Any, int, str | None]:
+    """What the workers need; rows left out, and the file that tells them."""
+    from raytrain_nlp.data.prepare import QUARANTINE, prepare_tokens
+    from raytrain_nlp.data.shards import MANIFEST, TokenStore
+    from raytrain_nlp.data.split import Split
+    from raytrain_nlp.data.tokenize import PrepareSpec
+    from raytrain_nlp.modeling.tokenizer import load_tokenizer
+    from raytrain_nlp.planning.inputs import find_split_files
+    from raytrain_nlp.planning.label_names import name_evaluated
+    from raytrain_nlp.planning.labels import find_known_rows
+    from raytrain_nlp.planning.models import model_facts
+    from raytrain_nlp.planning.resolve import SMALL_BYTES, build_context, build_split, tell_store
+    from raytrain_nlp.planning.truncation import cut_notes
+    from raytrain_nlp.tasks import build_task
+    from raytrain_nlp.user_code import UserObject
+    from raytrain_nlp.verbs.export import write_weights
+    from raytrain_nlp.worker.scoring import ScoringSpec
+
+    files = find_split_files(job, "validation", run.storage)
+    job = name_evaluated(job, files, run.labels, "--data")
+    task, tokenizer_dir = build_task(job.task), run.token_dir()
+    preprocess = UserObject(job.trainer.preprocess, "trainer.preprocess", os.getcwd()) if job.trainer.preprocess else None
+    tokenizer = load_tokenizer(str(tokenizer_dir))
+    facts = model_facts(job, tokenizer, weights.folder)
+    lengths = facts.fitted(task.lengths(job.data.max_length, "validation"))
+    prepare = PrepareSpec(job.task, str(tokenizer_dir), tokenizer_dir.name, lengths, job.data.max_bad_rows, preprocess)
+    observer.stage("preparing tokens")
+    small = sum(file.size for file in files) <= SMALL_BYTES
+
+    def map_pieces(function: Any, items: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+        if small:
+            connection.connect_if_up()
+            return map(function, items)
+        connection()
+        return map_on_cluster(function, items)
+
+    store = TokenStore(prepare_tokens(files, prepare, cache_dir(run.storage, "tokens") / prepare.key(files), map_pieces, "--data"))
+    for note in tell_store(store, "--data"):
+        observer.warn(note)
+    rows_file, unseen = find_known_rows(store, run.labels, job.data.max_bad_rows)
+    rows = min(store.num_rows - len(unseen), job.data.max_validation_rows or store.num_rows)
+    validation = build_split(job, store, rows_file, build_context(tokenizer, run.labels, facts), "validation", rows)
+    push_tree(store.folder, last=MANIFEST)
+    for note in cut_notes("validation", store.manifest, facts):
+        observer.warn(note)
+    folder = weights.folder
+    paths.run.mkdir(parents=True, exist_ok=True)
+    if weights.checkpoint:
+        folder = paths.run / "weights"
+        write_weights(run, weights, folder, None, False, observer.stage)
+    bad = store.manifest["bad_rows"] + len(unseen)
+    spec = ScoringSpec(
+        job=public_values(_on_base(job, run)), storage_path=str(paths.storage), name=paths.run.name, weights=str(folder), tokenizer_dir=str(tokenizer_dir),
+        labels=run.labels, validation=validation, eval_steps=Split(validation).plan.steps_per_epoch, code_folder=os.getcwd(), keep_rows=keep_rows,
+    )  # fmt: skip
+    return spec, bad, str(store.folder / QUARANTINE) if store.manifest["bad_rows"] + store.manifest["unlearned"] else None
+
+
+def _on_base(job: TrainJob, run: Run) -> TrainJob:
+    """The job with the base model of its adapter as a folder, where the run built it from its config."""
+    if job.lora is None or job.model.config is None:
+        return job
+    return job.model_copy(update={"model": job.model.model_copy(update={"name_or_path": run.base, "config": None})})

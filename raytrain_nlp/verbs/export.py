@@ -1,0 +1,186 @@
+"""`export`: a run's weights as a plain Hugging Face directory, from `model/` or from any checkpoint, also one sharded by ZeRO-3."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from raytrain_nlp.errors import InputError, Problem
+from raytrain_nlp.run.observer import Observer
+from raytrain_nlp.run.saved_run import Run, Weights, find_run, find_weights
+from raytrain_nlp.storage.atomic import replace_folder
+from raytrain_nlp.storage.locations import is_remote
+from raytrain_nlp.tracking.registry import PIPELINES, check_registrable, register_model
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written."""
+
+    output: str
+    source: str
+    """`model`, or the name of a checkpoint."""
+    adapter: bool
+    """Is it an adapter, which needs its base model?"""
+    dtype: str
+    """Type of the weights."""
+    size_bytes: int
+    model_version: str | None = None
+    """Version of the registered model."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def export(
+    run: str | Path,
+    output: str | Path,
+    *,
+    checkpoint: str | int | None = None,
+    merge_lora: bool = False,
+    dtype: str | None = None,
+    register: str | None = None,
+    overwrite: bool = False,
+    observer: Observer | None = None,
+) -> ExportResult:
+    """Write model, tokenizer and a model card of a run to a folder.
+
+    Args:
+        run: folder of a run, or of a sweep (its best trial).
+        output: folder to write; must be absent or empty.
+        checkpoint: None: the run's `model/`, or its newest good checkpoint; else `best`, `last` or a step.
+        merge_lora: the base model with the adapter merged into its weights.
+        dtype: fp32, bf16 or fp16; default: as trained.
+        register: register the model in MLflow under this name, as a `transformers` flavour.
+        overwrite: replace what is in `output`.
+
+    Raises:
+        InputError: there is no such run or checkpoint, or the folder is taken; nothing has been written.
+    """
+    observer = observer or Observer()
+    found, target = find_run(run), Path(output).expanduser().resolve()
+    problems = _check_output(target, overwrite, found)
+    if register and is_remote(run) and not found.job.tracking.tracking_uri:
+        problems.append(Problem("--register", "needs an MLflow server: the database of this run lies in object storage", "Set tracking.tracking_uri of the job."))
+    if dtype is not None and dtype not in DTYPES:
+        problems.append(Problem("--dtype", f"is unknown ({dtype})", "Give fp32, bf16 or fp16."))
+    if problems:
+        raise InputError(problems)
+    weights = find_weights(found, checkpoint)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.parent / f".{target.name}-{uuid.uuid4().hex[:8]}"
+    try:
+        observer.stage(f"reading {weights.name}")
+        write_weights(found, weights, staging, DTYPES.get(dtype or ""), merge_lora, observer.stage)
+        (staging / "README.md").write_text(model_card(found, weights), encoding="utf-8")
+        version = None
+        if register:
+            check_registrable(found.job.task.type, staging)
+            observer.stage("registering")
+            version = register_model(found.job.tracking, found.storage, found.mlflow_run_id, staging, found.job.task.type, register)
+        replace_folder(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    adapter = (target / "adapter_config.json").exists()
+    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    return ExportResult(str(target), weights.name, adapter, _dtype_of(target), size, version)
+
+
+def write_weights(run: Run, weights: Weights, folder: Path, dtype: str | None, merge_lora: bool, stage: Callable[[str], None]) -> None:
+    """Model and tokenizer in a new folder."""
+    from raytrain_nlp.modeling.export import cast_folder, write_model
+    from raytrain_nlp.modeling.lora import merge_adapter
+    from raytrain_nlp.modeling.tokenizer import load_tokenizer
+    from raytrain_nlp.tasks import build_task
+
+    task, tokenizer = build_task(run.job.task), load_tokenizer(str(run.tokenizer))
+    if weights.checkpoint is None:
+        shutil.copytree(weights.folder, folder)
+    else:
+        from raytrain_nlp.checkpoint.consolidate import load_weights
+
+        write_model(_empty_model(run, task, tokenizer), load_weights(weights.checkpoint, _torch_dtype(dtype or _trained_dtype(run))), tokenizer, folder)
+    if merge_lora and (folder / "adapter_config.json").exists():
+        stage("merging the adapter")
+        merged = merge_adapter(run.job.model, task, run.labels, tokenizer, run.base, folder)
+        write_model(merged, merged.state_dict(), tokenizer, folder)
+    if dtype is not None:
+        cast_folder(folder, _torch_dtype(dtype))
+
+
+def model_card(run: Run, weights: Weights) -> str:
+    """README.md of the exported model: what it was trained on, how, and how well."""
+    import yaml
+
+    from raytrain_nlp.config import public_values
+
+    job, result = run.job, run.result
+    front: dict[str, Any] = {
+        "library_name": "peft" if job.lora and not (weights.folder / "config.json").exists() else "transformers",
+        "pipeline_tag": PIPELINES.get(job.task.type, job.task.type),
+        **({"base_model": job.model.name_or_path} if job.model.name_or_path else {}),
+        "tags": ["raytrain-nlp"],
+    }
+    metrics = {key: value for key, value in sorted(result.get("metrics", {}).items()) if key.startswith("eval_")}
+    parts = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {job.name}", ""]
+    parts += [f"A {job.model.name_or_path or job.model.config['model_type']} model for {job.task.type}, trained with `raytrain-nlp`."]
+    if metrics and weights.checkpoint is None:
+        parts += ["", "## Evaluation", "", "| figure | value |", "|---|---|", *(f"| {key} | {value:.6g} |" for key, value in metrics.items())]
+    elif weights.checkpoint:
+        parts += ["", f"Weights of {weights.name}."]
+    rows = "; ".join(f"{split}: {count} rows" for split, count in result.get("rows", {}).items())
+    parts += ["", "## Data", "", *(f"- {split}: `{value}`" for split, value in public_values(job)["data"].items() if split in ("train", "validation")), rows]
+    parts += ["", "## Job", "", "```yaml", yaml.safe_dump(public_values(job), sort_keys=False, allow_unicode=True).strip(), "```"]
+    parts += ["", "## Versions", "", *(f"- {name} {version}" for name, version in sorted(run.record.get("versions", {}).items())), ""]
+    return "\n".join(parts)
+
+
+def _empty_model(run: Run, task: Any, tokenizer: Any) -> Any:
+    from raytrain_nlp.modeling.lora import apply_lora
+    from raytrain_nlp.modeling.model import build_empty_model
+
+    model = build_empty_model(run.job.model, task, run.labels, tokenizer)
+    if run.job.lora is None:
+        return model
+    model.name_or_path = run.base  # what PEFT writes into the adapter's config
+    return apply_lora(model, {**run.job.lora, "init_lora_weights": False}, task, gradient_checkpointing=False)
+
+
+def _trained_dtype(run: Run) -> str:
+    """The type `model/` has, too: what the forward pass saw."""
+    arguments = run.job.arguments()
+    if run.job.deepspeed.enabled and (arguments.get("bf16") or arguments.get("fp16")):
+        return "bfloat16" if arguments.get("bf16") else "float16"
+    return run.job.model.dtype or "float32"
+
+
+def _torch_dtype(name: str) -> Any:
+    import torch
+
+    return getattr(torch, name)
+
+
+def _dtype_of(folder: Path) -> str:
+    from safetensors import safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(str(file), framework="pt") as handle:
+            for name in handle.keys():  # noqa: SIM118 - not a dict
+                return str(handle.get_tensor(name).dtype).removeprefix("torch.")
+    return "unknown"
+
+
+def _check_output(target: Path, overwrite: bool, run: Run) -> list[Problem]:
+    if target.is_file():
+        return [Problem("--output", f"is a file ({target})", "Name a folder.")]
+    if target == run.paths.run or target in run.paths.run.parents or run.paths.checkpoints in (target, *target.parents):
+        return [Problem("--output", f"would replace the run itself ({target})", "Name another folder.")]
+    if target.is_dir() and any(target.iterdir()) and not overwrite:
+        return [Problem("--output", f"is not empty ({target})", "Name another folder, or add --overwrite.")]
+    return []

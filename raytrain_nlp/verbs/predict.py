@@ -1,0 +1,243 @@
+"""`predict`: a run's model over files of rows with Ray Data; each row once, in the order of the input, also after a kill."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raytrain_nlp.cluster.auto import settled
+from raytrain_nlp.cluster.connection import connect_ahead
+from raytrain_nlp.cluster.session import check_workers, owns_ray
+from raytrain_nlp.config import TrainJob, load_job, public_values
+from raytrain_nlp.config.auto import without_values
+from raytrain_nlp.errors import InputError, Problem, RunError
+from raytrain_nlp.host.devices import WITHOUT_GPU
+from raytrain_nlp.host.signals import stoppable
+from raytrain_nlp.run.observer import Observer
+from raytrain_nlp.run.saved_run import Run, Weights, find_run, find_weights
+from raytrain_nlp.storage.atomic import temporary_folder
+from raytrain_nlp.storage.local_copy import delete_tree, push_tree
+from raytrain_nlp.verbs.prediction_parts import find_parts, put_together, what_parts_hold
+
+if TYPE_CHECKING:
+    from raytrain_nlp.modeling.facts import ModelFacts
+    from raytrain_nlp.tasks.base import Lengths
+
+CHUNK_ROWS = 512
+"""Rows of a part: what a kill may cost, and among how many rows those of like length are found."""
+_FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".csv": "csv"}
+_PIECE_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """What was written."""
+
+    output: str
+    rows: int
+    errors: int
+    """Rows without a prediction; the column `error` says why."""
+    bad_rows: int
+    """Rows that could not be parsed; they are in `quarantine`."""
+    found_rows: int
+    """Of `rows`, those an interrupted prediction had made before."""
+    seconds: float
+    rows_per_second: float | None = None
+    """From the first part that was made to the last: without the start."""
+    quarantine: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@stoppable("stopped. What is done is kept; run it again to continue.")
+def predict(
+    run: str | Path,
+    input: str | list[str],
+    output: str | Path,
+    *,
+    checkpoint: str | int | None = None,
+    generation: dict[str, Any] | None = None,
+    batch_size: int | None = None,
+    prefix: str = "",
+    overwrite: bool = False,
+    overrides: Iterable[str] = (),
+    verbose: bool = False,
+    observer: Observer | None = None,
+) -> PredictResult:
+    """Add a run's predictions to the rows of files. Run again after a kill, it makes what is missing.
+
+    Args:
+        run: folder of a run, or of a sweep (its best trial).
+        input: file, glob, folder, `s3://`, `hf://`, or a list of them.
+        output: a file: .parquet, .jsonl or .csv.
+        checkpoint: None: the run's `model/`, or its newest good checkpoint; else `best`, `last` or a step.
+        generation: arguments of `generate` for tasks that write text, e.g. max_new_tokens.
+        batch_size: rows of a forward; default: the job's per_device_eval_batch_size.
+        prefix: before the names of the added columns.
+        overwrite: replace `output`, and what an interrupted prediction of another model or input left; what this one has made is kept.
+        overrides: `dotted.key=value` of the job, e.g. `workers.num_workers=4`.
+
+    Raises:
+        InputError: run, input or output are wrong; nothing has been written.
+        RunError: the prediction failed; what is done is kept.
+    """
+    observer = observer or Observer()
+    started = time.monotonic()
+    found, target = find_run(run), str(output)
+    of_machine = settled(_job_of(found, overrides))
+    job = of_machine.job
+    kind = next((kind for suffix, kind in _FORMATS.items() if target.lower().endswith(suffix)), None)
+    problems = check_workers(job)
+    if kind is None:
+        problems.append(Problem("--output", f"has no known suffix ({target})", f"Name a file that ends with {', '.join(_FORMATS)}."))
+    if problems:
+        raise InputError(problems)
+    weights = find_weights(found, checkpoint)
+    observer.tell(of_machine.line)
+    observer.stage("looking at the data")
+    files = _find_files(input, job, prefix)
+    options = {**_generation(job), **(generation or {})}
+    parts = f"{target}.parts"
+    done = find_parts(target, parts, what_parts_hold(found, weights, job, files, options, prefix, CHUNK_ROWS), overwrite)
+    with _scratch(found, weights) as scratch, connect_ahead(job, verbose, say=observer.stage) as connection:
+        observer.stage("reading the model")
+        spec = _spec(found, job, weights, parts, scratch, options, batch_size, prefix, observer)
+        connection()
+        from raytrain_nlp.launch.parallel_map import data_context
+
+        with data_context(verbose):
+            rate = _make(spec, job, files, done, observer)
+    observer.stage("putting the parts together")
+    made = put_together(target, parts, kind, set(done), prefix)
+    return PredictResult(target, **made, seconds=time.monotonic() - started, rows_per_second=rate)
+
+
+@contextlib.contextmanager
+def _scratch(run: Run, weights: Weights) -> Iterator[Path]:
+    """Where the weights of a checkpoint are put together, for all nodes. Those of `model/` are used where they are: the run may be somebody else's."""
+    if weights.checkpoint is None:
+        yield run.paths.run
+        return
+    with temporary_folder(run.paths.run, "weights-") as folder:
+        try:
+            yield folder
+        finally:
+            delete_tree(folder)
+
+
+def _job_of(run: Run, overrides: Iterable[str]) -> TrainJob:
+    job = load_job({**without_values(public_values(run.job), run.chosen), "deepspeed": {"zero_stage": 0}}, overrides)
+    if job.lora is not None and job.model.config is not None:  # the base that the run built from its config
+        job = job.model_copy(update={"model": job.model.model_copy(update={"name_or_path": run.base, "config": None})})
+    return job
+
+
+def _find_files(specs: str | list[str], job: TrainJob, prefix: str) -> list[Any]:
+    """The files of the input, whose columns are there and leave the names of predictions free. Raises `InputError`."""
+    from raytrain_nlp.config.data import sources_of
+    from raytrain_nlp.data.reading.sources import find_files
+    from raytrain_nlp.planning.inputs import check_columns, check_free, check_repeated
+    from raytrain_nlp.tasks import build_task
+    from raytrain_nlp.worker.predictor import ERROR
+
+    files = find_files(sources_of(specs), "--input")
+    added = [f"{prefix}{name}" for name in (*build_task(job.task).prediction_columns, ERROR)]
+    required = None if job.trainer.preprocess else build_task(job.task).input_columns()
+    if problems := check_repeated(files, required, "--input") or check_columns(files, required or [], "--input") or check_free(files, added, "--input"):
+        raise InputError(problems)
+    return files
+
+
+def _generation(job: TrainJob) -> dict[str, Any]:
+    """What evaluation generated with; a causal model writes 128 tokens at most."""
+    from raytrain_nlp.tasks import build_task
+
+    arguments = job.arguments()
+    if build_task(job.task).generates:
+        options = {"max_length": arguments.get("generation_max_length"), "num_beams": arguments.get("generation_num_beams")}
+        return {key: value for key, value in options.items() if value is not None}
+    return {"max_new_tokens": 128, "do_sample": False} if job.task.type == "causal-lm" else {}
+
+
+def _spec(
+    run: Run, job: TrainJob, weights: Weights, parts: str, scratch: Path, options: dict[str, Any], batch_size: int | None, prefix: str, observer: Observer
+) -> Any:
+    from raytrain_nlp.modeling.tokenizer import load_tokenizer
+    from raytrain_nlp.planning.models import model_facts
+    from raytrain_nlp.planning.resolve import build_context
+    from raytrain_nlp.user_code import UserObject
+    from raytrain_nlp.verbs.export import write_weights
+    from raytrain_nlp.worker.predictor import PredictSpec
+
+    folder, tokenizer = weights.folder, load_tokenizer(str(run.tokenizer))
+    facts = model_facts(job, tokenizer, folder)
+    lengths, options = _fitted(job, facts, options)
+    if weights.checkpoint:
+        folder = scratch / "model"
+        write_weights(run, weights, folder, None, False, observer.stage)
+        push_tree(scratch, again=True)
+    preprocess = UserObject(job.trainer.preprocess, "trainer.preprocess", os.getcwd()) if job.trainer.preprocess else None
+    return PredictSpec(
+        job=public_values(job), weights=str(folder), tokenizer_dir=str(run.tokenizer), labels=run.labels,
+        context=build_context(tokenizer, run.labels, facts), lengths=lengths, parts=parts if "://" in parts else os.path.abspath(os.path.expanduser(parts)),
+        chunk_rows=CHUNK_ROWS, batch_rows=batch_size or job.arguments().get("per_device_eval_batch_size", 8), generation=options, prefix=prefix,
+        preprocess=preprocess, code_folder=os.getcwd(),
+    )  # fmt: skip
+
+
+def _fitted(job: TrainJob, facts: ModelFacts, options: dict[str, Any]) -> tuple[Lengths, dict[str, Any]]:
+    """Tokens a row is cut to, and what is generated, as the model has positions for both."""
+    from raytrain_nlp.tasks import build_task
+    from raytrain_nlp.tasks.base import Lengths
+
+    task = build_task(job.task)
+    lengths = task.lengths(job.data.max_length, "validation")
+    lengths = facts.fitted(lengths if lengths.source else Lengths(job.data.max_length))
+    if facts.positions is None:
+        return lengths, options
+    if task.generates:
+        return lengths, {**options, **({"max_length": min(options["max_length"], facts.target_positions)} if options.get("max_length") else {})}
+    if "max_new_tokens" in options:  # what is generated stands behind the row
+        new = min(options["max_new_tokens"], max(facts.positions // 2, 1))
+        return replace(lengths, source=min(lengths.source, max(facts.positions - new, 1))), {**options, "max_new_tokens": new}
+    return lengths, options
+
+
+def _make(spec: Any, job: TrainJob, files: list[Any], done: list[str], observer: Observer) -> float | None:
+    """Make the parts that are missing; rows a second after the first of them."""
+    import ray.data
+    from ray.exceptions import RayError
+
+    from raytrain_nlp.data.reading.sources import split_file
+    from raytrain_nlp.worker.predictor import Predictor, read_chunks
+
+    pieces = [asdict(piece) for file in files for piece in split_file(file, _PIECE_BYTES)]
+    items = [{"number": number, "piece": piece, "done": done} for number, piece in enumerate(pieces)]
+    workers = job.workers
+    resources = dict(workers.resources_per_worker)
+    chunks = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(functools.partial(read_chunks, spec=spec), num_cpus=job.data.feed_cpus_per_worker)
+    dataset = chunks.repartition(target_num_rows_per_block=1).map_batches(  # else one predictor would get all chunks of a piece
+        Predictor, fn_constructor_args=(spec,), batch_size=1, concurrency=workers.num_workers, num_cpus=resources.get("CPU", 1),
+        **({"num_gpus": resources.get("GPU", 1)} if workers.use_gpu else {} if owns_ray() else {"runtime_env": {"env_vars": WITHOUT_GPU}}),
+    )  # fmt: skip
+    rows, first, rate = 0, None, None
+    observer.stage("starting the predictors")
+    try:
+        for result in dataset.iter_rows():
+            rows += result["rows"]
+            if first is None:
+                first = (rows, time.monotonic())
+            elif (seconds := time.monotonic() - first[1]) > 0:
+                rate = (rows - first[0]) / seconds
+            observer.stage(f"{rows:,} rows" + (f"  {rate:,.0f} rows/s" if rate else ""))
+    except RayError as error:
+        reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1].removeprefix("raytrain_nlp.errors.RunError: ")
+        raise RunError(f"a predictor failed: {reason[:1000].rstrip('.')}. What is done is kept; run it again to continue.") from error
+    return rate

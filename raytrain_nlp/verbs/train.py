@@ -1,0 +1,296 @@
+"""`train`: one run from job to model. The driver's side; the workers' side is `worker/loop.py`."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from raytrain_nlp.cluster.auto import settled
+from raytrain_nlp.cluster.connection import Connection, connect_ahead
+from raytrain_nlp.cluster.session import check_workers
+from raytrain_nlp.config import TrainJob, dump_job, load_job, public_values
+from raytrain_nlp.config.load import JobSource
+from raytrain_nlp.errors import InputError
+from raytrain_nlp.host.signals import stoppable
+from raytrain_nlp.launch.elastic import ElasticFit
+from raytrain_nlp.launch.fit import Fit, has_moved, load_libraries
+from raytrain_nlp.launch.parallel_map import map_beside_training, map_on_cluster
+from raytrain_nlp.paths import RunPaths, read_json
+from raytrain_nlp.run.interruption import stopped, stops_at_checkpoint
+from raytrain_nlp.run.observer import Observer, followed
+from raytrain_nlp.run.record import RunRecord, check_data, check_name, check_storage, flatten, open_run
+from raytrain_nlp.run.stop_request import forget
+from raytrain_nlp.run.sync import arrived, carried
+from raytrain_nlp.storage.atomic import replacing
+from raytrain_nlp.storage.local_copy import delete
+from raytrain_nlp.storage.locations import is_remote, local_folder, shown
+from raytrain_nlp.tracking.events import EventLog, read_events
+from raytrain_nlp.tracking.mirrors import Mirror
+from raytrain_nlp.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    from raytrain_nlp.planning.inputs import Files
+    from raytrain_nlp.planning.resolve import Resolved
+
+
+STATUS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
+"""MLflow's words for how a run ended, and those of its record."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run."""
+
+    run_dir: str
+    mlflow_run_id: str | None
+    metrics: dict[str, float]
+    checkpoint: str | None
+    model_dir: str
+    global_step: int
+    epoch: float
+    world_size: int
+    rows: dict[str, int] = field(default_factory=dict)
+    """Rows used, for each split."""
+    bad_rows: dict[str, int] = field(default_factory=dict)
+    """Rows in quarantine.jsonl, for each split."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Rows the user's `preprocess` returned None for, for each split."""
+    cut_rows: dict[str, int] = field(default_factory=dict)
+    """Rows of which tokens were left out, as they had more than data.max_length, for each split."""
+    dropped_rows: int = 0
+    """Rows of each epoch that dataloader_drop_last left out."""
+    tokenized_rows: int = 0
+    """Rows tokenized by this run; 0 where all were found prepared."""
+    labels: list[str] = field(default_factory=list)
+    majority_accuracy: float | None = None
+    """Score of always answering the most frequent label of the validation rows."""
+    best_step: int | None = None
+    restarts: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@stoppable("stopped before the workers started. Run the same command again.")
+def train(
+    job: JobSource,
+    *,
+    overrides: Iterable[str] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+    verbose: bool = False,
+    observer: Observer | None = None,
+) -> TrainResult:
+    """Train a job and return its result.
+
+    Args:
+        job: path of a job file, a dict of its sections, or a `TrainJob`.
+        overrides: `dotted.key=value`, as `--set`.
+        resume: continue the run of this name from its newest good checkpoint.
+        overwrite: delete the run of this name first.
+
+    Raises:
+        InputError: the job, its data or its model are wrong; nothing has been started.
+        RunError: the run failed. What was committed can be resumed.
+    """
+    observer = observer or Observer()
+    job = load_job(job, overrides)
+    paths = RunPaths(local_folder(job.storage_path), job.name)
+    problems = check_storage(job)
+    if problems and is_remote(job.storage_path):
+        raise InputError(problems)
+    with arrived(paths):
+        found = settled(job, read_json(paths.record) if resume else None)
+        if problems := problems + check_workers(found.job) + check_name(found.job, paths, resume, overwrite):
+            raise InputError(problems)
+        observer.tell(found.line)
+        return _train(found.job, found.chosen, paths, resume, overwrite, verbose, observer)
+
+
+def _train(job: TrainJob, chosen: dict[str, Any], paths: RunPaths, resume: bool, overwrite: bool, verbose: bool, observer: Observer) -> TrainResult:
+    if resume and (done := _finished(paths, job, observer)):
+        return done
+    from raytrain_nlp.planning.inputs import find_job_files
+
+    observer.stage("looking at the data")
+    files = find_job_files(job, paths.storage)
+    with connect_ahead(job, verbose, say=observer.stage) as connection:
+        resolved = prepare(job, files, paths.storage, connection, observer, verbose)
+        connection()
+        return run_resolved(job, resolved, paths, observer, resume=resume, overwrite=overwrite, chosen=chosen)
+
+
+def prepare(job: TrainJob, files: Files, storage: Path, connection: Connection | None, observer: Observer, verbose: bool = False) -> Resolved:
+    """Tokens found or made, the run planned; with the cluster where there is much to make, to which there is a `connection` or is to be one."""
+    from raytrain_nlp.planning.library_checks import check_values, notes_of
+    from raytrain_nlp.planning.resolve import SMALL_BYTES, resolve
+
+    if problems := check_values(job):
+        raise InputError(problems)
+    for note in notes_of(job):
+        observer.warn(note)
+    small = files.bytes_before(job.data.streaming) <= SMALL_BYTES
+    observer.stage("preparing tokens")
+
+    def map_pieces(function: Any, items: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+        if small:
+            if connection:
+                connection.connect_if_up()
+            return map(function, items)
+        if connection:
+            connection()
+        return _counted(map_on_cluster(function, items, verbose), len(items), observer)
+
+    resolved = resolve(job, files, storage, map_pieces, verbose)
+    for note in resolved.notes:
+        observer.warn(note)
+    return resolved
+
+
+def run_resolved(
+    job: TrainJob,
+    resolved: Resolved,
+    paths: RunPaths,
+    observer: Observer,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    tracked: bool = True,
+    fit: Fit | None = None,
+    chosen: dict[str, Any] | None = None,
+) -> TrainResult:
+    """The run itself, under the lock of its folder. A trial of a sweep is not `tracked` here: the sweep's driver follows it.
+
+    `chosen`: what the job as it was written left to the machine; a resumed run keeps it.
+    """
+    from raytrain_nlp.planning.resolve import write_quarantine
+
+    with open_run(paths, overwrite) as record, carried(paths, observer.warn, tracked) as flush:
+        if resume:
+            check_data(record, resolved.spec.data_fingerprint)
+        job_text = dump_job(job)
+        with replacing(paths.job) as file:
+            file.write(job_text)
+        write_quarantine(resolved, paths.quarantine)
+        spec = resolved.spec
+        record.update(
+            status="running", job=public_values(job), task=spec.job["task"], drivers=record.values["drivers"] + 1,
+            data_fingerprint=spec.data_fingerprint, labels=spec.labels, tokenizer=spec.tokenizer_dir, versions=spec.versions,
+            lengths=resolved.lengths(), chosen=chosen or {},
+        )  # fmt: skip
+        try:
+            flush()
+            resolved = replace(resolved, spec=replace(spec, driver=record.values["drivers"]))
+            fit = fit or (ElasticFit if job.workers.elastic else Fit)(say=observer.stage)
+            return _run(job, resolved, paths, record, observer, job_text, tracked, fit, flush)
+        except KeyboardInterrupt:
+            record.update(status=STATUS["KILLED"])
+            raise stopped(paths) from None
+
+
+def run_params(job: TrainJob) -> dict[str, Any]:
+    """What the tracker keeps as parameters of a run."""
+    return {**flatten(public_values(job)), **flatten(job.arguments(), "training.")}
+
+
+def _run(
+    job: TrainJob, resolved: Resolved, paths: RunPaths, record: RunRecord, observer: Observer, job_text: str, tracked: bool, fit: Fit, flush: Callable[[], None]
+) -> TrainResult:
+    """Track, follow and fit; whatever happens, the record and the tracker learn how it ended."""
+    spec = resolved.spec
+    if resolved.windows:
+        spec = replace(spec, train=resolved.windows.attach(paths))
+    EventLog(paths.events).write("log", step=0, metrics=flatten({f"data/{key}": value for key, value in resolved.counts().items()}))
+    paths.failure.unlink(missing_ok=True)
+    delete([paths.failure])
+    forget(paths)
+    load_libraries()  # while no other thread imports anything
+    with _Tracking(job, paths, record, job_text, tracked, observer) as tracking:
+        with followed(paths, observer), _windows_beside(job, resolved, paths), stops_at_checkpoint(paths, tracking.note_stop, tracking.end_at_once):
+            try:
+                outcome = fit(job, spec, paths)
+            finally:
+                flush()  # the last events of the workers, which the tracker is to have before it closes
+        if "error" in outcome:
+            raise outcome["error"]
+        if has_moved(outcome):
+            raise KeyboardInterrupt
+    restarts = sum(event["kind"] in ("start", "resume") for event, _ in read_events(paths.events)) - 1
+    result = TrainResult(
+        run_dir=shown(paths.run),
+        mlflow_run_id=tracking.run_id,
+        model_dir=shown(paths.model),
+        labels=spec.labels,
+        restarts=restarts,
+        **outcome["result"],
+        **resolved.counts(),
+    )
+    record.update(result=result.to_dict())
+    return result
+
+
+class _Tracking:
+    """A run's tracker and mirrors while inside; they and its record are told how it ended: by what leaves, or by `end_at_once`."""
+
+    def __init__(self, job: TrainJob, paths: RunPaths, record: RunRecord, job_text: str, tracked: bool, observer: Observer) -> None:
+        params, experiment = run_params(job), job.tracking.experiment_name or "raytrain_nlp"
+        self._paths, self._record = paths, record
+        self._tracker = Tracker(paths, job.tracking, params, job_text, observer.warn) if tracked else None
+        self._mirrors = [Mirror(name, paths, params, experiment, observer.warn) for name in job.tracking.report_to]
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run, once there is one."""
+        return self._tracker.run_id if self._tracker else None
+
+    def __enter__(self) -> _Tracking:
+        for one in filter(None, [self._tracker, *self._mirrors]):
+            one.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        status = "FINISHED" if kind is None else "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+        self._record.update(status=STATUS[status])
+        for one in filter(None, [self._tracker, *self._mirrors]):
+            one.close(status)
+        if self._tracker:
+            self._record.update(mlflow_run_id=self.run_id)
+
+    def note_stop(self) -> None:
+        self._record.update(status=STATUS["KILLED"])
+
+    def end_at_once(self) -> None:
+        """In another thread, a moment before the process ends."""
+        self.note_stop()
+        if self._tracker:
+            self._tracker.end_at_once("KILLED")
+
+
+def _windows_beside(job: TrainJob, resolved: Resolved, paths: RunPaths) -> contextlib.AbstractContextManager[None]:
+    """Streamed rows are prepared while inside."""
+    if resolved.windows is None:
+        return contextlib.nullcontext()
+    return resolved.windows.running(lambda: (read_json(paths.progress) or {}).get("step", 0), paths.quarantine, functools.partial(map_beside_training, job))
+
+
+def _finished(paths: RunPaths, job: TrainJob, observer: Observer) -> TrainResult | None:
+    """The result of a run that has ended well already; figures its tracker could not take then are sent now."""
+    record = read_json(paths.record) or {}
+    if record.get("status") != "finished" or "result" not in record:
+        return None
+    tracker = Tracker(paths, job.tracking, {}, dump_job(job), observer.warn).start()
+    tracker.close("FINISHED")
+    with open_run(paths, overwrite=False) as run, carried(paths, observer.warn):
+        run.update(mlflow_run_id=tracker.run_id, result={**record["result"], "mlflow_run_id": tracker.run_id})
+    return TrainResult(**{**record["result"], "mlflow_run_id": tracker.run_id})
+
+
+def _counted(results: Iterable[dict[str, Any]], total: int, observer: Observer) -> Iterator[dict[str, Any]]:
+    for number, result in enumerate(results, 1):
+        observer.stage(f"preparing tokens: {number} of {total} parts")
+        yield result
