@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from raytrain_nlp.verbs.train import TrainResult, train
 
 _HOME = {
-    "CheckReport": "driver.check", "check": "driver.check", "TrainJob": "config", "load_job": "config", "TrainResult": "driver.train", "train": "driver.train",
+    "CheckReport": "verbs.check", "check": "verbs.check", "TrainJob": "config", "load_job": "config", "TrainResult": "verbs.train", "train": "verbs.train",
     "CheckpointError": "errors", "InputError": "errors", "NonFiniteLossError": "errors", "RaytrainNlpError": "errors", "RunError": "errors",
-    "EvaluateResult": "driver.evaluate", "evaluate": "driver.evaluate", "ExportResult": "driver.export", "export": "driver.export",
-    "PredictResult": "driver.predict", "predict": "driver.predict", "ReportResult": "driver.report", "report": "driver.report",
-    "from_hf": "config.from_hf", "SweepResult": "tuning.results", "sweep": "tuning.sweep",
+    "EvaluateResult": "verbs.evaluate", "evaluate": "verbs.evaluate", "ExportResult": "verbs.export", "export": "verbs.export",
+    "PredictResult": "verbs.predict", "predict": "verbs.predict", "ReportResult": "verbs.report", "report": "verbs.report",
+    "from_hf": "cli.from_hf.convert", "SweepResult": "tuning.results", "sweep": "tuning.sweep",
 }  # fmt: skip
 
 __all__ = [

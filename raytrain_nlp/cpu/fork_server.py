@@ -97,7 +97,7 @@ def serve(listener: socket.socket, modules: list[str]) -> None:
     """Load, then fork a process for each that asks, until the driver is gone (its end of standard input closes)."""
     import selectors
 
-    from raytrain_nlp.worker.arguments import import_deepspeed
+    from raytrain_nlp.compat.deepspeed import import_deepspeed
 
     for name in (*_PRELOAD, *modules):
         with contextlib.suppress(ImportError):

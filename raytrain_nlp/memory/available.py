@@ -24,7 +24,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "
 _BASE = """
 import json, torch
 import pandas, raytrain_nlp.data.feed, raytrain_nlp.worker.loop, raytrain_nlp.trainer.trainer
-from raytrain_nlp.worker.arguments import import_deepspeed
+from raytrain_nlp.compat.deepspeed import import_deepspeed
 import_deepspeed()
 import ray, ray.data, ray.train.torch, peft, psutil
 print(psutil.Process().memory_info().rss)
@@ -61,7 +61,7 @@ def process_measured(job: TrainJob, storage: Path) -> Iterator[Callable[[], int]
     if job.workers.use_gpu:
         yield lambda: devices.CONTEXT_BYTES
         return
-    from raytrain_nlp.planning.resolve import package_versions
+    from raytrain_nlp.host.packages import package_versions
 
     file, versions = cache_dir(storage, "memory") / "process.json", {**package_versions(), "python": sys.version}
     known = read_json(file) or {}

@@ -1,0 +1,1 @@
+"""Model and tokenizer of a job: loaded or built, with LoRA, exported as a plain Hugging Face folder."""

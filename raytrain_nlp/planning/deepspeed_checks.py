@@ -25,7 +25,8 @@ def check_deepspeed(job: TrainJob, total_steps: int | None = None) -> list[Probl
     """What DeepSpeed would refuse of the configuration, its optimizer and its scheduler; nothing where the job has none of its own."""
     if job.deepspeed.config is None:
         return []
-    from raytrain_nlp.worker.arguments import build_deepspeed, import_deepspeed
+    from raytrain_nlp.compat.deepspeed import import_deepspeed
+    from raytrain_nlp.worker.arguments import build_deepspeed
 
     level = logging.getLogger("DeepSpeed").level
     import_deepspeed()

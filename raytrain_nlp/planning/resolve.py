@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from raytrain_nlp.data.split import Split, SplitSpec
 from raytrain_nlp.data.tokenize import PrepareSpec
 from raytrain_nlp.data.windows import WindowedSpec, split_windows
 from raytrain_nlp.errors import InputError, Problem
+from raytrain_nlp.host.packages import package_versions
 from raytrain_nlp.modeling.facts import ModelFacts
 from raytrain_nlp.modeling.tokenizer import load_tokenizer
 from raytrain_nlp.paths import cache_dir
@@ -46,7 +46,6 @@ from raytrain_nlp.worker.spec import WorkerSpec
 SMALL_BYTES = 32 << 20
 """Data up to this size are prepared in the driver: starting the cluster's workers for them would take longer."""
 _SAMPLED_ROWS = 200_000
-_PACKAGES = ("raytrain-nlp", "torch", "transformers", "deepspeed", "ray", "numpy", "tokenizers")
 
 
 @dataclass(frozen=True)
@@ -284,15 +283,3 @@ def _fingerprint(train: SplitSpec | WindowedSpec, validations: list[SplitSpec]) 
     tokens += [Path(part.tokens).name for part in validations] or [None]
     parts: Iterable[Any] = [tokens, Path(train.blocks or "").name, repr(train.plan), train.context.labels]
     return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()[:24]
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of what a run's bits depend on."""
-    return {name: _version(name) for name in _PACKAGES}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except Exception:  # the package itself may run from a source tree
-        return "unknown"

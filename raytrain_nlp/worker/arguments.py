@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import functools
-import sys
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -111,6 +107,7 @@ def apply_deepspeed_environment(use_gpu: bool, timeout_s: float) -> None:
     Must run before `from_pretrained`: `deepspeed.zero.Init` otherwise assumes a world of one. `timeout_s`: how long a rank waits for
     another, also in the groups that DeepSpeed makes besides.
     """
+    from raytrain_nlp.compat.deepspeed import import_deepspeed
     from raytrain_nlp.distributed.collectives import set_group_timeout
 
     deepspeed = import_deepspeed()
@@ -119,37 +116,3 @@ def apply_deepspeed_environment(use_gpu: bool, timeout_s: float) -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     set_group_timeout(timeout_s)
     deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", timeout=timedelta(seconds=timeout_s), verbose=False)
-
-
-def import_deepspeed() -> Any:
-    """DeepSpeed without what costs each worker seconds and is used by none: its autotuner's optional `import mlflow`, and the compiler
-    that its Muon optimizer, of which every ZeRO engine asks whether it is used, loads to decorate three functions."""
-    absent = "mlflow" not in sys.modules
-    if absent:
-        sys.modules["mlflow"] = None  # an import of it then fails like that of a package that is not installed
-    try:
-        import deepspeed
-    finally:
-        if absent:
-            del sys.modules["mlflow"]
-    with contextlib.suppress(ImportError, AttributeError):  # where a version has it elsewhere, it costs its seconds
-        from deepspeed.runtime import compiler
-
-        compile_now, compiler.compile = compiler.compile, lambda: _compiled_when_called
-        try:
-            import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
-        finally:
-            compiler.compile = compile_now
-    return deepspeed
-
-
-def _compiled_when_called(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What `torch.compile` makes of it, made at its first call."""
-
-    @functools.cache
-    def compiled() -> Callable[..., Any]:
-        import torch
-
-        return torch.compile(function)
-
-    return functools.wraps(function)(lambda *args, **kwargs: compiled()(*args, **kwargs))

@@ -170,7 +170,7 @@ def _load_libraries(job: TrainJob) -> None:
 
     import raytrain_nlp.data.feed
     import raytrain_nlp.trainer.trainer  # noqa: F401
-    from raytrain_nlp.worker.arguments import import_deepspeed
+    from raytrain_nlp.compat.deepspeed import import_deepspeed
 
     if job.deepspeed.enabled:
         import_deepspeed()

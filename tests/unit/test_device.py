@@ -27,7 +27,7 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> None:
         yield
 
 
-@pytest.mark.parametrize("path", sorted(set(ROOT.rglob("*.py")) - {ROOT / "worker" / "device.py"}), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", sorted(set(ROOT.rglob("*.py")) - {ROOT / "distributed" / "device.py"}), ids=lambda path: str(path.relative_to(ROOT)))
 def test_only_the_device_module_asks_a_gpu(path: Path) -> None:
     """Whoever asks torch what the machine has, and not the job what it uses, is wrong on a machine whose GPU the job does not use."""
     named = {"cuda", "xpu", "hip"}
@@ -156,7 +156,7 @@ def test_the_installed_libraries_are_found() -> None:
     """The real files: torch's own word of what it was built for, and a library that answers or says that there is no driver."""
     import subprocess
 
-    program = "import sys; from raytrain_nlp import devices as d; d.local_gpus(); print(d.load_nvml().nvmlInit.__name__, *{'torch', 'ray'} & {*sys.modules})"
+    program = "import sys; from raytrain_nlp.host import devices as d; d.local_gpus(); print(d.load_nvml().nvmlInit.__name__, *{'torch', 'ray'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["nvmlInit"], done.stderr
     assert devices._torch_build()["__version__"] == torch.__version__

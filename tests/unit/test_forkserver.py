@@ -19,7 +19,7 @@ import socket, sys, types
 from raytrain_nlp.cpu import fork_server as forkserver
 forkserver._PRELOAD = ()
 forkserver._REQUEST_S = 0.1
-light = sys.modules["raytrain_nlp.worker.arguments"] = types.ModuleType("arguments")
+light = sys.modules["raytrain_nlp.compat.deepspeed"] = types.ModuleType("deepspeed")
 light.import_deepspeed = lambda: None
 forkserver.serve(socket.socket(fileno=int(sys.argv[1])), [])
 """

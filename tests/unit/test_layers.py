@@ -1,4 +1,4 @@
-"""Imports point down the list of layers only, and what must start fast imports nothing heavy."""
+"""Rooms and their order: imports point down the list only, and what must start fast imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -12,54 +12,84 @@ import pytest
 import raytrain_nlp
 
 ROOT = Path(raytrain_nlp.__file__).parent
-LAYERS = [
-    {"cli"},
-    {"tuning"},
-    {"driver"},
-    {"worker"},
-    {"data", "run"},
-    {"modeling", "checkpoint", "tracking"},
-    {"tasks"},
-    {"config"},
-    {"remote", "cluster"},
-    {"paths", "scratch", "programs", "sockets", "devices"},
-    {"failures"},
-    {"beside", "confined", "files", "once"},
-    {"user_code"},
-    {"errors"},
-]
+ROOMS = [
+    "cli", "tuning", "verbs", "reporting", "launch", "planning", "memory", "worker", "trainer", "cluster", "run", "checkpoint", "tracking",
+    "data", "data/reading", "data/builtin", "modeling", "tasks", "cpu", "distributed", "config", "failures", "user_code", "paths",
+    "storage", "compat", "host", "errors",
+]  # fmt: skip
+"""From top to bottom. A room is a folder, or a module of the package itself; `cli` and `config` are read with the rooms in them."""
+
+MOST_FILES = 18
+MOST_OF_THE_CODE = 0.15
+MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 
-def layer_of(name: str) -> int:
-    return next(i for i, members in enumerate(LAYERS) if name in members)
+def room_of(path: Path) -> str:
+    """Of a module, or of a package's `__init__.py`."""
+    folder = path.relative_to(ROOT).parent.as_posix()
+    if folder == ".":
+        return path.stem
+    return folder if folder in ROOMS else folder.split("/")[0]
 
 
-def imports_of(path: Path) -> set[str]:
-    """Top-level members of this package that a module imports, at any depth of its code."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+def imports_of(path: Path, for_types: bool = True) -> set[Path]:
+    """Files of this package that a module imports, at any depth of its code; of a name in a package: its module, or the package.
+
+    `for_types`: also what is imported for the type checker alone.
+    """
+    found, tree = set(), ast.parse(path.read_text(encoding="utf-8"))
+    for_checker = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    left_out = set() if for_types else {id(node) for block in for_checker for node in ast.walk(block)}
+    for node in ast.walk(tree):
+        if id(node) in left_out:
+            continue
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
         for name in names:
             parts = name.split(".")
-            if parts[0] == "raytrain_nlp" and len(parts) > 1:
-                found.add(parts[1])
-    return found
+            if parts[0] == "raytrain_nlp":
+                found.add(next(file for file in candidates(parts[1:]) if file.exists()))
+    return found - {ROOT / "__init__.py"}
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def candidates(parts: list[str]) -> list[Path]:
+    whole, owner = ROOT.joinpath(*parts), ROOT.joinpath(*parts[:-1])
+    return [whole.with_suffix(".py"), whole / "__init__.py", owner.with_suffix(".py"), owner / "__init__.py"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_down(path: Path) -> None:
-    relative = path.relative_to(ROOT)
-    member = relative.parts[0].removesuffix(".py")
-    if member == "__init__":
-        return
+    mine = room_of(path)
     for imported in imports_of(path):
-        if imported != member:
-            assert layer_of(imported) > layer_of(member), f"{relative} imports {imported}"
+        theirs = room_of(imported)
+        assert theirs == mine or ROOMS.index(theirs) > ROOMS.index(mine), f"{path.relative_to(ROOT)} imports {imported.relative_to(ROOT)}"
 
 
-def test_every_member_has_a_layer() -> None:
-    members = {path.name.removesuffix(".py") for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert members - {"__init__"} == set().union(*LAYERS)
+def test_no_imports_go_round() -> None:
+    """Neither among rooms, which their order forbids, nor among the modules of one."""
+    imports = {path: imports_of(path, for_types=False) for path in MODULES}
+    while free := [path for path, needs in imports.items() if not needs & imports.keys()]:
+        for path in free:
+            del imports[path]
+    assert not imports, sorted(str(path.relative_to(ROOT)) for path in imports)
+
+
+def test_every_room_has_a_place_and_says_in_a_sentence_what_it_is() -> None:
+    assert {room_of(path) for path in MODULES} == set(ROOMS)
+    for folder in {path.parent for path in MODULES} - {ROOT}:
+        said = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+        assert said, f"{folder.relative_to(ROOT)}/__init__.py says nothing"
+
+
+def test_no_room_is_a_corridor() -> None:
+    lines = {folder: [len(path.read_text().splitlines()) for path in folder.glob("*.py")] for folder in {path.parent for path in MODULES} - {ROOT}}
+    assert {folder.name: len(files) for folder, files in lines.items() if len(files) > MOST_FILES} == {}
+    whole = sum(map(sum, lines.values()))
+    assert {folder.name: sum(files) / whole for folder, files in lines.items() if sum(files) > MOST_OF_THE_CODE * whole} == {}
 
 
 @pytest.mark.parametrize("module", ["raytrain_nlp", "raytrain_nlp.config", "raytrain_nlp.cli.main", "raytrain_nlp.data.plan"])
