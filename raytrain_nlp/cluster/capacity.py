@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from raytrain_nlp.cluster.resources import Scaling, alive_of, bundles_of, find_scaling, left_over, living_nodes, need_of, nodes_for, worker_of
-from raytrain_nlp.compat.ray import asking_ray
+from raytrain_nlp.compat.ray import asking_ray, infeasible_gangs
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.errors import InputError, Problem, RunError
 
@@ -133,15 +133,8 @@ def _line(job: TrainJob, bundles: list[dict[str, float]]) -> str:
 
 def _is_refused(group: Any) -> bool:
     """Has the autoscaler said that it can start nothing for this? Only its second version says so."""
-    import ray
-
     with asking_ray("a job that the autoscaler can never hold is not refused before workers.start_timeout_s has passed"):
-        from ray._raylet import GcsClient
-        from ray.autoscaler.v2.sdk import GetClusterStatusReply
-
-        reply = GetClusterStatusReply()
-        reply.ParseFromString(GcsClient(address=ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=10))
-        return any(group.id.hex() in request.details for request in reply.autoscaling_state.infeasible_gang_resource_requests)
+        return any(group.id.hex() in details for details in infeasible_gangs())
     return False
 
 

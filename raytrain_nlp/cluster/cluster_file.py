@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.cluster.capacity import listed
-from raytrain_nlp.cluster.quiet import quiet
 from raytrain_nlp.cluster.resources import MOST_LISTED, bundles_of, left_over, nodes_for, read_scaling, worker_of
 from raytrain_nlp.cluster.targets import Place, place_of
+from raytrain_nlp.compat.ray_autoscaler import check_cluster_file
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.errors import InputError, Problem
 
@@ -41,15 +41,13 @@ def _read(path: str) -> dict[str, Any]:
     """The file, checked against Ray's own schema."""
     import yaml
     from jsonschema import ValidationError
-    from ray.autoscaler._private.util import prepare_config, validate_config
 
     todo = "Correct it; `cluster.yaml` of this package is an example."
     try:
         config = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise ValueError("is not a mapping")
-        with quiet("ray.autoscaler._private.util"):
-            validate_config(prepare_config(config))
+        check_cluster_file(config)
     except OSError as error:
         raise InputError(Problem("--cluster", f"cannot be read ({path}: {error.strerror})", "Name the cluster file.")) from None
     except ValidationError as error:

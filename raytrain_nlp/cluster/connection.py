@@ -14,6 +14,7 @@ from raytrain_nlp.cluster import local_ray
 from raytrain_nlp.cluster.local_ray import LocalRay
 from raytrain_nlp.cluster.ray_head import HeadSettings
 from raytrain_nlp.cluster.session import environment, is_connected, is_local, set_owned, worker_cpus
+from raytrain_nlp.compat.ray import boot_service_actors, errors_unsaid
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.errors import RunError
 from raytrain_nlp.host import signals
@@ -88,7 +89,7 @@ class Connection:
     def _connect(self) -> None:
         import ray
 
-        self._stack.enter_context(local_ray.unsaid(self._verbose))
+        self._stack.enter_context(errors_unsaid(self._verbose))
         quiet: dict[str, Any] = {} if self._verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._local:
             local_ray.connect(self._local.address(), **quiet)
@@ -176,19 +177,14 @@ def _one_line(what: str) -> Iterator[None]:
 def boot_processes(job: TrainJob) -> None:
     """Boot what would otherwise boot later, one after the other: two service actors of Ray, and the feed's processes.
 
-    Only a matter of time: they get ready while the driver still prepares. A Ray without them changes nothing else.
+    Only a matter of time: they get ready while the driver still prepares.
     """
     import ray
 
     warm = ray.remote(_import_feed).options(num_cpus=job.data.feed_cpus_per_worker, scheduling_strategy="SPREAD")
     for _ in range(job.workers.num_workers):
         warm.remote()
-    with contextlib.suppress(ImportError):
-        from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
-        from ray.data._internal.stats import get_or_create_stats_actor
-
-        get_or_create_autoscaling_coordinator()
-        get_or_create_stats_actor()
+    boot_service_actors()
 
 
 def _import_feed() -> None:

@@ -9,13 +9,12 @@ import select
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import psutil
 
-from raytrain_nlp.cluster.quiet import quiet
 from raytrain_nlp.cluster.ray_head import HeadSettings
+from raytrain_nlp.compat.ray import use_token
 from raytrain_nlp.errors import RunError
 from raytrain_nlp.host.processes import python_command
 
@@ -116,23 +115,6 @@ def _is_alive(process: psutil.Process) -> bool:
 def connect(address: str, **options: Any) -> None:
     """`ray.init()` to a Ray of this driver's own, whose head has made the token that such a Ray asks for."""
     import ray
-    from ray._private.authentication.authentication_token_setup import enable_token_auth_by_default
 
-    with quiet("ray._private.authentication.authentication_token_setup"):
-        enable_token_auth_by_default()
+    use_token()
     ray.init(address=address, **options)
-
-
-@contextlib.contextmanager
-def unsaid(verbose: bool) -> Iterator[None]:
-    """Ray prints what raylets tell, as that one has died, to the driver's standard output, whatever the level of its logs is."""
-    import ray._private.worker as of_ray
-
-    printed = getattr(of_ray, "print_to_stdstream", None)
-    if not verbose and printed is not None:
-        of_ray.print_to_stdstream = lambda *args, **kwargs: None
-    try:
-        yield
-    finally:
-        if printed is not None:
-            of_ray.print_to_stdstream = printed

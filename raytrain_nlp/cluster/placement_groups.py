@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import time
 
+from raytrain_nlp.compat.ray import actor_entry, placement_groups_of_this_job
+
 _CONTROLLER = "TrainController"
 _DEATH_S = 5.0
 _POLL_S = 0.05
@@ -18,34 +20,17 @@ def free_groups_of(controller: str) -> None:
     deadline = time.monotonic() + _DEATH_S  # it may ask until it is dead
     while not _is_dead(controller) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
-    _remove([group for group, creator in _groups() if creator == controller])
+    _remove([group for group, creator in placement_groups_of_this_job() if creator == controller])
 
 
 def free_orphans() -> None:
     """What dead controllers of this job have left."""
-    _remove([group for group, creator in _groups() if _is_dead(creator, _CONTROLLER)])
-
-
-def _groups() -> list[tuple[str, str]]:
-    """Placement groups of this job with the actors that made them, in hex."""
-    import ray
-    from ray._private.state import state
-    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
-
-    job = ray.get_runtime_context().get_job_id()
-    table = map(PlacementGroupTableData.FromString, state._connect_and_get_accessor().get_placement_group_table())
-    return [
-        (entry.placement_group_id.hex(), entry.creator_actor_id.hex())
-        for entry in table
-        if entry.state != PlacementGroupTableData.REMOVED and not entry.is_detached and entry.creator_job_id.hex() == job
-    ]
+    _remove([group for group, creator in placement_groups_of_this_job() if _is_dead(creator, _CONTROLLER)])
 
 
 def _is_dead(actor: str, kind: str | None = None) -> bool:
     """Is it an actor (of that class), and dead?"""
-    from ray._private.state import state
-
-    entry = state.actor_table(actor)
+    entry = actor_entry(actor)
     return bool(entry) and entry["State"] == "DEAD" and kind in (None, entry["ActorClassName"])
 
 

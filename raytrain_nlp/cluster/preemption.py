@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from raytrain_nlp.compat import ray as compat
 from raytrain_nlp.compat.ray import asking_ray
 
 
@@ -14,8 +15,6 @@ def draining_nodes(say: Callable[[str], None] | None = None) -> dict[str, int]:
 
     drained: dict[str, Any] = {}
     with asking_ray("nodes that are to go are not noticed, so no checkpoint is committed before they do", say):
-        from ray._private.state import state
-
         if ray.is_initialized():
-            drained = {**state.get_draining_nodes()}
+            drained = {**compat.draining_nodes()}
     return drained

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.cluster.preemption import draining_nodes
-from raytrain_nlp.cluster.quiet import quiet
-from raytrain_nlp.compat.ray import asking_ray
+from raytrain_nlp.compat.ray import asking_ray, available_per_node, reported_cluster_config
+from raytrain_nlp.compat.ray_autoscaler import nodes_to_start, unplaced
 from raytrain_nlp.config import TrainJob
 
 Resources = Mapping[str, float]
@@ -76,10 +76,8 @@ def living_nodes() -> list[dict[str, float]]:
 
 def free_nodes() -> list[dict[str, float]]:
     """What nobody uses of each node there is, but for those that are being drained."""
-    from ray._private.state import available_resources_per_node
-
     leaving = draining_nodes()
-    return [dict(resources) for node, resources in available_resources_per_node().items() if node not in leaving]
+    return [dict(resources) for node, resources in available_per_node().items() if node not in leaving]
 
 
 def nodes_of_cluster() -> list[dict[str, float]]:
@@ -94,9 +92,7 @@ def nodes_of_cluster() -> list[dict[str, float]]:
 
 def left_over(bundles: list[dict[str, float]], nodes: list[dict[str, float]]) -> list[dict[str, float]]:
     """The bundles that find no place on the nodes, as Ray's autoscaler packs them."""
-    from ray.autoscaler._private.resource_demand_scheduler import get_bin_pack_residual
-
-    return get_bin_pack_residual([_with_slack(node) for node in nodes], bundles)[0]
+    return unplaced(bundles, [_with_slack(node) for node in nodes])
 
 
 def nodes_for(bundles: list[dict[str, float]], scaling: Scaling, existing: Mapping[str, int], workers: int) -> tuple[dict[str, int], list[dict[str, float]]]:
@@ -106,16 +102,8 @@ def nodes_for(bundles: list[dict[str, float]], scaling: Scaling, existing: Mappi
         existing: nodes of each type there are.
         workers: nodes there are besides the head.
     """
-    from functools import partial
-
-    from ray.autoscaler._private import resource_demand_scheduler as packing
-    from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary
-
     kinds = {kind.name: {"resources": _with_slack(kind.resources), "max_workers": kind.most} for kind in scaling.types}
-    scorer = partial(packing._default_utilization_scorer, node_availability_summary=NodeAvailabilitySummary({}))
-    with quiet("ray.autoscaler._private.resource_demand_scheduler"):
-        added, left = packing.get_nodes_for(kinds, dict(existing), "", max(scaling.most - workers, 0), bundles, scorer)
-    return dict(added), left
+    return nodes_to_start(kinds, existing, max(scaling.most - workers, 0), bundles)
 
 
 def alive_of(name: str) -> int:
@@ -147,9 +135,7 @@ def read_scaling(config: Mapping[str, Any]) -> Scaling:
 def _reported() -> Scaling | None:
     config = None
     with asking_ray("what the cluster's autoscaler reports is not seen; the head node is asked"):
-        from ray._private.state import state
-
-        config = state.get_cluster_config()
+        config = reported_cluster_config()
     if not config or not config.node_group_configs:
         return None
     groups = [

@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from raytrain_nlp.compat.ray_node import worker_program
 from raytrain_nlp.cpu.huge_pages import huge_pages
 from raytrain_nlp.host.devices import WITHOUT_GPU
 from raytrain_nlp.host.processes import python_command
@@ -67,30 +68,12 @@ def forked_processes(*modules: str) -> Iterator[None]:
                 stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[listener.fileno()], env=variables,
             )  # fmt: skip
         try:  # while it loads, this process imports Ray
-            with _ray_uses(str(executable)):
+            with worker_program(str(executable)):
                 yield
         finally:
             server.kill()  # it holds nothing; where a job was refused, it may still be loading
             server.wait()
             server.stdin.close()
-
-
-@contextlib.contextmanager
-def _ray_uses(executable: str) -> Iterator[None]:
-    """Ray puts `sys.executable` into the command by which its raylet starts workers, and reads it in this one module."""
-    import ray._private.services as services
-
-    class Sys:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(sys, name)
-
-    replaced = Sys()
-    replaced.executable = executable
-    services.sys = replaced
-    try:
-        yield
-    finally:
-        services.sys = sys
 
 
 def serve(listener: socket.socket, modules: list[str]) -> None:

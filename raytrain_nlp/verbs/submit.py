@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from raytrain_nlp.compat.ray import largest_package, packed_files
 from raytrain_nlp.config.load import read_values
 from raytrain_nlp.errors import InputError, Problem, RunError
 
@@ -184,27 +185,17 @@ async def _tail(submission_id: str, client: Any, show: Callable[[list[str], int]
 
 def check_size(folder: Path) -> None:
     """Refuse a folder that Ray would not take, naming what is large in it. Raises `InputError`."""
-    from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE
-
     sizes: dict[str, int] = {}
     for path in packed_files(folder):
         part = path.relative_to(folder).parts[0]
         sizes[part] = sizes.get(part, 0) + path.stat().st_size
     total = sum(sizes.values())
-    if total < GCS_STORAGE_MAX_SIZE:
+    most = largest_package()
+    if total < most:
         return
     largest = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in sorted(sizes.items(), key=lambda item: -item[1])[:_LARGEST])
-    what = f"{folder} has {total / 1e6:,.0f} MB, and Ray takes {GCS_STORAGE_MAX_SIZE / 1e6:,.0f}; the largest: {largest}"
+    what = f"{folder} has {total / 1e6:,.0f} MB, and Ray takes {most / 1e6:,.0f}; the largest: {largest}"
     raise InputError(Problem("--working-dir", what, "Name them in .gitignore or .rayignore, and read data from shared storage."))
-
-
-def packed_files(folder: Path) -> Iterator[Path]:
-    """The files Ray packs: all but those its reading of .gitignore and .rayignore leaves out."""
-    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
-
-    found: list[Path] = []
-    _dir_travel(folder, [_get_excludes(folder, [])], lambda path: found.append(path) if path.is_file() else None, include_gitignore=True)
-    yield from found
 
 
 def _check_job(job: str, folder: Path) -> dict[str, Any]:
