@@ -221,10 +221,16 @@ def _filled(value: Any, i: int) -> Any:
 
 def local_job(job: dict[str, Any]) -> dict[str, Any]:
     """A job with the local rows of its datasets."""
-    for split in ("train", "validation"):
-        source = job["data"].get(split, "")
-        if source.startswith("hf://"):
-            name = source.removeprefix("hf://").partition(":")[0]
-            parts = name.split("/")
-            job["data"][split] = f"glue-{parts[2]}.jsonl" if name.startswith("nyu-mll/glue") else f"{parts[-1] if parts[0] == 'stas' else parts[0]}.jsonl"
+    data = job["data"]
+    for split in {"train", "validation"} & data.keys():
+        given = data[split]
+        data[split] = {name: _local(source) for name, source in given.items()} if isinstance(given, dict) else _local(given)
     return job
+
+
+def _local(source: str) -> str:
+    if not source.startswith("hf://"):
+        return source
+    name = source.removeprefix("hf://").partition(":")[0]
+    parts = name.split("/")
+    return f"glue-{parts[2]}.jsonl" if name.startswith("nyu-mll/glue") else f"{parts[-1] if parts[0] == 'stas' else parts[0]}.jsonl"

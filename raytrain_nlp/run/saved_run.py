@@ -16,6 +16,7 @@ from raytrain_nlp.config.auto import WORKERS
 from raytrain_nlp.errors import CheckpointError, InputError, Problem, nearest
 from raytrain_nlp.host.scratch import scratch_folder
 from raytrain_nlp.paths import TRIAL, RunPaths, SweepPaths, cache_dir, read_json
+from raytrain_nlp.run.origin import from_origin, origin_of
 from raytrain_nlp.run.sync import bring_run
 from raytrain_nlp.storage.local_copy import fetch, fetch_tree
 from raytrain_nlp.storage.locations import in_use, is_remote, local_folder, remote_of, shown
@@ -41,6 +42,11 @@ class Run:
     def result(self) -> dict[str, Any]:
         """What `train` returned; empty where the run has not ended well."""
         return self.record.get("result") or {}
+
+    @property
+    def code_folder(self) -> str:
+        """Where the user's modules are looked for: where they were while training."""
+        return origin_of(self.record)
 
     @property
     def chosen(self) -> list[str]:
@@ -84,7 +90,7 @@ def find_run(folder: str | Path) -> Run:
     if not isinstance(record, dict) or not isinstance(record.get("job"), dict):
         raise InputError(Problem("RUN", f"is no folder of a run ({shown(path)})", _similar(path) or "Name storage_path/name of a run, e.g. runs/quickstart."))
     task = {"task": record["task"]} if record.get("task") else {}  # with what the data have said of the labels
-    job = load_job({**record["job"], **task, "storage_path": shown(paths.storage), "name": path.name})
+    job = load_job({**from_origin(record["job"], origin_of(record)), **task, "storage_path": shown(paths.storage), "name": path.name})
     fetch_tree(paths.model, lambda name: "tokenizer" in name or name in _WEIGHTLESS)
     labels = record.get("labels") or (record.get("result") or {}).get("labels") or []
     trial = (path.parent.parent / sweep.record.name).exists()

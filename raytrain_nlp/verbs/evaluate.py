@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import uuid
 from collections.abc import Iterable
@@ -120,8 +119,7 @@ def _job_of(run: Run, data: str | list[str] | None, overrides: Iterable[str]) ->
     """The run's job for an evaluation: its weights sharded only where they were whole nowhere while training (ZeRO-3)."""
     values = without_values(public_values(run.job), run.chosen)
     if data is not None:
-        data = run.job.data.validation_sets().get(data, data) if isinstance(data, str) else data
-        values["data"] = {**values["data"], "validation": data, "max_validation_rows": None}
+        values["data"] |= _given_data(run, [data] if isinstance(data, str) else data)
     elif isinstance(run.job.data.validation, dict):
         sets = ", ".join(run.job.data.validation)
         raise InputError(Problem("--data", f"is missing, and the run has several validation sets ({sets})", "Name one of them, or a file."))
@@ -131,6 +129,13 @@ def _job_of(run: Run, data: str | list[str] | None, overrides: Iterable[str]) ->
     if not sources_of(job.data.validation):
         raise InputError(Problem("--data", "is missing, and the run has no validation data of its own", "Name a file."))
     return job
+
+
+def _given_data(run: Run, data: list[str]) -> dict[str, Any]:
+    """`data:` for what is named: files, or validation sets of the run, of which as many rows are scored as while training."""
+    sets = {name: source for name, source in run.job.data.validation_sets().items() if name}
+    sources = [source for name in data for source in sources_of(sets.get(name, name))]
+    return {"validation": sources} if sets.keys() >= set(data) else {"validation": sources, "max_validation_rows": None}
 
 
 def _resolve(
@@ -156,7 +161,7 @@ def _resolve(
     files = find_split_files(job, "validation", run.storage)
     job = name_evaluated(job, files, run.labels, "--data")
     task, tokenizer_dir = build_task(job.task), run.token_dir()
-    preprocess = UserObject(job.trainer.preprocess, "trainer.preprocess", os.getcwd()) if job.trainer.preprocess else None
+    preprocess = UserObject(job.trainer.preprocess, "trainer.preprocess", run.code_folder) if job.trainer.preprocess else None
     tokenizer = load_tokenizer(str(tokenizer_dir))
     facts = model_facts(job, tokenizer, weights.folder)
     lengths = facts.fitted(task.lengths(job.data.max_length, "validation"))
@@ -188,7 +193,7 @@ def _resolve(
     bad = store.manifest["bad_rows"] + len(unseen)
     spec = ScoringSpec(
         job=public_values(_on_base(job, run)), storage_path=str(paths.storage), name=paths.run.name, weights=str(folder), tokenizer_dir=str(tokenizer_dir),
-        labels=run.labels, validation=validation, eval_steps=Split(validation).plan.steps_per_epoch, code_folder=os.getcwd(), keep_rows=keep_rows,
+        labels=run.labels, validation=validation, eval_steps=Split(validation).plan.steps_per_epoch, code_folder=run.code_folder, keep_rows=keep_rows,
     )  # fmt: skip
     return spec, bad, str(store.folder / QUARANTINE) if store.manifest["bad_rows"] + store.manifest["unlearned"] else None
 

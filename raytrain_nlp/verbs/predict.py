@@ -183,12 +183,12 @@ def _spec(
         folder = scratch / "model"
         write_weights(run, weights, folder, None, False, observer.stage)
         push_tree(scratch, again=True)
-    preprocess = UserObject(job.trainer.preprocess, "trainer.preprocess", os.getcwd()) if job.trainer.preprocess else None
+    preprocess = UserObject(job.trainer.preprocess, "trainer.preprocess", run.code_folder) if job.trainer.preprocess else None
     return PredictSpec(
         job=public_values(job), weights=str(folder), tokenizer_dir=str(run.tokenizer), labels=run.labels,
         context=build_context(tokenizer, run.labels, facts), lengths=lengths, parts=parts if "://" in parts else os.path.abspath(os.path.expanduser(parts)),
         chunk_rows=CHUNK_ROWS, batch_rows=batch_size or job.arguments().get("per_device_eval_batch_size", 8), generation=options, prefix=prefix,
-        preprocess=preprocess, code_folder=os.getcwd(),
+        preprocess=preprocess, code_folder=run.code_folder,
     )  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from typing import Any
 
 from raytrain_nlp.config import TrainJob, public_values
@@ -22,7 +21,7 @@ def what_parts_hold(run: Run, weights: Weights, job: TrainJob, files: list[Any],
     from raytrain_nlp.user_code import UserObject
 
     values = public_values(job)
-    preprocess = job.trainer.preprocess and UserObject(job.trainer.preprocess, "trainer.preprocess", os.getcwd()).fingerprint()
+    preprocess = job.trainer.preprocess and UserObject(job.trainer.preprocess, "trainer.preprocess", run.code_folder).fingerprint()
     return {
         "run": remote_of(run.paths.run) or str(run.paths.run.resolve()), "weights": weights.name, "content": _digest(weights), "input": fingerprint_files(files),
         "generation": options, "prefix": prefix, "chunk_rows": chunk_rows, "task": values["task"], "max_length": job.data.max_length, "preprocess": preprocess,

@@ -181,7 +181,7 @@ def run_resolved(
         record.update(
             status="running", job=public_values(job), task=spec.job["task"], drivers=record.values["drivers"] + 1,
             data_fingerprint=spec.data_fingerprint, labels=spec.labels, tokenizer=spec.tokenizer_dir, versions=spec.versions,
-            lengths=resolved.lengths(), chosen=chosen or {},
+            lengths=resolved.lengths(), chosen=chosen or {}, folder=spec.code_folder,
         )  # fmt: skip
         try:
             flush()

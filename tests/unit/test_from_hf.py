@@ -17,6 +17,7 @@ from raytrain_nlp.cli.from_hf.flags import SCRIPTS, SECRETS, flags_of
 from raytrain_nlp.cli.from_hf.verb import render_job
 from raytrain_nlp.config import load_job
 from raytrain_nlp.config.training import RENAMED, generation_fields, training_fields
+from raytrain_nlp.driver.metric_names import check_metrics
 from raytrain_nlp.errors import InputError
 
 GLUE = "run_glue.py --model_name_or_path bert-base-cased --task_name mrpc --do_train --output_dir runs/mrpc"
@@ -311,10 +312,18 @@ def test_without_do_eval_nothing_is_evaluated() -> None:
 
 
 def test_mnli_has_two_validation_splits() -> None:
-    """The matched one is scored, the other is named."""
-    job, notes = translate("run_glue.py --model_name_or_path m --task_name MNLI --do_train --do_eval --output_dir o")
-    assert job["task"]["glue"] == "mnli" and job["data"]["validation"] == "hf://nyu-mll/glue/mnli:validation_matched"
-    assert "validation_mismatched" in notes["--task_name"]
+    """Both are scored where the script does so, and the best model is chosen by the one it chooses by."""
+    command = "run_glue.py --model_name_or_path m --task_name MNLI --do_train --output_dir o"
+    source = "hf://nyu-mll/glue/mnli:validation_"
+    job, notes = translate(f"{command} --do_eval")
+    assert job["task"]["glue"] == "mnli" and job["data"]["validation"] == {"matched": f"{source}matched", "mismatched": f"{source}mismatched"}
+    assert "eval_accuracy_mm is eval_mismatched_accuracy" in notes["--task_name"] and "metric_for_best_model" not in job.get("training", {})
+    assert translate(f"{command} --eval_strategy epoch")[0]["data"]["validation"] == f"{source}matched" and "validation" not in translate(command)[0]["data"]
+    best = "--do_eval --eval_strategy epoch --save_strategy epoch --load_best_model_at_end"
+    for flags, metric in (("", "loss"), ("--metric_for_best_model accuracy", "accuracy"), ("--metric_for_best_model eval_accuracy", "accuracy")):
+        job = translate(f"{command} {best} {flags}")[0]
+        assert job["training"]["metric_for_best_model"] == f"eval_matched_{metric}" and not check_metrics(load_job(job))
+    assert translate(f"{command} --do_eval --lr_scheduler_type reduce_lr_on_plateau")[0]["training"]["metric_for_best_model"] == "eval_matched_loss"
 
 
 @pytest.mark.parametrize(

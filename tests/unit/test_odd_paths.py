@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import socket
@@ -20,7 +21,7 @@ from raytrain_nlp.data.prediction_files import list_parts, open_output, part_nam
 from raytrain_nlp.data.reading.readers import Row, read_rows
 from raytrain_nlp.data.reading.sources import find_files, split_file
 from raytrain_nlp.host.sockets import MOST_BYTES, RAY_BYTES, ray_folder, short_name
-from raytrain_nlp.run.saved_run import at_hand
+from raytrain_nlp.run.saved_run import at_hand, find_run
 from raytrain_nlp.tracking.tracker import default_uri
 
 ODD = ["plain", "a b", "what?x=1", "100%", "p%20q", "h#1", "ümläut 中", "a&b=c;d", "x+y", "r #1 100% ü?x=1"]
@@ -62,6 +63,31 @@ def test_a_relative_run_is_made_absolute(tmp_path: Path, monkeypatch: pytest.Mon
     assert at_hand(given) == tmp_path / "runs" / "r"
     monkeypatch.chdir(tmp_path / "runs" / "r")
     assert at_hand(".") == tmp_path / "runs" / "r" and at_hand(".").name == "r"
+
+
+def test_names_of_a_job_mean_what_they_meant_where_it_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data, model and modules of a run are found from another folder too, and are not those of the same names there."""
+    home, other = tmp_path / "home", tmp_path / "other"
+    for folder in (home, other):
+        (folder / "base").mkdir(parents=True)
+        for name in ("a.jsonl", "b.jsonl"):
+            (folder / name).write_text('{"text": "x", "label": 0}\n')
+    sources = {"one": "a.jsonl", "two": ["*.jsonl", "base:train"], "hub": "hf://a/b:test", "far": "s3://a/b", "gone": "c.jsonl", "whole": str(other / "a.jsonl")}
+    job = {"task": {"type": "text-classification"}, "model": {"name_or_path": "base", "tokenizer": "gpt2"}, "data": {"train": "a.jsonl", "validation": sources}}
+    run = home / "runs" / "r"
+    (run / "model").mkdir(parents=True)
+    (run / "model" / "tokenizer_config.json").write_text("{}")
+    record = {"job": {"name": "r", **job}, "folder": str(home)}
+    (run / "run.json").write_text(json.dumps(record))
+    monkeypatch.chdir(other)
+    found = find_run("../home/runs/r")
+    there = {**sources, "one": str(home / "a.jsonl"), "two": [str(home / "*.jsonl"), str(home / "base:train")]}
+    assert found.job.data.validation == there and found.job.data.train == str(home / "a.jsonl") and found.code_folder == str(home)
+    assert (found.job.model.name_or_path, found.job.model.tokenizer, found.base) == (str(home / "base"), "gpt2", str(home / "base"))
+    monkeypatch.chdir(home)
+    assert find_run("runs/r").job.data.validation == sources and find_run("runs/r").base == "base"
+    (run / "run.json").write_text(json.dumps({**record, "folder": str(tmp_path / "of another machine")}))
+    assert find_run("runs/r").job.data.validation == sources and find_run("runs/r").code_folder == str(home)
 
 
 # TMPDIR

@@ -73,6 +73,22 @@ def test_validation_sets(tmp_path: Path) -> None:
             job_of(tmp_path, data={"validation": wrong})
 
 
+def test_sets_of_a_run_are_scored_by_name(tmp_path: Path) -> None:
+    """As the command line gives them, a list; with as many rows as while training. What is no set is a file."""
+    from raytrain_nlp.driver.evaluate import _job_of
+
+    sections = {"data": {"validation": {"first": "a.jsonl", "second": ["b.jsonl", "c.jsonl"]}, "max_validation_rows": 7}, "training": {"metric_for_best_model": "first_loss"}}
+    run: Any = SimpleNamespace(job=job_of(tmp_path, **sections), chosen=[])
+    for data, sources, rows in (
+        ("first", ["a.jsonl"], 7), (["second"], ["b.jsonl", "c.jsonl"], 7), (["first", "second"], ["a.jsonl", "b.jsonl", "c.jsonl"], 7),
+        (["first", "d.jsonl"], ["a.jsonl", "d.jsonl"], None), ("d.jsonl", ["d.jsonl"], None),
+    ):  # fmt: skip
+        job = _job_of(run, data, [])
+        assert (job.data.validation, job.data.max_validation_rows) == (sources, rows)
+    with pytest.raises(InputError, match=r"--data: is missing, and the run has several validation sets \(first, second\)"):
+        _job_of(run, None, [])
+
+
 @pytest.mark.parametrize(("metric", "known"), [("first_loss", True), ("eval_second_accuracy", True), ("loss", False), ("accuracy", False), ("third_loss", False)])
 def test_the_metric_of_the_best_model_names_a_set(tmp_path: Path, metric: str, known: bool) -> None:
     from raytrain_nlp.planning.metric_checks import check_metrics

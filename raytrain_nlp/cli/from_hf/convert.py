@@ -15,7 +15,7 @@ from typing import Any
 from raytrain_nlp.cli.from_hf.command import Command, read_command
 from raytrain_nlp.cli.from_hf.flags import TRUE_HERE, flags_of
 from raytrain_nlp.cli.from_hf.lengths import fit_positions
-from raytrain_nlp.cli.from_hf.scripts import Sections, fill_data, fill_model, fill_task
+from raytrain_nlp.cli.from_hf.scripts import SCORED_FIRST, Sections, fill_data, fill_model, fill_task
 from raytrain_nlp.config.load import load_job
 from raytrain_nlp.config.training import check_training
 from raytrain_nlp.errors import InputError, Problem
@@ -24,6 +24,8 @@ from raytrain_nlp.paths import check_run_name
 _ON_GPU_ONLY = ("fp16", "fp16_full_eval", "tf32")
 _TRACKERS = ("tensorboard", "wandb")
 _ALWAYS = ("none", "mlflow")
+_BY_METRIC = ("reduce_lr_on_plateau", "greedy")
+"""Schedulers that read the metric of the best model."""
 
 
 def from_hf(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -90,6 +92,9 @@ def _fill_training(command: Command, job: Sections) -> None:
             training["save_steps"] = steps  # a share of all steps
         else:
             checkpoint["save_steps"] = int(steps) if steps.is_integer() else steps
+    chooses = training.get("load_best_model_at_end") or checkpoint.get("save_strategy") == "best" or training.get("lr_scheduler_type") in _BY_METRIC
+    if isinstance(job["data"].get("validation"), dict) and (chooses or "metric_for_best_model" in training):
+        training["metric_for_best_model"] = f"eval_{SCORED_FIRST}_{training.get('metric_for_best_model', 'loss').removeprefix('eval_')}"
     if not command.get("do_train", False):
         command.note("do_train", "It is not in the command, but a job always trains.")
 

@@ -20,6 +20,8 @@ _SUMMARY_COLUMNS = {
 """Columns of texts and summaries of the datasets that run_summarization.py knows."""
 _LONGEST = {"causal-lm": 1024, "masked-lm": 512}
 """Blocks where neither command nor tokenizer is at hand: run_clm.py's own limit, and the positions of BERT and RoBERTa."""
+SCORED_FIRST = "matched"
+"""Of several validation sets the one that the script scores while training, and by which it chooses."""
 
 Sections = dict[str, Any]
 
@@ -85,10 +87,9 @@ def fill_data(command: Command, job: Sections) -> None:
         source = f"nyu-mll/glue/{glue.lower()}" if glue is not None else "/".join(filter(None, (dataset, config)))
         if glue is None and (dataset.startswith((".", "/", "~")) or dataset.count("/") > 1 or os.path.isdir(dataset)):
             command.problem("dataset_name", f"is a folder, not a dataset of the hub ({dataset})", "Name its files: --train_file, --validation_file.")
-        mismatched = glue is not None and glue.lower() == "mnli"
-        if mismatched and evaluates:
-            command.note("task_name", "Only MNLI's matched validation split is scored; the script scores validation_mismatched too.")
-        files = {"train": f"hf://{source}:train", "validation": f"hf://{source}:validation{'_matched' if mismatched else ''}"}
+        files = {"train": f"hf://{source}:train", "validation": f"hf://{source}:validation"}
+        if glue is not None and glue.lower() == "mnli":
+            files["validation"] = _validations_of_mnli(command, files["validation"])
     elif config is not None:
         command.note("dataset_config_name", "The script does not read it without --dataset_name.")
     if files["validation"] is not None and not evaluates and glue is None and dataset is None:
@@ -101,6 +102,14 @@ def fill_data(command: Command, job: Sections) -> None:
         command.problem("validation_file", "is missing", "--do_eval and --eval_strategy need it.")
     if command.task in _LONGEST:
         _note_split(command, job, bool(files["validation"]), from_hub=glue is not None or dataset is not None)
+
+
+def _validations_of_mnli(command: Command, source: str) -> str | Sections:
+    """The script scores the matched rows while training, and the mismatched ones too where it is to evaluate afterwards."""
+    if not command.get("do_eval", False):
+        return f"{source}_matched"
+    command.note("task_name", "The script's eval_accuracy is eval_matched_accuracy of the job, its eval_accuracy_mm is eval_mismatched_accuracy.")
+    return {name: f"{source}_{name}" for name in (SCORED_FIRST, "mismatched")}
 
 
 def _note_split(command: Command, job: Sections, validation: bool, from_hub: bool) -> None:
