@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,16 +17,21 @@ from typing import Any
 
 _MOST = 0.95
 """Share of label lists that must be of one kind for all to be of it."""
-_WHOLE = re.compile(r"([+-]?\d+)\.0+")
+_WHOLE = re.compile(r"([+-]?\d{1,99})\.0+")
 _TRUTHS = {spelling: truth for word, truth in {"0": False, "false": False, "1": True, "true": True}.items() for spelling in (word, word.capitalize(), word.upper())}
 
 
 def label_text(label: Any) -> str:
     """The canonical text of a label."""
-    if isinstance(label, (bool, float, Decimal)):
+    if isinstance(label, bool) or isinstance(label, (float, Decimal)) and is_whole(label):
         label = int(label)
     text = str(label).strip()
     return str(int(found[1])) if (found := _WHOLE.fullmatch(text)) else text
+
+
+def is_whole(number: float | Decimal) -> bool:
+    """Neither a fraction, nor infinite, nor NaN."""
+    return math.isfinite(number) and number == int(number)
 
 
 def is_integer(text: str) -> bool:
@@ -66,6 +72,12 @@ def multi_hot_width(lists: Iterable[Any]) -> int | None:
     widths = Counter(len(row) for row in lists if isinstance(row, list) and is_multi_hot(row))
     width, count = widths.most_common(1)[0] if widths else (0, 0)
     return width if width > 1 and count >= _MOST * len(lists) else None
+
+
+def is_ragged(lists: Iterable[Any]) -> bool:
+    """Are label lists a 0 or 1 for each class, but of several lengths? As lists of classes they would name one twice."""
+    lists = [row for row in lists if isinstance(row, list)]
+    return len({len(row) for row in lists}) > 1 and all(map(is_multi_hot, lists)) and any(len(row) > 1 and len(set(row)) < len(row) for row in lists)
 
 
 def is_multi_hot(row: list[Any]) -> bool:

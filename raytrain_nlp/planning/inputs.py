@@ -77,9 +77,9 @@ def _hub_names(job: TrainJob) -> dict[str, tuple[str, str | None]]:
     return names
 
 
-def find_split_files(job: TrainJob, split: str, storage: Path) -> list[SourceFile]:
-    """The files of one split, with the columns the task needs. Raises `InputError`."""
-    where = f"data.{split}"
+def find_split_files(job: TrainJob, split: str, storage: Path, where: str | None = None) -> list[SourceFile]:
+    """The files of one split, with the columns the task needs; `where` it was named, if not in the job. Raises `InputError`."""
+    where = where or f"data.{split}"
     specs = [_builtin(spec, split, storage, where) for spec in sources_of(job.data.source_of(split))]
     files = find_files(specs, where)
     if problems := check_repeated(files, None if job.trainer.preprocess else build_task(job.task).required_columns(), where):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from raytrain_nlp.config import TrainJob
-from raytrain_nlp.config.labels import declared_names, is_integer, label_text, multi_hot_width
+from raytrain_nlp.config.labels import declared_names, is_integer, is_ragged, label_text, multi_hot_width
 from raytrain_nlp.data.reading.features import class_names
 from raytrain_nlp.data.reading.readers import Row, read_rows
 from raytrain_nlp.data.reading.sources import SourceFile, split_file
@@ -35,6 +35,9 @@ def name_labels(job: TrainJob, files: Files, preprocess: UserObject | None) -> t
     declared = _declared(job, files, column)
     if job.task.multi_hot is not False and not build_task(job.task).single_class and (width := multi_hot_width(sample)):
         return _with(job, label_names=_columns(job, declared, width), multi_hot=True), [f"the lists of '{column}' are read as multi-hot: {width} classes."]
+    if job.task.multi_hot is None and not build_task(job.task).single_class and is_ragged(sample):
+        what = f"the lists of '{column}' hold only 0 and 1, but are of several lengths"
+        raise InputError(Problem("data.train", what, "Give each row a value for each class; or set task.multi_hot: false, if they name the classes 0 and 1."))
     if job.task.multi_hot:
         raise InputError(Problem("task.multi_hot", f"the lists of '{column}' are not all of one length with 0 and 1 only", "Remove it."))
     if job.task.label_names:

@@ -29,6 +29,9 @@ _SETTLED_VALUES = {
     "lr_scheduler_type": {"linear", "cosine", "cosine_with_restarts", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial"},
 }
 """Values that need neither a package nor an argument."""
+_RECOMPUTING = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
+_FOR_METRICS = ("inputs", "loss")
+"""Of `include_for_metrics`."""
 _MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 """Of `torch.compile`."""
 
@@ -47,7 +50,7 @@ def check_training_values(job: TrainJob) -> list[Problem]:
             return problems
         if any(key in values for key in OPTIM_KEYS) and "optimizer" not in (job.deepspeed.config or {}):
             problems += check_optimizer(arguments, job)
-        problems += _check_compiler(values) + _check_packages(values) + _check_generation(values)
+        problems += _check_compiler(values) + _check_metric_inputs(values) + _check_recomputing(arguments, values) + _check_packages(values) + _check_generation(values)
         return problems + check_scheduler(job)
 
 
@@ -115,6 +118,34 @@ def _check_compiler(values: dict[str, Any]) -> list[Problem]:
     if (mode := values.get("torch_compile_mode")) is not None and mode not in _MODES:
         problems.append(Problem("training.torch_compile_mode", f"unknown mode ({mode!r})", nearest(mode, _MODES) or f"Use one of {', '.join(_MODES)}."))
     return problems
+
+
+def _check_metric_inputs(values: dict[str, Any]) -> list[Problem]:
+    """`transformers` looks for these names, and passes over others without a word."""
+    given = values.get("include_for_metrics") or []
+    unknown = [name for name in given if name not in _FOR_METRICS]
+    hints = {name: nearest(str(name), _FOR_METRICS) or f"Use {' or '.join(_FOR_METRICS)}." for name in unknown}
+    return [Problem("training.include_for_metrics", f"unknown name ({name!r})", hint) for name, hint in hints.items()]
+
+
+def _check_recomputing(arguments: Any, values: dict[str, Any]) -> list[Problem]:
+    """What `torch.utils.checkpoint` would say of its arguments in the first forward."""
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    given = dict(arguments.activation_checkpointing_kwargs or {})
+    where = f"training.{next((key for key in _RECOMPUTING if key in values), _RECOMPUTING[0])}"
+    every = given.pop("every_n_layers", 1)
+    given.pop("offload", None)
+    if not arguments.activation_checkpointing:
+        return []
+    if not isinstance(every, int) or every < 1:
+        return [Problem(where, f"every_n_layers should be a number of layers, from 1 on ({every!r})", "Correct it.")]
+    try:
+        checkpoint(torch.nn.Identity(), torch.ones(1, requires_grad=True), **({"use_reentrant": False} | given))
+    except Exception as error:  # whatever it raises over them
+        return [Problem(where, f"torch.utils.checkpoint refuses them ({first_line(error)})", "Correct them.")]
+    return []
 
 
 def _check_packages(values: dict[str, Any]) -> list[Problem]:

@@ -18,13 +18,24 @@ def check_messages(values: dict[str, Any], column: str, answered: bool = True) -
     messages = values[column]
     if not isinstance(messages, list) or not messages:
         return f"field '{column}' is {'null' if messages is None else 'empty' if messages == [] else type(messages).__name__}, not a list of messages"
-    for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
-            return f"field '{column}' holds a message without role and content"
+    if reason := next((f"message {i} of field '{column}' {why}" for i, message in enumerate(messages, 1) if (why := _no_message(message))), None):
+        return reason
     if answered and not any(message["role"] == "assistant" for message in messages):
         return f"field '{column}' has no message of the assistant"
     if not answered and all(message["role"] == "assistant" for message in messages):
         return f"field '{column}' has no message to answer"
+    return None
+
+
+def _no_message(message: Any) -> str | None:
+    """Why a value is no {role, content} of two texts, or None."""
+    if not isinstance(message, dict):
+        return f"is {type(message).__name__}, not a mapping of role and content"
+    for key in ("role", "content"):
+        if key not in message:
+            return f"has no {key} (keys: {', '.join(map(str, message))})"
+        if not isinstance(message[key], str):
+            return f"has a {key} that is {'null' if message[key] is None else type(message[key]).__name__}, not text"
     return None
 
 

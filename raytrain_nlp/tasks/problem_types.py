@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from raytrain_nlp.config.labels import declared_names, is_multi_hot, label_text
+from raytrain_nlp.config.labels import declared_names, is_multi_hot, is_whole, label_text
 from raytrain_nlp.tasks.base import Metrics
 
 GLUE_METRICS = {
@@ -36,7 +36,7 @@ class SingleLabel:
         """Why a value is no label, or None."""
         if label is None or label == "":
             return "is null or empty"
-        if not isinstance(label, (str, int, bool)) and not (isinstance(label, (float, Decimal)) and label == label // 1):
+        if not isinstance(label, (str, int, bool)) and not (isinstance(label, (float, Decimal)) and is_whole(label)):
             hint = {float: " (numbers: task.problem_type: regression)", list: " (lists: task.problem_type: multi_label_classification)"}
             return f"is {type(label).__name__}, not an integer or text{hint.get(type(label), '')}"
         if not _is_unicode(label_text(label)):
@@ -162,7 +162,7 @@ class Regression:
     def check(self, label: Any) -> str | None:
         try:
             number = float(label) if isinstance(label, (str, int, float)) and not isinstance(label, bool) else None
-        except ValueError:
+        except (ValueError, OverflowError):  # an integer of hundreds of digits
             number = None
         if number is None:
             return f"is {'null' if label is None else repr(label)[:40]}, not a number"

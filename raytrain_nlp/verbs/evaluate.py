@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import uuid
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ from raytrain_nlp.cluster.session import check_workers
 from raytrain_nlp.config import TrainJob, load_job, public_values
 from raytrain_nlp.config.auto import without_values
 from raytrain_nlp.config.data import sources_of
-from raytrain_nlp.errors import InputError, Problem
+from raytrain_nlp.errors import InputError, Problem, nearest
 from raytrain_nlp.host.signals import stoppable
 from raytrain_nlp.launch.fit import Fit
 from raytrain_nlp.launch.parallel_map import map_on_cluster
@@ -134,6 +135,8 @@ def _job_of(run: Run, data: str | list[str] | None, overrides: Iterable[str]) ->
 def _given_data(run: Run, data: list[str]) -> dict[str, Any]:
     """`data:` for what is named: files, or validation sets of the run, of which as many rows are scored as while training."""
     sets = {name: source for name, source in run.job.data.validation_sets().items() if name}
+    if unknown := [name for name in data if sets and name.isidentifier() and name not in sets and not os.path.exists(name)]:
+        raise InputError(Problem("--data", f"is neither a file nor a validation set of the run ({unknown[0]})", nearest(unknown[0], sets) or f"Sets: {', '.join(sets)}."))
     sources = [source for name in data for source in sources_of(sets.get(name, name))]
     return {"validation": sources} if sets.keys() >= set(data) else {"validation": sources, "max_validation_rows": None}
 
@@ -158,7 +161,7 @@ def _resolve(
     from raytrain_nlp.verbs.export import write_weights
     from raytrain_nlp.worker.scoring import ScoringSpec
 
-    files = find_split_files(job, "validation", run.storage)
+    files = find_split_files(job, "validation", run.storage, "--data")
     job = name_evaluated(job, files, run.labels, "--data")
     task, tokenizer_dir = build_task(job.task), run.token_dir()
     preprocess = UserObject(job.trainer.preprocess, "trainer.preprocess", run.code_folder) if job.trainer.preprocess else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 import transformers
 
 from raytrain_nlp.config import load_job
-from raytrain_nlp.config.labels import declared_names, label_ids, label_text, multi_hot_width, sorted_labels
+from raytrain_nlp.config.labels import declared_names, is_ragged, label_ids, label_text, multi_hot_width, sorted_labels
 from raytrain_nlp.config.model import TokenizerTraining
 from raytrain_nlp.data.reading.features import class_names
 from raytrain_nlp.data.reading.sources import find_files
@@ -27,6 +28,7 @@ from raytrain_nlp.planning.inputs import find_job_files
 from raytrain_nlp.planning.label_names import name_evaluated
 from raytrain_nlp.planning.resolve import Resolved, resolve
 from raytrain_nlp.tasks import build_task
+from raytrain_nlp.tasks.problems import MultiLabel, Regression, SingleLabel
 
 TEXTS = ["good fine nice", "bad poor awful", "good nice day", "so so", "bad day", "fine"]
 TINY = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 32}
@@ -152,6 +154,31 @@ def test_lists_of_classes_stay_lists_of_classes(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", [[0, 1], [1, 0], [0, 1]])
     found = resolved(tmp_path, path, problem_type="multi_label_classification", multi_hot=False)
     assert targets(found.spec.train) == [[1, 1]] * 3
+
+
+@pytest.mark.parametrize("lists", [[[0, 1, 0], [0, 1]] * 6, [[1.0, 1.0], [0.0, 0.0, 1.0]], [[True], [False, False, True]]])
+def test_multi_hot_lists_of_several_lengths_are_refused(tmp_path: Path, lists: list[Any]) -> None:
+    """As lists of classes they would be read without a word; `multi_hot: false` says that they are."""
+    path = jsonl(tmp_path / "a.jsonl", lists)
+    with pytest.raises(InputError, match="hold only 0 and 1, but are of several lengths"):
+        resolved(tmp_path, path, problem_type="multi_label_classification")
+    assert resolved(tmp_path, path, problem_type="multi_label_classification", multi_hot=False).spec.labels == ["0", "1"]
+    assert not is_ragged([[0], [1], [0, 1], []]) and not is_ragged([[0, 0], [1, 2, 2]]) and not is_ragged([[1, 1], [0, 1]])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e999, -float("inf"), 0.5, Decimal("Infinity"), Decimal("NaN"), Decimal("0.5")])
+def test_numbers_that_are_no_labels(value: Any) -> None:
+    """What JSON's NaN and 1e999 become, alone and in lists: a bad row, whatever is asked of them first."""
+    assert "not an integer or text" in SingleLabel().check(value) and "not an integer or text" in SingleLabel(["a", "b"]).check(value)
+    assert "holds a label that is" in MultiLabel().check([1, value]) and Regression().check(10**400) is not None
+    assert label_text(value) == str(value) and multi_hot_width([[0, value], [1, 0]]) is None
+
+
+def test_rows_with_such_labels_are_bad_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(f'{{"text": "a {i}", "label": {label}}}\n' for i, label in enumerate([0, 1] * 6 + ["NaN", "Infinity", "1e999"])))
+    with pytest.raises(InputError, match="3 of 15 rows are bad.*field 'label' is float"):
+        resolved(tmp_path, path)
 
 
 # names that files declare

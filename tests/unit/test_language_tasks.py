@@ -85,7 +85,9 @@ def test_only_the_assistant_is_learned(tokenizers: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
-        (None, "null"), ([], "empty"), ("hi", "str"), ([{"role": "user"}], "without role and content"), ([{"role": "user", "content": "x"}], "no message of the"),
+        (None, "null"), ([], "empty"), ("hi", "str"), ([1], "message 1 of field 'm' is int"), ([{"role": "user", "content": "x"}], "no message of the"),
+        ([{"role": "user", "content": "x"}, {"role": "assistant", "content": None}], "message 2 of field 'm' has a content that is null, not text"),
+        ([{"from": "human", "value": "x"}], "has no role (keys: from, value)"), ([{"role": "user", "content": [{"type": "text"}]}], "has a content that is list"),
     ],
 )  # fmt: skip
 def test_what_is_no_chat(messages: Any, reason: str) -> None:

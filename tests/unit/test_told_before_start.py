@@ -116,6 +116,11 @@ def test_value_of_an_honoured_field_arrives_in_the_workers(tmp_path: Path, name:
     ({"torch_compile_backend": "inductr"}, "training.torch_compile_backend: unknown backend ('inductr'). Did you mean 'inductor'?"),
     ({"torch_compile_mode": "fast"}, "training.torch_compile_mode: unknown mode ('fast')"),
     ({"use_liger_kernel": True}, "training.use_liger_kernel: needs liger-kernel"),
+    ({"include_for_metrics": ["inputs", "losses"]}, "training.include_for_metrics: unknown name ('losses'). Did you mean 'loss'?"),
+    ({"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"reentrant": True}}, "training.gradient_checkpointing_kwargs: torch.utils.checkpoint refuses"),
+    ({"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True, "debug": True}},
+     "training.activation_checkpointing_kwargs: torch.utils.checkpoint refuses"),
+    ({"activation_checkpointing": True, "activation_checkpointing_kwargs": {"every_n_layers": 0}}, "training.activation_checkpointing_kwargs: every_n_layers should be"),
 ])  # fmt: skip
 def test_what_cannot_be_made_is_told_by_its_key(training: dict[str, Any], line: str) -> None:
     lines = told(training)

@@ -77,7 +77,8 @@ def test_sets_of_a_run_are_scored_by_name(tmp_path: Path) -> None:
     """As the command line gives them, a list; with as many rows as while training. What is no set is a file."""
     from raytrain_nlp.driver.evaluate import _job_of
 
-    sections = {"data": {"validation": {"first": "a.jsonl", "second": ["b.jsonl", "c.jsonl"]}, "max_validation_rows": 7}, "training": {"metric_for_best_model": "first_loss"}}
+    sets = {"first": "a.jsonl", "second": ["b.jsonl", "c.jsonl"]}
+    sections = {"data": {"validation": sets, "max_validation_rows": 7}, "training": {"metric_for_best_model": "first_loss"}}
     run: Any = SimpleNamespace(job=job_of(tmp_path, **sections), chosen=[])
     for data, sources, rows in (
         ("first", ["a.jsonl"], 7), (["second"], ["b.jsonl", "c.jsonl"], 7), (["first", "second"], ["a.jsonl", "b.jsonl", "c.jsonl"], 7),
@@ -87,6 +88,8 @@ def test_sets_of_a_run_are_scored_by_name(tmp_path: Path) -> None:
         assert (job.data.validation, job.data.max_validation_rows) == (sources, rows)
     with pytest.raises(InputError, match=r"--data: is missing, and the run has several validation sets \(first, second\)"):
         _job_of(run, None, [])
+    with pytest.raises(InputError, match=r"--data: is neither a file nor a validation set of the run \(frist\)\. Did you mean 'first'\?"):
+        _job_of(run, ["frist"], [])
 
 
 @pytest.mark.parametrize(("metric", "known"), [("first_loss", True), ("eval_second_accuracy", True), ("loss", False), ("accuracy", False), ("third_loss", False)])
