@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from raytrain_nlp.config import TrainJob
+from raytrain_nlp.planning.deepspeed_zero import check_autos, check_zero
 from raytrain_nlp.errors import Problem, nearest
 
 _WHERE = "deepspeed.config"
@@ -32,7 +33,10 @@ def check_deepspeed(job: TrainJob, total_steps: int | None = None) -> list[Probl
     import_deepspeed()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     try:
-        config = _filled(build_deepspeed(job.deepspeed, job.workers.use_gpu), job, total_steps or 1)
+        given = build_deepspeed(job.deepspeed, job.workers.use_gpu)
+        if problems := [*check_autos(given), *check_zero(given["zero_optimization"], job.workers)]:
+            return problems
+        config = _filled(given, job, total_steps or 1)
         return [*_check_config(config), *_check_optimizer(config.get("optimizer"), job.workers.use_gpu), *_check_scheduler(config.get("scheduler"), total_steps)]
     finally:
         logging.getLogger("DeepSpeed").setLevel(level)

@@ -91,6 +91,7 @@ def _complete(config: dict[str, Any], use_gpu: bool) -> dict[str, Any]:
         config.setdefault(key, "auto")
     config.setdefault("steps_per_print", 10**9)
     config.setdefault("zero_allow_untested_optimizer", True)
+    config.setdefault("zero_optimization", {"stage": 0})  # DeepSpeed's default, which accelerate wants to be said
     if config.get("zero_optimization", {}).get("stage") == 3:
         config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True  # `model/` needs whole weights
     if not use_gpu:

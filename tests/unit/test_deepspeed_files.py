@@ -13,6 +13,7 @@ from test_config import job, problems
 from raytrain_nlp.config import load_job
 from raytrain_nlp.config.deepspeed_keys import canonical_config, without_effect, zero_names
 from raytrain_nlp.planning.deepspeed_checks import check_deepspeed
+from raytrain_nlp.planning.deepspeed_zero import FILLED, check_autos
 from raytrain_nlp.worker.arguments import build_deepspeed
 
 AUTO = "auto"
@@ -104,6 +105,19 @@ SAID_BY_DEEPSPEED: dict[str, tuple[dict[str, Any], str]] = {
     "a missing parameter": ({"scheduler": {"type": "OneCycle", "params": {"cycle_min_lr": 0}}}, "scheduler.params: OneCycle refuses them"),
     "a key of no precision": ({"bf16": {"enabled": True, "auto_cast": False}}, "bf16.auto_cast: DeepSpeed refuses it"),
     "a size below 0": ({"zero_optimization": {"stage": 3, "stage3_max_live_parameters": -1}}, "zero_optimization.stage3_max_live_parameters: DeepSpeed refuses it"),
+    "auto that nothing fills": (
+        {"zero_optimization": {**LONG, "stage3_max_live_parameters": AUTO}}, 'zero_optimization.stage3_max_live_parameters: nothing fills "auto" there',
+    ),
+    "auto that nothing fills in parameters": (
+        {"optimizer": {"type": "AdamW", "params": {"lr": AUTO, "bias_correction": AUTO}}}, 'optimizer.params.bias_correction: nothing fills "auto" there',
+    ),
+    "quantized weights of ZeRO++": ({"zero_optimization": {**LONG, "zero_quantized_weights": True}}, "zero_optimization.zero_quantized_weights: needs a GPU"),
+    "more parts than workers": (
+        {"zero_optimization": {**LONG, "zero_hpz_partition_size": 16}}, "zero_optimization.zero_hpz_partition_size: does not divide the workers (16 and 2)",
+    ),
+    "super offload": (
+        {"zero_optimization": {**LONG, "offload_optimizer": {"device": "cpu", "super_offload": True}}}, "zero_optimization.offload_optimizer.super_offload: needs a GPU",
+    ),
     "an unknown device": ({"zero_optimization": {"stage": 3, "offload_param": {"device": "disk"}}}, "zero_optimization.offload_param.device: DeepSpeed refuses it"),
 }  # fmt: skip
 WORKERS = {"num_workers": 2}
@@ -133,6 +147,39 @@ def test_deepspeeds_own_answer_is_one_line_with_the_key(name: str) -> None:
     loaded = load_job(job(workers=WORKERS, deepspeed={"config": config}))
     found = [str(problem) for problem in check_deepspeed(loaded)]
     assert len(found) == 1 and found[0].startswith(f"deepspeed.config.{line}") and "\n" not in found[0]
+
+
+def test_nvme_needs_what_deepspeed_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    nvme = {"zero_optimization": {**LONG, "offload_param": {"device": "nvme", "nvme_path": "/local_nvme"}}, "aio": {"block_size": 262144, "queue_depth": 32}}
+    for there, told in ((False, ["deepspeed.config.zero_optimization.offload_param.device: nvme needs"]), (True, [])):
+        monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda self, verbose=False, there=there: there)
+        lines = [str(problem) for problem in check_deepspeed(load_job(job(workers=WORKERS, deepspeed={"config": nvme})))]
+        assert len(lines) == len(told) and all(line.startswith(start) for line, start in zip(lines, told, strict=True))
+
+
+def test_hugging_face_fills_every_auto_that_is_taken(tmp_path: Path) -> None:
+    """But one, which is always true here."""
+    from types import SimpleNamespace
+
+    import transformers
+    from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
+
+    nested: dict[str, Any] = {"zero_optimization": {"stage": 3}}
+    for name in FILLED:
+        *sections, key = name.split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[key] = AUTO
+    arguments, filled = transformers.TrainingArguments(str(tmp_path), use_cpu=True), HfTrainerDeepSpeedConfig(nested)
+    filled.trainer_config_process(arguments)
+    filled.trainer_config_finalize(arguments, SimpleNamespace(config=SimpleNamespace(hidden_size=8)), 9)
+    left = [str(problem).partition(":")[0] for problem in check_autos({"x": filled.config})]
+    assert left == ["deepspeed.config.x.zero_optimization.stage3_gather_16bit_weights_on_model_save"]
+    assert list(check_autos(nested)) == []
 
 
 def test_steps_of_a_scheduler_must_be_those_of_the_job() -> None:
