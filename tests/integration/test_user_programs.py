@@ -207,3 +207,32 @@ def test_two_workers_are_one_process(shared_ray: Any, folder: Path, tmp_path: Pa
     assert result.rows == {"train": UNEVEN, "validation.first": 16, "validation.second": 8}
     for rank in (0, 1):
         np.testing.assert_allclose(json.loads((tmp_path / f"predicted-{rank}.json").read_text()), there.predict(rows).predictions, atol=1e-4)
+
+
+def test_metrics_batch_by_batch_on_two_workers(shared_ray: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures of plain `Trainer` in one process, and those that the run has without `batch_eval_metrics`; of an uneven last batch too."""
+    import user_programs
+    from transformers import AutoTokenizer, DataCollatorWithPadding
+
+    import raytrain_nlp
+
+    monkeypatch.chdir(Path(user_programs.__file__).parent)
+    validation = write_rows(tmp_path / "validation.jsonl", 21, seed=4)
+    values = tiny_job(
+        tmp_path, "batches", data={"train": str(folder / "train.jsonl"), "validation": str(validation)}, trainer={"compute_metrics": f"{PROGRAM}batch_figures"},
+        training={"per_device_train_batch_size": 4, "num_train_epochs": 1, "train_sampling_strategy": "sequential", "batch_eval_metrics": True},
+    )  # fmt: skip
+    ours = raytrain_nlp.train(values).metrics
+    without = raytrain_nlp.train({**values, "name": "whole", "trainer": {}, "training": {**values["training"], "batch_eval_metrics": False}}).metrics
+    one = {"workers": {"num_workers": 1}, "training": {**values["training"], "per_device_train_batch_size": 8}}
+    job, spec = resolved({**values, **one}, tmp_path / "runs")
+    tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer_dir)
+    rows = [encoded(file, tokenizer) for file in (folder / "train.jsonl", validation)]
+    plain = run_plain(job, spec, tmp_path, *rows, DataCollatorWithPadding(tokenizer), None)["trainer"].evaluate()
+
+    def some(metrics: dict[str, float], *names: str) -> dict[str, float]:
+        return {name: metrics[f"eval_{name}"] for name in names}
+
+    assert some(ours, "share", "rows", "loss") == pytest.approx(some(plain, "share", "rows", "loss"), abs=1e-5)
+    assert some(ours, "loss", "accuracy", "f1", "mcc") == pytest.approx(some(without, "loss", "accuracy", "f1", "mcc"), abs=1e-6)
+    assert ours["eval_rows"] == 21 and ours["eval_accuracy"] == ours["eval_share"]
