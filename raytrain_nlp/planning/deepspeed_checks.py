@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from raytrain_nlp.config import TrainJob
-from raytrain_nlp.planning.deepspeed_zero import check_autos, check_zero
 from raytrain_nlp.errors import Problem, nearest
+from raytrain_nlp.planning.deepspeed_zero import check_autos, check_zero
 
 _WHERE = "deepspeed.config"
 _SECTIONS = {"DeepSpeedZeroConfig": "zero_optimization", "DeepSpeedFP16Config": "fp16", "DeepSpeedBF16Config": "bf16"}

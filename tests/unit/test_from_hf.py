@@ -17,8 +17,8 @@ from raytrain_nlp.cli.from_hf.flags import SCRIPTS, SECRETS, flags_of
 from raytrain_nlp.cli.from_hf.verb import render_job
 from raytrain_nlp.config import load_job
 from raytrain_nlp.config.training import RENAMED, generation_fields, training_fields
-from raytrain_nlp.driver.metric_names import check_metrics
 from raytrain_nlp.errors import InputError
+from raytrain_nlp.planning.metric_checks import check_metrics
 
 GLUE = "run_glue.py --model_name_or_path bert-base-cased --task_name mrpc --do_train --output_dir runs/mrpc"
 SUMMARY = "run_summarization.py --model_name_or_path t5-small --dataset_name xsum --do_train --do_eval --output_dir runs/x"

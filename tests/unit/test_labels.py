@@ -28,7 +28,7 @@ from raytrain_nlp.planning.inputs import find_job_files
 from raytrain_nlp.planning.label_names import name_evaluated
 from raytrain_nlp.planning.resolve import Resolved, resolve
 from raytrain_nlp.tasks import build_task
-from raytrain_nlp.tasks.problems import MultiLabel, Regression, SingleLabel
+from raytrain_nlp.tasks.problem_types import MultiLabel, Regression, SingleLabel
 
 TEXTS = ["good fine nice", "bad poor awful", "good nice day", "so so", "bad day", "fine"]
 TINY = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 32}

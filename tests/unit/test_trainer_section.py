@@ -75,7 +75,7 @@ def test_validation_sets(tmp_path: Path) -> None:
 
 def test_sets_of_a_run_are_scored_by_name(tmp_path: Path) -> None:
     """As the command line gives them, a list; with as many rows as while training. What is no set is a file."""
-    from raytrain_nlp.driver.evaluate import _job_of
+    from raytrain_nlp.verbs.evaluate import _job_of
 
     sets = {"first": "a.jsonl", "second": ["b.jsonl", "c.jsonl"]}
     sections = {"data": {"validation": sets, "max_validation_rows": 7}, "training": {"metric_for_best_model": "first_loss"}}
