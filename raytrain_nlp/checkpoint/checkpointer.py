@@ -16,6 +16,8 @@ from transformers.trainer_callback import ExportableState
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.checkpoint.commit import Commits
 from raytrain_nlp.checkpoint.state import load_state, save_state
+from raytrain_nlp.compat.accelerate import apply_prepare
+from raytrain_nlp.compat.torch import set_last_rates
 from raytrain_nlp.distributed import device
 from raytrain_nlp.distributed.collectives import broadcast_object, gather_objects
 from raytrain_nlp.errors import CheckpointError
@@ -42,23 +44,20 @@ class Checkpointer:
         """Have the DeepSpeed engine, which accelerate is about to make, read and write without pickle."""
         if not trainer.is_deepspeed_enabled:
             return
-        prepare = trainer.accelerator.prepare
+        from deepspeed import DeepSpeedEngine
 
-        def prepare_safely(*args: Any, **kwargs: Any) -> Any:
-            from deepspeed import DeepSpeedEngine
+        from raytrain_nlp.checkpoint.engine import apply_safe_checkpoints
 
-            from raytrain_nlp.checkpoint.engine import apply_safe_checkpoints
-
+        def check() -> None:
             offloaded = trainer.accelerator.state.deepspeed_plugin.hf_ds_config.get_value("zero_optimization.offload_param.device", "none")
             if self.zero_stage == 3 and offloaded == "none":
                 check_one_kind(trainer.model)
-            prepared = prepare(*args, **kwargs)
-            for part in prepared if isinstance(prepared, tuple) else (prepared,):
-                if isinstance(part, DeepSpeedEngine):
-                    apply_safe_checkpoints(part)
-            return prepared
 
-        trainer.accelerator.prepare = prepare_safely
+        def made(part: Any) -> None:
+            if isinstance(part, DeepSpeedEngine):
+                apply_safe_checkpoints(part)
+
+        apply_prepare(trainer.accelerator, check, made)
 
     @property
     def root(self) -> Path:
@@ -172,7 +171,7 @@ def apply_hyperparameters(trainer: Any) -> None:
             scheduler.base_lrs[index] = group["initial_lr"] = fresh["lr"]
             if factors := getattr(scheduler, "lr_lambdas", None):
                 group["lr"] = fresh["lr"] * factors[index](scheduler.last_epoch)
-    scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
+    set_last_rates(scheduler, [group["lr"] for group in optimizer.param_groups])
 
 
 def _rng_state() -> dict[str, Any]:

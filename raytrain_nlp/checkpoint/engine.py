@@ -10,6 +10,7 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointComm
 from raytrain_nlp.checkpoint.consolidate import tag_of
 from raytrain_nlp.checkpoint.reshard import fitted
 from raytrain_nlp.checkpoint.state import load_state, save_state
+from raytrain_nlp.compat.deepspeed import apply_checkpoint_engine
 
 
 class SafeCheckpointEngine(CheckpointEngine):
@@ -48,6 +49,5 @@ def apply_safe_checkpoints(engine: Any) -> SafeCheckpointEngine:
         with fitted(engine, Path(folder)):
             return load(folder, *args, **kwargs)
 
-    engine.checkpoint_engine, engine.load_checkpoint = safe, load_checkpoint
-    engine._copy_recovery_script = lambda save_path: None
+    apply_checkpoint_engine(engine, safe, load_checkpoint)
     return safe

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from raytrain_nlp.checkpoint.consolidate import Flat, model_file, optimizer_file
 from raytrain_nlp.checkpoint.state import StoredTensor, load_state, open_state, read_tree
 from raytrain_nlp.checkpoint.store import list_checkpoints
+from raytrain_nlp.compat.deepspeed import checkpoint_parts
 from raytrain_nlp.errors import CheckpointError
 
 Tensors = Callable[[dict[str, Any]], list[StoredTensor]]
@@ -40,13 +41,8 @@ def fitted(engine: Any, folder: Path) -> Iterator[None]:
     part = (_PartOfParameters if engine.zero_optimization_stage() == 3 else _PartOfGroups)(engine, folder, written.world_size)
     model, optimizer = str(part.model_file), str(optimizer_file(folder, 0))  # DeepSpeed looks whether they exist
     found = {model: part.model, optimizer: part.optimizer}
-    engine._get_all_ckpt_names = lambda *args: [model]
-    engine._get_all_zero_checkpoint_names = lambda *args, **kwargs: [optimizer] * dist.get_world_size()
-    engine.checkpoint_engine.load = lambda path, map_location=None: found[path]()
-    try:
+    with checkpoint_parts(engine, model, optimizer, dist.get_world_size(), lambda path: found[path]()):
         yield
-    finally:
-        del engine._get_all_ckpt_names, engine._get_all_zero_checkpoint_names, engine.checkpoint_engine.load
 
 
 class _Part:

@@ -2,22 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
-
-
-def set_group_timeout(seconds: float) -> None:
-    """How long ranks wait for each other in groups that are made from here on without a word about it: DeepSpeed's.
-
-    torch gives a new group not the time of the first one but a default of its own, ten minutes with NCCL.
-    """
-    from torch.distributed import distributed_c10d
-
-    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
-        if hasattr(distributed_c10d, name):
-            setattr(distributed_c10d, name, timedelta(seconds=seconds))
 
 
 def gather_objects(value: Any, to_rank: int | None = None) -> list[Any]:

@@ -13,6 +13,7 @@ import sys
 
 import psutil
 
+from raytrain_nlp.compat.deepspeed import forget_accelerator
 from raytrain_nlp.host.devices import CONTEXT_BYTES, apply_hidden, load_nvml
 
 _use_gpu = False
@@ -24,10 +25,7 @@ def settle_device(use_gpu: bool) -> None:
     global _use_gpu
     _use_gpu = use_gpu
     apply_hidden(os.environ, use_gpu)
-    real = sys.modules.get("deepspeed.accelerator.real_accelerator")
-    found = getattr(real, "ds_accelerator", None)
-    if found is not None and (found.device_name() == "cpu") == use_gpu:  # loaded for another job, or by another's environment
-        real.ds_accelerator = None  # it looks again when it is next asked
+    forget_accelerator(use_gpu)  # DeepSpeed may be loaded for another job, or by another's environment
 
 
 def uses_gpu() -> bool:

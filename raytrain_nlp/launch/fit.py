@@ -12,6 +12,8 @@ from raytrain_nlp.checkpoint import store
 from raytrain_nlp.cluster.capacity import wait_for_room
 from raytrain_nlp.cluster.placement_groups import free_groups_of, free_orphans
 from raytrain_nlp.cluster.session import owns_ray
+from raytrain_nlp.compat.ray import actor_id
+from raytrain_nlp.compat.ray_train import abortable_trainer, import_controller
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.cpu.huge_pages import huge_pages
 from raytrain_nlp.errors import RunError
@@ -68,7 +70,7 @@ class Fit:
 
         from raytrain_nlp.worker.loop import run_worker
 
-        trainer = self._trainer_class()(
+        trainer = abortable_trainer(self._start)(
             self._loop or run_worker,
             train_loop_config=config,
             torch_config=TorchConfig(backend="nccl" if job.workers.use_gpu else "gloo", timeout_s=job.arguments().get("ddp_timeout", 1800)),
@@ -101,42 +103,24 @@ class Fit:
         with contextlib.suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
             ray.get(self._controller.abort.remote(), timeout=_ABORT_S)
         ray.kill(self._controller)
-        free_groups_of(self._controller._actor_id.hex())  # one that still waited for its place has not given it back
+        free_groups_of(actor_id(self._controller))  # one that still waited for its place has not given it back
 
-    def _trainer_class(self) -> type:
-        """`TorchTrainer` without the actors this run has no use for, and with a controller that `abort` can reach.
-
-        Data do not come through Ray Train's `datasets=`, so no actor need manage them; what a dead controller has placed, `groups` frees.
-        """
-        from ray.train.torch import TorchTrainer
-
-        fit = self
-        unused = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
-
-        class AbortableTorchTrainer(TorchTrainer):
-            def _create_default_callbacks(self) -> list[Any]:
-                return [callback for callback in super()._create_default_callbacks() if type(callback).__name__ not in unused]
-
-            def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-                """Without Ray Train's own handler of Ctrl-C, which would end the workers without a checkpoint."""
-                import ray
-
-                with fit._starting:
-                    if fit.aborted.is_set():
-                        raise RunError("stopped")
-                    fit._controller = _start_controller(arguments)
-                ray.get(fit._controller.run.remote())
-                return ray.get(fit._controller.get_result.remote())
-
-        return AbortableTorchTrainer
+    def _start(self, start_controller: Callable[[], Any]) -> Any:
+        """Start a controller that `abort` can reach, unless that came first."""
+        with self._starting:
+            if self.aborted.is_set():
+                raise RunError("stopped")
+            self._controller = start_controller()
+        return self._controller
 
 
 def load_libraries() -> None:
     """Import what a fit needs, so that it is there before other threads of this process begin to import."""
     import ray.train.torch  # noqa: F401
-    from ray.train.v2._internal.execution import controller  # noqa: F401
 
     import raytrain_nlp.worker.loop  # noqa: F401
+
+    import_controller()
 
 
 def has_moved(outcome: dict[str, Any]) -> bool:
@@ -153,18 +137,6 @@ def less_memory(job: TrainJob, spec: Any) -> str:
 
         return advise_after_failure(job, spec)
     return ""
-
-
-def _start_controller(arguments: dict[str, Any]) -> Any:
-    """The controller as `TorchTrainer` starts it, on this node."""
-    import ray
-    from ray.train.v2._internal.constants import get_env_vars_to_propagate
-    from ray.train.v2._internal.execution.controller import TrainController
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {"num_cpus": 0, "scheduling_strategy": here, "runtime_env": {"env_vars": {**get_env_vars_to_propagate(), "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}}}
-    return ray.remote(**options)(TrainController).remote(**arguments)
 
 
 def explain(error: BaseException, paths: RunPaths, todo: str = "", advise: Callable[[], str] = lambda: "") -> BaseException:

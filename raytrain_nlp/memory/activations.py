@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+
+from raytrain_nlp.compat.torch import dispatch_mode, reads_value, replaced_functions, storage_key, tensors_in
 
 LARGE = 32 << 20
 """Tensors from this size on are given back to the system when they end; smaller ones stay with glibc's heap (its `DEFAULT_MMAP_THRESHOLD_MAX`)."""
@@ -78,26 +78,26 @@ def _to_meta(array: Any) -> torch.Tensor:
     return (tensor if tensor.is_floating_point() else tensor.long()).to("meta")  # as the feed hands them out
 
 
-class _Live(TorchDispatchMode):
+class _Live(dispatch_mode()):
     """Counts the bytes of tensors that are alive; those of the model itself are not counted."""
 
     def __init__(self, padded: bool, own: list[torch.Tensor]):
         super().__init__()
         self._padded, self._now, self._large, self._done = padded, 0, 0, 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in own}
+        self._known = {storage_key(tensor.untyped_storage()) for tensor in own}
         self.points: list[tuple[int, int, int]] = [(0, 0, 0)]
         self.small_peak = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is torch.ops.aten._local_scalar_dense.default:  # a model asks for a value: whether a mask masks nothing
+        if reads_value(function):  # a model asks for a value: whether a mask masks nothing
             return not self._padded if args[0].dtype is torch.bool else 1
         result = function(*args, **(kwargs or {}))
-        for tensor in tree_iter(result):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self._known:
-                storage = tensor.untyped_storage()
-                self._known.add(storage._cdata)
+        for tensor in tensors_in(result):
+            storage = tensor.untyped_storage()
+            if (key := storage_key(storage)) not in self._known:
+                self._known.add(key)
                 self._count(storage.nbytes())
-                weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
+                weakref.finalize(storage, self._free, key, storage.nbytes())
         _, most, most_large = self.points[-1]
         self.points[-1] = (self._done, max(most, self._now), max(most_large, self._large))
         self.small_peak = max(self.small_peak, self._now - self._large)
@@ -120,21 +120,15 @@ class _Live(TorchDispatchMode):
 
 @contextlib.contextmanager
 def _real_kernels(use_gpu: bool) -> Iterator[None]:
-    """While inside, functions do what they do on a CPU or a GPU, not what they do on the meta device.
-
-    They are replaced by name: a mode of torch would not be there in the backward pass, where checkpointed layers run again.
-    """
-    attention, dropout = F.scaled_dot_product_attention, F.dropout
+    """While inside, functions do what they do on a CPU or a GPU, not what they do on the meta device."""
+    attention = F.scaled_dot_product_attention
 
     def fused(*args: Any, **kwargs: Any) -> torch.Tensor:
         dropped = kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0)
         return attention(*args, **kwargs) if dropped and not use_gpu else _attention(*args, **kwargs)  # a CPU with dropout makes all scores
 
-    F.scaled_dot_product_attention, F.dropout = fused, _dropout if use_gpu else dropout
-    try:
+    with replaced_functions(scaled_dot_product_attention=fused, **({"dropout": _dropout} if use_gpu else {})):
         yield
-    finally:
-        F.scaled_dot_product_attention, F.dropout = attention, dropout
 
 
 def _attention(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import socket
-import sys
 from urllib.parse import urlsplit
 
+from raytrain_nlp.compat.huggingface_hub import apply_offline
 from raytrain_nlp.errors import Problem
 
 _SECONDS = 3
@@ -23,7 +23,7 @@ def check_hub_names(names: dict[str, tuple[str, str | None]]) -> list[Problem]:
     """
     if not names or (reason := why_unreachable()) is None:
         return []
-    _go_offline()
+    apply_offline()
     return [
         Problem(where, f"the hub cannot be asked ({reason}), and nothing of this name is on this machine ({name})", "Name a folder or files, or mend the network.")
         for where, (name, revision) in names.items()
@@ -48,14 +48,6 @@ def why_unreachable() -> str | None:
         else:
             return None
     return reason
-
-
-def _go_offline() -> None:
-    """For libraries that are loaded later, and for those that have read the variable already."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    for module, name in (("huggingface_hub.constants", "HF_HUB_OFFLINE"), ("datasets.config", "HF_HUB_OFFLINE")):
-        if module in sys.modules:
-            setattr(sys.modules[module], name, True)
 
 
 def _is_cached(name: str, revision: str | None) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from transformers.integrations.deepspeed import deepspeed_init
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, denumpify_detensorize
 
+from raytrain_nlp.compat.transformers import evaluation_model, generate_alone, signature_columns
 from raytrain_nlp.distributed.collectives import broadcast_object, gather_objects
 from raytrain_nlp.trainer.eval_outputs import Joined, NamedLogits, Part, batch_prediction, mean_loss, to_numpy
 from raytrain_nlp.trainer.generation import gathered_weights
@@ -32,8 +33,7 @@ class EvaluationMixin:
         return self.get_test_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
-        self._set_signature_columns_if_needed()
-        return self._feed.rows.loader(test_dataset, self._signature_columns)
+        return self._feed.rows.loader(test_dataset, signature_columns(self))
 
     def evaluation_loop(
         self,
@@ -50,9 +50,9 @@ class EvaluationMixin:
         if not self._feed_prepared:
             self._feed_prepare()
         with gathered_weights(self) if gathers else contextlib.nullcontext() as whole:
-            model = whole or self._wrap_model(self.model, training=False)
+            model = whole or evaluation_model(self)
             if whole is not None:
-                self._gen_kwargs["synced_gpus"] = False  # each rank generates alone, as long as its own rows need
+                generate_alone(self)
             model.eval()
             if callable(getattr(self.optimizer, "eval", None)):
                 self.optimizer.eval()

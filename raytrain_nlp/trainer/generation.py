@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from raytrain_nlp.compat.deepspeed import without_zero3_hooks
 from raytrain_nlp.distributed.collectives import gather_objects
 from raytrain_nlp.distributed.device import free_memory
 
@@ -24,7 +25,6 @@ def gathered_weights(trainer: Any) -> Iterator[Any]:
         yield None
         return
     import deepspeed
-    from deepspeed.runtime.zero import parameter_offload
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
     sharded = [parameter for parameter in offload.module.parameters() if parameter.ds_status == ZeroParamStatus.NOT_AVAILABLE]
@@ -32,13 +32,5 @@ def gathered_weights(trainer: Any) -> Iterator[Any]:
     if not all(gather_objects(whole < _SHARE * free_memory())):
         yield None
         return
-    with deepspeed.zero.GatheredParameters(sharded):
-        offload._remove_module_hooks()
-        offload.forward_hooks.clear()
-        offload.backward_hooks.clear()
-        modules = len(parameter_offload.FWD_MODULE_STACK)
-        try:
-            yield trainer.accelerator.unwrap_model(trainer.model)
-        finally:
-            offload.setup_zero_stage3_hooks()
-            del parameter_offload.FWD_MODULE_STACK[modules:]  # it holds the root module since DeepSpeed's own set-up
+    with deepspeed.zero.GatheredParameters(sharded), without_zero3_hooks(offload):
+        yield trainer.accelerator.unwrap_model(trainer.model)

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from raytrain_nlp.compat.torch import plain_functions
+
 
 class Count(torch.Tensor):
     """A number of rows or tokens, shape []; every operation on it gives plain tensors and is remembered."""
@@ -22,7 +24,7 @@ class Count(torch.Tensor):
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         reads = getattr(function, "__name__", "") != "__get__"  # its device, shape or type says nothing of its value
-        with torch._C.DisableTorchFunctionSubclass():
+        with plain_functions():
             return function(*(_plain(value, reads) for value in args), **{name: _plain(value, reads) for name, value in (kwargs or {}).items()})
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 from typing import Any
-from unittest import mock
 
 from transformers import Trainer, TrainingArguments
 
+from raytrain_nlp.compat.transformers import replaced_init
 from raytrain_nlp.errors import Problem
 from raytrain_nlp.trainer.methods import ARGUMENTS, AROUND, REFUSED, REMOVED, RULES
 from raytrain_nlp.trainer.trainer import FeedTrainer
@@ -90,7 +90,7 @@ def _check_init(cls: type[Trainer], given: dict[str, Any], deepspeed: bool) -> l
     made = {**given, "model": torch.nn.Linear(1, 1), "args": TrainingArguments(output_dir="unused", use_cpu=True, report_to=[]), "callbacks": [callback]}
     made |= {"train_dataset": [{}], "eval_dataset": [{}]}
     try:
-        with mock.patch.object(Trainer, "__init__", reached):
+        with replaced_init(reached):
             cls(**made)
     except _Reached as found:
         passed = found.given

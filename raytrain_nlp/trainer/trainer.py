@@ -14,6 +14,8 @@ import torch
 from accelerate.utils import DistributedDataParallelKwargs
 from transformers import Trainer
 
+from raytrain_nlp.compat.deepspeed import apply_before_update
+from raytrain_nlp.compat.transformers import shifts_labels
 from raytrain_nlp.cpu.gradient_mean import SharedMeanKwargs
 from raytrain_nlp.distributed.consensus import Agreement  # noqa: F401 - where tests look for it
 from raytrain_nlp.modeling.export import export_model
@@ -62,7 +64,7 @@ class FeedTrainer(EvaluationMixin, Trainer):
             return None
         training = all(hasattr(batch, "micro_batch") for batch in batch_samples)
         real = [batch for batch in batch_samples if not training or batch.micro_batch.weight]
-        labels = [batch["labels"][..., 1:] if self._loss_shifts_labels else batch["labels"] for batch in real]
+        labels = [batch["labels"][..., 1:] if shifts_labels(self) else batch["labels"] for batch in real]
         count = sum((part.ne(-100).sum() for part in labels), torch.zeros((), dtype=torch.int64)).to(device)
         if training and self.args.average_tokens_across_devices and self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()
@@ -121,13 +123,7 @@ class FeedTrainer(EvaluationMixin, Trainer):
         self._feed_prepared = True
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self.is_deepspeed_enabled:  # accelerate's backward of DeepSpeed ends with the update
-            update = self.deepspeed.step
-
-            def step(*args: Any, **kwargs: Any) -> Any:
-                self._feed_settle()
-                return update(*args, **kwargs)
-
-            self.deepspeed.step = step
+            apply_before_update(self.deepspeed, self._feed_settle)
         return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

@@ -16,6 +16,8 @@ import torch.distributed as dist
 from transformers import DataCollatorWithPadding
 
 from raytrain_nlp.checkpoint.checkpointer import Checkpointer
+from raytrain_nlp.compat.accelerate import apply_backward
+from raytrain_nlp.compat.transformers import unlogged_loss
 from raytrain_nlp.distributed.consensus import Agreement
 from raytrain_nlp.distributed.normalizer import GlobalWeight
 from raytrain_nlp.errors import InputError, Problem, RunError
@@ -123,14 +125,8 @@ class StepMixin:
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
-        backward = self.accelerator.backward
-
-        def weighted(loss: torch.Tensor, **kwargs: Any) -> None:
-            if self.is_deepspeed_enabled:
-                kwargs.setdefault("scale_wrt_gas", False)  # as `Trainer` has it: one division by the micro-batches is enough
-            backward(self._feed_weighted(loss), **kwargs)
-
-        self.accelerator.backward = weighted
+        once = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}  # as `Trainer` has it: one division by the micro-batches is enough
+        apply_backward(self.accelerator, self._feed_weighted, **once)
 
     # A step
 
@@ -234,8 +230,9 @@ class StepMixin:
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         if dist.is_initialized() and dist.get_world_size() > 1:  # losses that no log has drawn over all ranks yet
-            dist.all_reduce(self._tr_loss)
-            self._tr_loss /= dist.get_world_size()
+            loss = unlogged_loss(self)
+            dist.all_reduce(loss)
+            loss /= dist.get_world_size()
         return super()._finalize_training(*args, **kwargs)
 
 

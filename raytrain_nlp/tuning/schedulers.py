@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
+from raytrain_nlp.compat.ray_tune import keeping_actors, seeded_exploits
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.config.sweep import SweepJob
 from raytrain_nlp.config.sweep.schedulers import Asha, HyperBand, MedianStopping, Pbt
@@ -38,13 +39,13 @@ def build_scheduler(config: SweepJob, length: Mapping[str, float], slots: int = 
         if section.max_t and section.max_t < whole:
             what = f"stops every trial at {section.time_attr} {section.max_t}, a whole one has {whole:g}, so that none would leave a model"
             raise InputError(Problem("scheduler.max_t", what, "Raise it, leave it out, or shorten the job."))
-        kind = schedulers.ASHAScheduler if isinstance(section, Asha) else _keeping(schedulers.HyperBandScheduler, slots)
+        kind = schedulers.ASHAScheduler if isinstance(section, Asha) else keeping_actors(schedulers.HyperBandScheduler, slots)
         return _to_the_end(kind)(**common, max_t=section.max_t or (_NO_END if isinstance(section, Asha) else max(math.ceil(whole), 1)))
     if isinstance(section, MedianStopping):
         return _to_the_end(schedulers.MedianStoppingRule)(**common)
     if isinstance(section, Pbt):
         mutations = {key: _mutation(entry) for key, entry in config.search_space.items() if entry.searched}
-        return _keeping(_seeded(schedulers.PopulationBasedTraining, config.seed), slots)(**common, hyperparam_mutations=mutations, log_config=False)
+        return keeping_actors(seeded_exploits(schedulers.PopulationBasedTraining, config.seed), slots)(**common, hyperparam_mutations=mutations, log_config=False)
     return schedulers.FIFOScheduler()
 
 
@@ -82,64 +83,6 @@ def _to_the_end(kind: type) -> Any:
             return TrialScheduler.CONTINUE if result.get(LAST) else super().on_trial_result(controller, trial, result)
 
     return ToTheEnd
-
-
-def _seeded(kind: type, seed: int) -> type:
-    """Population based training whose draws, of whom to copy and what to change, are the seed's. Tune draws from the generators
-    of the process, on which whatever else runs in it draws as well."""
-    import random
-
-    import numpy as np
-
-    class Seeded(kind):
-        _states = random.Random(seed).getstate(), np.random.RandomState(seed).get_state()
-
-        def _checkpoint_or_exploit(self, *args: Any, **kwargs: Any) -> None:
-            outside = random.getstate(), np.random.get_state()
-            _restore(*self._states)
-            try:
-                super()._checkpoint_or_exploit(*args, **kwargs)
-            finally:
-                self._states = random.getstate(), np.random.get_state()
-                _restore(*outside)
-
-    def _restore(python: Any, numpy: Any) -> None:
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-    return Seeded
-
-
-def _keeping(kind: type, slots: int) -> type:
-    """Such a scheduler, under which trials that go on find the actors, and so the workers, of those that paused.
-
-    Tune ends the actor of a trial that pauses where no trial is to come that has not begun (`_maybe_cache_trial_actor`), and
-    keeps one actor where none is waited for: each trial that goes on would start its workers anew.
-    """
-
-    class Keeping(kind):
-        def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-            inner = getattr(tune_controller, "_tune_controller", None)  # schedulers are given a face of it
-            if inner is not None and "_maybe_cache_trial_actor" not in vars(inner):
-                _keep_actors(inner, trial.placement_group_factory, slots)
-            super().on_trial_add(tune_controller, trial)
-
-    return Keeping
-
-
-def _keep_actors(controller: Any, resources: Any, slots: int) -> None:
-    controller._actor_cache.increase_max(resources, slots)
-    cache = controller._maybe_cache_trial_actor
-
-    def cache_as_if_one_waited(trial: Any) -> bool:
-        staged = controller._staged_trials
-        controller._staged_trials = staged | {trial}
-        try:
-            return cache(trial)
-        finally:
-            controller._staged_trials = staged
-
-    controller._maybe_cache_trial_actor = cache_as_if_one_waited
 
 
 def _mutation(entry: SearchKey) -> Any:

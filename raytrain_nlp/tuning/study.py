@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from raytrain_nlp.compat.optuna import open_trial
 from raytrain_nlp.config.sweep import SweepJob
 from raytrain_nlp.config.sweep.search_space import Point, SearchKey, SearchSpace, grid_points, is_active, ordered
 from raytrain_nlp.tuning.trial_records import FAILED, FINISHED, TrialRecord
@@ -56,9 +57,7 @@ class Study:
 
     def reopen(self, number: int) -> None:
         """A trial that a killed driver left open goes on."""
-        import optuna
-
-        self._open[number] = optuna.trial.Trial(self._study, self._study.trials[number]._trial_id)
+        self._open[number] = open_trial(self._study, number)
 
     def report(self, number: int, value: float, time: int) -> None:
         """A figure on the way."""

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 
 from raytrain_nlp.cluster.session import environment
+from raytrain_nlp.compat.ray_tune import variables_kept_back
 
 _SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the live table is ours
@@ -22,17 +23,10 @@ _SETTINGS = {
 
 @contextlib.contextmanager
 def tune_environment(more: dict[str, str]) -> Iterator[None]:
-    """Tune's settings, and `more`; and it must not copy the driver's keys of object storage into the actors' runtime environment,
-    where anyone sees them who sees the dashboard. Processes have the environment of their node anyway."""
-    from ray.tune.execution import class_cache
-
-    copied = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
-    class_cache.ENV_VARS_TO_PROPAGATE -= copied
-    try:
-        with environment({**_SETTINGS, **more}):
-            yield
-    finally:
-        class_cache.ENV_VARS_TO_PROPAGATE |= copied
+    """Tune's settings, and `more`; and it must not copy the driver's keys of object storage into the actors' runtime environment.
+    Processes have the environment of their node anyway."""
+    with variables_kept_back("AWS_"), environment({**_SETTINGS, **more}):
+        yield
 
 
 @contextlib.contextmanager

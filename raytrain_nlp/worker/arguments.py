@@ -108,12 +108,11 @@ def apply_deepspeed_environment(use_gpu: bool, timeout_s: float) -> None:
     Must run before `from_pretrained`: `deepspeed.zero.Init` otherwise assumes a world of one. `timeout_s`: how long a rank waits for
     another, also in the groups that DeepSpeed makes besides.
     """
-    from raytrain_nlp.compat.deepspeed import import_deepspeed
-    from raytrain_nlp.distributed.collectives import set_group_timeout
+    from raytrain_nlp.compat.deepspeed import apply_without_shared_memory_op, import_deepspeed
+    from raytrain_nlp.compat.torch import set_group_timeout
 
     deepspeed = import_deepspeed()
     if not use_gpu:
-        # only the inference all-reduce uses this op, but its first use would run g++ for over a minute
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        apply_without_shared_memory_op()
     set_group_timeout(timeout_s)
     deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", timeout=timedelta(seconds=timeout_s), verbose=False)

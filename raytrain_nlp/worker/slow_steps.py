@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from raytrain_nlp.compat.deepspeed import UPDATE_FUNCTION
 from raytrain_nlp.failures import Place
 from raytrain_nlp.paths import RunPaths, read_json, write_json
 from raytrain_nlp.storage.local_copy import push, refetch
@@ -97,7 +98,7 @@ def _where(frames: list[FrameType], names: dict[int, str]) -> str:
 
 
 _DOING = (
-    ("get_batch_samples", "waiting for rows"), ("_take_model_step", "update"), ("backward", "backward pass"), ("forward", "forward pass"),
+    ("get_batch_samples", "waiting for rows"), (UPDATE_FUNCTION, "update"), ("backward", "backward pass"), ("forward", "forward pass"),
 )  # fmt: skip
 """By a function on the stack; the first that is there (accelerate's backward of DeepSpeed holds the update)."""
 

@@ -103,7 +103,7 @@ def test_what_a_compiler_needs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_groups_wait_as_long_as_the_job_says(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.distributed import distributed_c10d
 
-    from raytrain_nlp.distributed.collectives import set_group_timeout
+    from raytrain_nlp.compat.torch import set_group_timeout
 
     for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
         monkeypatch.setattr(distributed_c10d, name, timedelta(minutes=10), raising=False)

@@ -27,10 +27,12 @@ _CACHE = re.compile(r"(?:cache|indices|tmp)[-_]?\w*\.arrow")
 
 def split_spec(filesystem: Any, spec: str) -> tuple[str, str | None]:
     """A path, and the split where it ends with one: `FOLDER:SPLIT`."""
+    import fsspec
+
     folder, colon, split = spec.rpartition(":")
-    if not colon or not re.fullmatch(r"[\w][\w.\-]*", split) or filesystem.exists(filesystem._strip_protocol(spec)):
+    if not colon or not re.fullmatch(r"[\w][\w.\-]*", split) or filesystem.exists(fsspec.core.url_to_fs(spec)[1]):
         return spec, None
-    return (folder, split) if filesystem.isdir(filesystem._strip_protocol(folder)) else (spec, None)
+    return (folder, split) if filesystem.isdir(fsspec.core.url_to_fs(folder)[1]) else (spec, None)
 
 
 def find_in_folder(filesystem: Any, folder: str, split: str | None, is_data: Callable[[str], bool], where: str, spec: str) -> list[str]:
