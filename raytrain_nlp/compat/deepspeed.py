@@ -15,7 +15,7 @@ def import_deepspeed() -> Any:
     each worker). Patch of `sys.modules` and of DeepSpeed's `compile`, while it is imported."""
     absent = "mlflow" not in sys.modules
     if absent:
-        sys.modules["mlflow"] = None  # an import of it then fails like that of a package that is not installed
+        sys.modules["mlflow"] = None  # type: ignore[assignment]  # Python allows it: an import of it then fails like that of a package that is not installed
     try:
         import deepspeed
     finally:

@@ -64,7 +64,7 @@ def reported_cluster_config() -> Any:
 def infeasible_gangs() -> list[str]:
     """What the second autoscaler says of each placement group it can never place; `ray.autoscaler.v2.sdk.get_cluster_status` leaves these out."""
     import ray
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # Ray's stub of this module leaves it out
     from ray.autoscaler.v2.sdk import GetClusterStatusReply
 
     reply = GetClusterStatusReply()

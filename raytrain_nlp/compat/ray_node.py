@@ -18,8 +18,10 @@ def empty_node() -> Any:
     Without what the Ray of one driver on one machine has no use for: dashboard, autoscaler and, unless its output is wanted, what
     carries it to the driver (ranks have log files of their own). Each is a process that takes seconds to start.
     """
-    from ray import _raylet
+    from ray import _raylet as with_stub
     from ray._private.node import Node
+
+    _raylet: Any = with_stub  # Ray's stub of this module leaves most names out
 
     class LeanNode(Node):
         def start_api_server(self, **arguments: Any) -> None:
@@ -101,6 +103,8 @@ def worker_program(executable: str) -> Iterator[None]:
     import ray._private.services as services
 
     class Sys:
+        executable: str
+
         def __getattr__(self, name: str) -> Any:
             return getattr(sys, name)
 

@@ -66,7 +66,7 @@ class DeepSpeedConfig(Section):
     @model_validator(mode="after")
     def _stages(self) -> DeepSpeedConfig:
         if self.config is not None:
-            return self._check_config()
+            return self._check_config(self.config)
         if self.offload_param and self.zero_stage != 3:
             raise ValueError(f"offload_param needs zero_stage 3, not {self.zero_stage} || Set zero_stage: 3 or remove offload_param.")
         if self.offload_optimizer and self.zero_stage == 0:
@@ -75,8 +75,8 @@ class DeepSpeedConfig(Section):
             raise ValueError("stage3_param_persistence_threshold needs zero_stage 3 || Set zero_stage: 3 or remove it.")
         return self
 
-    def _check_config(self) -> DeepSpeedConfig:
-        zero = self.config.get(ZERO, {})
+    def _check_config(self, config: dict[str, Any]) -> DeepSpeedConfig:
+        zero = config.get(ZERO, {})
         if not isinstance(zero, dict):
             raise ValueError("config: zero_optimization should be a mapping || See DeepSpeed's documentation.")
         if (stage := zero.get("stage", 0)) not in (0, 1, 2, 3):

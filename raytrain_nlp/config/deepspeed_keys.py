@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.errors import Problem, nearest
+from raytrain_nlp.host.packages import package_folder
 
 ZERO = "zero_optimization"
 _SIZES = ("autotp_size", "tp_size", "size", "degree")
@@ -147,10 +146,11 @@ def zero_names() -> dict[str, str]:
 
     A field's alias is the name in use; a deprecated field names its successor.
     """
-    source = Path(importlib.util.find_spec("deepspeed").origin).parent / "runtime" / "zero" / "config.py"
+    source = package_folder("deepspeed") / "runtime" / "zero" / "config.py"
     tree = ast.parse(source.read_text(encoding="utf-8"))
     body = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "DeepSpeedZeroConfig").body
-    used, successors = {}, {}
+    used: dict[str, str] = {}
+    successors: dict[str, str] = {}
     for node in body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             name, texts = node.target.id, _texts(node.value)
@@ -163,10 +163,10 @@ def zero_names() -> dict[str, str]:
 
 def _texts(value: ast.expr | None) -> dict[str, str]:
     """Texts among the arguments of pydantic's `Field`, those of its mappings included."""
-    found = {}
+    found: dict[str, str] = {}
     for keyword in value.keywords if isinstance(value, ast.Call) else ():
         pairs = [(keyword.arg, keyword.value)]
         if isinstance(keyword.value, ast.Dict):
             pairs = [(getattr(key, "value", None), item) for key, item in zip(keyword.value.keys, keyword.value.values, strict=True)]
-        found |= {key: item.value for key, item in pairs if isinstance(item, ast.Constant) and isinstance(item.value, str)}
+        found |= {key: item.value for key, item in pairs if key is not None and isinstance(item, ast.Constant) and isinstance(item.value, str)}
     return found

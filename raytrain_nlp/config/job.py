@@ -112,7 +112,8 @@ class TrainJob(Section):
     @property
     def smallest(self) -> TrainJob:
         """The job on as few workers as may be."""
-        return self.at_size(self.workers.min_workers) if self.workers.elastic else self
+        least = self.workers.min_workers
+        return self.at_size(least) if least is not None and self.workers.elastic else self
 
     @property
     def _micro_batches(self) -> int:

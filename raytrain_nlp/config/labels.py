@@ -43,7 +43,7 @@ def sorted_labels(labels: Iterable[str]) -> list[str]:
     labels = list(labels)
     if len(truths := {_TRUTHS.get(label) for label in labels}) < len(labels) and None not in truths:
         numbers = {"0", "1"}.intersection(labels)
-        labels = [str(int(truth)) for truth in truths] if numbers else [str(truth) for truth in truths]
+        labels = [str(int(truth is True)) for truth in truths] if numbers else [str(truth) for truth in truths]
     try:
         return sorted(labels, key=int)
     except ValueError:

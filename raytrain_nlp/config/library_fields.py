@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
 from pydantic import TypeAdapter
+
+from raytrain_nlp.host.packages import package_folder
 
 _BUILTIN_TYPES = {kind.__name__: kind for kind in (str, int, float, bool, dict, list, tuple)}
 
@@ -18,7 +18,7 @@ def read_fields(package: str, file: str, cls: str, *, enums: Iterable[str] = (),
 
     `enums` are further files of the package whose enums are choices of their values; `names` gives types for other names.
     """
-    folder = Path(importlib.util.find_spec(package).origin).parent
+    folder = package_folder(package)
     main = ast.parse((folder / file).read_text(encoding="utf-8"))
     known: dict[str, Any] = {"Any": Any, "Literal": Literal, "Optional": Optional, "Union": Union, **_BUILTIN_TYPES, **(names or {})}
     choices = []

@@ -12,6 +12,8 @@ from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
+from raytrain_nlp.host.packages import package_folder
+
 WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 """The environment of a process that is to see none. CUDA and HIP read it when they are first asked, DeepSpeed when it is loaded; Ray
 leaves it alone where a worker asks for no GPU."""
@@ -76,9 +78,8 @@ def hidden_gpus(use_gpu: bool) -> Iterator[None]:
 
 def _torch_build() -> dict[str, Any]:
     """What torch was built for, by its own file, which is read without loading torch."""
-    spec = find_spec("torch")
-    with contextlib.suppress(OSError, TypeError):
-        return runpy.run_path(str(Path(next(iter(spec.submodule_search_locations))) / "version.py"))
+    with contextlib.suppress(OSError, ImportError):
+        return runpy.run_path(str(package_folder("torch") / "version.py"))
     return {}
 
 
@@ -86,7 +87,7 @@ def _visible(gpus: list[Gpu], variable: str) -> list[Gpu]:
     """Those that the variable names, by number or by id; without it all. As CUDA does, up to the first that is none."""
     if (value := os.environ.get(variable)) is None:
         return gpus
-    found = []
+    found: list[Gpu] = []
     for part in filter(None, (part.strip() for part in value.split(","))):
         number = int(part) if part.isdigit() else len(found) if part.startswith(("GPU-", "MIG-")) else len(gpus)
         if number >= len(gpus):
@@ -120,8 +121,8 @@ def load_nvml() -> Any:
 
         return pynvml
     if _NVML not in sys.modules:
-        ray = Path(next(iter(find_spec("ray").submodule_search_locations)))
-        spec = spec_from_file_location(_NVML, ray / "_private" / "thirdparty" / "pynvml" / "pynvml.py")
+        spec = spec_from_file_location(_NVML, package_folder("ray") / "_private" / "thirdparty" / "pynvml" / "pynvml.py")
+        assert spec is not None and spec.loader is not None, "a file that ends in .py has a loader"
         sys.modules[_NVML] = module_from_spec(spec)  # it looks for itself there
         spec.loader.exec_module(sys.modules[_NVML])
     return sys.modules[_NVML]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
 
 _PACKAGES = ("raytrain-nlp", "torch", "transformers", "deepspeed", "ray", "numpy", "tokenizers")
 
@@ -10,6 +12,14 @@ _PACKAGES = ("raytrain-nlp", "torch", "transformers", "deepspeed", "ray", "numpy
 def package_versions() -> dict[str, str]:
     """By name; "unknown" for one that is not installed: this package itself may run from a source tree."""
     return {name: _version(name) for name in _PACKAGES}
+
+
+def package_folder(name: str) -> Path:
+    """Of an installed package, found without importing it. Raises `ImportError` where it is not installed, or is no folder."""
+    spec = find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError(f"{name} is not installed", name=name)
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def _version(package: str) -> str:

@@ -19,11 +19,15 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from typing import ParamSpec, TypeVar
+from types import FrameType
+from typing import Any, ParamSpec, TypeVar
 
 from raytrain_nlp.errors import Stopped
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
+_Handler = Callable[[int, FrameType | None], Any] | int | None
+"""What `signal.signal` takes and gives."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOOK_S = 0.5
 _DECISION_S = 5.0
@@ -47,11 +51,11 @@ class _Watch:
         self._own = 0
         """Signals that the watcher has sent to itself."""
         self.hooks: list[Callable[[], str | None]] = []
-        self.last_words: list[Callable[[], None]] = []
+        self.last_words: list[Callable[[], object]] = []
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
         self._over = threading.Event()
-        self._before: dict[int, object] = {}
+        self._before: dict[int, _Handler] = {}
 
     def install(self) -> None:
         taken = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # by nohup, or for a shell's background job
@@ -94,7 +98,9 @@ class _Watch:
                 self._heard(number)
             if self._raised is not None and self._raised() is None and not self._over.is_set():
                 self._own += 1  # it was raised where exceptions are thrown away, as in a destructor
-                signal.pthread_kill(threading.main_thread().ident, self.first)
+                main = threading.main_thread().ident
+                assert self.first is not None and main is not None, "a signal was heard, and its thread runs"
+                signal.pthread_kill(main, self.first)
 
     def _heard(self, number: int) -> None:
         if self._own:
@@ -170,7 +176,7 @@ def asking(hook: Callable[[], str | None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def at_once(last_word: Callable[[], None]) -> Iterator[None]:
+def at_once(last_word: Callable[[], object]) -> Iterator[None]:
     """While inside, the second signal calls it before the process ends; for what takes a moment and must not be left undone."""
     yield from _registered(last_word, "last_words")
 
@@ -205,7 +211,7 @@ def end_now(code: int, last_words: bool = True) -> None:
     os._exit(code)
 
 
-def _quietly(function: Callable[[], str | None]) -> str | None:
+def _quietly(function: Callable[[], T]) -> T | None:
     try:
         return function()
     except Exception:  # noqa: BLE001 - the process is ending, whatever this is

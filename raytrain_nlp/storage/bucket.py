@@ -132,7 +132,7 @@ class Objects:
         for start in range(0, len(paths), _BULK):
             some = paths[start : start + _BULK]
             with contextlib.suppress(FileNotFoundError):
-                self._try(lambda fs, some=some: _remove(fs, some), f"delete {some[0]}", patience)
+                self._try(functools.partial(_remove, paths=some), f"delete {some[0]}", patience)
 
     def _path(self, key: str) -> str:
         return f"{self._bucket}/{key}" if key else self._bucket

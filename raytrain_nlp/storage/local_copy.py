@@ -10,12 +10,14 @@ import functools
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from raytrain_nlp.storage import atomic
 from raytrain_nlp.storage.bucket import Objects
 from raytrain_nlp.storage.locations import parts_of
 from raytrain_nlp.storage.names import below
 
+T = TypeVar("T")
 _AT_ONCE = 8
 """Files that are on their way together."""
 
@@ -167,7 +169,7 @@ def _has_size(path: Path, size: int) -> bool:
         return False
 
 
-def _all(action: Callable[[str], None], items: list) -> None:
+def _all(action: Callable[[T], None], items: list[T]) -> None:
     if items:
         with ThreadPoolExecutor(min(_AT_ONCE, len(items)), thread_name_prefix="copy") as pool:
             list(pool.map(action, items))

@@ -60,7 +60,7 @@ class SweepJob(Section):
     register_model: str | None = Field(None, min_length=1)
     """Register the best model in MLflow under this name."""
 
-    _run_name = field_validator("name")(TrainJob._run_name.__func__)
+    _run_name = field_validator("name")(TrainJob._run_name.__func__)  # type: ignore[attr-defined]  # pydantic makes a class method of it
 
     @field_validator("metric", mode="before")
     @classmethod
@@ -119,7 +119,7 @@ def load_sweep(source: SweepSource, overrides: Iterable[str] = ()) -> Sweep:
         config.job["storage_path"] = config.storage_path
     job, found = _try_load(config.job)
     problems += found + _check_space(config)
-    if problems:
+    if problems or job is None:
         raise InputError(problems)
     sweep = Sweep(config, job, (), config.num_samples or _default_samples(config))
     problems = _check_job(sweep) + _check_optuna()

@@ -66,7 +66,8 @@ class SearchKey(Section):
         """The ends of a range, both included."""
         if self.randint:
             return self.randint[0], self.randint[1] - 1
-        return (self.uniform or self.loguniform or self.quniform or self.integer or (None,))[:2] if not (self.choices or self.multiply) else None
+        ends = self.uniform or self.loguniform or self.quniform or self.integer
+        return (ends[0], ends[1]) if ends else None
 
     @property
     def choices(self) -> list[Any] | None:
@@ -85,7 +86,7 @@ class SearchKey(Section):
         """All values, where they are finite in number."""
         if self.choices:
             return list(self.choices)
-        if self.integer or self.randint:
+        if self.bounds and (self.integer or self.randint):
             low, high = self.bounds
             return list(range(int(low), int(high) + 1))
         if self.quniform:
