@@ -15,6 +15,7 @@ from raytrain_nlp.data.reading.readers import Row, read_rows
 from raytrain_nlp.data.reading.sources import SourceFile, find_files, split_file
 from raytrain_nlp.errors import InputError, Problem, nearest
 from raytrain_nlp.modeling.tokenizer import check_local_model, looks_local
+from raytrain_nlp.modeling.weight_files import check_weights
 from raytrain_nlp.paths import cache_dir
 from raytrain_nlp.storage.hub import check_hub_names
 from raytrain_nlp.tasks import build_task
@@ -41,8 +42,11 @@ class Files:
         return sum(file.size for file in [*([] if streaming else self.train), *self.validation])
 
 
-def find_job_files(job: TrainJob, storage: Path) -> Files:
-    """Find and look into the files of a job: existence, format, columns. No library beyond fsspec and pyarrow is loaded."""
+def find_job_files(job: TrainJob, storage: Path, trains: bool = True) -> Files:
+    """Find and look into the files of a job: existence, format, columns, weights. No library beyond fsspec and pyarrow is loaded.
+
+    `trains`: whether the weights are to be loaded; a plan can be made without them.
+    """
     problems: list[Problem] = check_hub_names(_hub_names(job))
     unknown = {problem.where for problem in problems}
     found: dict[str, list[SourceFile]] = {}
@@ -55,6 +59,7 @@ def find_job_files(job: TrainJob, storage: Path) -> Files:
             problems += error.problems
     if job.model.name_or_path:
         problems += _problems_of(lambda: check_local_model(job.model.name_or_path, "model.name_or_path", tokenizer=job.model.tokenizer is None))
+        problems += check_weights(job.model.name_or_path, "model.name_or_path", trains, adapter=job.lora is not None)
     if job.model.tokenizer and job.model.tokenizer != "train":
         problems += _problems_of(lambda: check_local_model(job.model.tokenizer, "model.tokenizer", tokenizer=True))
     if problems:

@@ -135,7 +135,7 @@ def check(
     storage = local_folder(job.storage_path)
     observer.stage("looking at the data")
     with in_use(storage), hidden_gpus(job.workers.use_gpu), process_measured(job, storage) as find_base:
-        files = find_job_files(job, storage)
+        files = find_job_files(job, storage, trains=calibrate)
         about = sum(file.size for file in files.train), worker_memory, observer
         if not calibrate:
             with contextlib.closing(Connection(job)) as connection:  # a Ray is started only where there is much to prepare
