@@ -28,7 +28,8 @@ def check_weights(name: str, where: str, trains: bool, adapter: bool) -> list[Pr
     folder = Path(os.path.expanduser(name))
     if not folder.is_dir():
         return []
-    quantized = (_read(folder / "config.json") or {}).get("quantization_config")
+    config = _read(folder / "config.json")  # what is none is told by others
+    quantized = (config or {}).get("quantization_config")
     if isinstance(quantized, dict) and quantized.get("quant_method") in _FOR_ADAPTERS and not adapter:
         what = f"its weights are quantized ({quantized['quant_method']}), which cannot be trained ({name})"
         return [Problem(where, what, "Add a `lora` section, or name the model it was made of.")]
@@ -42,7 +43,7 @@ def check_weights(name: str, where: str, trains: bool, adapter: bool) -> list[Pr
     if missing := [file for file in files if not (folder / file).exists()]:
         return [Problem(where, f"{len(missing)} of {len(files)} files of weights are missing (the first: {folder / missing[0]})", "Restore them.")]
     damaged = [(file, why) for file in files if (why := _damage(folder / file))]
-    if not files and trains and not any((folder / other).exists() for other in _OTHERS) and (folder / "config.json").exists():
+    if not files and trains and not any((folder / other).exists() for other in _OTHERS) and config is not None:
         return [Problem(where, f"the folder has no weights ({name})", f"Name one with {_WHOLE}; or give its config.json as model.config, to train from scratch.")]
     return [Problem(where, f"the weights are damaged ({folder / file}: {why})", "Restore the file.") for file, why in damaged]
 
