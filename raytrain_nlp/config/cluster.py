@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -11,6 +12,8 @@ from raytrain_nlp.config.base import Section
 
 AUTO = {"num_workers", "use_gpu"}
 """Keys of `workers` that may be `auto`."""
+_STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
+"""Schemes of MLflow's tracking stores, besides those of plugins."""
 
 
 class WorkersConfig(Section):
@@ -104,4 +107,7 @@ class TrackingConfig(Section):
             raise ValueError("MLflow's file store is closed to new runs || Use sqlite:////absolute/path.db or http(s)://server, or leave it out.")
         if value is not None and value.startswith("sqlite:///") and not value.startswith("sqlite:////"):
             raise ValueError("a relative SQLite path means another file in each process || Write sqlite://// and an absolute path.")
+        scheme = value.partition("://")[0].partition("+")[0] if value is not None else _STORES[0]
+        if scheme not in _STORES and scheme not in {plugin.name for plugin in entry_points(group="mlflow.tracking_store")}:
+            raise ValueError(f"MLflow knows no store of this kind ({scheme}://) || Write sqlite:////absolute/path.db or http(s)://server, or leave it out.")
         return value

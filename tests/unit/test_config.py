@@ -123,6 +123,7 @@ def test_unknown_key_without_a_near_name_lists_the_valid_ones() -> None:
         ("early_stopping={early_stopping_patience: 0}", "early_stopping.early_stopping_patience", "greater than or equal to 1"),
         ("tracking.tags={a: 1}", "tracking.tags.a", "should be a valid string (1)"),
         ("tracking.tracking_uri=file:///tmp/mlruns", "tracking.tracking_uri", "MLflow's file store"),
+        ("tracking.tracking_uri=htpp://server:5000", "tracking.tracking_uri", "MLflow knows no store of this kind (htpp://)"),
         ("tracking.tracking_uri=mlruns", "tracking.tracking_uri", "MLflow's file store"),
         ("tracking.tracking_uri='sqlite:///mlflow.db'", "tracking.tracking_uri", "relative SQLite path"),
         ("storage_path='ftp://bucket/runs'", "storage_path", "must be a folder all nodes share, or start with s3:// or gs:// ('ftp://bucket/runs')"),
