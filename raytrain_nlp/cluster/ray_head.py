@@ -21,6 +21,7 @@ from typing import Any
 
 from raytrain_nlp.compat.ray import make_token
 from raytrain_nlp.compat.ray_node import AGENT_PORTS, empty_node, end_node, start_node
+from raytrain_nlp.cpu import is_plain
 
 _STARTS = 3
 
@@ -50,7 +51,7 @@ def main() -> None:
     node = None
     with contextlib.ExitStack() as stack:
         try:
-            if settings.forked is not None:
+            if settings.forked is not None and not is_plain():
                 from raytrain_nlp.cpu.fork_server import forked_processes
 
                 stack.enter_context(forked_processes(*settings.forked))

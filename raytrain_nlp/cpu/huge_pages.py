@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import os
 
+from raytrain_nlp.cpu import is_plain
+
 _VARIABLE = "GLIBC_TUNABLES"
 _TUNABLE = "glibc.malloc.hugetlb"
 
 
 def huge_pages() -> dict[str, str]:
     """The environment variable for a program that starts; what the user has set there stays."""
+    if is_plain():
+        return {}
     own = os.environ.get(_VARIABLE, "")
     return {_VARIABLE: own if _TUNABLE in own else ":".join([*filter(None, [own]), f"{_TUNABLE}=1"])}

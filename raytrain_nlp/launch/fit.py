@@ -15,6 +15,7 @@ from raytrain_nlp.cluster.session import owns_ray
 from raytrain_nlp.compat.ray import actor_id
 from raytrain_nlp.compat.ray_train import abortable_trainer, import_controller
 from raytrain_nlp.config import TrainJob
+from raytrain_nlp.cpu import switch
 from raytrain_nlp.cpu.huge_pages import huge_pages
 from raytrain_nlp.errors import RunError
 from raytrain_nlp.failures import out_of_memory, tells_of_another_rank
@@ -82,7 +83,7 @@ class Fit:
                 name=f"driver-{len(list(paths.ray.glob('*'))) if paths.ray.exists() else 0}",
                 storage_path=str(paths.ray),
                 failure_config=ray.train.FailureConfig(max_failures=job.workers.max_failures),
-                worker_runtime_env=None if job.workers.use_gpu else {"env_vars": {**huge_pages(), **WITHOUT_GPU}},
+                worker_runtime_env=None if job.workers.use_gpu else {"env_vars": {**huge_pages(), **switch(), **WITHOUT_GPU}},
             ),
         )
         try:

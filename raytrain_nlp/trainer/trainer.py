@@ -16,6 +16,7 @@ from transformers import Trainer
 
 from raytrain_nlp.compat.deepspeed import apply_before_update
 from raytrain_nlp.compat.transformers import shifts_labels
+from raytrain_nlp.cpu import is_plain
 from raytrain_nlp.cpu.gradient_mean import SharedMeanKwargs
 from raytrain_nlp.distributed.consensus import Agreement  # noqa: F401 - where tests look for it
 from raytrain_nlp.modeling.export import export_model
@@ -39,7 +40,7 @@ class FeedTrainer(EvaluationMixin, Trainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
-        if self.args.use_cpu and self.accelerator.ddp_handler is not None:
+        if self.args.use_cpu and not is_plain() and self.accelerator.ddp_handler is not None:
             self.accelerator.ddp_handler = SharedMeanKwargs(**vars(self.accelerator.ddp_handler))
 
     def release(self) -> None:
