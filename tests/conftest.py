@@ -15,6 +15,20 @@ from object_store import ObjectStore, environment, free_port, serving
 from support import HOOKS
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """`pytest` alone runs what is not slow; whoever names files, or a marker, gets what they name."""
+    if config.args_source == pytest.Config.ArgsSource.TESTPATHS and not config.option.markexpr:
+        config.option.markexpr = "not slow"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test is part of `-m full`; faults and joints are slow, but for the joints marked `quick`."""
+    for item in items:
+        item.add_marker("full")
+        if item.path.parent.name != "unit" and item.get_closest_marker("quick") is None:
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def hooks_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("hooks") / "hooks.json"
