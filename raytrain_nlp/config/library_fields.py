@@ -31,11 +31,28 @@ def read_fields(package: str, file: str, cls: str, *, enums: Iterable[str] = (),
     fields = {}
     for node in next(item for item in main.body if isinstance(item, ast.ClassDef) and item.name == cls).body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            annotation = ast.unparse(node.annotation)
-            for enum in choices:  # `IntervalStrategy | str` would let any string through: the enum's values are the truth
-                annotation = annotation.replace(f"{enum} | str", enum)
             try:
-                fields[node.target.id] = TypeAdapter(eval(annotation, {"__builtins__": {}}, known))
-            except Exception:  # a type we cannot read: take any value, the library's own check decides
+                fields[node.target.id] = TypeAdapter(_type_of(node.annotation, known, choices))
+            except Exception:  # noqa: BLE001 - a type that cannot be read: any value is taken, the library's own check decides
                 fields[node.target.id] = TypeAdapter(Any)
     return fields
+
+
+def _type_of(node: ast.expr, known: dict[str, Any], choices: list[str]) -> Any:
+    """The type that an annotation names, put together from `known` names. Raises `KeyError` or `TypeError` where it cannot be."""
+    if isinstance(node, ast.Constant):
+        return _type_of(ast.parse(node.value, mode="eval").body, known, choices) if isinstance(node.value, str) else node.value
+    if isinstance(node, ast.Name):
+        return known[node.id]
+    if isinstance(node, ast.Tuple):
+        return tuple(_type_of(item, known, choices) for item in node.elts)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        if getattr(node.left, "id", "") in choices and getattr(node.right, "id", "") == "str":
+            return known[node.left.id]  # `IntervalStrategy | str` would let any string through: the enum's values are the truth
+        return Union[_type_of(node.left, known, choices), _type_of(node.right, known, choices)]
+    if isinstance(node, ast.Subscript):
+        if getattr(node.value, "id", "") == "Literal":
+            values = ast.literal_eval(node.slice)
+            return Literal[values if isinstance(values, tuple) else (values,)]
+        return _type_of(node.value, known, choices)[_type_of(node.slice, known, choices)]
+    raise TypeError(ast.unparse(node))

@@ -36,12 +36,6 @@ def local_folder(storage_path: str | Path, base: Path | None = None) -> Path:
     return (base or Path(tempfile.gettempdir()).resolve()) / f"{_MARK}{os.getuid()}" / scheme / rest.strip("/")
 
 
-def base_of(path: str | Path) -> Path | None:
-    """The folder below which a copy was put."""
-    found = _PLACE.match(str(path))
-    return Path(found["root"]).parent if found else None
-
-
 def remote_of(path: str | Path) -> str | None:
     """The address a local path is the copy of; None where it is a folder like any other."""
     parts = parts_of(path)

@@ -11,7 +11,7 @@ from typing import Any
 
 from raytrain_nlp.compat.optuna import open_trial
 from raytrain_nlp.config.sweep import SweepJob
-from raytrain_nlp.config.sweep.search_space import Point, SearchKey, SearchSpace, grid_points, is_active, ordered
+from raytrain_nlp.config.sweep.search_space import Point, SearchKey, grid_points, is_active, ordered
 from raytrain_nlp.tuning.trial_records import FAILED, FINISHED, TrialRecord
 
 _PLAIN = (str, int, float, bool, type(None))
@@ -124,8 +124,3 @@ def _coded(entry: SearchKey, value: Any) -> Any:
 
 def _same(one: Any, other: Any) -> bool:
     return one == other and isinstance(one, bool) == isinstance(other, bool)
-
-
-def space_of(space: SearchSpace) -> dict[str, Any]:
-    """All distributions, by key."""
-    return {key: distribution_of(entry) for key, entry in space.items() if entry.searched}
