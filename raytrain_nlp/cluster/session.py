@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-from raytrain_nlp.cluster.local_gpus import check_gpus
+from raytrain_nlp.cluster.gpus import check_gpus
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.errors import Problem
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from raytrain_nlp.cluster import gpus
 from raytrain_nlp.cluster.connection import connected_briefly
 from raytrain_nlp.cluster.session import is_local
-from raytrain_nlp.host import devices
 
 _GPU_TYPE = "accelerator_type:"
 _NO_BF16 = ("V100", "P100", "T4", "P4", "K80", "GTX", "TITAN", "QUADRO", "RTX-2", "M60")
@@ -42,8 +42,8 @@ def find_place() -> Place:
 
 
 def this_machine() -> Place:
-    found = devices.local_gpus()
-    remark = "torch is built for CPUs only" if devices.torch_without_gpu() else ""
+    found = gpus.local_gpus()
+    remark = "torch is built for CPUs only" if gpus.torch_without_gpu() else ""
     kinds = tuple(dict.fromkeys(gpu.name for gpu in found))
     return Place("this machine", (float(len(found)),) if found else (), kinds, bool(found) and all(gpu.bf16 for gpu in found), os.cpu_count() or 1, remark)
 

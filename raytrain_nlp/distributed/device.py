@@ -14,7 +14,8 @@ import sys
 import psutil
 
 from raytrain_nlp.compat.deepspeed import forget_accelerator
-from raytrain_nlp.host.devices import CONTEXT_BYTES, apply_hidden, load_nvml
+from raytrain_nlp.compat.nvml import load_nvml
+from raytrain_nlp.host.devices import CONTEXT_BYTES, apply_hidden
 
 _use_gpu = False
 _SELF = "/proc/self"

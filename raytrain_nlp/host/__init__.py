@@ -1,1 +1,1 @@
-"""The machine this process runs on: its GPUs, signals, threads, processes and short-lived folders."""
+"""The machine this process runs on: which GPUs it sees, signals, threads, processes and short-lived folders."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from raytrain_nlp.cluster import gpus
 from raytrain_nlp.cluster.session import is_local
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.errors import InputError, Problem, RunError
@@ -43,7 +44,7 @@ def parse_bytes(text: str, where: str) -> int:
 def find_available(job: TrainJob) -> int | None:
     """Of the smallest GPU this machine has, or of this machine's memory for each of its workers; of other machines nothing is known here."""
     if job.workers.use_gpu:
-        return min((gpu.memory for gpu in devices.local_gpus() if gpu.memory), default=None)
+        return min((gpu.memory for gpu in gpus.local_gpus() if gpu.memory), default=None)
     if not is_local():
         return None
     total = psutil.virtual_memory().total

@@ -6,10 +6,10 @@ import math
 import os
 from collections.abc import Iterable
 
+from raytrain_nlp.cluster import gpus
 from raytrain_nlp.cluster.resources import Resources, need_of, worker_of
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.errors import InputError, Problem
-from raytrain_nlp.host import devices
 
 _SLACK = 1e-6
 
@@ -31,7 +31,7 @@ def plan_local(job: TrainJob, most: int | None) -> int:
     no more than there are."""
     busy = most or max(int((os.cpu_count() or 1) // max(worker_of(job)["CPU"] * job.workers.num_workers, 1)), 1)
     each = worker_of(job).get("GPU", 0) * job.workers.num_workers
-    return max(min(busy, int(len(devices.local_gpus()) // each)), 1) if each else busy
+    return max(min(busy, int(len(gpus.local_gpus()) // each)), 1) if each else busy
 
 
 def _fits(job: TrainJob, nodes: list[Resources]) -> int:

@@ -9,13 +9,13 @@ from unittest import mock
 
 import pytest
 
-from raytrain_nlp.host import devices
+from raytrain_nlp.cluster import gpus
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if devices.local_gpus():
+    if gpus.local_gpus():
         return
-    reason = "torch is built for CPUs only" if devices.torch_without_gpu() else "this machine has no GPU"
+    reason = "torch is built for CPUs only" if gpus.torch_without_gpu() else "this machine has no GPU"
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.skip(reason=reason))

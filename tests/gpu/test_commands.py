@@ -11,8 +11,8 @@ import pytest
 import support
 
 import raytrain_nlp
+from raytrain_nlp.cluster import gpus
 from raytrain_nlp.errors import InputError
-from raytrain_nlp.host import devices
 
 JOBS = Path(__file__).parents[2] / "jobs"
 SHORT = ["--set", "training.max_steps=6", "--set", "training.logging_steps=1", "--set", "training.eval_strategy=no", "--set", "training.save_strategy=no"]
@@ -33,16 +33,16 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any]
 
 def test_the_quickstart_takes_the_gpus(quickstart: tuple[dict[str, Any], str]) -> None:
     result, said = quickstart
-    gpus = devices.local_gpus()
-    assert said.splitlines()[0].startswith(f"{result['world_size']} worker") and gpus[0].name in said.splitlines()[0]
-    assert 1 <= result["world_size"] <= len(gpus)
+    cards = gpus.local_gpus()
+    assert said.splitlines()[0].startswith(f"{result['world_size']} worker") and cards[0].name in said.splitlines()[0]
+    assert 1 <= result["world_size"] <= len(cards)
     run = Path(result["run_dir"])
     record = json.loads((run / "run.json").read_text())
-    assert record["job"]["workers"]["use_gpu"] is True and record["job"]["training"].get("bf16", False) is all(gpu.bf16 for gpu in gpus)
+    assert record["job"]["workers"]["use_gpu"] is True and record["job"]["training"].get("bf16", False) is all(gpu.bf16 for gpu in cards)
     losses = support.losses(run)
     assert len(losses) == 6 and all(map(math.isfinite, losses))
     peak = next(event["peak_memory"] for event in support.events(run) if event["kind"] == "end")
-    assert all(10**8 < size < gpus[0].memory for size in peak)
+    assert all(10**8 < size < cards[0].memory for size in peak)
 
 
 def test_the_same_on_its_cpus(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_sweep_of_a_lora_classifier(tmp_path: Path) -> None:
 
 def test_what_the_gpus_cannot_do_is_refused_before_anything_starts(tmp_path: Path) -> None:
     support.write_rows(tmp_path / "train.jsonl", 16)
-    there = len(devices.local_gpus())
+    there = len(gpus.local_gpus())
     for workers, line in (
         ({"num_workers": there + 1, "use_gpu": True}, f"{there + 1} workers need {there + 1} GPUs, this machine has {there}"),
         ({"num_workers": 2, "use_gpu": True, "resources_per_worker": {"GPU": 0.5}}, "gives 2 workers parts of a GPU"),

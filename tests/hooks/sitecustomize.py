@@ -137,7 +137,7 @@ def _patch_cuda(module):
     module.device_count = lambda: int(asked("device_count"))
 
 
-def _patch_devices(module):
+def _patch_gpus(module):
     if (gpus := _wanted().get("gpus")) is not None:
         module.local_gpus = lambda: [module.Gpu(**gpu) for gpu in gpus]
 
@@ -149,7 +149,7 @@ def _note(entry):
 
 _PATCHES = {
     "torch.cuda": _patch_cuda,
-    "raytrain_nlp.host.devices": _patch_devices,
+    "raytrain_nlp.cluster.gpus": _patch_gpus,
     "raytrain_nlp.trainer.trainer": _patch_trainer, "raytrain_nlp.checkpoint.store": _patch_store, "raytrain_nlp.worker.predictor": _patch_predictor,
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ from support import plain_job, write_rows
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, LlamaConfig
 
 import raytrain_nlp
-from raytrain_nlp.host import devices
+from raytrain_nlp.cluster import gpus
 from raytrain_nlp.memory.activations import trace_step
 from raytrain_nlp.memory.widest_batch import checkpoint_activations
 
@@ -151,7 +151,7 @@ def test_advice_is_the_least_change_that_fits(tmp_path: Path, hidden: int, rows:
 
 def test_a_step_that_cannot_be_traced_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a model that looks at its values, of which a trace has none. The machine has GPUs that do not say how large they are."""
-    monkeypatch.setattr(devices, "local_gpus", lambda: [devices.Gpu("GPU", None, True)] * 2)
+    monkeypatch.setattr(gpus, "local_gpus", lambda: [gpus.Gpu("GPU", None, True)] * 2)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("a tensor without values has no item")

@@ -9,27 +9,27 @@ import pytest
 import support
 
 from raytrain_nlp.cluster import auto, kuberay, targets
+from raytrain_nlp.cluster import gpus as of_machine
 from raytrain_nlp.cluster.cluster_file import place_of_file
 from raytrain_nlp.cluster.session import check_workers
 from raytrain_nlp.config import load_job, public_values
 from raytrain_nlp.config.auto import choices_of, without_values
 from raytrain_nlp.config.sweep import load_sweep
 from raytrain_nlp.errors import InputError
-from raytrain_nlp.host import devices
 from raytrain_nlp.paths import RunPaths, read_json
 from raytrain_nlp.run.record import check_name, open_run
 from raytrain_nlp.tuning.sweep_record import settle_sweep
 
-H200, V100 = devices.Gpu("NVIDIA H200", 150_000_000_000, True), devices.Gpu("Tesla V100", 32_000_000_000, False)
+H200, V100 = of_machine.Gpu("NVIDIA H200", 150_000_000_000, True), of_machine.Gpu("Tesla V100", 32_000_000_000, False)
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Call it with the GPUs and the CPUs this machine has from now on."""
 
-    def have(*gpus: devices.Gpu, cpus: int = 16) -> None:
-        monkeypatch.setattr(devices, "local_gpus", lambda: list(gpus))
-        monkeypatch.setattr(devices, "torch_without_gpu", lambda: False)
+    def have(*gpus: of_machine.Gpu, cpus: int = 16) -> None:
+        monkeypatch.setattr(of_machine, "local_gpus", lambda: list(gpus))
+        monkeypatch.setattr(of_machine, "torch_without_gpu", lambda: False)
         monkeypatch.setattr("os.cpu_count", lambda: cpus)
 
     monkeypatch.setattr(targets, "is_local", lambda: True)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import raytrain_nlp
+from raytrain_nlp.cluster import gpus
 from raytrain_nlp.distributed import device
 from raytrain_nlp.host import devices
 
@@ -123,40 +124,40 @@ CARDS = ("NVIDIA H200", 150, (9, 0)), ("Tesla V100", 32, (7, 0))
     ],
 )  # fmt: skip
 def test_gpus_are_those_a_process_may_see(visible: str | None, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_torch_build", lambda: {"cuda": "13.0"})
-    monkeypatch.setattr(devices, "load_nvml", lambda: FakeNvml(*CARDS))
+    monkeypatch.setattr(gpus, "_torch_build", lambda: {"cuda": "13.0"})
+    monkeypatch.setattr(gpus, "load_nvml", lambda: FakeNvml(*CARDS))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible) if visible is not None else monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert [gpu.name for gpu in devices.local_gpus()] == names
-    assert all(gpu.bf16 == (gpu.name == "NVIDIA H200") for gpu in devices.local_gpus())
+    assert [gpu.name for gpu in gpus.local_gpus()] == names
+    assert all(gpu.bf16 == (gpu.name == "NVIDIA H200") for gpu in gpus.local_gpus())
 
 
 def test_gpus_that_torch_cannot_use_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_DRIVERS", (tmp_path,))
-    monkeypatch.setattr(devices, "_torch_build", lambda: {"cuda": None, "hip": None})
-    monkeypatch.setattr(devices, "load_nvml", lambda: FakeNvml(*CARDS))
-    assert devices.local_gpus() == [] and devices.torch_without_gpu()
-    monkeypatch.setattr(devices, "_torch_build", lambda: {"cuda": "13.0"})
-    monkeypatch.setattr(devices, "load_nvml", lambda: FakeNvml(driver=False))
-    assert devices.local_gpus() == []
+    monkeypatch.setattr(gpus, "_DRIVERS", (tmp_path,))
+    monkeypatch.setattr(gpus, "_torch_build", lambda: {"cuda": None, "hip": None})
+    monkeypatch.setattr(gpus, "load_nvml", lambda: FakeNvml(*CARDS))
+    assert gpus.local_gpus() == [] and gpus.torch_without_gpu()
+    monkeypatch.setattr(gpus, "_torch_build", lambda: {"cuda": "13.0"})
+    monkeypatch.setattr(gpus, "load_nvml", lambda: FakeNvml(driver=False))
+    assert gpus.local_gpus() == []
 
 
 def test_gpus_of_amds_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_torch_build", lambda: {"cuda": None, "hip": "7.0"})
-    monkeypatch.setattr(devices, "_KFD", tmp_path)
+    monkeypatch.setattr(gpus, "_torch_build", lambda: {"cuda": None, "hip": "7.0"})
+    monkeypatch.setattr(gpus, "_KFD", tmp_path)
     for node, units in enumerate((0, 440, 440)):  # a CPU and two GPUs
         (tmp_path / str(node)).mkdir()
         (tmp_path / str(node) / "properties").write_text(f"cpu_cores_count 8\nsimd_count {units}\n")
     monkeypatch.delenv("HIP_VISIBLE_DEVICES", raising=False)
-    assert len(devices.local_gpus()) == 2
+    assert len(gpus.local_gpus()) == 2
     monkeypatch.setenv("HIP_VISIBLE_DEVICES", "1")
-    assert len(devices.local_gpus()) == 1
+    assert len(gpus.local_gpus()) == 1
 
 
 def test_the_installed_libraries_are_found() -> None:
     """The real files: torch's own word of what it was built for, and a library that answers or says that there is no driver."""
     import subprocess
 
-    program = "import sys; from raytrain_nlp.host import devices as d; d.local_gpus(); print(d.load_nvml().nvmlInit.__name__, *{'torch', 'ray'} & {*sys.modules})"
+    program = "import sys; from raytrain_nlp.cluster import gpus; gpus.local_gpus(); print(gpus.load_nvml().nvmlInit.__name__, *{'torch', 'ray'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["nvmlInit"], done.stderr
-    assert devices._torch_build()["__version__"] == torch.__version__
+    assert gpus._torch_build()["__version__"] == torch.__version__
