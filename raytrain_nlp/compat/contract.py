@@ -97,7 +97,7 @@ def _parameters(signature: inspect.Signature) -> str:
         if parameter.kind is parameter.KEYWORD_ONLY and not named:
             shown.append("*")
         named |= parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_POSITIONAL)
-        stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        stars = "*" * (1 if parameter.kind is parameter.VAR_POSITIONAL else 2 if parameter.kind is parameter.VAR_KEYWORD else 0)
         shown.append(f"{stars}{parameter.name}{'=' if parameter.default is not parameter.empty else ''}")
     return f"({', '.join(shown)})"
 

@@ -47,7 +47,7 @@ def _compiled_when_called(function: Callable[..., Any]) -> Callable[..., Any]:
 def forget_accelerator(use_gpu: bool) -> None:
     """Patch: where DeepSpeed is loaded and computes on the other kind of device, let it look again when it is next asked; its own
     `set_accelerator` takes an accelerator, and makes none."""
-    real = sys.modules.get("deepspeed.accelerator.real_accelerator")
+    real: Any = sys.modules.get("deepspeed.accelerator.real_accelerator")
     found = getattr(real, "ds_accelerator", None)
     if found is not None and (found.device_name() == "cpu") == use_gpu:
         real.ds_accelerator = None
