@@ -153,12 +153,12 @@ class Checkpointer:
         """Weights of the best checkpoint into the trained model, verified first."""
         best = next((found for part in store.scan(self.root) for found in part if str(found.path) == folder), None)
         wrong = "it is missing" if best is None else best.why if isinstance(best, store.Damaged) else self.commits.damage(best)
-        if wrong:
+        if best is None or wrong:
             raise CheckpointError(f"the best checkpoint cannot be loaded: {folder}: {wrong}.")
         if trainer.is_deepspeed_enabled:
             trainer.deepspeed.load_checkpoint(folder, load_module_strict=not self.adapter_only)
         else:
-            self.load_model(trainer, folder)
+            self.load_model(trainer, str(best.path))
 
 
 def apply_hyperparameters(trainer: Any) -> None:

@@ -6,6 +6,7 @@ commit, or at the end of training: until then the checkpoint before is the newes
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -125,7 +126,7 @@ class RemoteCommits(Commits):
 
         wrong = None
         for again in (False, True):
-            self._together(lambda again=again: copy(again))
+            self._together(functools.partial(copy, again))
             wrong = _first(store.damage(checkpoint, self.local_rank, self.local_world_size, files))
             if wrong is None:
                 break

@@ -74,8 +74,8 @@ class _Part:
                 state[key] = mine
         whole = {key: read_tree(value) for key, value in first.items() if key not in (self.weights_key, self.optimizer_key)}
         groups = [{**group, "params": indices} for group, indices in zip(optimizer["param_groups"], self.indices(), strict=True)]
-        state = dict(enumerate(states)) if optimizer["state"] else {}
-        return {"optimizer_state_dict": {**whole, self.weights_key: weights, self.optimizer_key: {"state": state, "param_groups": groups}}}
+        by_group = dict(enumerate(states)) if optimizer["state"] else {}
+        return {"optimizer_state_dict": {**whole, self.weights_key: weights, self.optimizer_key: {"state": by_group, "param_groups": groups}}}
 
     def _state_of(self, parts: list[dict[str, Any]], key: str, value: Any, count: int) -> list[Any]:
         """For each group: the moments of its own values, or what is the same for all of them, as a step."""

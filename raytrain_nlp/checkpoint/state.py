@@ -83,7 +83,7 @@ def open_state(path: str | Path, *keys: str) -> Any:
     """
     try:
         file = safe_open(str(path), framework="pt", device="cpu")
-        tree = (file.metadata() or {}).get(_KEY)
+        tree: Any = (file.metadata() or {}).get(_KEY)
         if tree is None:
             raise CheckpointError(f"{path}: holds no state tree. It was not written by this package.")
         tree = json.loads(tree)
@@ -169,7 +169,7 @@ def _decode(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
         items = [_decode(item, tensors) for item in content]
         return items if kind == "list" else tuple(items)
     if kind == "loss_scaler" and content in _loss_scalers():
-        scaler = object.__new__(_loss_scalers()[content])
+        scaler: Any = object.__new__(_loss_scalers()[content])
         vars(scaler).update(_decode(tree["fields"], tensors))
         return scaler
     raise CheckpointError(f"unknown kind of value '{kind}' in a state file.")

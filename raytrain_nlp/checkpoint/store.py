@@ -68,7 +68,10 @@ def scan(root: Path) -> tuple[list[Checkpoint], list[Damaged]]:
     for path in root.glob("checkpoint-*") if root.is_dir() else ():
         if step_of(path.name) is not None:
             found = read_checkpoint(path)
-            (good if isinstance(found, Checkpoint) else damaged).append(found)
+            if isinstance(found, Checkpoint):
+                good.append(found)
+            else:
+                damaged.append(found)
     return sorted(good, key=lambda found: found.manifest.step), damaged
 
 
@@ -129,15 +132,17 @@ def find_checkpoint(
     Raises `CheckpointError` where there are checkpoints but none is good: starting from step 0 would then lose work without a word.
     """
     good, bad = scanned or scan(root)
-    chosen, wrong = None, {}
-    for found in sorted([*good, *bad], key=lambda found: step_of(found.path.name), reverse=True):
+    chosen: Checkpoint | None = None
+    wrong: dict[Path, str] = {}
+    everything: list[Checkpoint | Damaged] = [*good, *bad]
+    for found in sorted(everything, key=lambda found: step_of(found.path.name) or 0, reverse=True):
         if isinstance(found, Damaged):
             why = found.why
-        elif chosen is None:
-            why = agree(found)
-        else:
+        elif chosen is not None:
             continue
-        if why is None:
+        elif wrong_with := agree(found):
+            why = wrong_with
+        else:
             chosen = found
             continue
         wrong[found.path] = why

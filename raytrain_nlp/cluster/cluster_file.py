@@ -40,7 +40,7 @@ def place_of_file(path: str) -> Place:
 def _read(path: str) -> dict[str, Any]:
     """The file, checked against Ray's own schema."""
     import yaml
-    from jsonschema import ValidationError
+    from jsonschema import ValidationError  # type: ignore[import-untyped]  # its types are a package of their own
 
     todo = "Correct it; `cluster.yaml` of this package is an example."
     try:

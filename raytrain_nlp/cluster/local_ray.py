@@ -50,18 +50,20 @@ class LocalRay:
             python_command(_PROGRAM, settings.to_json()),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, start_new_session=True,
         )  # fmt: skip
+        assert self._process.stdin is not None and self._process.stdout is not None, "both are pipes"
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
         self._answer: dict[str, str] | None = None
 
     def is_up(self) -> bool:
         """Has it told its address, or why there is none?"""
-        return self._answer is not None or bool(select.select([self._process.stdout], [], [], 0)[0])
+        return self._answer is not None or bool(select.select([self._stdout], [], [], 0)[0])
 
     def address(self) -> str:
         """Where its GCS listens; waits for it."""
         if self._answer is None:
-            if not select.select([self._process.stdout], [], [], _START_S)[0]:
+            if not select.select([self._stdout], [], [], _START_S)[0]:
                 raise RunError(f"Ray cannot be started: it has not answered within {_START_S:.0f} s. Try again when the machine is less busy.")
-            line = self._process.stdout.readline()
+            line = self._stdout.readline()
             self._answer = json.loads(line) if line.endswith(b"\n") else {"error": self._last_words()}
         if "error" in self._answer:
             raise RunError(f"Ray cannot be started: {self._answer['error'].rstrip('.')}. Try again when the machine is less busy, or look into Ray's logs.")
@@ -78,8 +80,8 @@ class LocalRay:
     def end(self) -> None:
         """Kill it; returns when it is gone."""
         mine = self.kill()
-        self._process.stdin.close()
-        self._process.stdout.close()
+        self._stdin.close()
+        self._stdout.close()
         self._errors.close()
         self._process.wait()
         end = time.monotonic() + _GONE_S

@@ -9,7 +9,7 @@ import socket
 import sys
 
 
-def main(address, python, *arguments):
+def main(address: str, python: str, *arguments: str) -> None:
     worker = find_worker(arguments, python)
     if worker is not None:
         request = {"arguments": worker[0], "environment": {**os.environ, **worker[1]}, "directory": os.getcwd()}
@@ -26,7 +26,7 @@ def main(address, python, *arguments):
     os.execv(python, [python, *arguments])
 
 
-def find_worker(arguments, python):
+def find_worker(arguments: tuple[str, ...], python: str) -> tuple[tuple[str, ...] | list[str], dict[str, str]] | None:
     """Arguments and variables of the worker that setup_worker.py would turn into; None where it is no plain Python worker."""
     program = os.path.basename(arguments[0]) if arguments else ""
     if program == "default_worker.py":  # no runtime environment
@@ -34,7 +34,7 @@ def find_worker(arguments, python):
     if program != "setup_worker.py":
         return None
     prefixes = {"--serialized-runtime-env-context=": "{}", "--language=": ""}
-    rest = []
+    rest: list[str] = []
     for argument in arguments[1:]:
         prefix = next((prefix for prefix in prefixes if argument.startswith(prefix)), None)
         if prefix:

@@ -73,6 +73,7 @@ def forked_processes(*modules: str) -> Iterator[None]:
         finally:
             server.kill()  # it holds nothing; where a job was refused, it may still be loading
             server.wait()
+            assert server.stdin is not None, "it is a pipe"
             server.stdin.close()
 
 

@@ -125,7 +125,7 @@ class SharedMeanKwargs(DistributedDataParallelKwargs):
             model.register_comm_hook(SharedMean(), _hook)
 
 
-def _hook(state, bucket):  # no annotations: DDP compares them with classes, here they would be text
+def _hook(state, bucket):  # type: ignore[no-untyped-def]  # no annotations: DDP compares them with classes, here they would be text
     return state.add(bucket.buffer(), bucket.is_last())
 
 

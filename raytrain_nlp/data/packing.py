@@ -39,7 +39,7 @@ class Blocks:
             self._ends = np.load(folder / "ends.npy", mmap_mode="r")
             total = int(self._ends[-1])
             full, rest = divmod(total, packing.block_size)
-            self.lengths = np.full(full + (rest >= _LEAST), packing.block_size, dtype=np.int32)
+            self.lengths: np.ndarray = np.full(full + (rest >= _LEAST), packing.block_size, dtype=np.int32)
             if rest >= _LEAST:
                 self.lengths[-1] = rest
         else:

@@ -12,6 +12,7 @@ methods between releases, so its version is part of every checkpoint's manifest.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,23 +48,29 @@ class Plan:
         token_counts: `token_counts` of an equal plan, so that a token budget's batches need not be counted again.
     """
 
-    def __init__(self, spec: PlanSpec, lengths: np.ndarray | None = None, token_counts: list[int] | None = None):
+    def __init__(self, spec: PlanSpec, lengths: np.ndarray | None = None, token_counts: Sequence[int] | None = None):
         if (spec.global_batch_size is None) == (spec.batch_tokens is None):
             raise ValueError("give global_batch_size or batch_tokens")
-        self.spec, self.lengths = spec, lengths
+        self.spec, self._lengths = spec, lengths
         if token_counts is not None:
             self.token_counts = np.asarray(token_counts, dtype=np.int64)
-        size = spec.global_batch_size or 1
-        self._window = max(WINDOW_ROWS // size, 1) * size
+        self._size, self._budget = spec.global_batch_size or 1, spec.batch_tokens or 0  # one of them is the policy's
+        self._window = max(WINDOW_ROWS // self._size, 1) * self._size
         self._num_windows = -(-spec.num_rows // self._window)
         self._cached_window: tuple[tuple[int, int], list[np.ndarray]] = ((-1, -1), [])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, shape [num_rows]; only where they were given."""
+        assert self._lengths is not None, "whoever asks has given them"
+        return self._lengths
 
     @functools.cached_property
     def steps_per_epoch(self) -> int:
         """Global batches in an epoch; the same in every epoch."""
         if self.spec.batch_tokens:
             return int(self.token_counts.sum())
-        full, rest = divmod(self.spec.num_rows, self.spec.global_batch_size)
+        full, rest = divmod(self.spec.num_rows, self._size)
         return full + (1 if rest and not self.spec.drop_last else 0)
 
     @property
@@ -87,7 +94,7 @@ class Plan:
 
     def _locate(self, epoch: int, index: int) -> tuple[int, int]:
         if not self.spec.batch_tokens:
-            return divmod(index, self._window // self.spec.global_batch_size)
+            return divmod(index, self._window // self._size)
         order = self._window_order(epoch)
         ends = np.cumsum(self.token_counts[order])
         place = int(np.searchsorted(ends, index, side="right"))
@@ -97,7 +104,7 @@ class Plan:
         if self.spec.batch_tokens:
             return self._token_batches(epoch, window)
         rows = self._rows_of_window(epoch, window)
-        size = self.spec.global_batch_size
+        size = self._size
         whole = len(rows) - len(rows) % size
         if self.spec.strategy == "group_by_length":
             body = _sorted_in_groups(rows[:whole], self.lengths, size * SORT_BATCHES).reshape(-1, size)
@@ -109,7 +116,7 @@ class Plan:
     def _rows_of_window(self, epoch: int, window: int) -> np.ndarray:
         """The row ids of a window in shuffled order."""
         start = window * self._window
-        positions = np.arange(start, min(start + self._window, self.spec.num_rows), dtype=np.int64)
+        positions: np.ndarray = np.arange(start, min(start + self._window, self.spec.num_rows), dtype=np.int64)
         if self.spec.strategy == "sequential":
             return positions
         order = self._block_order(epoch)
@@ -134,7 +141,7 @@ class Plan:
     def _token_batches(self, epoch: int, window: int) -> list[np.ndarray]:
         rows = self._random(epoch, window, "ties").permutation(self._rows_of_window(0, window))
         rows = rows[np.argsort(self.lengths[rows], kind="stable")]
-        cuts = _token_cuts(self.lengths[rows], self.spec.batch_tokens)
+        cuts = _token_cuts(self.lengths[rows], self._budget)
         batches = np.split(rows, cuts)
         return [batches[i] for i in self._random(epoch, window, "batches").permutation(len(batches))]
 
@@ -146,7 +153,7 @@ class Plan:
     def token_counts(self) -> np.ndarray:
         """Batches of each window under a token budget: reads all lengths once (about 0.3 s a million rows)."""
         rows = (self._rows_of_window(0, window) for window in range(self._num_windows))
-        return np.array([len(_token_cuts(np.sort(self.lengths[part]), self.spec.batch_tokens)) + 1 for part in rows], dtype=np.int64)
+        return np.array([len(_token_cuts(np.sort(self.lengths[part]), self._budget)) + 1 for part in rows], dtype=np.int64)
 
 
 def split_batch(rows: np.ndarray, world_size: int, accumulation: int) -> list[list[np.ndarray]]:
@@ -157,13 +164,14 @@ def split_batch(rows: np.ndarray, world_size: int, accumulation: int) -> list[li
 
 def _sorted_in_groups(rows: np.ndarray, lengths: np.ndarray, group: int) -> np.ndarray:
     """Rows sorted by length inside consecutive groups; rows of equal length keep their (random) order."""
-    key = np.arange(len(rows)) // group
+    key: np.ndarray = np.arange(len(rows)) // group
     return rows[np.lexsort((lengths[rows], key))]
 
 
 def _token_cuts(lengths: np.ndarray, budget: int) -> list[int]:
     """Where to cut ascending lengths so that rows x longest <= budget in each piece."""
-    cuts, start = [], 0
+    cuts: list[int] = []
+    start = 0
     while True:
         # rows x longest grows with each row taken, so the last row that fits is found by bisection
         most = min(max(budget // max(int(lengths[start]), 1), 1), len(lengths) - start)

@@ -138,17 +138,17 @@ def _commit(staging: Path, summaries: list[PieceSummary], spec: PrepareSpec, lin
 
 def _join_lengths(staging: Path, shards: list[dict[str, Any]], rows: int) -> None:
     """One memory-mapped array of all lengths, filled shard by shard."""
-    lengths = np.lib.format.open_memmap(staging / LENGTHS, mode="w+", dtype=np.int32, shape=(rows,)) if rows else None
+    if not rows:  # there is no map of an empty file
+        np.save(staging / LENGTHS, np.zeros(0, dtype=np.int32))
+        return
+    lengths = np.lib.format.open_memmap(staging / LENGTHS, mode="w+", dtype=np.int32, shape=(rows,))
     start = 0
     for shard in shards:
         part = staging / shard["file"].replace(".arrow", ".npy")
         lengths[start : start + shard["rows"]] = np.load(part)
         start += shard["rows"]
         part.unlink()
-    if lengths is None:
-        np.save(staging / LENGTHS, np.zeros(0, dtype=np.int32))
-    else:
-        lengths.flush()
+    lengths.flush()
 
 
 def _check_rows(manifest: dict[str, Any], spec: PrepareSpec, where: str, staging: Path) -> None:

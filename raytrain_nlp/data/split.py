@@ -64,7 +64,7 @@ class Split:
         if spec.rows_file:
             fetch(Path(spec.rows_file))
         self._rows = np.load(spec.rows_file, mmap_mode="r") if spec.rows_file else None
-        self._blocks = Blocks(Path(spec.blocks), spec.packing) if spec.blocks else None
+        self._blocks = Blocks(Path(spec.blocks), spec.packing) if spec.blocks and spec.packing else None
         lengths = self._blocks.lengths if self._blocks else self.store.lengths if self._rows is None else self.store.lengths[self._rows]
         self.plan = Plan(spec.plan, lengths, spec.token_counts)
         self.task = build_task(spec.task)
@@ -87,7 +87,7 @@ class Split:
         """Tokens of a global batch, about."""
         spec = self.spec
         mean = spec.packing.block_size if spec.packing else self.store.manifest["tokens"] / max(self.store.num_rows, 1)
-        return spec.plan.batch_tokens or mean * spec.plan.global_batch_size
+        return spec.plan.batch_tokens or mean * (spec.plan.global_batch_size or 1)
 
     def micro_batches(self, step: int, world_size: int, rank: int, accumulation: int) -> list[MicroBatch]:
         """This rank's micro-batches of one global batch, fetched and padded (NumPy tensors)."""

@@ -171,6 +171,7 @@ def _shard_columns(piece: Piece, task: Any, tokenizer: Any, spec: PrepareSpec, s
             tell(row.line, reason, row.text if isinstance(row, BadRow) else _shown(row.values))
             summary.bad += 1
             continue
+        assert not isinstance(row, BadRow), "its reason was told"
         good.append((row.line, row.values))
         if len(good) == _ENCODE_ROWS:
             encode()

@@ -31,11 +31,12 @@ class Slot:
         self._desk = desk
         self._group: _Group | None = None
 
-    def open(self, job: TrainJob, paths: RunPaths) -> None:
+    def open(self, job: TrainJob, paths: RunPaths) -> _Group:
         """Have workers for such a job start, if there are none, in the background."""
         if self._group is None or self._group.worn or self._group.shape != _shape(job):
             self.close()
             self._group = _Group(self._desk, job, paths)
+        return self._group
 
     def turn(self) -> Turn:
         """For one trial."""
@@ -43,10 +44,10 @@ class Slot:
 
     def run(self, turn: Turn, job: TrainJob, spec: Any, paths: RunPaths) -> dict[str, Any]:
         """The trial on these workers; what `Fit()` returns and raises."""
-        self.open(job, paths)
-        while has_moved(outcome := self._group.run(turn, spec, paths)):  # a node of theirs is to go
+        group = self.open(job, paths)
+        while has_moved(outcome := group.run(turn, spec, paths)):  # a node of theirs is to go
             self.close()
-            self.open(job, paths)
+            group = self.open(job, paths)
         if turn.aborted.is_set() or "stopped" in outcome.get("result", {}):
             raise RunError("stopped")
         return outcome

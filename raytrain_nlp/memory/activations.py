@@ -78,7 +78,7 @@ def _to_meta(array: Any) -> torch.Tensor:
     return (tensor if tensor.is_floating_point() else tensor.long()).to("meta")  # as the feed hands them out
 
 
-class _Live(dispatch_mode()):
+class _Live(dispatch_mode()):  # type: ignore[misc]  # torch is loaded when the class is asked for
     """Counts the bytes of tensors that are alive; those of the model itself are not counted."""
 
     def __init__(self, padded: bool, own: list[torch.Tensor]):

@@ -75,7 +75,7 @@ def plan_memory(job: TrainJob, model: Any, split: Any, eval_split: Any, base: in
         parts={name: round(parts.get(name, base if name == "process" else 0)) for name in PARTS}, host=round(parts.get("host", 0)),
         rows=shape.rows, length=shape.length, available=available, note=traces.failure,
     )  # fmt: skip
-    if plan.fits is not False:
+    if plan.fits is not False or available is None:
         return plan
     return replace(plan, advice=_advise(job, weights, setting, traces, checkpointing, shape.rows, available * _USABLE - base))
 
@@ -159,16 +159,16 @@ def _advise(job: TrainJob, weights: Weights, setting: Setting, traces: _Traces, 
         parts = _most(weights, changed, traces, recomputes, fewer)
         return sum(parts[name] for name in PARTS[:-1])
 
-    best = None
+    best = setting
     for changes, changed, recomputes, fewer in _candidates(job, setting, checkpointing, rows):
         if needs(changed, recomputes, fewer) <= room:
             texts = list(changes)
             if fewer != rows:
                 texts += [f"training.per_device_train_batch_size={fewer}", f"training.gradient_accumulation_steps={accumulation * -(-rows // fewer)}"]
             return f"It fits with --set {' --set '.join(texts)}."
-        best = changed, recomputes, fewer
+        best = changed
     for factor in (2, 4, 8, 16, 32, 64, 128):
-        more = replace(best[0], num_workers=setting.num_workers * factor, zero_stage=3)
+        more = replace(best, num_workers=setting.num_workers * factor, zero_stage=3)
         if needs(more, True, 1) <= room:
             return f"No setting fits on {setting.num_workers} workers. It fits on {more.num_workers} with ZeRO 3, gradient checkpointing and micro-batches of 1 row."
     return "No number of workers helps: shorten data.max_length, or take a smaller model."

@@ -38,7 +38,7 @@ def widest_shape(split: Split, job: TrainJob, rows: int, evaluation: bool = Fals
     if split.plan.spec.batch_tokens and not evaluation:
         rows, longest = _widest_of_budget(split, job)
     rows = max(min(rows, number), 1)
-    ids = np.full(rows, longest, dtype=np.int64)
+    ids: np.ndarray = np.full(rows, longest, dtype=np.int64)
     sample = np.unique(np.linspace(0, number - 1, min(number, _SAMPLED)).astype(np.int64))
     targets = split.fetch(sample).get("labels", [])
     if len(targets) and np.ndim(targets[0]) == 1 and rows > 1:

@@ -16,6 +16,7 @@ def build_model_config(config: ModelConfig, task: Task, labels: list[str], token
     """The `transformers` config of a model from scratch: the job's fields, the tokenizer's vocabulary, the task's labels."""
     from transformers import CONFIG_MAPPING, AutoConfig
 
+    assert config.config is not None, "a model from scratch"
     first, last = (_first_id(tokenizer, *names) for names in (("cls", "bos"), ("sep", "eos")))
     ids = {"cls_token_id": first, "sep_token_id": last, "bos_token_id": first, "eos_token_id": last}
     defaults = CONFIG_MAPPING[config.config["model_type"]]().to_dict()  # ids of a vocabulary of their own

@@ -26,6 +26,7 @@ def export_model(trainer: Any, folder: Path, merge: Callable[[Path], Any] | None
     """
     state = gather_weights(trainer)
     if trainer.is_world_process_zero():
+        assert state is not None, "the first rank has the whole of it"
         model = trainer.accelerator.unwrap_model(trainer.model)
         if getattr(model.config, "use_cache", None) is False:
             model.config.use_cache = True  # `Trainer` turns it off for training; whoever generates with the model wants it

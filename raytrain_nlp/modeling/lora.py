@@ -59,7 +59,9 @@ def apply_one_kind(model: Any) -> None:
     adapters in fp32 whatever the base is, and copies a module to save as it is.
     """
     sharded = next((parameter for parameter in model.parameters() if hasattr(parameter, "ds_id") and parameter.is_floating_point()), None)
-    for parameter in model.parameters() if sharded is not None else ():
+    if sharded is None:
+        return
+    for parameter in model.parameters():
         if parameter.requires_grad and not hasattr(parameter, "ds_id"):
             parameter.data = parameter.data.to(sharded.device, sharded.dtype)
 

@@ -28,7 +28,9 @@ class SharedDraws:
     """Layerdrop as all ranks see it: alike in a forward of a step, another in the next, the same again after a resume."""
 
     def __init__(self, seed: int):
-        self._seed, self._step, self._forwards = seed, 0, {}
+        self._seed, self._step = seed, 0
+        self._forwards: dict[int, int] = {}
+        """Of each module, in this step."""
         self.modules: list[str] = []
         """Names of the modules that draw."""
 
@@ -87,15 +89,15 @@ def _is_single(args: tuple[Any, ...]) -> bool:
 
 def _drops_layers(module: Any) -> bool:
     """Does its forward draw which layers run, with a probability above 0?"""
-    if not _DRAWS.search(_source(type(module))):
+    if not _DRAWS.search(_source(type(module))):  # type: ignore[arg-type]  # a class can be hashed, whatever mypy says of type[Any]
         return False
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     values = {**vars(module), **(config.to_dict() if hasattr(config, "to_dict") else {})}
     return any(isinstance(value, float) and value > 0 for name, value in values.items() if _DRAWS.search(name))
 
 
 @functools.cache
-def _source(kind: type) -> str:
+def _source(kind: type[Any]) -> str:
     try:
         return inspect.getsource(kind.forward)
     except (OSError, TypeError, AttributeError):

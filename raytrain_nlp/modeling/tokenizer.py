@@ -35,6 +35,7 @@ def cache_tokenizer(config: ModelConfig, cache: Path) -> Path:
     from transformers import AutoTokenizer
 
     name = config.tokenizer or config.name_or_path
+    assert name is not None, "a model from scratch has a tokenizer"
     where = "model.tokenizer" if config.tokenizer else "model.name_or_path"
     check_local_model(name, where, tokenizer=True)
     try:

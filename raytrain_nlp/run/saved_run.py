@@ -121,6 +121,7 @@ def find_weights(run: Run, which: str | int | None) -> Weights:
             found = store.find_checkpoint(run.paths.checkpoints, _damage)
         except CheckpointError as error:
             raise InputError(Problem("RUN", str(error))) from None
+        assert found is not None, "there are some"
         return Weights(found.path.name, found.path, found)
     step = _best_step(max(checkpoints.items())[1]) if which == "best" and checkpoints else int(which) if str(which).isdecimal() else None
     if wrong := next((found.why for found in damaged if store.step_of(found.path.name) == step), None):

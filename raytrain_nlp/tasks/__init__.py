@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from raytrain_nlp.tasks.base import Task
@@ -10,7 +11,7 @@ from raytrain_nlp.tasks.masked_lm import MaskedLmTask
 from raytrain_nlp.tasks.seq2seq import SummarizationTask, TranslationTask
 from raytrain_nlp.tasks.text_classification import TextClassificationTask
 
-_TASKS = {
+_TASKS: dict[str, Callable[[Any], Task]] = {
     "text-classification": TextClassificationTask,
     "causal-lm": CausalLmTask,
     "masked-lm": MaskedLmTask,

@@ -130,6 +130,9 @@ class Task(Protocol):
     def encode_rows(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Encoded:
         """`encode`, and what cannot be encoded or would teach nothing."""
 
+    def refusal(self, error: Exception) -> str:
+        """Why a row cannot be encoded, of what was raised."""
+
     def classes(self, columns: Columns) -> Iterable[str]:
         """The classes in encoded rows, one for each time it occurs; nothing where `label_column` is None."""
 
@@ -199,6 +202,9 @@ class TaskDefaults:
     tokenizer_kind = "encoder"
     prediction_columns: tuple[str, ...] = ("prediction",)
 
+    def required_columns(self) -> list[str]:
+        raise NotImplementedError
+
     def check_tokenizer(self, tokenizer: Any) -> str | None:
         return None
 
@@ -207,6 +213,9 @@ class TaskDefaults:
 
     def lengths(self, max_length: int, split: str) -> Lengths:
         return Lengths(max_length)
+
+    def encode(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Columns:
+        raise NotImplementedError
 
     def encode_rows(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Encoded:
         """A row that the tokenizer or its template takes for wrong is a bad row by itself."""
@@ -303,7 +312,7 @@ def unicode_text(text: str) -> str:
 def pad(rows: list[np.ndarray], value: int, side: str) -> np.ndarray:
     """Rows of tokens to one int32 array [rows, longest row], filled up with `value` on `side`."""
     width = max(len(row) for row in rows)
-    padded = np.full((len(rows), width), value, dtype=np.int32)
+    padded: np.ndarray = np.full((len(rows), width), value, dtype=np.int32)
     for i, row in enumerate(rows):
         if side == "left":
             padded[i, width - len(row) :] = row

@@ -44,11 +44,12 @@ class CausalLmTask(TaskDefaults):
     def __init__(self, config: CausalLm):
         self.config = config
         self.kind = config.kind
-        self.columns = {
+        columns: dict[str, list[str | None]] = {
             "text": [config.text_column or "text"],
             "completion": [config.prompt_column, config.completion_column],
             "messages": [config.messages_column],
-        }[self.kind]
+        }
+        self.columns = [column for column in columns[self.kind] if column is not None]
         self._packing = config.packing or ("concat" if self.kind == "text" else "none")
         self._append_eos = config.append_eos if config.append_eos is not None else self.kind == "completion" or self._packing == "best_fit"
 

@@ -122,7 +122,7 @@ class MultiLabel(SingleLabel):
 
     def tensor(self, stored: list, label_ids: dict[str, int]) -> np.ndarray:
         """Float32 [rows, labels], 1 for the labels of a row."""
-        made = np.zeros((len(stored), max(label_ids.values()) + 1), dtype=np.float32)
+        made: np.ndarray = np.zeros((len(stored), max(label_ids.values()) + 1), dtype=np.float32)
         for i, row in enumerate(stored):
             made[i, [label_ids[label] for label in row]] = 1
         return made
@@ -185,7 +185,8 @@ class Regression:
         """Pearson's and Spearman's correlation (0 where one side is constant, and it is not defined) and the mean squared error."""
         from scipy.stats import pearsonr, spearmanr
 
-        guess, truth = logits.reshape(-1).astype(np.float64), truth.reshape(-1).astype(np.float64)
+        guess: np.ndarray = logits.reshape(-1).astype(np.float64)
+        truth = truth.reshape(-1).astype(np.float64)
         defined = len(truth) > 1 and np.ptp(guess) > 0 and np.ptp(truth) > 0
         figures = {"pearson": pearsonr(guess, truth).statistic, "spearmanr": spearmanr(guess, truth).statistic} if defined else {"pearson": 0.0, "spearmanr": 0.0}
         return {**figures, "mse": np.mean((guess - truth) ** 2)}

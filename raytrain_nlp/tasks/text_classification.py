@@ -12,7 +12,7 @@ from raytrain_nlp.tasks.base import CollateContext, Columns, Lengths, Metrics, P
 from raytrain_nlp.tasks.problem_types import MultiLabel, Regression, SingleLabel, glue_metrics, glue_names
 from raytrain_nlp.tasks.truncation import FULL, full_lengths
 
-_PROBLEMS = {
+_PROBLEMS: dict[str, Callable[[TextClassification], SingleLabel | Regression]] = {
     "single_label_classification": lambda config: SingleLabel(config.label_names),
     "multi_label_classification": lambda config: MultiLabel(config.label_names, bool(config.multi_hot)),
     "regression": lambda config: Regression(),

@@ -33,6 +33,8 @@ class EventLog:
 
     def append(self, event: dict[str, Any]) -> None:
         """Append an event as it is."""
+        if self._path is None:
+            return
         line = json.dumps(event, ensure_ascii=False)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")

@@ -69,7 +69,7 @@ def docs_in(source: bytes, private: bool = False) -> list[str]:
         return []  # a library may ship templates, or syntax of a later Python
 
 
-def _by_hash(files: list[tuple[str, str]]) -> list[str]:
+def _by_hash(files: Iterable[tuple[str, str]]) -> list[str]:
     return [path for _, path in sorted((hash_of(name), path) for name, path in files)]
 
 

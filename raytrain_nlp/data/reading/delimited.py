@@ -65,8 +65,8 @@ def _separator(path: str, kind: str) -> tuple[str, int]:
         return said[1], 1
     lines = head.splitlines(keepends=True)
     lines = lines[:-1] if len(head) == _SNIFFED_SIGNS and len(lines) > 1 else lines
-    own, *others = _SEPARATORS[kind]
-    widths = {separator: _widths(lines, separator) for separator in (own, *others)}
+    own = _SEPARATORS[kind][0]
+    widths = {separator: _widths(lines, separator) for separator in _SEPARATORS[kind]}
     if widths[own][:1] > [1] and (kind == "tsv" or len(set(widths[own])) == 1):
         return own, 0
     usual = {separator: sum(width == found[0] for width in found) / len(found) for separator, found in widths.items() if found and found[0] > 1}

@@ -73,10 +73,16 @@ def _rows_of_array(text: str) -> Iterator[Row | BadRow]:
 def _elements(text: str) -> Iterator[str]:
     """The text of each element of an array."""
     plain, place = json.JSONDecoder(), text.index("[") + 1
-    while text[place := _BETWEEN.match(text, place).end()] != "]":
+    while text[place := _behind_space(text, place)] != "]":
         _, end = plain.raw_decode(text, place)
         yield text[place:end]
         place = end
+
+
+def _behind_space(text: str, place: int) -> int:
+    found = _BETWEEN.match(text, place)
+    assert found is not None, "it matches nothing, too"
+    return found.end()
 
 
 def rows_of_list(array: list[Any]) -> Iterator[Row | BadRow]:
@@ -102,7 +108,7 @@ def _row_of_text(number: int, text: str, texts: bool) -> Row | BadRow:
 def _rows_of_objects(text: str) -> Iterator[Row | BadRow]:
     """Objects one after the other. Behind a damaged one it goes on at the next line that begins an object."""
     plain = json.JSONDecoder()
-    place, line, counted = _BETWEEN.match(text, 0).end(), 0, 0
+    place, line, counted = _behind_space(text, 0), 0, 0
     first = place
     while place < len(text):
         line, counted = line + text.count("\n", counted, place), place
@@ -114,7 +120,7 @@ def _rows_of_objects(text: str) -> Iterator[Row | BadRow]:
             found = _NEXT_OBJECT.search(text, behind) if behind else None
             place = found.start() if found else len(text)
             continue
-        behind = _BETWEEN.match(text, end).end()
+        behind = _behind_space(text, end)
         if place == first and behind == len(text) and is_table(values):
             yield from _rows_of_array(json.dumps(values["data"]))
             return
