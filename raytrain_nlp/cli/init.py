@@ -107,4 +107,6 @@ def _module_of(path: Path) -> str:
 def _title(example: Path) -> str:
     """The first sentence of a job file."""
     comment = " ".join(line[1:].strip() for line in example.read_text(encoding="utf-8").partition("#\n")[0].splitlines())
-    return re.match(r".*?[.?!](?= |$)", comment)[0].rstrip(".")
+    sentence = re.match(r".*?[.?!](?= |$)", comment)
+    assert sentence is not None, "each of them begins with one"
+    return sentence[0].rstrip(".")

@@ -20,7 +20,8 @@ _ROWS = 30
 class TerminalSweepObserver(TerminalObserver, SweepObserver):
     """The newest trials with their values and figures."""
 
-    _sweep: Sweep | None = None
+    _sweep: Sweep
+    """Set when it begins."""
 
     def begin(self, sweep: Sweep, concurrent: int) -> None:
         self._sweep = sweep

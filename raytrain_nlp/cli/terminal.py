@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.live import Live
@@ -14,6 +14,7 @@ from rich.text import Text
 from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.verbs.train import TrainResult
 
+T = TypeVar("T", bound="TerminalObserver")
 _MOST_CLASSES = 12
 """Of a confusion matrix in the terminal."""
 
@@ -29,7 +30,7 @@ class TerminalObserver(Observer):
         self._first: tuple[int, float] | None = None
         self._printed = 0.0
 
-    def __enter__(self) -> TerminalObserver:
+    def __enter__(self: T) -> T:
         if self._live:
             self._live.start()
         return self

@@ -40,6 +40,11 @@ class ModelConfig(Section):
     dtype: str | None = Field(None, pattern="^(float32|bfloat16|float16)$")
     """Type the weights are loaded in; default float32 (mixed precision is `training.bf16`)."""
 
+    @property
+    def model_type(self) -> str | None:
+        """Of a model from scratch."""
+        return self.config["model_type"] if self.config else None
+
     @model_validator(mode="after")
     def _one_origin(self) -> ModelConfig:
         if (self.name_or_path is None) == (self.config is None):
@@ -47,6 +52,8 @@ class ModelConfig(Section):
         if self.config is not None:
             if "model_type" not in self.config:
                 raise ValueError("config has no model_type || Add e.g. `model_type: bert`.")
+            if not isinstance(self.config["model_type"], str):
+                raise ValueError(f"config.model_type is not text ({self.config['model_type']!r}) || Write e.g. `model_type: bert`.")
             if self.tokenizer is None:
                 raise ValueError("a model from scratch needs a tokenizer || Set model.tokenizer to a name, a folder or `train`.")
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,10 +59,10 @@ def find_job_files(job: TrainJob, storage: Path, trains: bool = True) -> Files:
         except InputError as error:
             problems += error.problems
     if job.model.name_or_path:
-        problems += _problems_of(lambda: check_local_model(job.model.name_or_path, "model.name_or_path", tokenizer=job.model.tokenizer is None))
+        problems += _problems_of(functools.partial(check_local_model, job.model.name_or_path, "model.name_or_path", tokenizer=job.model.tokenizer is None))
         problems += check_weights(job.model.name_or_path, "model.name_or_path", trains, adapter=job.lora is not None)
     if job.model.tokenizer and job.model.tokenizer != "train":
-        problems += _problems_of(lambda: check_local_model(job.model.tokenizer, "model.tokenizer", tokenizer=True))
+        problems += _problems_of(functools.partial(check_local_model, job.model.tokenizer, "model.tokenizer", tokenizer=True))
     if problems:
         raise InputError(problems)
     return Files(found.pop("train"), found)

@@ -12,6 +12,7 @@ from typing import Any
 
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.config.labels import declared_names, is_integer, is_ragged, label_text, multi_hot_width
+from raytrain_nlp.config.tasks import labelled
 from raytrain_nlp.data.reading.features import class_names
 from raytrain_nlp.data.reading.readers import Row, read_rows
 from raytrain_nlp.data.reading.sources import SourceFile, split_file
@@ -31,16 +32,17 @@ def name_labels(job: TrainJob, files: Files, preprocess: UserObject | None) -> t
     column = build_task(job.task).label_column
     if column is None:
         return job, []
+    section = labelled(job.task)
     sample = list(itertools.islice(_labels(files.train, column, preprocess), _SAMPLED))
     declared = _declared(job, files, column)
-    if job.task.multi_hot is not False and not build_task(job.task).single_class and (width := multi_hot_width(sample)):
+    if section.multi_hot is not False and not build_task(job.task).single_class and (width := multi_hot_width(sample)):
         return _with(job, label_names=_columns(job, declared, width), multi_hot=True), [f"the lists of '{column}' are read as multi-hot: {width} classes."]
-    if job.task.multi_hot is None and not build_task(job.task).single_class and is_ragged(sample):
+    if section.multi_hot is None and not build_task(job.task).single_class and is_ragged(sample):
         what = f"the lists of '{column}' hold only 0 and 1, but are of several lengths"
         raise InputError(Problem("data.train", what, "Give each row a value for each class; or set task.multi_hot: false, if they name the classes 0 and 1."))
-    if job.task.multi_hot:
+    if section.multi_hot:
         raise InputError(Problem("task.multi_hot", f"the lists of '{column}' are not all of one length with 0 and 1 only", "Remove it."))
-    if job.task.label_names:
+    if section.label_names:
         return job, []
     texts = {label_text(one) for label in sample for one in (label if isinstance(label, list) else [label]) if isinstance(one, (str, int, float))}
     if declared and texts <= {*declared_names(declared), "-1"}:
@@ -56,8 +58,8 @@ def name_evaluated(job: TrainJob, files: list[SourceFile], labels: list[str], wh
     column = build_task(job.task).label_column
     if column is None:
         return job
-    if job.task.label_names:
-        check_declared(files, job.task.label_names, column, where)
+    if given := labelled(job.task).label_names:
+        check_declared(files, given, column, where)
         return job
     names = next((names for file in files[:_MOST_FILES] if (names := class_names(file, column))), None)
     if names is None or not set(names) <= set(labels):
@@ -85,14 +87,14 @@ def _declared(job: TrainJob, files: Files, column: str) -> list[str] | None:
                 what = f"{file.path} numbers its classes {', '.join(names[:8])}, other files {', '.join(found[:8])}"
                 raise InputError(Problem(where, what, "Cast the columns to one ClassLabel, or to text."))
             found = names or found
-    if found and job.task.label_names:
-        check_declared(files.train, job.task.label_names, column, "task.label_names")
+    if found and (given := labelled(job.task).label_names):
+        check_declared(files.train, given, column, "task.label_names")
     return found
 
 
 def _columns(job: TrainJob, declared: list[str] | None, width: int) -> list[str]:
     """The classes of multi-hot lists. Raises `InputError` where those that are named are not so many."""
-    names = job.task.label_names or declared
+    names = labelled(job.task).label_names or declared
     if names and len(names) != width:
         raise InputError(Problem("task.label_names", f"{len(names)} names for lists of {width} values", "Give a name for each value of a list."))
     head = None if names else find_head(job)

@@ -12,6 +12,7 @@ import numpy as np
 
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.config.labels import label_ids, sorted_labels
+from raytrain_nlp.config.tasks import labelled
 from raytrain_nlp.data.shards import TokenStore
 from raytrain_nlp.data.split import Split
 from raytrain_nlp.errors import InputError, Problem
@@ -26,11 +27,12 @@ def find_labels(job: TrainJob, train: TokenStore) -> tuple[list[str], list[str]]
         if (outputs := task.model_kwargs([]).get("num_labels")) and (head := find_head(job)):
             check_width(head, outputs)
         return [], []
-    labels = job.task.label_names or sorted_labels(list(train.manifest["labels"]))
+    section = labelled(job.task)
+    labels = section.label_names or sorted_labels(list(train.manifest["labels"]))
     if not labels:
-        raise InputError(Problem("data.train", f"no row has a label in column '{job.task.label_column}'", "Name the column with labels."))
+        raise InputError(Problem("data.train", f"no row has a label in column '{section.label_column}'", "Name the column with labels."))
     if len(labels) < 2 and task.single_class:
-        raise InputError(Problem("data.train", f"all labels of column '{job.task.label_column}' are equal ({labels[0]!r})", "Classification needs two labels."))
+        raise InputError(Problem("data.train", f"all labels of column '{section.label_column}' are equal ({labels[0]!r})", "Classification needs two labels."))
     if len(labels) > max(1000, train.num_rows // 2):
         raise InputError(Problem("task.label_column", f"has {len(labels)} different labels in {train.num_rows} rows", "Name the column with classes."))
     head = find_head(job)
@@ -64,7 +66,8 @@ def find_known_rows(store: TokenStore, labels: list[str], max_bad_rows: float) -
 def majority_accuracy(split: Split) -> float:
     """Counted shard by shard: validation data may be large."""
     counts = split.store.value_counts("label", None if split.spec.rows_file else split.plan.spec.num_rows)
-    ids, known = split.spec.context.label_ids, Counter()
+    ids = split.spec.context.label_ids
+    known: Counter[int] = Counter()
     for label, count in counts.items():
         if label in ids:
             known[ids[label]] += count

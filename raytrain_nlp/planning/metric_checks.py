@@ -84,7 +84,8 @@ def _mentions(job: TrainJob, name: str) -> bool:
 
     for where, given in (("trainer.compute_metrics", job.trainer.compute_metrics), ("trainer.class", job.trainer.class_)):
         try:
-            if given and name in inspect.getsource(inspect.getmodule(UserObject(given, where, os.getcwd()).load())):
+            module = inspect.getmodule(UserObject(given, where, os.getcwd()).load()) if given else None
+            if given and (module is None or name in inspect.getsource(module)):
                 return True
         except (InputError, OSError, TypeError):
             return True  # told by others, or not to be read

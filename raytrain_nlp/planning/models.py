@@ -67,7 +67,8 @@ def check_model(job: TrainJob) -> None:
     from transformers.models.auto import modeling_auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    where, name = ("model.config.model_type", job.model.config["model_type"]) if job.model.config else ("model.name_or_path", job.model.name_or_path)
+    where, name = ("model.config.model_type", job.model.model_type) if job.model.config else ("model.name_or_path", job.model.name_or_path)
+    assert name is not None, "a model has one of them"
     if job.model.config:
         model_type = name
         if model_type not in CONFIG_MAPPING_NAMES:

@@ -133,8 +133,8 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
     validation = next(iter(validations.values()), None)
     for found in stores.values():  # with what has been made of them besides
         push_tree(found.folder, last=MANIFEST)
-    steps, dropped = (job.arguments()["max_steps"], 0) if windows else _count_steps(train)
-    if not steps:
+    steps, dropped = (job.arguments()["max_steps"], 0) if isinstance(train, WindowedSpec) else _count_steps(train)
+    if not steps and isinstance(train, SplitSpec):
         raise InputError(
             Problem("training.dataloader_drop_last", f"drops all {train.plan.num_rows} rows: less than one global batch", "Lower the batch size or drop it.")
         )
@@ -157,15 +157,15 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
         verbose=verbose,
         code_folder=os.getcwd(),
     )
-    parts = {"train": None if windows else train, **validations}
+    parts = {**({"train": train} if isinstance(train, SplitSpec) else {}), **validations}
     return Resolved(
         spec,
-        rows={split: part.plan.num_rows for split, part in parts.items() if part},
+        rows={split: part.plan.num_rows for split, part in parts.items()},
         left_out={split: found.manifest["left_out"] for split, found in stores.items()},
         bad_rows={split: found.manifest["bad_rows"] + len(unseen.get(split, [])) for split, found in stores.items()},
         tokenized_rows=tokenized,
         dropped_rows=dropped,
-        majority_accuracy=majority_accuracy(Split(validation)) if len(validations) == 1 and task.single_class else None,
+        majority_accuracy=majority_accuracy(Split(validation)) if validation and len(validations) == 1 and task.single_class else None,
         quarantine=[
             (split, found.folder / QUARANTINE if found.manifest["bad_rows"] + found.manifest["unlearned"] else None, unseen.get(split, []))
             for split, found in stores.items()

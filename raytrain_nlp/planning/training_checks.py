@@ -6,6 +6,7 @@ A job of plain numbers says nothing that needs asking; `transformers.TrainingArg
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -74,7 +75,8 @@ def _ask_arguments(job: TrainJob) -> tuple[Any, list[Problem]]:
     from raytrain_nlp.worker.arguments import build_arguments
 
     here = job.model_copy(update={"workers": job.workers.model_copy(update={"use_gpu": False}), "deepspeed": DeepSpeedConfig()})
-    generates, problems = build_task(job.task).generates, []
+    generates = build_task(job.task).generates
+    problems: list[Problem] = []
 
     def ask(values: dict[str, Any]) -> tuple[Any, str | None]:
         here._training = values
@@ -85,12 +87,15 @@ def _ask_arguments(job: TrainJob) -> tuple[Any, list[Problem]]:
         except Exception as error:  # what they say of themselves in other words
             return None, f"transformers refuses it: {first_line(error)}"
 
+    def refuses(same: str, values: dict[str, Any]) -> bool:
+        return ask(values)[1] == same
+
     values = {key: value for key, value in job.arguments().items() if key not in ("tf32", "fp16")}  # of GPUs
     for _ in range(len(values)):
         arguments, refused = ask(values)
         if refused is None:
             return arguments, problems
-        guilty = _smallest(values, lambda some, same=refused: ask(some)[1] == same)
+        guilty = _smallest(values, functools.partial(refuses, refused))
         where = [f"training.{key}" for key in guilty] or ["training"]
         told = ", ".join(f"{key} {guilty[key]!r}" for key in guilty)
         problems.append(Problem(where[0], f"{refused.rstrip('.')} ({told})", "Correct one of them." if len(guilty) > 1 else "Correct it."))

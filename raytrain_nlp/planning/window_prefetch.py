@@ -92,7 +92,9 @@ class WindowPreparer:
     def sample(self, total_bytes: int) -> tuple[Split, float]:
         """The newest window, opened, and about how many times as large all data are as the windows so far."""
         read = FIRST_BYTES * (2**self._next - 1)
-        return Split(find_window(self.spec, self._next - 1)), max(total_bytes / read, 1.0)
+        newest = find_window(self.spec, self._next - 1)
+        assert newest is not None, "it has been prepared"
+        return Split(newest), max(total_bytes / read, 1.0)
 
     def _keep_ahead(self, find_step: Callable[[], int], quarantine: Path, map_pieces: MapPieces, stop: threading.Event) -> None:
         split = WindowedSplit(self.spec)
@@ -118,8 +120,10 @@ class WindowPreparer:
             build_blocks(store, packing, store.num_rows)
         self._lines |= store.manifest["lines"]
         self._read, self._bad = self._read + store.num_rows + store.manifest["bad_rows"], self._bad + store.manifest["bad_rows"]
+        made = find_window(self.spec, self._next)
+        assert made is not None, "it has just been prepared"
         found = {
-            "rows": find_window(self.spec, self._next).plan.num_rows,
+            "rows": made.plan.num_rows,
             "tokenized_rows": store.num_rows if fresh else 0,
             "cut_rows": cut_rows(store.manifest),
             **{name: store.manifest[name] for name in ("bad_rows", "left_out")},

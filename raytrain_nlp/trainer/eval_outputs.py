@@ -37,9 +37,8 @@ class Part:
 
 def mean_loss(parts: list[Part]) -> float | None:
     """The mean over rows or predicted tokens; None where rows have no labels."""
-    if all(part.loss is None for part in parts):
-        return None
-    return sum(part.loss * part.weight for part in parts if part.weight) / max(sum(part.weight for part in parts), 1)
+    known = [(part.loss, part.weight) for part in parts if part.loss is not None]
+    return sum(loss * weight for loss, weight in known if weight) / max(sum(weight for _, weight in known), 1) if known else None
 
 
 class Joined:

@@ -12,11 +12,12 @@ from raytrain_nlp.compat.transformers import evaluation_model, generate_alone, s
 from raytrain_nlp.distributed.collectives import broadcast_object, gather_objects
 from raytrain_nlp.trainer.eval_outputs import Joined, NamedLogits, Part, batch_prediction, mean_loss, to_numpy
 from raytrain_nlp.trainer.generation import gathered_weights
+from raytrain_nlp.trainer.host import TrainerHost
 from raytrain_nlp.trainer.loader import EvalLoader, FeedBatch
 from raytrain_nlp.trainer.metrics import Figures
 
 
-class EvaluationMixin:
+class EvaluationMixin(TrainerHost):
     """The overrides of `Trainer` that evaluate; what the user's class overrides comes before them."""
 
     _feed_prepared = False
@@ -59,7 +60,7 @@ class EvaluationMixin:
             self.callback_handler.eval_dataloader = dataloader
             with self._feed_named.watching(self.accelerator.unwrap_model(model)):
                 parts, batch_metrics = self._feed_predict_all(model, dataloader, loss_only, ignore_keys, predicts)
-        gathered = sum(gather_objects(parts, to_rank=0), [])
+        gathered: list[Part] = sum(gather_objects(parts, to_rank=0), [])
         output = self._feed_score(gathered, loss_only, metric_key_prefix, predicts, batch_metrics) if self.is_world_process_zero() else None
         if predicts:
             return broadcast_object(output)

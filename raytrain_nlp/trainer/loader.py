@@ -9,8 +9,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, TypedDict
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
@@ -23,6 +23,14 @@ from raytrain_nlp.errors import FeedError
 _CLOSE_S = 10.0
 """How long the end of a loader waits for a stream that hangs."""
 EVAL_CACHE_BYTES = 256 << 20
+
+
+class Share(TypedDict):
+    """Which part of each global batch is a rank's, and what its stream may take."""
+
+    world_size: int
+    rank: int
+    cpus: float
 
 
 class FeedBatch(dict):
@@ -78,7 +86,6 @@ class TrainLoader(DataLoader):
     """
 
     def __init__(self, spec: SplitSpec | WindowedSpec, steps_per_epoch: int, *, start: int, stop: int, world_size: int, rank: int, accumulation: int, cpus: float):
-        where = {"stop": stop, "world_size": world_size, "rank": rank, "accumulation": accumulation, "cpus": cpus}
         num_rows = 0 if isinstance(spec, WindowedSpec) else spec.plan.num_rows
         self._ahead: _Ahead | None = None
 
@@ -86,7 +93,8 @@ class TrainLoader(DataLoader):
             if self._ahead is not None:
                 self._ahead.close()
             start = position // accumulation
-            self._ahead = _Ahead(_checked(stream(spec, start=start, **where), start, accumulation))
+            batches = stream(spec, start=start, stop=stop, world_size=world_size, rank=rank, accumulation=accumulation, cpus=cpus)
+            self._ahead = _Ahead(_checked(batches, start, accumulation))
             return iter(self._ahead)
 
         self.feed = FeedDataset(open_at, steps_per_epoch * accumulation, num_rows, start * accumulation)
@@ -105,10 +113,11 @@ class EvalLoader:
     def __init__(self, spec: SplitSpec, dataset: Dataset, *, steps: int, world_size: int, rank: int, cpus: float, accumulation: int = 1):
         self.dataset = dataset
         self._steps = steps * accumulation
-        where = {"start": 0, "stop": steps, "world_size": world_size, "rank": rank, "accumulation": accumulation}
-        self._open = lambda: _checked(stream(spec, **where, cpus=cpus), 0, accumulation)
+        self._open = lambda: _checked(
+            stream(spec, start=0, stop=steps, world_size=world_size, rank=rank, accumulation=accumulation, cpus=cpus), 0, accumulation
+        )
         self._kept: list[MicroBatch] = []
-        self._stream: Iterator[MicroBatch] | None = None
+        self._stream: Generator[MicroBatch, None, None] | None = None
 
     def close(self) -> None:
         """End an evaluation that was left in the middle."""
@@ -122,7 +131,8 @@ class EvalLoader:
         if len(self._kept) == self._steps:
             yield from (FeedBatch(micro_batch.tensors, micro_batch) for micro_batch in self._kept)
             return
-        kept, size = [], 0
+        kept: list[MicroBatch] = []
+        size = 0
         self._stream = self._open()
         for micro_batch in self._stream:
             size += sum(tensor.nbytes for tensor in micro_batch.tensors.values())
@@ -137,8 +147,9 @@ class EvalLoader:
 class _Ahead:
     """Runs an iterator in a thread, a bounded number of items ahead. Errors come out where the item would have."""
 
-    def __init__(self, items: Iterator[MicroBatch], depth: int = 16):
-        self._items, self._queue, self._closed = items, queue.Queue(depth), threading.Event()
+    def __init__(self, items: Generator[MicroBatch, None, None], depth: int = 16):
+        self._items, self._closed = items, threading.Event()
+        self._queue: queue.Queue[MicroBatch | BaseException | None] = queue.Queue(depth)
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self._thread.start()
 
@@ -181,7 +192,7 @@ def find_row(spec: SplitSpec | WindowedSpec) -> Callable[[int], str]:
     return lambda row: open_split(spec).locate(row)
 
 
-def _checked(batches: Iterator[MicroBatch], start: int, accumulation: int) -> Iterator[MicroBatch]:
+def _checked(batches: Iterator[MicroBatch], start: int, accumulation: int) -> Generator[MicroBatch, None, None]:
     """The stream, each batch compared with the place the plan gives it: exact by construction, and made sure of."""
     for position, micro_batch in enumerate(batches, start * accumulation):
         if (micro_batch.step, micro_batch.micro) != divmod(position, accumulation):

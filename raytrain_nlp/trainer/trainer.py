@@ -23,7 +23,7 @@ from raytrain_nlp.modeling.export import export_model
 from raytrain_nlp.trainer.evaluation import EvaluationMixin
 from raytrain_nlp.trainer.loader import TrainLoader
 from raytrain_nlp.trainer.resume_position import find_position
-from raytrain_nlp.trainer.training_step import StepMixin
+from raytrain_nlp.trainer.training_step import StepMixin, trained
 
 
 class FeedTrainer(EvaluationMixin, Trainer):
@@ -52,7 +52,7 @@ class FeedTrainer(EvaluationMixin, Trainer):
     # Data
 
     def get_train_dataloader(self) -> TrainLoader:
-        return self._feed.train_loader
+        return trained(self._feed.train_loader)
 
     def num_examples(self, dataloader: Any) -> int:
         return dataloader.feed.num_rows if isinstance(dataloader, TrainLoader) else len(dataloader.dataset)
@@ -109,18 +109,18 @@ class FeedTrainer(EvaluationMixin, Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.store_flos()
-        self._feed.checkpointer.save(self)
+        trained(self._feed.checkpointer).save(self)
 
     def _init_training_state(self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, resume_from_checkpoint: Any, trial: Any) -> tuple[int, int]:
         state = super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial)
-        self.state.best_model_checkpoint = self._feed.checkpointer.path_of(self.state.best_global_step)  # the run may have been moved
+        self.state.best_model_checkpoint = trained(self._feed.checkpointer).path_of(self.state.best_global_step)  # the run may have been moved
         if resume_from_checkpoint is None:
             return state
         epochs, steps = divmod(find_position(self.state, num_update_steps_per_epoch), num_update_steps_per_epoch)
         return epochs, steps * self.args.gradient_accumulation_steps
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        self._feed.checkpointer.attach(self)
+        trained(self._feed.checkpointer).attach(self)
         self._feed_prepared = True
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self.is_deepspeed_enabled:  # accelerate's backward of DeepSpeed ends with the update
@@ -128,22 +128,22 @@ class FeedTrainer(EvaluationMixin, Trainer):
         return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        self._feed.checkpointer.load_model(self, resume_from_checkpoint)
+        trained(self._feed.checkpointer).load_model(self, resume_from_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            self._feed.checkpointer.load_optimizer(self, checkpoint)
+            trained(self._feed.checkpointer).load_optimizer(self, checkpoint)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """The scaler is loaded with the optimizer."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            self._feed.checkpointer.load_rng(self, checkpoint)
+            trained(self._feed.checkpointer).load_rng(self, checkpoint)
 
     def _load_best_model(self) -> None:
-        if not self._feed.agreement.stopped and not self._feed.agreement.moving:
-            self._feed.checkpointer.load_best(self, self.state.best_model_checkpoint)
+        if not trained(self._feed.agreement).stopped and not trained(self._feed.agreement).moving:
+            trained(self._feed.checkpointer).load_best(self, self.state.best_model_checkpoint)
 
 
 def build_trainer_class(base: type[Trainer]) -> type[Trainer]:

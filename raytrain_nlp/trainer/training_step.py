@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,16 +18,20 @@ from transformers import DataCollatorWithPadding
 from raytrain_nlp.checkpoint.checkpointer import Checkpointer
 from raytrain_nlp.compat.accelerate import apply_backward
 from raytrain_nlp.compat.transformers import unlogged_loss
+from raytrain_nlp.data.split import MicroBatch
 from raytrain_nlp.distributed.consensus import Agreement
 from raytrain_nlp.distributed.normalizer import GlobalWeight
 from raytrain_nlp.errors import InputError, Problem, RunError
 from raytrain_nlp.tasks.base import Task
+from raytrain_nlp.trainer.host import TrainerHost
 from raytrain_nlp.trainer.item_count import Count
 from raytrain_nlp.trainer.loader import EvalLoader, TrainLoader
 from raytrain_nlp.trainer.methods import ARGUMENTS
 from raytrain_nlp.trainer.metrics import Figures
 from raytrain_nlp.trainer.throughput import Meter
 from raytrain_nlp.trainer.user_rows import RowsReader
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -37,14 +41,14 @@ class Feed:
 
     task: Task
     figures: Figures
+    rows: RowsReader
+    """Reads what the user's code gives to `evaluate` and `predict`."""
     train_loader: TrainLoader | None = None
     eval_loaders: dict[str, EvalLoader] = field(default_factory=dict)
     """By the names of the validation sets; one without a name has the name ""."""
     checkpointer: Checkpointer | None = None
     agreement: Agreement | None = None
     gather_for_generation: bool = False
-    rows: RowsReader | None = None
-    """Reads what the user's code gives to `evaluate` and `predict`."""
     train_rows: Any = None
     """What `Trainer.train_dataset` is."""
     meter: Meter = field(default_factory=Meter)
@@ -61,7 +65,7 @@ class Feed:
     """Does the user's loss multiply by the number of ranks itself, as `Trainer.compute_loss` does?"""
     declared: bool | None = None
     """`loss_is_scaled_for_ga`, where the user sets it."""
-    micro_batches: deque[Any] = field(default_factory=deque)
+    micro_batches: deque[MicroBatch] = field(default_factory=deque)
     """Those of the update in hand that are still to come."""
     weight: GlobalWeight | None = None
     step: Step | None = None
@@ -77,11 +81,17 @@ class Feed:
     """Predictions and labels of the newest evaluation of each validation set, in the order of the rows; on the first rank."""
 
 
+def trained(part: T | None) -> T:
+    """A part of a `Feed` that only an evaluation does without."""
+    assert part is not None, "a training has it"
+    return part
+
+
 @dataclass
 class Step:
     """One micro-batch between its forward and its end."""
 
-    micro_batch: Any
+    micro_batch: MicroBatch
     counted: bool = False
     """Is its loss a sum divided by `num_items_in_batch`? Else it is a mean of its own rows or tokens."""
     over_ranks: bool = False
@@ -92,7 +102,7 @@ class Step:
     """What the loss has been multiplied by in the backward pass; None: it has not been."""
 
 
-class StepMixin:
+class StepMixin(TrainerHost):
     """The outermost overrides of `Trainer`.
 
     A mean is weighted where the backward pass begins, by what its micro-batch has of the global batch in comparison with the
@@ -132,13 +142,14 @@ class StepMixin:
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, Any]:
         feed = self._feed
-        taken = feed.train_loader.feed.taken
+        train = trained(feed.train_loader).feed
+        taken = train.taken
         taken.clear()
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if len(batches) != len(taken):
             raise RunError(f"get_batch_samples took {len(taken)} micro-batches of the feed and returned {len(batches)}; it must return what it takes.")
         feed.micro_batches = deque(taken)
-        feed.meter.add(taken, feed.train_loader.feed.wait_s)
+        feed.meter.add(taken, train.wait_s)
         feed.weight = GlobalWeight(taken, feed.task.rows_weigh, device) if taken else None
         return batches, count
 
@@ -149,12 +160,12 @@ class StepMixin:
         try:
             loss = super().training_step(model, inputs, *counted)
             if not step.begun:  # a backward pass of the user's own, of which accelerate does not know
-                feed.agreement.begin(loss.detach(), step.micro_batch)
+                trained(feed.agreement).begin(loss.detach(), step.micro_batch)
             self._feed_settle()
             return loss if step.share is None else loss * step.share
         finally:
             feed.step = None
-            feed.agreement.drop()
+            trained(feed.agreement).drop()
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         step = self._feed.step
@@ -180,20 +191,20 @@ class StepMixin:
         if step.begun:
             self._feed_settle()
         step.begun = True
-        feed.agreement.begin(loss.detach(), step.micro_batch)
+        trained(feed.agreement).begin(loss.detach(), step.micro_batch)
         micro_batch = step.micro_batch
         if step.counted or (self.loss_is_scaled_for_ga and micro_batch.weight):
             step.share = 1.0 if micro_batch.weight else 0.0
         else:
             # mean over this micro-batch -> its part of the mean over the global batch; gradients are averaged over ranks
-            share = micro_batch.weight * self.accelerator.num_processes * self.current_gradient_accumulation_steps / feed.weight.value()
+            share = micro_batch.weight * self.accelerator.num_processes * self.current_gradient_accumulation_steps / trained(feed.weight).value()
             step.share = share.to(loss.dtype) if isinstance(share, torch.Tensor) else share
         return loss * step.share
 
     def _feed_settle(self) -> None:
         """Before each update: may it be made?"""
-        self._feed.agreement.settle()
-        if self._feed.agreement.stopped:
+        trained(self._feed.agreement).settle()
+        if trained(self._feed.agreement).stopped:
             self.control.should_training_stop = True
 
     def _feed_complete(self, inputs: Any) -> dict[str, Any]:
@@ -213,7 +224,7 @@ class StepMixin:
         return optimizer
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        agreement = self._feed.agreement
+        agreement = trained(self._feed.agreement)
         if agreement.stopped:
             return
         agreement.moving &= self.state.global_step < self.state.max_steps
@@ -224,7 +235,7 @@ class StepMixin:
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "train_runtime" in logs and (self._feed.agreement.stopped or self._feed.agreement.moving):
+        if "train_runtime" in logs and (trained(self._feed.agreement).stopped or trained(self._feed.agreement).moving):
             return  # figures of a whole training
         super().log(logs, *((start_time,) if self._feed.log_is_timed else ()))
 

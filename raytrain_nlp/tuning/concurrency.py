@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from raytrain_nlp.cluster import gpus
 from raytrain_nlp.cluster.resources import Resources, need_of, worker_of
@@ -14,7 +14,7 @@ from raytrain_nlp.errors import InputError, Problem
 _SLACK = 1e-6
 
 
-def plan_concurrency(jobs: Iterable[TrainJob], nodes: list[Resources], most: int | None) -> int:
+def plan_concurrency(jobs: Iterable[TrainJob], nodes: Sequence[Resources], most: int | None) -> int:
     """Trials at a time; raises `InputError` where not even one can ever be placed.
 
     Args:
@@ -34,7 +34,7 @@ def plan_local(job: TrainJob, most: int | None) -> int:
     return max(min(busy, int(len(gpus.local_gpus()) // each)), 1) if each else busy
 
 
-def _fits(job: TrainJob, nodes: list[Resources]) -> int:
+def _fits(job: TrainJob, nodes: Sequence[Resources]) -> int:
     need, worker = need_of(job), worker_of(job)
     for name, amount in need.items():
         have = sum(node.get(name, 0) for node in nodes)

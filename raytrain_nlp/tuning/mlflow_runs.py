@@ -108,8 +108,8 @@ class Tree:
                 for key, value in tags.items():
                     client.set_tag(record.mlflow_run_id, key, value)
         counts = {status: len(self._book.with_status(status)) for status in ("finished", "stopped", "failed", RUNNING)}
-        for key, value in {**counts, **({"best_trial": best.number, "best_run_id": best.mlflow_run_id} if best else {})}.items():
-            client.set_tag(self.run_id, f"raytrain_nlp.{key}", str(value))
+        for key, told in {**counts, **({"best_trial": best.number, "best_run_id": best.mlflow_run_id} if best else {})}.items():
+            client.set_tag(self.run_id, f"raytrain_nlp.{key}", str(told))
         for path in artifacts:
             client.log_artifact(self.run_id, str(path), "plots" if path.suffix == ".png" else None)
 

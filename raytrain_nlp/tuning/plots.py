@@ -78,11 +78,11 @@ def _parallel(figure: Any, config: SweepJob, trials: list[TrialRecord], keys: li
     from matplotlib import colormaps
 
     axes = figure.add_subplot()
-    values = [record.value(config.metric) for record in trials]
+    values = [value for record in trials if (value := record.value(config.metric)) is not None]
     low, high = min(values), max(values)
     columns = []
     for place, key in enumerate(keys):
-        raw = [record.params.get(key) for record in trials]
+        raw: list[Any] = [record.params.get(key) for record in trials]
         places, labels = _places(raw, bool(config.search_space[key].choices) or None in raw)
         if labels is None and config.search_space[key].loguniform:
             places = [math.log10(value) for value in places]

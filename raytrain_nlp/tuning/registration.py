@@ -27,13 +27,13 @@ def register_best(plan: Sweep, paths: SweepPaths, best: TrialRecord, warn: Calla
     from raytrain_nlp.tracking.registry import register_model
     from raytrain_nlp.verbs.export import write_weights
 
+    name = plan.config.register_model
+    assert name is not None, "the sweep registers its best model"
     run = find_run(paths.trial(best.number).run)
     try:
         with scratch_folder() as folder:
             write_weights(run, find_weights(run, None), folder / "model", None, merge_lora=True, stage=lambda text: None)
-            return register_model(
-                plan.job.tracking, database_folder(paths), best.mlflow_run_id, folder / "model", plan.job.task.type, plan.config.register_model
-            )
+            return register_model(plan.job.tracking, database_folder(paths), best.mlflow_run_id, folder / "model", plan.job.task.type, name)
     except RaytrainNlpError as error:
-        warn(f"{error} Register it by hand: raytrain-nlp export {run.paths.run} --output DIR --merge-lora --register {plan.config.register_model}.")
+        warn(f"{error} Register it by hand: raytrain-nlp export {run.paths.run} --output DIR --merge-lora --register {name}.")
         return None

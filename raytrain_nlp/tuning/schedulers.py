@@ -92,6 +92,7 @@ def _mutation(entry: SearchKey) -> Any:
         return list(entry.choices)
     if entry.quniform:
         return tune.quniform(*entry.quniform)
+    assert entry.bounds is not None, "what is drawn has choices or a range"
     low, high = entry.bounds
     if entry.integer or entry.randint:
         return tune.randint(int(low), int(high) + 1)

@@ -99,6 +99,7 @@ def distribution_of(entry: SearchKey) -> Any:
         return CategoricalDistribution(list(dict.fromkeys(_coded(entry, value) for value in entry.choices)))
     if entry.quniform:
         return FloatDistribution(entry.quniform[0], entry.quniform[1], step=entry.quniform[2])
+    assert entry.bounds is not None, "what is drawn has choices or a range"
     low, high = entry.bounds
     if entry.integer or entry.randint:
         return IntDistribution(int(low), int(high))
@@ -114,7 +115,7 @@ def _suggest(trial: Any, key: str, entry: SearchKey) -> Any:
     if not isinstance(drawn, CategoricalDistribution):
         return trial.suggest_float(key, drawn.low, drawn.high, step=drawn.step, log=drawn.log)
     value = trial.suggest_categorical(key, drawn.choices)
-    return next(choice for choice in entry.choices if _same(_coded(entry, choice), value))
+    return next(choice for choice in entry.choices or () if _same(_coded(entry, choice), value))
 
 
 def _coded(entry: SearchKey, value: Any) -> Any:

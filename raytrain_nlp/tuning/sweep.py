@@ -120,6 +120,7 @@ def _run(
         best = book.best(config.metric, config.mode)
         artifacts = _leave(plan, paths, book, study, best, observer)
         status = _judge(plan, book, best)
+        assert best is not None, "a sweep without one has just failed"
     finally:
         record.update(status=STATUS[status])
         run_id = tree.close(status, best, [path for path in artifacts if path.exists()])

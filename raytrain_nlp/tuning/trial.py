@@ -71,6 +71,7 @@ class TrialActor(Trainable):
     """One slot of the sweep: one trial after the other."""
 
     def setup(self, config: dict[str, Any], settings: TrialSettings | None = None) -> None:
+        assert settings is not None, "`tune.with_parameters` gives them"
         _load_libraries()
         self._settings, self._slot = settings, Slot(settings.desk) if settings.desk is not None else None
         self._trial = Trial(settings, self.trial_name, config, self._slot)
@@ -173,8 +174,8 @@ class Trial(Observer):
         while True:
             try:
                 resume = began and not self._pointer
-                how = {"resume": resume, "tracked": False, "fit": self._fit, "chosen": self._settings.chosen}
-                return run_resolved(self._job, replace(resolved, spec=spec), self._paths, self, **how).metrics
+                planned, chosen = replace(resolved, spec=spec), self._settings.chosen
+                return run_resolved(self._job, planned, self._paths, self, resume=resume, tracked=False, fit=self._fit, chosen=chosen).metrics
             except InputError as error:  # the processes of a driver that was killed may take a moment to end
                 if "another driver is writing" not in str(error) or time.monotonic() > deadline or self._fit.aborted.is_set():
                     raise

@@ -14,7 +14,7 @@ import numpy as np
 
 from raytrain_nlp.config import TrainJob, load_job, public_values
 from raytrain_nlp.data.plan import split_batch
-from raytrain_nlp.data.split import Split
+from raytrain_nlp.data.split import Split, SplitSpec
 from raytrain_nlp.paths import RunPaths
 from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.storage.local_copy import delete_tree
@@ -120,6 +120,7 @@ def _mean_step(seconds: dict[int, float], job: TrainJob, resolved: Resolved) -> 
     if resolved.windows:  # the plan of rows that are not there yet is not known
         split, _ = resolved.windows.sample(0)
         return float(np.mean(list(seconds.values()))), float(split.plan.spec.global_batch_size or len(split.plan.batch(0, 0)))
+    assert isinstance(resolved.spec.train, SplitSpec), "not a stream"
     split = Split(resolved.spec.train)
     cost = _step_cost(split, job)
     last = min(resolved.spec.total_steps, split.plan.steps_per_epoch) - 1

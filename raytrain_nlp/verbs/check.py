@@ -17,7 +17,7 @@ from raytrain_nlp.cluster.session import check_workers
 from raytrain_nlp.config import TrainJob, load_job
 from raytrain_nlp.config.load import JobSource
 from raytrain_nlp.data.plan import split_batch
-from raytrain_nlp.data.split import Split
+from raytrain_nlp.data.split import Split, SplitSpec
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.host.devices import hidden_gpus
 from raytrain_nlp.host.signals import stoppable
@@ -179,13 +179,14 @@ def _report(
         split, scale = resolved.windows.sample(train_bytes)
         counts["rows"]["train"] = round(counts["rows"]["train"] * scale)
     else:
+        assert isinstance(spec.train, SplitSpec), "not a stream"
         split = Split(spec.train)
     observer.stage("planning memory")
     model = build_traced_model(job, spec.labels, spec.tokenizer_dir)
     memory = plan_memory(job, model, split, Split(spec.validation) if spec.validation else None, find_base(), worker_memory)
     if memory.note:
         observer.warn(f"activations are not counted: a step on rows of {memory.length} tokens cannot be traced ({memory.note}).")
-    if memory.advice:
+    if memory.advice and memory.available is not None:
         observer.warn(f"the job needs {memory.total / 1e9:.1f} GB a worker, which has {memory.available / 1e9:.1f} GB. {memory.advice}")
     return CheckReport(
         name=job.name,

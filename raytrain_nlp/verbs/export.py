@@ -129,7 +129,7 @@ def model_card(run: Run, weights: Weights) -> str:
     }
     metrics = {key: value for key, value in sorted(result.get("metrics", {}).items()) if key.startswith("eval_")}
     parts = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {job.name}", ""]
-    parts += [f"A {job.model.name_or_path or job.model.config['model_type']} model for {job.task.type}, trained with `raytrain-nlp`."]
+    parts += [f"A {job.model.name_or_path or job.model.model_type} model for {job.task.type}, trained with `raytrain-nlp`."]
     if metrics and weights.checkpoint is None:
         parts += ["", "## Evaluation", "", "| figure | value |", "|---|---|", *(f"| {key} | {value:.6g} |" for key, value in metrics.items())]
     elif weights.checkpoint:

@@ -97,7 +97,7 @@ def predict(
     problems = check_workers(job)
     if kind is None:
         problems.append(Problem("--output", f"has no known suffix ({target})", f"Name a file that ends with {', '.join(_FORMATS)}."))
-    if problems:
+    if problems or kind is None:
         raise InputError(problems)
     weights = find_weights(found, checkpoint)
     observer.tell(of_machine.line)

@@ -121,7 +121,7 @@ def _summary(names: list[str], runs: list[Run], histories: list[History]) -> tup
             {
                 "how it ended": str(run.record.get("status", "unknown")),
                 "task": run.job.task.type,
-                "model": run.job.model.name_or_path or f"{run.job.model.config['model_type']} from scratch",
+                "model": run.job.model.name_or_path or f"{run.job.model.model_type} from scratch",
                 "workers": f"{run.job.workers.num_workers}, ZeRO {run.job.deepspeed.zero_stage}{', LoRA' if run.job.lora else ''}",
                 "steps": f"{steps:,}",
                 "time": _duration(history.seconds),

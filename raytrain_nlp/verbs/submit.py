@@ -209,7 +209,8 @@ def _check_job(job: str, folder: Path) -> dict[str, Any]:
 def _storage(values: dict[str, Any], arguments: list[str], url: str) -> list[str]:
     """The job's working folder is a copy that ends with it: runs may not live there. On this machine they go where `train` puts them."""
     given = [part.partition("=")[2] for part in arguments if part.startswith("storage_path=")]
-    inner = values.get("job") if isinstance(values.get("job"), dict) else {}
+    job = values.get("job")
+    inner = job if isinstance(job, dict) else {}
     path = (given or [values.get("storage_path") or inner.get("storage_path") or "runs"])[-1]
     if "://" in str(path) or os.path.isabs(os.path.expanduser(str(path))):
         return []

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 STATUS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
 """MLflow's words for how a run ended, and those of its record."""
+Launch = Callable[[TrainJob, Any, RunPaths], dict[str, Any]]
+"""Runs a spec on workers and returns what the first one returns: a `Fit`, or a turn on workers that stay."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def run_resolved(
     resume: bool = False,
     overwrite: bool = False,
     tracked: bool = True,
-    fit: Fit | None = None,
+    fit: Launch | None = None,
     chosen: dict[str, Any] | None = None,
 ) -> TrainResult:
     """The run itself, under the lock of its folder. A trial of a sweep is not `tracked` here: the sweep's driver follows it.
@@ -199,7 +201,7 @@ def run_params(job: TrainJob) -> dict[str, Any]:
 
 
 def _run(
-    job: TrainJob, resolved: Resolved, paths: RunPaths, record: RunRecord, observer: Observer, job_text: str, tracked: bool, fit: Fit, flush: Callable[[], None]
+    job: TrainJob, resolved: Resolved, paths: RunPaths, record: RunRecord, observer: Observer, job_text: str, tracked: bool, fit: Launch, flush: Callable[[], None]
 ) -> TrainResult:
     """Track, follow and fit; whatever happens, the record and the tracker learn how it ended."""
     spec = resolved.spec
@@ -241,7 +243,8 @@ class _Tracking:
         params, experiment = run_params(job), job.tracking.experiment_name or "raytrain_nlp"
         self._paths, self._record = paths, record
         self._tracker = Tracker(paths, job.tracking, params, job_text, observer.warn) if tracked else None
-        self._mirrors = [Mirror(name, paths, params, experiment, observer.warn) for name in job.tracking.report_to]
+        mirrors = [Mirror(name, paths, params, experiment, observer.warn) for name in job.tracking.report_to]
+        self._all: list[Tracker | Mirror] = [*([self._tracker] if self._tracker else []), *mirrors]
 
     @property
     def run_id(self) -> str | None:
@@ -249,14 +252,14 @@ class _Tracking:
         return self._tracker.run_id if self._tracker else None
 
     def __enter__(self) -> _Tracking:
-        for one in filter(None, [self._tracker, *self._mirrors]):
+        for one in self._all:
             one.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         status = "FINISHED" if kind is None else "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
         self._record.update(status=STATUS[status])
-        for one in filter(None, [self._tracker, *self._mirrors]):
+        for one in self._all:
             one.close(status)
         if self._tracker:
             self._record.update(mlflow_run_id=self.run_id)

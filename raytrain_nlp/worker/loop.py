@@ -180,20 +180,19 @@ def _load_libraries(job: TrainJob) -> None:
 
 def _build_loaders(spec: WorkerSpec, job: TrainJob, start: int, world_size: int, rank: int, spread: int) -> tuple[Any, Any]:
     """Training and evaluation; where fewer ranks evaluate than planned, each takes its part of a batch in so many parts."""
-    from raytrain_nlp.trainer.loader import EvalLoader, TrainLoader
+    from raytrain_nlp.trainer.loader import EvalLoader, Share, TrainLoader
     from raytrain_nlp.trainer.user_rows import PlanRows
 
-    common = {"world_size": world_size, "rank": rank, "cpus": job.data.feed_cpus_per_worker}
+    common: Share = {"world_size": world_size, "rank": rank, "cpus": job.data.feed_cpus_per_worker}
     accumulation = job.gradient_accumulation_steps
     stop = spec.total_steps
     if job.trainer.class_ or job.trainer.callbacks:  # which may end epochs early: what is left then lies further on in the plan
         stop = -(-stop // spec.steps_per_epoch) * spec.steps_per_epoch
     train = TrainLoader(spec.train, spec.steps_per_epoch, start=start, stop=stop, accumulation=accumulation, **common)
-    common["accumulation"] = spread
     if spec.validation is None or spec.named_validations:
         steps = {name: Split(part).plan.steps_per_epoch for name, part in spec.named_validations.items()}
-        return train, {name: EvalLoader(part, PlanRows(part), steps=steps[name], **common) for name, part in spec.named_validations.items()}
-    return train, {"": EvalLoader(spec.validation, PlanRows(spec.validation), steps=spec.eval_steps, **common)}
+        return train, {name: EvalLoader(part, PlanRows(part), steps=steps[name], accumulation=spread, **common) for name, part in spec.named_validations.items()}
+    return train, {"": EvalLoader(spec.validation, PlanRows(spec.validation), steps=spec.eval_steps, accumulation=spread, **common)}
 
 
 def _build_trainer(
@@ -239,10 +238,10 @@ def _build_trainer(
         adapter_only=job.lora is not None,
         renew_hyperparameters=spec.renew_hyperparameters,
     )
-    known = isinstance(spec.train, SplitSpec)
-    context, train_rows = (spec.train.context, PlanRows(spec.train)) if known else (spec.train.split.context, loaders[0].feed)
+    split = spec.train if isinstance(spec.train, SplitSpec) else spec.train.split
+    context, train_rows = split.context, PlanRows(split) if split is spec.train else loaders[0].feed
     rows = RowsReader(job, spec.tokenizer_dir, tokenizer, context, Path(scratch), spec.code_folder, arguments)
-    feed = Feed(task, figures, *loaders, checkpointer, agreement, getattr(job.task, "gather_for_generation", False), rows, train_rows)
+    feed = Feed(task, figures, rows, *loaders, checkpointer, agreement, getattr(job.task, "gather_for_generation", False), train_rows)
     callbacks = build_callbacks(job, spec, events, paths.progress, arguments.process_index == 0)
     trainer = build_trainer(job, spec.code_folder, feed, model, arguments, tokenizer, callbacks)
     trainer.optimizer_cls_and_kwargs = trainer.optimizer_cls_and_kwargs or find_cpu_adam(trainer, lambda line: events.write("notice", text=line))

@@ -67,7 +67,7 @@ def _build_trainer(spec: ScoringSpec, job: TrainJob, paths: RunPaths, scratch: s
     from raytrain_nlp.modeling.load import load_trained
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
     from raytrain_nlp.tasks import build_task
-    from raytrain_nlp.trainer.loader import EvalLoader
+    from raytrain_nlp.trainer.loader import EvalLoader, Share
     from raytrain_nlp.trainer.metrics import Figures
     from raytrain_nlp.trainer.training_step import Feed
     from raytrain_nlp.trainer.user_rows import PlanRows, RowsReader
@@ -81,12 +81,12 @@ def _build_trainer(spec: ScoringSpec, job: TrainJob, paths: RunPaths, scratch: s
     arguments, tokenizer = build_arguments(job, scratch, task.generates), load_tokenizer(spec.tokenizer_dir)
     set_seed(arguments.seed)
     figures = Figures(task, spec.labels, tokenizer, find_user_function(job, "compute_metrics", spec.code_folder))
-    where = {"world_size": arguments.world_size, "rank": arguments.process_index, "cpus": job.data.feed_cpus_per_worker}
+    where: Share = {"world_size": arguments.world_size, "rank": arguments.process_index, "cpus": job.data.feed_cpus_per_worker}
     loader = EvalLoader(spec.validation, PlanRows(spec.validation), steps=spec.eval_steps, **where)
     model = load_trained(Path(spec.weights), job.model, task, spec.labels, tokenizer)
     fit_generation(arguments, model.config)
     rows = RowsReader(job, spec.tokenizer_dir, tokenizer, spec.validation.context, Path(scratch), spec.code_folder, arguments)
-    feed = Feed(task, figures, eval_loaders={"": loader}, rows=rows, gather_for_generation=getattr(job.task, "gather_for_generation", False))
+    feed = Feed(task, figures, rows, eval_loaders={"": loader}, gather_for_generation=getattr(job.task, "gather_for_generation", False))
     callbacks = [EvalProgress(paths.progress, spec.eval_steps)] if arguments.process_index == 0 else []
     trainer = build_trainer(job, spec.code_folder, feed, model, arguments, tokenizer, callbacks)
     trainer.remove_callback(PrinterCallback)

@@ -144,6 +144,8 @@ def test_wrong_value_is_one_line_with_its_key(override: str, key: str, what: str
         ({}, "needs either name_or_path (pretrained) or config (from scratch)"),
         ({"name_or_path": "bert", "config": {"model_type": "bert"}}, "needs either name_or_path"),
         ({"config": {"hidden_size": 8}, "tokenizer": "train"}, "config has no model_type"),
+        ({"config": {"model_type": 5}, "tokenizer": "train"}, "config.model_type is not text (5)"),
+        ({"config": {"model_type": ["bert"]}, "tokenizer": "train"}, "config.model_type is not text (['bert'])"),
         ({"config": {"model_type": "bert"}}, "a model from scratch needs a tokenizer"),
     ],
 )

@@ -73,7 +73,8 @@ def _read_file(command: Command, file: str | None) -> dict[str, Any]:
         return {}
     flat = {key: value for key, value in values.items() if not isinstance(value, dict)}
     for section in ("deepspeed_config", "fsdp_config", "dynamo_config"):
-        flat |= values.get(section) if isinstance(values.get(section), dict) else {}
+        inner = values.get(section)
+        flat |= inner if isinstance(inner, dict) else {}
     if (kind := _KINDS.get(str(values.get("distributed_type")).upper())) is not None:
         flat[kind] = True
     return {str(key): value for key, value in flat.items() if value is not None}

@@ -181,7 +181,7 @@ def _fill_language_model(command: Command, job: Sections) -> None:
 
 def _fill_summarization(command: Command, job: Sections) -> None:
     dataset, file = command.get("dataset_name"), command.get("train_file")
-    columns = _SUMMARY_COLUMNS.get((dataset or "").split("/")[-1])
+    columns: tuple[str, ...] | None = _SUMMARY_COLUMNS.get((dataset or "").split("/")[-1])
     if columns is None and dataset is None and file is not None and (rows := first_rows(file)):
         columns = tuple(rows[0])[:2]
     names = ("text_column", "summary_column")

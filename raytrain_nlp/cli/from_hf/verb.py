@@ -41,7 +41,8 @@ def render_job(job: dict[str, Any], notes: list[str]) -> str:
 
 def _remarks(job: dict[str, Any]) -> dict[str, list[str]]:
     """Where a job and its script differ without a flag being the cause: section -> what to know."""
-    training, remarks = job.get("training", {}), {"data": [], "training": [], "workers": []}
+    training = job.get("training", {})
+    remarks: dict[str, list[str]] = {"data": [], "training": [], "workers": []}
     if "validation" in job["data"] and "eval_strategy" not in training:
         remarks["data"].append("Evaluated after each epoch; the script does so once, after training.")
     if "train_sampling_strategy" not in training:

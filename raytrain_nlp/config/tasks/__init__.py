@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -11,4 +11,24 @@ from raytrain_nlp.config.tasks.language import CausalLm, MaskedLm
 from raytrain_nlp.config.tasks.seq2seq import Summarization, Translation
 
 TaskConfig = Annotated[TextClassification | CausalLm | MaskedLm | Summarization | Translation, Field(discriminator="type")]
+
+
+
+@runtime_checkable
+class Labelled(Protocol):
+    """What the section of a task with labels has."""
+
+    label_column: str
+    label_names: list[str] | None
+    """The classes in the order of their ids, where they are declared."""
+    multi_hot: bool | None
+    """Do lists of labels hold a 0 or 1 for each class? None: it is to be found out."""
+
+
+def labelled(section: TaskConfig) -> Labelled:
+    """The `task:` section of a task of which a label column is known."""
+    assert isinstance(section, Labelled), f"{section.type} has no labels"
+    return section
+
+
 TASK_TYPES = ("text-classification", "causal-lm", "masked-lm", "summarization", "translation")

@@ -1,0 +1,47 @@
+"""What the classes of this room that are mixed into a `transformers.Trainer` use of it, for the type checker: transformers' own types are not read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raytrain_nlp.trainer.training_step import Feed
+
+    class TrainerHost:
+        """The names of `Trainer` that are called or read; its own objects are what it says they are."""
+
+        args: Any
+        model: Any
+        model_wrapped: Any
+        deepspeed: Any
+        accelerator: Any
+        optimizer: Any
+        callback_handler: Any
+        state: Any
+        control: Any
+        label_smoother: Any
+        compute_metrics: Any
+        compute_loss_func: Any
+        preprocess_logits_for_metrics: Any
+        current_gradient_accumulation_steps: int
+        is_deepspeed_enabled: bool
+        _feed: Feed
+        """Set by `StepMixin`, the outermost of the classes."""
+
+        @property
+        def loss_is_scaled_for_ga(self) -> bool | None: ...
+        @loss_is_scaled_for_ga.setter
+        def loss_is_scaled_for_ga(self, value: bool | None) -> None: ...
+        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+        def is_world_process_zero(self) -> bool: ...
+        def prediction_step(self, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]: ...
+        def create_accelerator_and_postprocess(self) -> None: ...
+        def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]: ...
+        def training_step(self, *args: Any, **kwargs: Any) -> Any: ...
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any: ...
+        def create_optimizer(self, *args: Any, **kwargs: Any) -> Any: ...
+        def log(self, *args: Any, **kwargs: Any) -> None: ...
+        def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None: ...
+        def _finalize_training(self, *args: Any, **kwargs: Any) -> Any: ...
+else:
+    TrainerHost = object
