@@ -30,7 +30,7 @@ _KEY = "state"
 def save_state(path: str | Path, state: Any) -> None:
     """Write a state tree to one file, and to disk. Raises `CheckpointError` for a value that cannot be stored."""
     tensors: dict[str, torch.Tensor] = {}
-    seen: dict[tuple, str] = {}
+    seen: dict[tuple[Any, ...], str] = {}
     tree = json.dumps(_encode(state, tensors, seen))
     save_file(tensors, str(path), metadata={_KEY: tree})
     apply_umask(Path(path))
@@ -105,7 +105,7 @@ def read_tree(tree: Any) -> Any:
     return type(tree)(read_tree(item) for item in tree) if type(tree) in (list, tuple) else tree
 
 
-def _encode(value: Any, tensors: dict[str, torch.Tensor], seen: dict[tuple, str]) -> Any:
+def _encode(value: Any, tensors: dict[str, torch.Tensor], seen: dict[tuple[Any, ...], str]) -> Any:
     if value is None or isinstance(value, (bool, str)) or (isinstance(value, (int, float)) and not isinstance(value, enum.Enum)):
         return value
     if isinstance(value, torch.Tensor):
@@ -133,7 +133,7 @@ def _encode(value: Any, tensors: dict[str, torch.Tensor], seen: dict[tuple, str]
     raise CheckpointError(f"the optimizer's state holds a {type(value).__name__}, which cannot be stored without pickle.")
 
 
-def _store(tensor: torch.Tensor, tensors: dict[str, torch.Tensor], seen: dict[tuple, str]) -> str:
+def _store(tensor: torch.Tensor, tensors: dict[str, torch.Tensor], seen: dict[tuple[Any, ...], str]) -> str:
     """Put a tensor into the file once, however often the tree refers to it."""
     tensor = tensor.detach()
     identity = (tensor.device, tensor.dtype, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())

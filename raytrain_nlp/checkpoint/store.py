@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.checkpoint.manifest import FORMAT as FORMAT
-from raytrain_nlp.checkpoint.manifest import MANIFEST, Checkpoint, Damaged, FileEntry, Manifest, checkpoint_name, read_checkpoint
+from raytrain_nlp.checkpoint.manifest import MANIFEST as MANIFEST
+from raytrain_nlp.checkpoint.manifest import Checkpoint as Checkpoint
+from raytrain_nlp.checkpoint.manifest import Damaged as Damaged
+from raytrain_nlp.checkpoint.manifest import FileEntry as FileEntry
+from raytrain_nlp.checkpoint.manifest import Manifest as Manifest
+from raytrain_nlp.checkpoint.manifest import checkpoint_name as checkpoint_name
+from raytrain_nlp.checkpoint.manifest import read_checkpoint
 from raytrain_nlp.errors import CheckpointError
 from raytrain_nlp.paths import write_json
 from raytrain_nlp.storage.atomic import fsync_dir, fsync_tree, remove

@@ -7,7 +7,7 @@ import re
 import sys
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,7 +30,7 @@ def run(
     if task is None:
         titles = {name: _title(file) for name, file in examples.items()}
         print("\n".join(f"{name:<22}{title}" for name, title in titles.items()))
-        result: dict = {"examples": titles}
+        result: dict[str, Any] = {"examples": titles}
     elif task not in examples:
         raise InputError(Problem("TASK", f"no example has this name ({task!r})", nearest(task, examples) or f"The names are {', '.join(examples)}."))
     elif path == "-":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -43,7 +43,7 @@ def run(
         print(json.dumps(result.to_dict()))
 
 
-def _options(given: list[str]) -> dict:
+def _options(given: list[str]) -> dict[str, Any]:
     """`key=value` as a dict; values are YAML."""
     options = {}
     for text in given:

@@ -13,7 +13,7 @@ from raytrain_nlp.host.packages import package_folder
 _BUILTIN_TYPES = {kind.__name__: kind for kind in (str, int, float, bool, dict, list, tuple)}
 
 
-def read_fields(package: str, file: str, cls: str, *, enums: Iterable[str] = (), names: dict[str, Any] | None = None) -> dict[str, TypeAdapter]:
+def read_fields(package: str, file: str, cls: str, *, enums: Iterable[str] = (), names: dict[str, Any] | None = None) -> dict[str, TypeAdapter[Any]]:
     """Name -> type of every annotated field of class `cls` in `file` of a package.
 
     `enums` are further files of the package whose enums are choices of their values; `names` gives types for other names.

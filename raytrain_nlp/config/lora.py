@@ -53,6 +53,6 @@ def check_lora(lora: dict[str, Any]) -> list[Problem]:
 
 
 @functools.cache
-def lora_fields() -> dict[str, TypeAdapter]:
+def lora_fields() -> dict[str, TypeAdapter[Any]]:
     """Name -> type of every field of the installed `LoraConfig`, and of ours."""
     return read_fields("peft", "tuners/lora/config.py", "LoraConfig") | {MERGE: TypeAdapter(bool)}

@@ -123,14 +123,14 @@ def _wrong_number(key: str, given: Any, value: Any) -> str | None:
 
 
 @functools.cache
-def training_fields() -> dict[str, TypeAdapter]:
+def training_fields() -> dict[str, TypeAdapter[Any]]:
     """Name -> type of every field of the installed `TrainingArguments`, and of `Seq2SeqTrainingArguments`."""
     names = {"DebugOption": str, "ParallelismConfig": Any}
     return read_fields("transformers", "training_args.py", "TrainingArguments", enums=["trainer_utils.py"], names=names) | generation_fields()
 
 
 @functools.cache
-def generation_fields() -> dict[str, TypeAdapter]:
+def generation_fields() -> dict[str, TypeAdapter[Any]]:
     """Those that only `Seq2SeqTrainingArguments` has."""
     return read_fields("transformers", "training_args_seq2seq.py", "Seq2SeqTrainingArguments", names={"Path": str, "GenerationConfig": dict})
 

@@ -14,6 +14,7 @@ import bisect
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ class Blocks:
             first, row = max(end, first), row + 1
         return found
 
-    def fetch(self, store: TokenStore, blocks: np.ndarray) -> dict[str, list]:
+    def fetch(self, store: TokenStore, blocks: np.ndarray) -> dict[str, list[Any]]:
         """The token columns of blocks, as `TokenStore.fetch` gives those of rows; with best_fit also `position_ids`, which
         start at 0 in each document."""
         parts = [self.segments(int(block)) for block in blocks]

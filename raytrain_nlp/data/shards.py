@@ -28,7 +28,7 @@ _SMALL = ("token_type_ids", "targets", "words")
 """Columns of small numbers."""
 
 
-def write_shard(path: Path, columns: dict[str, list]) -> int:
+def write_shard(path: Path, columns: dict[str, list[Any]]) -> int:
     """Write one shard; returns its number of rows. Token columns are lists of integer lists."""
     arrays = {}
     for name, values in columns.items():
@@ -60,7 +60,7 @@ class TokenStore:
     def num_rows(self) -> int:
         return self.manifest["rows"]
 
-    def fetch(self, rows: np.ndarray) -> dict[str, list]:
+    def fetch(self, rows: np.ndarray) -> dict[str, list[Any]]:
         """The columns of the given rows, in the given order: token columns as NumPy views, others as Python values."""
         shard_of = np.searchsorted(self._starts, rows, side="right") - 1
         picked = [(self._shard(int(shard)), int(row - self._starts[shard])) for shard, row in zip(shard_of, rows, strict=True)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from raytrain_nlp.config.tasks import TaskConfig
 from raytrain_nlp.data.packing import Blocks
 from raytrain_nlp.data.plan import Plan, PlanSpec, split_batch
 from raytrain_nlp.data.shards import TokenStore, open_store
@@ -29,7 +30,7 @@ class SplitSpec:
     packing: Packing | None
     plan: PlanSpec
     token_counts: tuple[int, ...] | None
-    task: Any
+    task: TaskConfig
     """The job's `task:` section."""
     context: CollateContext
 
@@ -72,7 +73,7 @@ class Split:
     def store_rows(self, rows: np.ndarray) -> np.ndarray:
         return rows if self._rows is None else self._rows[rows]
 
-    def fetch(self, rows: np.ndarray) -> dict[str, list]:
+    def fetch(self, rows: np.ndarray) -> dict[str, list[Any]]:
         """The columns of row ids."""
         return self._blocks.fetch(self.store, rows) if self._blocks else self.store.fetch(self.store_rows(rows))
 

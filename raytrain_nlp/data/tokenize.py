@@ -6,13 +6,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from raytrain_nlp.config.tasks import TaskConfig
 from raytrain_nlp.data.reading.readers import BadRow, Blank, Row, read_rows
 from raytrain_nlp.data.reading.sources import Piece, SourceFile, fingerprint_files
 from raytrain_nlp.data.shards import write_shard
@@ -20,7 +21,7 @@ from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.storage.local_copy import push
 from raytrain_nlp.storage.locations import remote_of
 from raytrain_nlp.tasks import build_task
-from raytrain_nlp.tasks.base import Lengths
+from raytrain_nlp.tasks.base import Columns, Lengths, Task
 from raytrain_nlp.tasks.truncation import FULL, FULL_TARGET
 from raytrain_nlp.user_code import UserObject, describe
 
@@ -35,7 +36,7 @@ HERE = ".driver"
 class PrepareSpec:
     """What tokens depend on, besides the files."""
 
-    task: Any
+    task: TaskConfig
     """The job's `task:` section."""
     tokenizer_dir: str
     tokenizer_fingerprint: str
@@ -54,7 +55,7 @@ class PrepareSpec:
 
     def plain(self) -> dict[str, Any]:
         """The spec as values that Arrow carries to remote functions."""
-        return {**asdict(replace(self, task=None)), "task": self.task.model_dump(mode="json")}
+        return {**asdict(self), "task": self.task.model_dump(mode="json")}
 
 
 @dataclass
@@ -126,10 +127,10 @@ def _prepare(item: dict[str, Any]) -> PieceSummary:
     return summary
 
 
-def _shard_columns(piece: Piece, task: Any, tokenizer: Any, spec: PrepareSpec, summary: PieceSummary, staging: Path, index: int) -> Iterator[dict]:
+def _shard_columns(piece: Piece, task: Task, tokenizer: Any, spec: PrepareSpec, summary: PieceSummary, staging: Path, index: int) -> Iterator[Columns]:
     """The token columns of one shard after the other; bad rows go to a file beside them."""
-    columns: dict[str, list] = {}
-    good: list[tuple[int, dict]] = []
+    columns: Columns = {}
+    good: list[tuple[int, dict[str, Any]]] = []
     staging.mkdir(parents=True, exist_ok=True)
     bad_path = staging / f"bad-{index:06d}.jsonl"
     bad_path.unlink(missing_ok=True)  # of a process that died in this piece

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raytrain_nlp.config import TrainJob
+from raytrain_nlp.data.split import Split, SplitSpec
 from raytrain_nlp.memory.activations import StepTrace, trace_step
 from raytrain_nlp.memory.available import find_available, parse_bytes
 from raytrain_nlp.memory.factors import count_weights, find_setting
@@ -57,7 +58,7 @@ class MemoryPlan:
         return {**vars(self), "total": self.total, "fits": self.fits}
 
 
-def plan_memory(job: TrainJob, model: Any, split: Any, eval_split: Any, base: int, worker_memory: str | None) -> MemoryPlan:
+def plan_memory(job: TrainJob, model: Any, split: Split, eval_split: Split | None, base: int, worker_memory: str | None) -> MemoryPlan:
     """The plan of a job whose model is on the meta device.
 
     Args:
@@ -82,8 +83,6 @@ def plan_memory(job: TrainJob, model: Any, split: Any, eval_split: Any, base: in
 
 def advise_after_failure(job: TrainJob, spec: Any) -> str:
     """After workers ran out of memory: the nearest setting that fits into what they have, or well below what the plan thought would do."""
-    from raytrain_nlp.data.split import Split, SplitSpec
-
     if not isinstance(spec.train, SplitSpec):
         return ""
     model = build_traced_model(job, spec.labels, spec.tokenizer_dir)
@@ -144,7 +143,7 @@ def _checkpointing(job: TrainJob) -> bool:
     return bool(values.get("gradient_checkpointing") or values.get("activation_checkpointing"))
 
 
-def _eval_shape(job: TrainJob, split: Any) -> Shape | None:
+def _eval_shape(job: TrainJob, split: Split | None) -> Shape | None:
     return widest_shape(split, job, job.arguments().get("per_device_eval_batch_size", 8), evaluation=True) if split is not None else None
 
 

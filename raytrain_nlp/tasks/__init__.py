@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from raytrain_nlp.config.tasks import TaskConfig
 from raytrain_nlp.tasks.base import Task
 from raytrain_nlp.tasks.causal_lm import CausalLmTask
 from raytrain_nlp.tasks.masked_lm import MaskedLmTask
@@ -20,6 +21,6 @@ _TASKS: dict[str, Callable[[Any], Task]] = {
 }
 
 
-def build_task(config: Any) -> Task:
+def build_task(config: TaskConfig) -> Task:
     """The task of a job's `task:` section."""
     return _TASKS[config.type](config)

@@ -17,7 +17,7 @@ from raytrain_nlp.config.labels import label_ids
 IGNORED = -100
 """Label of a token that is not predicted, in `transformers` and in `torch.nn.CrossEntropyLoss`."""
 
-Columns = dict[str, list]
+Columns = dict[str, list[Any]]
 Metrics = dict[str, float]
 
 

@@ -49,11 +49,11 @@ class SingleLabel:
         """The value as it is kept beside the tokens: the label's canonical text, or its name among those declared."""
         return self._named[label_text(label)] if self._named else label_text(label)
 
-    def classes(self, stored: list) -> Iterable[str]:
+    def classes(self, stored: list[Any]) -> Iterable[str]:
         """The classes of stored values, one after the other."""
         return stored
 
-    def tensor(self, stored: list, label_ids: dict[str, int]) -> np.ndarray:
+    def tensor(self, stored: list[Any], label_ids: dict[str, int]) -> np.ndarray:
         """`labels` of the model: int64 [rows]."""
         return np.array([label_ids[label] for label in stored], dtype=np.int64)
 
@@ -117,10 +117,10 @@ class MultiLabel(SingleLabel):
             return sorted(name for name, value in zip(self._columns, label, strict=True) if value)
         return sorted({super(MultiLabel, self).stored(one) for one in label})
 
-    def classes(self, stored: list) -> Iterable[str]:
+    def classes(self, stored: list[Any]) -> Iterable[str]:
         return (label for row in stored for label in row)
 
-    def tensor(self, stored: list, label_ids: dict[str, int]) -> np.ndarray:
+    def tensor(self, stored: list[Any], label_ids: dict[str, int]) -> np.ndarray:
         """Float32 [rows, labels], 1 for the labels of a row."""
         made: np.ndarray = np.zeros((len(stored), max(label_ids.values()) + 1), dtype=np.float32)
         for i, row in enumerate(stored):
@@ -171,10 +171,10 @@ class Regression:
     def stored(self, label: Any) -> float:
         return float(label)
 
-    def classes(self, stored: list) -> Iterable[str]:
+    def classes(self, stored: list[Any]) -> Iterable[str]:
         return ()
 
-    def tensor(self, stored: list, label_ids: dict[str, int]) -> np.ndarray:
+    def tensor(self, stored: list[Any], label_ids: dict[str, int]) -> np.ndarray:
         """Float32 [rows]."""
         return np.array(stored, dtype=np.float32)
 

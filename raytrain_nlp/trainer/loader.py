@@ -33,7 +33,7 @@ class Share(TypedDict):
     cpus: float
 
 
-class FeedBatch(dict):
+class FeedBatch(dict[str, Any]):
     """The inputs of one forward, with their place in the plan beside them."""
 
     micro_batch: MicroBatch

@@ -57,7 +57,7 @@ class FeedTrainer(EvaluationMixin, Trainer):
     def num_examples(self, dataloader: Any) -> int:
         return dataloader.feed.num_rows if isinstance(dataloader, TrainLoader) else len(dataloader.dataset)
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: Any) -> torch.Tensor | None:
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> torch.Tensor | None:
         """Rows or predicted tokens, as `Trainer` counts them: of the whole global batch in training, else of these batches. A
         float32 tensor of shape [] on the device; None where it is not asked for."""
         feed = self._feed

@@ -140,7 +140,7 @@ class StepMixin(TrainerHost):
 
     # A step
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, Any]:
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         feed = self._feed
         train = trained(feed.train_loader).feed
         taken = train.taken

@@ -27,7 +27,7 @@ from raytrain_nlp.data.shards import TokenStore
 from raytrain_nlp.data.split import MicroBatch, Split, SplitSpec
 from raytrain_nlp.data.tokenize import PrepareSpec
 from raytrain_nlp.tasks import build_task
-from raytrain_nlp.tasks.base import IGNORED, CollateContext, Lengths, Place
+from raytrain_nlp.tasks.base import IGNORED, CollateContext, Lengths, Place, Task
 from raytrain_nlp.trainer.loader import FeedBatch, FeedDataset
 from raytrain_nlp.user_code import UserObject
 
@@ -141,7 +141,7 @@ class RowsReader:
             return len(batch["input_ids"])
         return int((labels[:, int(task.shifts_labels) :] != IGNORED).sum())
 
-    def _inputs(self, dataset: Any, task: Any, rows: np.ndarray) -> tuple[dict[str, Any], int]:
+    def _inputs(self, dataset: Any, task: Task, rows: np.ndarray) -> tuple[dict[str, Any], int]:
         """Rows without labels, as `raytrain-nlp predict` reads them."""
         found = [dataset[int(row)] for row in rows]
         for row, values in zip(rows, found, strict=True):
@@ -152,7 +152,7 @@ class RowsReader:
         tokens = {name: [np.asarray(value, dtype=np.int32) for value in column] for name, column in columns.items()}
         return _as_torch(task.collate_inputs(tokens, self.context)), len(rows)
 
-    def _prepared(self, dataset: Any, task: Any) -> SplitSpec:
+    def _prepared(self, dataset: Any, task: Task) -> SplitSpec:
         """Rows as the job's files have them: checked, tokenized and packed as those of `data.validation` are, on this rank's disk."""
         job, folder = self.job, self.scratch / f"rows-{uuid.uuid4().hex[:8]}"
         folder.mkdir(parents=True)

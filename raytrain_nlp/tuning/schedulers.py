@@ -14,6 +14,7 @@ from raytrain_nlp.config.sweep.schedulers import Asha, HyperBand, MedianStopping
 from raytrain_nlp.config.sweep.search_space import SearchKey
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.tuning.trial_records import Book
+from raytrain_nlp.worker.spec import WorkerSpec
 
 LAST = "last"
 """In a result: it is the last one of its trial."""
@@ -49,7 +50,7 @@ def build_scheduler(config: SweepJob, length: Mapping[str, float], slots: int = 
     return schedulers.FIFOScheduler()
 
 
-def length_of(job: TrainJob, spec: Any) -> dict[str, float]:
+def length_of(job: TrainJob, spec: WorkerSpec) -> dict[str, float]:
     """How long a whole trial of the base job is: evaluations, steps, epochs; `spec` is its workers'."""
     arguments = job.arguments()
     epochs = spec.total_steps / spec.steps_per_epoch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raytrain_nlp.cluster.connection import connect_ahead
 from raytrain_nlp.cluster.resources import need_of, nodes_of_cluster
@@ -26,6 +26,10 @@ from raytrain_nlp.tuning.sweep_record import check_name, check_scheduler, check_
 from raytrain_nlp.tuning.trial_records import FAILED, Book, TrialRecord
 from raytrain_nlp.tuning.tune_run import run_trials
 from raytrain_nlp.verbs.train import STATUS, prepare
+
+if TYPE_CHECKING:
+    from raytrain_nlp.planning.resolve import Resolved
+    from raytrain_nlp.tuning.study import Study
 
 _LOCAL_RAY = {"RAY_worker_maximum_startup_concurrency": "16"}
 """Processes are forked, not booted: many at once cost little. Ray would also warn of more than four times its default."""
@@ -92,7 +96,7 @@ def _sweep(
 
 
 def _run(
-    plan: Sweep, paths: SweepPaths, record: RunRecord, resolved: Any, concurrent: int, scheduler: Any, observer: SweepObserver, text: str, verbose: bool
+    plan: Sweep, paths: SweepPaths, record: RunRecord, resolved: Resolved, concurrent: int, scheduler: Any, observer: SweepObserver, text: str, verbose: bool
 ) -> SweepResult:
     """Trials, then what they leave; the record and the tracker learn how it ended, whatever happens."""
     from raytrain_nlp.tuning.mlflow_runs import Tree
@@ -135,7 +139,7 @@ def _run(
     return result
 
 
-def _leave(plan: Sweep, paths: SweepPaths, book: Book, study: Any, best: TrialRecord | None, observer: SweepObserver) -> list[Path]:
+def _leave(plan: Sweep, paths: SweepPaths, book: Book, study: Study, best: TrialRecord | None, observer: SweepObserver) -> list[Path]:
     """Table, best job, model and pictures."""
     from raytrain_nlp.tuning.plots import write_plots
 

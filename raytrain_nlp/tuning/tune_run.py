@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raytrain_nlp.config.sweep import Sweep
 from raytrain_nlp.paths import SweepPaths, read_json
@@ -12,12 +12,16 @@ from raytrain_nlp.tuning.observer import SweepObserver
 from raytrain_nlp.tuning.trial_records import RUNNING, Book, TrialRecord
 from raytrain_nlp.tuning.tune_environment import quiet_tune, tune_environment
 
+if TYPE_CHECKING:
+    from raytrain_nlp.tuning.mlflow_runs import Tree
+    from raytrain_nlp.tuning.study import Study
+
 _SLOT = "node:__internal_head__"
 """A resource of which every cluster has one, and nothing else takes a share that counts: what limits trials at a time."""
 
 
 def run_trials(
-    plan: Sweep, paths: SweepPaths, book: Book, study: Any, tree: Any, concurrent: int, scheduler: Any, observer: SweepObserver, verbose: bool
+    plan: Sweep, paths: SweepPaths, book: Book, study: Study, tree: Tree, concurrent: int, scheduler: Any, observer: SweepObserver, verbose: bool
 ) -> None:
     """Ray Tune's part. Its own files go to a folder that is deleted: nothing is ever resumed from them."""
     import ray

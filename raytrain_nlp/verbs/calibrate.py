@@ -23,6 +23,7 @@ from raytrain_nlp.verbs.train import run_resolved
 
 if TYPE_CHECKING:
     from raytrain_nlp.planning.resolve import Resolved
+    from raytrain_nlp.worker.spec import WorkerSpec
 
 STEPS = 20
 _WARM_STEPS = 5
@@ -154,7 +155,7 @@ def _step_cost(split: Split, job: TrainJob) -> Callable[[int], int]:
     return cost
 
 
-def _count_evaluations(job: TrainJob, spec: Any) -> int:
+def _count_evaluations(job: TrainJob, spec: WorkerSpec) -> int:
     """Evaluations of the run; one at its end where none is asked for and there are validation rows."""
     if spec.validation is None:
         return 0

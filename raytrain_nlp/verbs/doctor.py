@@ -213,7 +213,7 @@ def _tracker(uri: str | None, storage: str) -> Finding:
         return Finding("tracker", False, f"{shown} does not answer: {reason}", "Start it, or correct the address. A run would train anyway, and keep its figures.")
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess | None:
+def _run(command: list[str]) -> subprocess.CompletedProcess[str] | None:
     """A process of its own, which may crash or hang; None where it took too long."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)

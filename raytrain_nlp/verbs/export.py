@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.run.observer import Observer
@@ -15,6 +15,9 @@ from raytrain_nlp.run.saved_run import Run, Weights, find_run, find_weights
 from raytrain_nlp.storage.atomic import replace_folder
 from raytrain_nlp.storage.locations import is_remote
 from raytrain_nlp.tracking.registry import PIPELINES, check_registrable, register_model
+
+if TYPE_CHECKING:
+    from raytrain_nlp.tasks.base import Task
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
 
@@ -141,7 +144,7 @@ def model_card(run: Run, weights: Weights) -> str:
     return "\n".join(parts)
 
 
-def _empty_model(run: Run, task: Any, tokenizer: Any) -> Any:
+def _empty_model(run: Run, task: Task, tokenizer: Any) -> Any:
     from raytrain_nlp.modeling.lora import apply_lora
     from raytrain_nlp.modeling.model import build_empty_model
 

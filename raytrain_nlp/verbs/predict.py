@@ -26,8 +26,10 @@ from raytrain_nlp.storage.local_copy import delete_tree, push_tree
 from raytrain_nlp.verbs.prediction_parts import find_parts, put_together, what_parts_hold
 
 if TYPE_CHECKING:
+    from raytrain_nlp.data.reading.sources import SourceFile
     from raytrain_nlp.modeling.facts import ModelFacts
     from raytrain_nlp.tasks.base import Lengths
+    from raytrain_nlp.worker.predictor import PredictSpec
 
 CHUNK_ROWS = 512
 """Rows of a part: what a kill may cost, and among how many rows those of like length are found."""
@@ -210,7 +212,7 @@ def _fitted(job: TrainJob, facts: ModelFacts, options: dict[str, Any]) -> tuple[
     return lengths, options
 
 
-def _make(spec: Any, job: TrainJob, files: list[Any], done: list[str], observer: Observer) -> float | None:
+def _make(spec: PredictSpec, job: TrainJob, files: list[SourceFile], done: list[str], observer: Observer) -> float | None:
     """Make the parts that are missing; rows a second after the first of them."""
     import ray.data
     from ray.exceptions import RayError

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raytrain_nlp.config import TrainJob, public_values
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.run.saved_run import Run, Weights
 from raytrain_nlp.storage.locations import remote_of
 
+if TYPE_CHECKING:
+    from raytrain_nlp.data.reading.sources import SourceFile
+
 _SAMPLES, _SAMPLE = 16, 1 << 16
 """Of a large file so many pieces of so many bytes are looked at: two trainings differ everywhere."""
 
 
-def what_parts_hold(run: Run, weights: Weights, job: TrainJob, files: list[Any], options: dict[str, Any], prefix: str, chunk_rows: int) -> dict[str, Any]:
+def what_parts_hold(run: Run, weights: Weights, job: TrainJob, files: list[SourceFile], options: dict[str, Any], prefix: str, chunk_rows: int) -> dict[str, Any]:
     """What parts depend on: those of another model, input or code are not mixed with ours. Says nothing of times, which copies do not keep."""
     from raytrain_nlp.data.reading.sources import fingerprint_files
     from raytrain_nlp.user_code import UserObject

@@ -7,7 +7,7 @@ import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.config import TrainJob, load_job
@@ -24,6 +24,14 @@ from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.worker.logs import rank_log
 from raytrain_nlp.worker.progress import CLOCK
 from raytrain_nlp.worker.spec import WorkerSpec
+
+if TYPE_CHECKING:
+    from raytrain_nlp.checkpoint.commit import Commits
+    from raytrain_nlp.distributed.consensus import Agreement
+    from raytrain_nlp.tasks.base import Task
+    from raytrain_nlp.trainer.loader import EvalLoader, TrainLoader
+
+    Loaders = tuple[TrainLoader, dict[str, EvalLoader]]
 
 
 def run_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -178,7 +186,7 @@ def _load_libraries(job: TrainJob) -> None:
         import peft  # noqa: F401
 
 
-def _build_loaders(spec: WorkerSpec, job: TrainJob, start: int, world_size: int, rank: int, spread: int) -> tuple[Any, Any]:
+def _build_loaders(spec: WorkerSpec, job: TrainJob, start: int, world_size: int, rank: int, spread: int) -> Loaders:
     """Training and evaluation; where fewer ranks evaluate than planned, each takes its part of a batch in so many parts."""
     from raytrain_nlp.trainer.loader import EvalLoader, Share, TrainLoader
     from raytrain_nlp.trainer.user_rows import PlanRows
@@ -196,7 +204,7 @@ def _build_loaders(spec: WorkerSpec, job: TrainJob, start: int, world_size: int,
 
 
 def _build_trainer(
-    spec: WorkerSpec, job: TrainJob, paths: RunPaths, events: EventLog, loaders: tuple[Any, Any], scratch: str, agreement: Any, commits: Any
+    spec: WorkerSpec, job: TrainJob, paths: RunPaths, events: EventLog, loaders: Loaders, scratch: str, agreement: Agreement, commits: Commits
 ) -> Any:
     import torch
     from transformers import PrinterCallback, set_seed
@@ -253,7 +261,7 @@ def _build_trainer(
     return trainer
 
 
-def _load_model(spec: WorkerSpec, job: TrainJob, paths: RunPaths, arguments: Any, task: Any, tokenizer: Any) -> Any:
+def _load_model(spec: WorkerSpec, job: TrainJob, paths: RunPaths, arguments: Any, task: Task, tokenizer: Any) -> Any:
     """The model, with an adapter where the job asks for one."""
     from raytrain_nlp.modeling.export import save_base_model
     from raytrain_nlp.modeling.lora import apply_lora

@@ -95,7 +95,7 @@ class Predictor:
         self._model = load_trained(Path(spec.weights), job.model, self._task, spec.labels, self._tokenizer).to(self._device).eval()
         self._preprocess = spec.preprocess.load() if spec.preprocess else None
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         with told_plainly():
             counts = [self._part(part, _unpacked(table)) for part, table in zip(batch["part"], batch["table"], strict=True)]
         return {"part": list(batch["part"]), "rows": counts}

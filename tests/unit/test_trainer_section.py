@@ -124,6 +124,14 @@ def test_where_a_checkpoint_stands(epoch: float, stopped: bool, place: int) -> N
     assert find_position(state, 10) == place
 
 
+def test_the_mean_loss_is_that_of_the_batches_that_have_one() -> None:
+    """A user's `prediction_step` may have none for a batch without labels."""
+    from raytrain_nlp.trainer.eval_outputs import Part, mean_loss
+
+    parts = [Part(np.array([row]), weight, loss, None, None) for row, (weight, loss) in enumerate([(1, 2.0), (3, 4.0), (5, None)])]
+    assert mean_loss(parts) == 3.5 and mean_loss(parts[2:]) is None and mean_loss([]) is None
+
+
 def test_batches_apart_are_as_wide_as_their_own_rows() -> None:
     from raytrain_nlp.trainer.eval_outputs import Joined, Part
 

@@ -150,7 +150,7 @@ class Flag:
 
     name: str
     """Under which the value is kept; the new name of an old flag."""
-    type: TypeAdapter
+    type: TypeAdapter[Any]
     target: str
     constant: str | None = None
     """What a switch that became a value stands for."""
