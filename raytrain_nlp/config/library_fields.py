@@ -47,7 +47,7 @@ def _type_of(node: ast.expr, known: dict[str, Any], choices: list[str]) -> Any:
     if isinstance(node, ast.Tuple):
         return tuple(_type_of(item, known, choices) for item in node.elts)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        if getattr(node.left, "id", "") in choices and getattr(node.right, "id", "") == "str":
+        if isinstance(node.left, ast.Name) and node.left.id in choices and getattr(node.right, "id", "") == "str":
             return known[node.left.id]  # `IntervalStrategy | str` would let any string through: the enum's values are the truth
         return Union[_type_of(node.left, known, choices), _type_of(node.right, known, choices)]  # noqa: UP007 - None on the left has no `|`
     if isinstance(node, ast.Subscript):
