@@ -59,6 +59,7 @@ def load(folder: Path) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(folder)
 
 
+@pytest.mark.quick
 def test_evaluate_gives_the_runs_own_figures(trained: Any, folder: Path, shared_ray: Any) -> None:
     result = raytrain_nlp.evaluate(trained.run_dir)
     own = {key: value for key, value in trained.metrics.items() if key.startswith("eval_") and "second" not in key and "runtime" not in key}

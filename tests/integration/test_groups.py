@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from support import wait_until
 
 from raytrain_nlp.cluster.placement_groups import free_groups_of, free_orphans
+
+pytestmark = pytest.mark.quick
 
 
 def test_only_what_dead_controllers_placed_is_freed(shared_ray: Any) -> None:

@@ -55,6 +55,7 @@ def check(rows: list[dict[str, Any]], alone: list[dict[str, Any]]) -> None:
         assert row["prediction"] == expected["prediction"] or not sure
 
 
+@pytest.mark.quick
 def test_every_row_in_order_in_every_format(trained: Any, folder: Path, alone: list[dict[str, Any]], shared_ray: Any) -> None:
     result = raytrain_nlp.predict(trained.run_dir, str(folder / "input.jsonl"), folder / "out.parquet", batch_size=32)
     assert (result.rows, result.errors, result.bad_rows) == (ROWS, 0, 0)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from support import tiny_job, write_rows
 
+pytestmark = pytest.mark.quick
+
 
 def test_ray_data_and_the_driver_prepare_the_same(shared_ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from raytrain_nlp.config import load_job

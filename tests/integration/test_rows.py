@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from support import events, recorded_rows, tiny_job, write_rows
 
+pytestmark = pytest.mark.quick
+
 ROWS = 1003
 
 

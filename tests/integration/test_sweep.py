@@ -173,6 +173,7 @@ def test_a_trial_that_never_fits_is_refused(shared_ray: Any, folder: Path) -> No
     assert not (folder / "runs" / "too-large").exists()
 
 
+@pytest.mark.quick
 def test_asha_stops_bad_trials_and_keeps_the_best(shared_ray: Any, folder: Path, left_behind: Any) -> None:
     space = {"training.learning_rate": {"grid": [1e-2, 1e-7, 1e-8]}}
     job = {"training": {"num_train_epochs": 3}, "deepspeed": {"zero_stage": 0}}

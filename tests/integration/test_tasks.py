@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from support import losses, tiny_job, write_rows
 
+pytestmark = pytest.mark.quick
+
 STEPS, ROWS, HELD_OUT = 20, 400, 101
 LLAMA = {
     "model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 64,

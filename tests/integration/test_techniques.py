@@ -124,6 +124,7 @@ def adapter_job() -> dict[str, Any]:
     }
 
 
+@pytest.mark.quick
 def test_lora_with_everything_trains_and_resumes(shared_ray: Any, tmp_path: Path) -> None:
     """Killed at step 8 and resumed at 5: the adapter of the run that was never killed, bit for bit. The base is never touched."""
     from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
