@@ -87,15 +87,15 @@ def _workers(_ray: str) -> Iterator[Any]:
     """For each number of workers a group that stays, as those of a sweep do: most of a run of seconds is the start of its processes."""
     import ray
 
-    from raytrain_nlp.launch.worker_pool import Slot
-    from raytrain_nlp.tuning.mailbox import open_desk
+    from raytrain_nlp.launch.worker_pool import WorkerPool
+    from raytrain_nlp.tuning.mailbox import open_mailbox
 
-    desk = open_desk()
-    slots = {number: Slot(desk) for number in (1, 2, 3)}
-    yield slots
-    for slot in slots.values():
-        slot.close()
-    ray.kill(desk)
+    mailbox = open_mailbox()
+    pools = {number: WorkerPool(mailbox) for number in (1, 2, 3)}
+    yield pools
+    for pool in pools.values():
+        pool.close()
+    ray.kill(mailbox)
 
 
 @pytest.fixture(scope="session")
@@ -118,8 +118,8 @@ def shared_ray(_ray: str, hooks_file: Path, request: pytest.FixtureRequest, monk
     """
     hooks_file.write_text("{}")
     if "integration" in request.path.parts:
-        slots = request.getfixturevalue("_workers")
-        monkeypatch.setattr("raytrain_nlp.verbs.train.Fit", lambda **_: _SharedFit(slots))
+        pools = request.getfixturevalue("_workers")
+        monkeypatch.setattr("raytrain_nlp.verbs.train.Fit", lambda **_: _SharedFit(pools))
     yield lambda **wanted: hooks_file.write_text(json.dumps(wanted))
     hooks_file.write_text("{}")
 
@@ -127,15 +127,15 @@ def shared_ray(_ray: str, hooks_file: Path, request: pytest.FixtureRequest, monk
 class _SharedFit:
     """`Fit` on the shared workers where the job's are alike."""
 
-    def __init__(self, slots: dict[int, Any]):
-        self._slots = slots
+    def __init__(self, pools: dict[int, Any]):
+        self._pools = pools
 
     def __call__(self, job: Any, spec: Any, paths: Any) -> dict[str, Any]:
         from raytrain_nlp.launch.fit import Fit
 
-        slot = self._slots.get(job.workers.num_workers)
+        pool = self._pools.get(job.workers.num_workers)
         alike = job.workers.resources_per_worker == {"CPU": 0.5} and "ddp_timeout" not in job.arguments()
-        return slot.turn()(job, spec, paths) if slot and alike else Fit()(job, spec, paths)
+        return pool.turn()(job, spec, paths) if pool and alike else Fit()(job, spec, paths)
 
 
 @pytest.fixture(scope="session")

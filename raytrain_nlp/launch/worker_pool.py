@@ -1,4 +1,4 @@
-"""A slot: a group of workers that stays from trial to trial, for the driver of a trial what `Fit` is for that of a run.
+"""A worker pool: a group of workers that stays from trial to trial, for the driver of a trial what `Fit` is for that of a run.
 
 A thread waits for the group's end (`_Group._serve`). What it raises is kept, and raised where a trial waits for its result; the
 next trial gets a new group.
@@ -16,7 +16,7 @@ from raytrain_nlp.config import TrainJob
 from raytrain_nlp.errors import RunError
 from raytrain_nlp.launch.fit import Fit, explain, has_moved
 from raytrain_nlp.paths import RunPaths
-from raytrain_nlp.worker.pool_worker import run_slot
+from raytrain_nlp.worker.pool_worker import run_pool_worker
 
 _STOP_S = 20.0
 """How long a stopped trial may take to come to its next step, before its workers are ended."""
@@ -24,18 +24,18 @@ _GROWTH_BYTES = 512 << 20
 """Memory that may be left behind, beside half of what a worker has after its first trial."""
 
 
-class Slot:
+class WorkerPool:
     """Runs one trial after the other on the same workers, and replaces them where a trial may have left something behind."""
 
-    def __init__(self, desk: Any):
-        self._desk = desk
+    def __init__(self, mailbox: Any):
+        self._mailbox = mailbox
         self._group: _Group | None = None
 
     def open(self, job: TrainJob, paths: RunPaths) -> _Group:
         """Have workers for such a job start, if there are none, in the background."""
         if self._group is None or self._group.worn or self._group.shape != _shape(job):
             self.close()
-            self._group = _Group(self._desk, job, paths)
+            self._group = _Group(self._mailbox, job, paths)
         return self._group
 
     def turn(self) -> Turn:
@@ -60,16 +60,16 @@ class Slot:
 
 
 class Turn:
-    """One trial's use of a slot, with the face of a `Fit`."""
+    """One trial's use of a pool, with the face of a `Fit`."""
 
-    def __init__(self, slot: Slot):
-        self._slot = slot
+    def __init__(self, pool: WorkerPool):
+        self._pool = pool
         self.aborted = threading.Event()
 
     def __call__(self, job: TrainJob, spec: Any, paths: RunPaths) -> dict[str, Any]:
         if self.aborted.is_set():
             raise RunError("stopped")
-        return self._slot.run(self, job, spec, paths)
+        return self._pool.run(self, job, spec, paths)
 
     def abort(self) -> None:
         """Have the trial stop at its next step; its workers stay. `__call__` then raises `RunError`."""
@@ -79,27 +79,27 @@ class Turn:
 class _Group:
     """One `TorchTrainer.fit()` over many trials."""
 
-    def __init__(self, desk: Any, job: TrainJob, paths: RunPaths):
+    def __init__(self, mailbox: Any, job: TrainJob, paths: RunPaths):
         self.shape = _shape(job)
         self.worn = False
-        self._desk, self._name = desk, uuid.uuid4().hex
+        self._mailbox, self._name = mailbox, uuid.uuid4().hex
         self._memory: int | None = None
         self._failure: BaseException | None = None
-        self._fit = Fit(loop=run_slot)
-        self._thread = threading.Thread(target=self._serve, args=(job, paths), name="slot", daemon=True)
+        self._fit = Fit(loop=run_pool_worker)
+        self._thread = threading.Thread(target=self._serve, args=(job, paths), name="pool", daemon=True)
         self._thread.start()
 
     def _serve(self, job: TrainJob, paths: RunPaths) -> None:
         try:
-            self._fit.run(job, {"desk": self._desk, "slot": self._name}, paths)
+            self._fit.run(job, {"mailbox": self._mailbox, "pool": self._name}, paths)
         except BaseException as error:  # noqa: BLE001 - raised where the trial waits
             self._failure = error
 
     def run(self, turn: Turn, spec: Any, paths: RunPaths) -> dict[str, Any]:
         import ray
 
-        number = ray.get(self._desk.put.remote(self._name, spec))
-        result, asked_at = self._desk.result.remote(self._name, number), None
+        number = ray.get(self._mailbox.put.remote(self._name, spec))
+        result, asked_at = self._mailbox.result.remote(self._name, number), None
         while not ray.wait([result], timeout=0.25)[0]:
             if not self._thread.is_alive():
                 self.worn = True
@@ -116,7 +116,7 @@ class _Group:
         """Ask, and after a while insist."""
         now = time.monotonic()
         if asked_at is None:
-            self._desk.stop.remote(self._name, number)
+            self._mailbox.stop.remote(self._name, number)
             return now
         if now - asked_at > _STOP_S and not self.worn:
             self.worn = True

@@ -29,7 +29,7 @@ from raytrain_nlp.config import load_job
 from raytrain_nlp.config.sweep.search_space import SearchSpace, apply_point
 from raytrain_nlp.errors import InputError, RaytrainNlpError
 from raytrain_nlp.launch.fit import Fit, load_libraries
-from raytrain_nlp.launch.worker_pool import Slot
+from raytrain_nlp.launch.worker_pool import WorkerPool
 from raytrain_nlp.paths import TRIAL, RunPaths, cache_dir, read_json
 from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.tracking.events import EventLog
@@ -61,24 +61,24 @@ class TrialSettings:
     """A result is given when its checkpoint is committed, for schedulers that pass checkpoints on."""
     changes: bool
     """Values may change on the way: those of a loaded checkpoint do not count."""
-    desk: Any
+    mailbox: Any
     """Where workers that stay from trial to trial are given their runs; None: each trial starts its own."""
     chosen: dict[str, Any] = field(default_factory=dict)
     """What the base job had left to the machine."""
 
 
 class TrialActor(Trainable):
-    """One slot of the sweep: one trial after the other."""
+    """Where Tune runs one trial after the other."""
 
     def setup(self, config: dict[str, Any], settings: TrialSettings | None = None) -> None:
         assert settings is not None, "`tune.with_parameters` gives them"
         _load_libraries()
-        self._settings, self._slot = settings, Slot(settings.desk) if settings.desk is not None else None
-        self._trial = Trial(settings, self.trial_name, config, self._slot)
+        self._settings, self._pool = settings, WorkerPool(settings.mailbox) if settings.mailbox is not None else None
+        self._trial = Trial(settings, self.trial_name, config, self._pool)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._trial.stop()
-        self._trial = Trial(self._settings, self.trial_name, new_config, self._slot)
+        self._trial = Trial(self._settings, self.trial_name, new_config, self._pool)
         return True
 
     def step(self) -> dict[str, Any]:
@@ -93,22 +93,22 @@ class TrialActor(Trainable):
 
     def cleanup(self) -> None:
         self._trial.stop()
-        if self._slot:
-            self._slot.close()
+        if self._pool:
+            self._pool.close()
 
 
 class Trial(Observer):
     """One trial in its actor; begins with the first question for a result."""
 
-    def __init__(self, settings: TrialSettings, name: str, config: dict[str, Any], slot: Slot | None):
+    def __init__(self, settings: TrialSettings, name: str, config: dict[str, Any], pool: WorkerPool | None):
         point = {key: value for key, value in config.items() if key != NUMBER}
         self._settings = settings
         values = apply_point(settings.values, settings.space, point)
         self._job = load_job({**values, "name": name, "storage_path": settings.trials})
         self._paths = RunPaths(settings.trials, self._job.name)
-        self._fit = slot.turn() if slot else Fit()
-        if slot:
-            slot.open(self._job, self._paths)
+        self._fit = pool.turn() if pool else Fit()
+        if pool:
+            pool.open(self._job, self._paths)
         self._results: queue.Queue[dict[str, Any]] = queue.Queue()
         self._thread: threading.Thread | None = None
         self._pointer: Pointer | None = None
@@ -204,7 +204,7 @@ class Trial(Observer):
 
 
 def _load_libraries() -> None:
-    """What the threads of slot and trial will use: two that import at the same time can find each other's modules half made."""
+    """What the threads of worker pool and trial will use: two that import at the same time can find each other's modules half made."""
     import torch  # noqa: F401
     import transformers  # noqa: F401
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from raytrain_nlp.tuning.mlflow_runs import Tree
     from raytrain_nlp.tuning.study import Study
 
-_SLOT = "node:__internal_head__"
+_HEAD = "node:__internal_head__"
 """A resource of which every cluster has one, and nothing else takes a share that counts: what limits trials at a time."""
 
 
@@ -27,7 +27,7 @@ def run_trials(
     import ray
     from ray import tune
 
-    from raytrain_nlp.tuning.mailbox import open_desk
+    from raytrain_nlp.tuning.mailbox import open_mailbox
     from raytrain_nlp.tuning.schedulers import replay
     from raytrain_nlp.tuning.searcher import Bookkeeper, NoUseToGoOn, PointSource, StudySearcher, name_trial
     from raytrain_nlp.tuning.trial import TrialActor, TrialSettings
@@ -38,10 +38,10 @@ def run_trials(
         study.reopen(trial.number)
     points = PointSource(study, interrupted, len(book.trials), plan.num_trials)
     replay(scheduler, book, config)
-    desk = open_desk() if config.reuse_workers else None
+    mailbox = open_mailbox() if config.reuse_workers else None
     chosen = (read_json(paths.record) or {}).get("chosen") or {}
     settings = TrialSettings(
-        _without_tracker(plan), config.search_space, str(paths.storage), str(paths.trials), config.metric, plan.pauses, config.scheduler.type == "pbt", desk, chosen
+        _without_tracker(plan), config.search_space, str(paths.storage), str(paths.trials), config.metric, plan.pauses, config.scheduler.type == "pbt", mailbox, chosen
     )
 
     def changed(trial: TrialRecord) -> None:
@@ -69,7 +69,7 @@ def run_trials(
             name="tune",
             storage_path=str(paths.ray),
             scheduler=scheduler,
-            resources_per_trial=tune.PlacementGroupFactory([{_slot(paths): int(0.99 / concurrent * 10_000) / 10_000}]),
+            resources_per_trial=tune.PlacementGroupFactory([{_trial_resource(paths): int(0.99 / concurrent * 10_000) / 10_000}]),
             stop=NoUseToGoOn(book, config.max_trial_failures),
             trial_name_creator=name_trial,
             callbacks=[Bookkeeper(book, study, config.metric, changed, tree.follow)],
@@ -78,16 +78,16 @@ def run_trials(
             verbose=0,
             **population,
         )
-    if desk is not None:
-        ray.kill(desk)
+    if mailbox is not None:
+        ray.kill(mailbox)
     shutil.rmtree(paths.ray, ignore_errors=True)
 
 
-def _slot(paths: SweepPaths) -> str:
+def _trial_resource(paths: SweepPaths) -> str:
     """The resource of the node on which trials are driven: the head; in object storage this one, for a trial's files are then here."""
     import ray
 
-    return f"node:{ray.util.get_node_ip_address()}" if remote_of(paths.run) else _SLOT
+    return f"node:{ray.util.get_node_ip_address()}" if remote_of(paths.run) else _HEAD
 
 
 def _population(points: list[dict[str, Any]]) -> Any:

@@ -29,25 +29,25 @@ def train_on_gpu() -> Iterator[Callable[..., Any]]:
     import ray
 
     import raytrain_nlp
-    from raytrain_nlp.launch.worker_pool import Slot
-    from raytrain_nlp.tuning.mailbox import open_desk
+    from raytrain_nlp.launch.worker_pool import WorkerPool
+    from raytrain_nlp.tuning.mailbox import open_mailbox
 
     deterministic = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
     with mock.patch.dict(os.environ, deterministic):
         ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        slot = Slot(open_desk())
+        pool = WorkerPool(open_mailbox())
 
         class Fit:
             def __init__(self, **_: Any):
                 pass
 
             def __call__(self, job: Any, spec: Any, paths: Any) -> Any:
-                return slot.turn()(job, spec, paths)
+                return pool.turn()(job, spec, paths)
 
         def train(job: Any, **arguments: Any) -> Any:
             with mock.patch("raytrain_nlp.verbs.train.Fit", Fit):
                 return raytrain_nlp.train(job, **arguments)
 
         yield train
-        slot.close()
+        pool.close()
         ray.shutdown()
