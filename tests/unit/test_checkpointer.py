@@ -20,8 +20,8 @@ from transformers import TrainerControl, TrainerState
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.checkpoint.checkpointer import Checkpointer, apply_hyperparameters
 from raytrain_nlp.checkpoint.commit import Commits
-from raytrain_nlp.checkpoint.engine import SafeCheckpointEngine, apply_safe_checkpoints
 from raytrain_nlp.checkpoint.manifest import Checkpoint, Damaged, Manifest, checkpoint_name, parse_manifest, read_checkpoint
+from raytrain_nlp.compat.deepspeed import import_deepspeed
 from raytrain_nlp.errors import CheckpointError
 
 
@@ -162,6 +162,9 @@ def test_a_trial_that_inherits_has_its_own_rate_and_the_moments_of_the_other(roo
 
 
 def test_the_engine_of_deepspeed_reads_no_pickle_and_knows_what_it_wrote(tmp_path: Path) -> None:
+    import_deepspeed()
+    from raytrain_nlp.checkpoint.engine import SafeCheckpointEngine
+
     safe = SafeCheckpointEngine()
     safe.save({"module": {"w": torch.arange(3.0)}, "step": 7}, str(tmp_path / "a.pt"))
     safe.save({"module": None}, str(tmp_path / "b.pt"))
@@ -179,6 +182,9 @@ def test_the_engine_of_deepspeed_reads_no_pickle_and_knows_what_it_wrote(tmp_pat
 
 def test_an_engine_loads_what_latest_names_in_its_folder_alone(tmp_path: Path) -> None:
     """DeepSpeed joins whatever that file says to the folder's path."""
+    import_deepspeed()
+    from raytrain_nlp.checkpoint.engine import apply_safe_checkpoints
+
     loaded: list[Any] = []
 
     class Engine(SimpleNamespace):
