@@ -96,11 +96,16 @@ class _Watch:
             ready = select.select([self._read], [], [], _LOOK_S)[0]
             for number in self._read.recv(64) if ready else b"":
                 self._heard(number)
-            if self._raised is not None and self._raised() is None and not self._over.is_set():
-                self._own += 1  # it was raised where exceptions are thrown away, as in a destructor
+            if not ready and self._is_deaf() and not self._over.is_set():
+                self._own += 1
                 main = threading.main_thread().ident
                 assert self.first is not None and main is not None, "a signal was heard, and its thread runs"
                 signal.pthread_kill(main, self.first)
+
+    def _is_deaf(self) -> bool:
+        """Is the main thread to be interrupted, and is not: it waited for the answer no longer, on a machine so busy that this thread did not
+        run; or it was raised where exceptions are thrown away, as in a destructor. One signal of one's own at a time: the kernel keeps no two."""
+        return self._raises and not self._own and (self._raised is None or self._raised() is None)
 
     def _heard(self, number: int) -> None:
         if self._own:

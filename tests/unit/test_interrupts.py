@@ -47,6 +47,17 @@ def test_interrupt_that_a_destructor_threw_away_comes_again() -> None:
     assert end(process)[1] == "interrupted\n"
 
 
+def test_interrupt_comes_though_the_answer_takes_longer_than_the_main_thread_waits() -> None:
+    """As on a machine so busy that the watcher does not run for seconds."""
+    process = start(
+        "interrupts._DECISION_S = 0.1\n"
+        "with interrupts.handled(), interrupts.asking(lambda: time.sleep(1)):\n"
+        "    try:\n        print('ready', flush=True); time.sleep(60); time.sleep(60)\n    except KeyboardInterrupt:\n        print('interrupted')\n"
+    )
+    process.send_signal(signal.SIGINT)
+    assert end(process)[1] == "interrupted\n"
+
+
 def test_hook_ends_things_instead() -> None:
     process = start(
         "asked = []\n"
