@@ -130,6 +130,8 @@ class Trial(Observer):
         result = self._results.get()
         if not result.get("done"):
             self._iteration += 1
+        elif result["status"] == FINISHED:  # where it stood when it was last asked; its thread may have been ahead of that
+            result["step"] = self._last.get("step", 0)
         self._last = {**result, "training_iteration": self._iteration}
         return dict(self._last)
 
@@ -148,7 +150,7 @@ class Trial(Observer):
     def _run(self) -> None:
         try:
             metrics = self._train()
-            self._results.put({"done": True, "status": FINISHED, "metrics": metrics, **metrics, "step": self._last.get("step", 0)})
+            self._results.put({"done": True, "status": FINISHED, "metrics": metrics, **metrics})
         except RaytrainNlpError as error:
             self._fail(" ".join(str(error).split()))
         except BaseException as error:  # noqa: BLE001 - the sweep goes on without this trial
