@@ -118,7 +118,7 @@ def find_weights(run: Run, which: str | int | None) -> Weights:
         raise InputError(Problem("RUN", f"has neither a model nor a checkpoint ({run.paths.run})", "Continue it with train --resume."))
     if which in (None, "last"):
         try:
-            found = store.find_checkpoint(run.paths.checkpoints, _damage)
+            found = store.find_checkpoint(run.paths.checkpoints, _damage, scanned=(good, damaged))
         except CheckpointError as error:
             raise InputError(Problem("RUN", str(error))) from None
         assert found is not None, "there are some"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,9 +15,10 @@ import pytest
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.checkpoint.commit import Commits
 from raytrain_nlp.checkpoint.consolidate import model_file
-from raytrain_nlp.errors import CheckpointError
+from raytrain_nlp.errors import CheckpointError, InputError
 from raytrain_nlp.paths import RunPaths
 from raytrain_nlp.run.record import _check_checkpoints
+from raytrain_nlp.run.saved_run import Run, find_weights
 
 
 def make(root: Path, step: int) -> store.Checkpoint:
@@ -183,3 +185,19 @@ def test_a_file_that_cannot_be_read_is_damage(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(Path, "open", failing)
     assert store.damage(checkpoint) == "sub/a cannot be read: Input/output error"
+
+
+def test_checkpoints_that_go_while_weights_are_looked_for_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on retires them: what has been seen and is gone is missing, not a traceback."""
+    paths = RunPaths(tmp_path, "run")
+    make(paths.checkpoints, 5)
+    seen = store.scan(paths.checkpoints)
+
+    def scan(root: Path) -> Any:
+        shutil.rmtree(root, ignore_errors=True)
+        return seen if not calls.append(1) and len(calls) == 1 else ([], [])
+
+    calls: list[int] = []
+    monkeypatch.setattr(store, "scan", scan)
+    with pytest.raises(InputError, match="checkpoint-5: .*is missing"):
+        find_weights(Run(paths, None, [], paths.run, {}, tmp_path, None), "last")
