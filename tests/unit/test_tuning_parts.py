@@ -145,7 +145,9 @@ def test_tune_is_quiet_and_its_settings_are_taken_back(monkeypatch: pytest.Monke
     monkeypatch.delenv("TUNE_X", raising=False)
     before = dict(os.environ)
     with tune_environment({"TUNE_X": "1"}):
-        assert os.environ["TUNE_DISABLE_SIGINT_HANDLER"] == "1" and os.environ["TUNE_X"] == "1" and os.environ["TUNE_WARN_THRESHOLD_S"] == "7", "what the user has set stays"
+        assert os.environ["TUNE_DISABLE_SIGINT_HANDLER"] == "1" and os.environ["TUNE_X"] == "1" and os.environ["TUNE_WARN_THRESHOLD_S"] == "7", (
+            "what the user has set stays"
+        )
     assert dict(os.environ) == before
     logger = logging.getLogger("ray.tune")
     level = logger.level

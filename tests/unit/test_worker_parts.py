@@ -31,7 +31,7 @@ from raytrain_nlp.worker import callbacks, pool_worker, preemption, progress, sc
 from raytrain_nlp.worker.callbacks import ClockCallback, EvalProgress, EventCallback, LayerdropCallback
 from raytrain_nlp.worker.cleanup import letting_go
 from raytrain_nlp.worker.logs import rank_log
-from raytrain_nlp.worker.pool_worker import run_slot
+from raytrain_nlp.worker.pool_worker import run_pool_worker
 from raytrain_nlp.worker.preemption import noticed
 from raytrain_nlp.worker.scoring import SCORES, ScoringSpec, run_scoring
 from raytrain_nlp.worker.spec import WorkerSpec
@@ -221,21 +221,21 @@ def test_what_an_earlier_driver_asked_for_is_forgotten_but_not_its_end(paths: Ru
 # one run after the other
 
 
-class Desk:
-    """The desk of a slot, with the answers Ray would bring; what is asked of it is called at once."""
+class Mailbox:
+    """The mailbox of a pool, with the answers Ray would bring; what is asked of it is called at once."""
 
     def __init__(self, specs: list[Any], stop: bool = False):
         self.specs, self.finished, self._stop = specs, [], stop
         for name in ("next", "finish", "stop_asked"):
             setattr(self, name, SimpleNamespace(remote=getattr(self, f"_{name}")))
 
-    def _next(self, slot: str, rank: int, done: int) -> Any:
+    def _next(self, pool: str, rank: int, done: int) -> Any:
         return (done + 1, self.specs[done + 1]) if done + 1 < len(self.specs) else None
 
-    def _finish(self, slot: str, number: int, rank: int, world_size: int, result: Any, memory: int) -> None:
-        self.finished.append((slot, number, rank, world_size, result))
+    def _finish(self, pool: str, number: int, rank: int, world_size: int, result: Any, memory: int) -> None:
+        self.finished.append((pool, number, rank, world_size, result))
 
-    def _stop_asked(self, slot: str, number: int) -> bool:
+    def _stop_asked(self, pool: str, number: int) -> bool:
         return self._stop
 
 
@@ -257,10 +257,10 @@ def test_a_worker_that_stays_is_after_each_run_as_it_was_before(monkeypatch: pyt
     collected: list[int] = []
     monkeypatch.setattr(pool_worker, "gc", SimpleNamespace(collect=lambda: collected.append(1)))
     monkeypatch.setattr(pool_worker, "run_guarded", run)
-    desk = Desk(["a", "b", "c"])
-    assert run_slot({"desk": desk, "slot": "s"}) == {} and len(collected) == 3
+    mailbox = Mailbox(["a", "b", "c"])
+    assert run_pool_worker({"mailbox": mailbox, "pool": "s"}) == {} and len(collected) == 3
     assert seen == [(threads, False, None, "1")] * 3 and "OF_A_TRIAL" not in os.environ
-    assert desk.finished == [("s", number, 1, 2, {"result": name}) for number, name in enumerate("abc")]
+    assert mailbox.finished == [("s", number, 1, 2, {"result": name}) for number, name in enumerate("abc")]
 
 
 @pytest.mark.parametrize(("rank", "asked", "expected"), [("0", True, True), ("1", True, False), ("0", False, False)])
@@ -281,7 +281,7 @@ def test_the_first_rank_hears_that_its_run_is_to_stop(monkeypatch: pytest.Monkey
         return {}
 
     monkeypatch.setattr(pool_worker, "run_guarded", run)
-    run_slot({"desk": Desk(["a"], stop=asked), "slot": "s"})
+    run_pool_worker({"mailbox": Mailbox(["a"], stop=asked), "pool": "s"})
     assert heard == [expected]
 
 
