@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.live import Live
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +18,8 @@ from raytrain_nlp.verbs.train import TrainResult
 T = TypeVar("T", bound="TerminalObserver")
 _MOST_CLASSES = 12
 """Of a confusion matrix in the terminal."""
+_WIDEST = 10_000
+"""Signs a line of a table may have."""
 
 
 class TerminalObserver(Observer):
@@ -109,11 +112,17 @@ def print_plan(report: Any) -> None:
 
 
 def print_rows(rows: dict[str, str]) -> None:
-    """Names and texts, a line each."""
-    table = Table(show_header=False, box=None, pad_edge=False)
+    """Names and texts, a line each, however long: a path that is cut cannot be copied."""
+    console, width = Console(soft_wrap=True, highlight=False, markup=False), max(map(len, rows), default=0)
     for name, value in rows.items():
-        table.add_row(name, value)
-    Console(soft_wrap=True, highlight=False, markup=False).print(table)
+        console.print(f"{name:<{width}}  {value}")
+
+
+def _print_table(table: Table) -> None:
+    """All of a table, where the terminal is narrower, too: it wraps the lines then."""
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console.width = max(console.width, Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum)
+    console.print(table)
 
 
 def _figure(value: float) -> str:
@@ -138,15 +147,14 @@ def print_evaluation(result: Any) -> None:
             **{key: _figure(value) for key, value in sorted(result.metrics.items())},
         }
     )
-    console = Console(soft_wrap=True, highlight=False, markup=False)
     if classes := result.report.get("classes"):
         table = Table("", "precision", "recall", "f1-score", "support", box=None, pad_edge=False)
         for name, figures in classes.items():
             if isinstance(figures, dict):
                 table.add_row(name, *(f"{figures[key]:.4f}" for key in ("precision", "recall", "f1-score")), f"{figures['support']:.0f}")
-        console.print(table)
+        _print_table(table)
     if (matrix := result.report.get("confusion_matrix")) and len(matrix) <= _MOST_CLASSES:
         table = Table("true \\ predicted", *result.labels, box=None, pad_edge=False)
         for label, row in zip(result.labels, matrix, strict=True):
             table.add_row(label, *map(str, row))
-        console.print(table)
+        _print_table(table)
