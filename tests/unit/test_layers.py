@@ -21,6 +21,21 @@ ROOMS = [
 
 MOST_FILES = 18
 MOST_OF_THE_CODE = 0.15
+HELD_ELSEWHERE = {
+    "compat/accelerate.py": "its method by test_contract.py; in use by every run of tests/integration with DeepSpeed",
+    "compat/huggingface_hub.py": "tests/integration/test_hub.py, with a hub on this machine",
+    "compat/nvml.py": "tests/gpu: there is no NVML without a GPU",
+    "compat/optuna.py": "through tuning/study.py by test_sweep_parts.py",
+    "compat/quiet.py": "through compat/ray.py by tests/integration",
+    "compat/ray.py": "its names by test_contract.py; needs a Ray: tests/integration",
+    "compat/ray_autoscaler.py": "through cluster/cluster_file.py by test_cluster_file.py",
+    "compat/ray_names.py": "a list, which test_contract.py reads as a part of private_names.py",
+    "compat/ray_node.py": "needs a Ray: every test of tests/integration starts its head by it",
+    "compat/ray_train.py": "needs a Ray: every run of tests/integration",
+    "compat/ray_tune.py": "needs a Ray: tests/integration/test_sweep.py",
+    "compat/transformers.py": "its names by test_contract.py; in use by every run of tests/integration",
+}
+"""Module -> what holds it instead of a unit test that names it."""
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 
@@ -122,3 +137,11 @@ def test_no_two_test_files_share_a_name() -> None:
     """pytest imports them by their bare name, so a second one of a name ends the whole run at collection, in a fresh checkout only."""
     names = [path.name for path in Path(__file__).parents[1].rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))
+
+
+def test_every_module_is_named_by_a_unit_test() -> None:
+    """Else nothing of tests/unit fails where it breaks: a run of minutes has to. `HELD_ELSEWHERE` says for which that is right, and why."""
+    named = set().union(*(imports_of(path) for path in Path(__file__).parent.glob("test_*.py")))
+    alone = {path.relative_to(ROOT).as_posix() for path in MODULES if path not in named and path.name != "__init__.py"}
+    assert alone - HELD_ELSEWHERE.keys() == set()
+    assert [name for name in HELD_ELSEWHERE if not (ROOT / name).exists()] == [] and all(HELD_ELSEWHERE.values())
