@@ -1,4 +1,6 @@
-"""Entry point for `ray job submit --working-dir . -- python jobs/sweep.py jobs/sweep.yaml`; same arguments as `raytrain-nlp sweep`."""
+"""Entry point for `ray job submit --working-dir . -- python jobs/sweep.py jobs/sweep.yaml`; same arguments as
+`raytrain-nlp sweep`.
+"""
 
 import sys
 

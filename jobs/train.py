@@ -1,4 +1,6 @@
-"""Entry point for `ray job submit --working-dir . -- python jobs/train.py jobs/NAME.yaml`; same arguments as `raytrain-nlp train`."""
+"""Entry point for `ray job submit --working-dir . -- python jobs/train.py jobs/NAME.yaml`; same arguments as
+`raytrain-nlp train`.
+"""
 
 import sys
 

@@ -26,18 +26,54 @@ if TYPE_CHECKING:
     from raytrain_nlp.verbs.train import TrainResult, train
 
 _HOME = {
-    "CheckReport": "verbs.check", "check": "verbs.check", "TrainJob": "config", "load_job": "config", "TrainResult": "verbs.train", "train": "verbs.train",
-    "CheckpointError": "errors", "InputError": "errors", "NonFiniteLossError": "errors", "RaytrainNlpError": "errors", "RunError": "errors",
-    "EvaluateResult": "verbs.evaluate", "evaluate": "verbs.evaluate", "ExportResult": "verbs.export", "export": "verbs.export",
-    "PredictResult": "verbs.predict", "predict": "verbs.predict", "ReportResult": "verbs.report", "report": "verbs.report",
-    "from_hf": "cli.from_hf.convert", "SweepResult": "tuning.results", "sweep": "tuning.sweep",
-}  # fmt: skip
+    "CheckReport": "verbs.check",
+    "check": "verbs.check",
+    "TrainJob": "config",
+    "load_job": "config",
+    "TrainResult": "verbs.train",
+    "train": "verbs.train",
+    "CheckpointError": "errors",
+    "InputError": "errors",
+    "NonFiniteLossError": "errors",
+    "RaytrainNlpError": "errors",
+    "RunError": "errors",
+    "EvaluateResult": "verbs.evaluate",
+    "evaluate": "verbs.evaluate",
+    "ExportResult": "verbs.export",
+    "export": "verbs.export",
+    "PredictResult": "verbs.predict",
+    "predict": "verbs.predict",
+    "ReportResult": "verbs.report",
+    "report": "verbs.report",
+    "from_hf": "cli.from_hf.convert",
+    "SweepResult": "tuning.results",
+    "sweep": "tuning.sweep",
+}
 
 __all__ = [
-    "CheckReport", "CheckpointError", "EvaluateResult", "ExportResult", "InputError", "NonFiniteLossError", "PredictResult", "RaytrainNlpError",
-    "ReportResult", "RunError", "SweepResult", "TrainJob", "TrainResult",
-    "check", "evaluate", "export", "from_hf", "load_job", "predict", "report", "sweep", "train",
-]  # fmt: skip
+    "CheckReport",
+    "CheckpointError",
+    "EvaluateResult",
+    "ExportResult",
+    "InputError",
+    "NonFiniteLossError",
+    "PredictResult",
+    "RaytrainNlpError",
+    "ReportResult",
+    "RunError",
+    "SweepResult",
+    "TrainJob",
+    "TrainResult",
+    "check",
+    "evaluate",
+    "export",
+    "from_hf",
+    "load_job",
+    "predict",
+    "report",
+    "sweep",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,25 +1,25 @@
 """Where everything of a run lies. The only module that knows file names; standard library only.
 
-    storage_path/
-      .cache/tokens/FINGERPRINT/      token shards, shared by all runs (data/shards.py)
-      .cache/tokenizers/FINGERPRINT/  the tokenizer that made them
-      .cache/sources/NAME-FINGERPRINT/  the rows of builtin:NAME (data/builtin/__init__.py)
-      NAME/
-        run.json                      status, resolved job, MLflow run id, fingerprints
-        job.yaml                      the resolved job
-        events.jsonl                  every figure and notice of the workers, in order
-      events/                       in object storage: those of each start of the first rank, until the driver has joined them
-        tracking.json                 how far the tracker has shipped events.jsonl
-        quarantine.jsonl              rows left out, with source, line and reason
-        checkpoints/checkpoint-STEP/  committed when manifest.json is in it
-        model/                        a plain Hugging Face directory
-        logs/rank-N.log  logs/driver.log
-      SWEEP/
-        sweep.json  sweep.yaml        status, settings; the sweep as it was given
-        study.jsonl                   Optuna's journal: what the searcher knows
-        trials/trial-NNNN/            a run each, with trial.json: values, figures, how it ended
-        trials.csv  best.yaml  plots/  model/
-"""
+storage_path/
+  .cache/tokens/FINGERPRINT/      token shards, shared by all runs (data/shards.py)
+  .cache/tokenizers/FINGERPRINT/  the tokenizer that made them
+  .cache/sources/NAME-FINGERPRINT/  the rows of builtin:NAME (data/builtin/__init__.py)
+  NAME/
+    run.json                      status, resolved job, MLflow run id, fingerprints
+    job.yaml                      the resolved job
+    events.jsonl                  every figure and notice of the workers, in order
+  events/                       in object storage: those of each start of the first rank, until the driver has joined them
+    tracking.json                 how far the tracker has shipped events.jsonl
+    quarantine.jsonl              rows left out, with source, line and reason
+    checkpoints/checkpoint-STEP/  committed when manifest.json is in it
+    model/                        a plain Hugging Face directory
+    logs/rank-N.log  logs/driver.log
+  SWEEP/
+    sweep.json  sweep.yaml        status, settings; the sweep as it was given
+    study.jsonl                   Optuna's journal: what the searcher knows
+    trials/trial-NNNN/            a run each, with trial.json: values, figures, how it ended
+    trials.csv  best.yaml  plots/  model/
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -104,7 +104,9 @@ def cache_dir(storage_path: str | Path, kind: str) -> Path:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never a part of it."""
-    with replacing(path, errors="backslashreplace") as file:  # what UTF-8 has not, half a pair of surrogates, JSON writes so
+    with replacing(
+        path, errors="backslashreplace"
+    ) as file:  # what UTF-8 has not, half a pair of surrogates, JSON writes so
         json.dump(value, file, indent=1, ensure_ascii=False)
 
 
@@ -115,7 +117,9 @@ def read_json(path: Path) -> Any:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(Problem(str(path), f"cannot be read ({error})", "Restore the file, or start again with --overwrite.")) from None
+        raise InputError(
+            Problem(str(path), f"cannot be read ({error})", "Restore the file, or start again with --overwrite.")
+        ) from None
 
 
 def redact(uri: str) -> str:

@@ -37,18 +37,23 @@ class UserObject:
                 found = getattr(found, part)
         except Exception as error:  # whatever the user's module raises when it is imported
             what = f"cannot be imported ({self.name}: {describe(error)})"
-            raise InputError(Problem(self.where, what, "Check the name; modules are looked for in the current directory.")) from error
+            raise InputError(
+                Problem(self.where, what, "Check the name; modules are looked for in the current directory.")
+            ) from error
         return found
 
     def fingerprint(self) -> str:
-        """Hash of the source of its module, and of all modules of the user's that this one imports, at any depth of its code or of theirs.
+        """Hash of the source of its module, and of all modules of the user's that this one imports, at any depth of its
+        code or of theirs.
 
         What is installed is not read: the versions of what matters are part of the keys that a fingerprint is one of.
         """
         found = self.load()
         module = self.name.partition(":")[0]
         own = getattr(sys.modules[module], "__file__", None)  # installed or not
-        sources = user_sources(module, self.folder) | ({module: Path(own).read_bytes()} if own and os.path.isfile(own) else {})
+        sources = user_sources(module, self.folder) | (
+            {module: Path(own).read_bytes()} if own and os.path.isfile(own) else {}
+        )
         digest = hashlib.sha256(b"" if sources else repr(found).encode())
         for name, source in sorted(sources.items()):
             digest.update(f"{name}\0{len(source)}\0".encode() + source)
@@ -56,7 +61,8 @@ class UserObject:
 
 
 def user_sources(module: str, folder: str) -> dict[str, bytes]:
-    """The source of a module, and of what it imports in turn, by module; of the user's own modules alone. Imports nothing.
+    """The source of a module, and of what it imports in turn, by module; of the user's own modules alone. Imports
+    nothing.
 
     A package counts with its `__init__`. Of `from a import b`, `b` may be a module of `a`.
     """
@@ -82,7 +88,15 @@ def _source_of(module: str, folder: str) -> Path | None:
     file = getattr(loaded, "__file__", None)
     if loaded is None:
         places = [f"{root}/{module.replace('.', '/')}" for root in (folder, *sys.path)]
-        file = next((found for place in places for found in (f"{place}.py", f"{place}/__init__.py") if is_users(found) and os.path.isfile(found)), None)
+        file = next(
+            (
+                found
+                for place in places
+                for found in (f"{place}.py", f"{place}/__init__.py")
+                if is_users(found) and os.path.isfile(found)
+            ),
+            None,
+        )
     return Path(file) if file and is_users(file) and os.path.isfile(file) else None
 
 
@@ -100,7 +114,12 @@ def _imports(source: bytes, package: str) -> list[str]:
             start = package.split(".") if node.level else []
             base = ".".join([*start[: len(start) - node.level + 1], *filter(None, [node.module])])
             names += [base, *(f"{base}.{alias.name}" for alias in node.names)] if base else []
-        elif isinstance(node, ast.Call) and _is_import_call(node.func) and node.args and isinstance(node.args[0], ast.Constant):
+        elif (
+            isinstance(node, ast.Call)
+            and _is_import_call(node.func)
+            and node.args
+            and isinstance(node.args[0], ast.Constant)
+        ):
             names.append(str(node.args[0].value))
     return names
 
@@ -120,4 +139,8 @@ def describe(error: BaseException) -> str:
 def is_users(file: str) -> bool:
     """Is a source file the user's own: not the interpreter's, not installed, not of this package?"""
     ours = __file__.rpartition("/")[0] + "/"
-    return not file.startswith(("<", ours, sys.base_prefix + "/lib/python")) and "site-packages" not in file and "dist-packages" not in file
+    return (
+        not file.startswith(("<", ours, sys.base_prefix + "/lib/python"))
+        and "site-packages" not in file
+        and "dist-packages" not in file
+    )

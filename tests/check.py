@@ -38,14 +38,22 @@ def main() -> int:
         for name in chosen:
             if name in failed and name != "unit":
                 print(f"--- {name}\n{said[name].read_text()}", flush=True)
-    print(f"{', '.join(failed)} failed" if failed else f"{', '.join(chosen)}: well", f"({time.monotonic() - started:.0f} s)")
+    print(
+        f"{', '.join(failed)} failed" if failed else f"{', '.join(chosen)}: well",
+        f"({time.monotonic() - started:.0f} s)",
+    )
     return 1 if failed else 0
 
 
 def _start(name: str, output: Path | None) -> subprocess.Popen[bytes]:
     """Of unit tests the output is shown while they run; that of the others is kept, for where they fail."""
     with open(output or "/dev/null", "wb") as file:
-        return subprocess.Popen([sys.executable, *CHECKS[name]], cwd=ROOT, stdout=file if output else None, stderr=subprocess.STDOUT if output else None)
+        return subprocess.Popen(
+            [sys.executable, *CHECKS[name]],
+            cwd=ROOT,
+            stdout=file if output else None,
+            stderr=subprocess.STDOUT if output else None,
+        )
 
 
 if __name__ == "__main__":

@@ -41,7 +41,9 @@ def _object_store_port() -> int:
 
 @pytest.fixture(scope="session")
 def object_store(_object_store_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    """An S3 server with an empty bucket named `bucket`; the workers of the shared Ray find it, a driver needs its `environment`."""
+    """An S3 server with an empty bucket named `bucket`; the workers of the shared Ray find it, a driver needs its
+    `environment`.
+    """
     pytest.importorskip("moto.server", reason="moto[server] is not installed")
     with serving(_object_store_port, tmp_path_factory.mktemp("object-store"), "bucket") as store:
         yield store
@@ -84,7 +86,9 @@ def _ray(hooks_file: Path, _object_store_port: int) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def _workers(_ray: str) -> Iterator[Any]:
-    """For each number of workers a group that stays, as those of a sweep do: most of a run of seconds is the start of its processes."""
+    """For each number of workers a group that stays, as those of a sweep do: most of a run of seconds is the start of
+    its processes.
+    """
     import ray
 
     from raytrain_nlp.launch.worker_pool import WorkerPool
@@ -111,7 +115,9 @@ def train_warm(_workers: Any) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def shared_ray(_ray: str, hooks_file: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def shared_ray(
+    _ray: str, hooks_file: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Any]:
     """The shared Ray; call it with what the hooks of this test's workers shall do.
 
     Runs of integration tests share workers; those of the faults start their own, as users' runs do.

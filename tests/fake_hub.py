@@ -1,7 +1,7 @@
 """A stand-in for the Hugging Face hub on 127.0.0.1, so that the real hub clients can be tested without any network.
 
-It answers what `huggingface_hub`, `transformers` and `datasets` ask when they read one repository. What it leaves out (Xet,
-LFS redirects, paging, tokens) the clients can do without.
+It answers what `huggingface_hub`, `transformers` and `datasets` ask when they read one repository. What it leaves out
+(Xet, LFS redirects, paging, tokens) the clients can do without.
 """
 
 from __future__ import annotations
@@ -35,14 +35,22 @@ class _Repo:
     def __init__(self, folder: Path):
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         self.files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-        self.oids = {name: hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() for name, data in self.files.items()}
+        self.oids = {
+            name: hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() for name, data in self.files.items()
+        }
         self.folders = {parent.as_posix() for name in self.files for parent in Path(name).parents} - {"."}
         self.revision = hashlib.sha1(repr(self.oids).encode()).hexdigest()
 
     def describe(self, name: str) -> dict[str, Any]:
         commit = {"lastCommit": {"id": self.revision, "title": "Add files", "date": _DATE}}
         if name in self.folders:
-            return {"type": "directory", "path": name, "oid": hashlib.sha1(name.encode()).hexdigest(), "size": 0, **commit}
+            return {
+                "type": "directory",
+                "path": name,
+                "oid": hashlib.sha1(name.encode()).hexdigest(),
+                "size": 0,
+                **commit,
+            }
         return {"type": "file", "path": name, "oid": self.oids[name], "size": len(self.files[name]), **commit}
 
     def list_tree(self, folder: str, recursive: bool) -> list[dict[str, Any]]:
@@ -54,7 +62,9 @@ class _Repo:
 
 
 class FakeHub:
-    """Serves local folders as hub repositories while the `with` block runs; `requests` tells a test what clients asked for."""
+    """Serves local folders as hub repositories while the `with` block runs; `requests` tells a test what clients asked
+    for.
+    """
 
     def __init__(self, models: Mapping[str, Path] | None = None, datasets: Mapping[str, Path] | None = None):
         folders = {"models": models or {}, "datasets": datasets or {}}
@@ -72,8 +82,9 @@ class FakeHub:
         self._server.server_close()
 
     def environment(self, cache: Path) -> dict[str, str]:
-        """To put over a client's environment before it starts, as the clients read it at import. Undoes what a developer's
-        shell may have set (caches, offline mode, token, proxy), and keeps `datasets` from counting the download at S3."""
+        """To put over a client's environment before it starts, as the clients read it at import. Undoes what a
+        developer's shell may have set (caches, offline mode, token, proxy), and keeps `datasets` from counting the
+        download at S3."""
         folders = {"HF_HOME": cache, "HF_HUB_CACHE": cache / "hub", "HF_DATASETS_CACHE": cache / "datasets"}
         off = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_UPDATE_DOWNLOAD_COUNTS")
         on = ("TELEMETRY", "XET", "PROGRESS_BARS", "IMPLICIT_TOKEN")
@@ -90,7 +101,9 @@ class FakeHub:
     def find(self, kind: str, name: str, revision: str) -> _Repo:
         repo = self.repos.get((kind, name))
         if repo is None:
-            raise _Refusal(401, "RepoNotFound")  # as the hub tells whoever is not logged in: the repository may be private
+            raise _Refusal(
+                401, "RepoNotFound"
+            )  # as the hub tells whoever is not logged in: the repository may be private
         if unquote(revision) not in ("main", repo.revision):
             raise _Refusal(404, "RevisionNotFound")
         return repo
@@ -127,10 +140,21 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, query: dict[str, list[str]], kind: str, name: str, what: str, revision: str, path: str) -> Any:
         repo = self.hub.find(kind, name, revision or "main")
         if what == "tree":
-            return repo.list_tree(unquote(path or "").strip("/"), query.get("recursive", [""])[0].lower() in ("1", "true"))
+            return repo.list_tree(
+                unquote(path or "").strip("/"), query.get("recursive", [""])[0].lower() in ("1", "true")
+            )
         if what == "paths-info":
-            return [repo.describe(path) for path in query.get("paths", []) if path in repo.files or path in repo.folders]
-        facts = {"private": False, "gated": False, "disabled": False, "lastModified": _DATE, "createdAt": _DATE, "tags": []}
+            return [
+                repo.describe(path) for path in query.get("paths", []) if path in repo.files or path in repo.folders
+            ]
+        facts = {
+            "private": False,
+            "gated": False,
+            "disabled": False,
+            "lastModified": _DATE,
+            "createdAt": _DATE,
+            "tags": [],
+        }
         return {"id": name, "sha": repo.revision, "siblings": [{"rfilename": file} for file in repo.files], **facts}
 
     def _send_file(self, dataset: str | None, name: str, revision: str, path: str) -> None:

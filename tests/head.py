@@ -1,4 +1,6 @@
-"""A cluster of a test's own: `ray start --head` with a token, on free ports of the loopback, in a folder of its own, ended by its process id."""
+"""A cluster of a test's own: `ray start --head` with a token, on free ports of the loopback, in a folder of its own,
+ended by its process id.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,11 @@ class Head:
 
 @contextlib.contextmanager
 def started_head(
-    *arguments: str, dashboard: bool = True, env: dict[str, str] | None = None, before: Callable[[str], None] = lambda address: None, ip: str = "127.0.0.1"
+    *arguments: str,
+    dashboard: bool = True,
+    env: dict[str, str] | None = None,
+    before: Callable[[str], None] = lambda address: None,
+    ip: str = "127.0.0.1",
 ) -> Iterator[Head]:
     """Nothing of it is left behind, neither a process nor the file that would send other drivers of this machine to it.
 
@@ -47,17 +53,38 @@ def started_head(
     token.chmod(0o600)
     gcs, http, client = _free_ports(3)
     settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | settings | (env or {})
+    environment = (
+        {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | settings | (env or {})
+    )
     command = [
-        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--node-ip-address={ip}", f"--port={gcs}", f"--temp-dir={folder}",
-        f"--ray-client-server-port={client}", f"--include-dashboard={dashboard}", "--dashboard-host=127.0.0.1", f"--dashboard-port={http}",
-        "--dashboard-agent-listen-port=0", "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats", *arguments,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--head",
+        "--block",
+        f"--node-ip-address={ip}",
+        f"--port={gcs}",
+        f"--temp-dir={folder}",
+        f"--ray-client-server-port={client}",
+        f"--include-dashboard={dashboard}",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={http}",
+        "--dashboard-agent-listen-port=0",
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+        "--disable-usage-stats",
+        *arguments,
+    ]
     before(f"{ip}:{gcs}")
     with (folder / "head.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
     driver = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | settings
-    head = Head(folder, f"{ip}:{gcs}", f"http://127.0.0.1:{http}", process.pid, {**driver, "RAY_ADDRESS": f"{ip}:{gcs}"})
+    head = Head(
+        folder, f"{ip}:{gcs}", f"http://127.0.0.1:{http}", process.pid, {**driver, "RAY_ADDRESS": f"{ip}:{gcs}"}
+    )
     try:
         wait_until(lambda: process.poll() is not None or _is_up(head, dashboard), 90, "a started head")
         assert process.poll() is None, (folder / "head.log").read_text()
@@ -123,14 +150,35 @@ def started_nodes(head: Head, env: dict[str, str] | None = None) -> Iterator[Cal
     def start(name: str, host: Host | None = None) -> Node:
         resources = json.dumps({"place": 1, name: 1})
         command = [
-            sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={head.address}", "--block", "--num-cpus=2", f"--resources={resources}",
-            "--object-store-memory=150000000", "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats",
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            f"--address={head.address}",
+            "--block",
+            "--num-cpus=2",
+            f"--resources={resources}",
+            "--object-store-memory=150000000",
+            "--min-worker-port=0",
+            "--max-worker-port=0",
+            "--disable-usage-stats",
+        ]
         if host:
             command = host.command(*command, f"--node-ip-address={host.ip}")
         file = head.folder / f"{name}.log"
         with file.open("w") as log:
-            nodes.append(Node(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=head.env | (env or {}), start_new_session=True), name))
+            nodes.append(
+                Node(
+                    subprocess.Popen(
+                        command,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        env=head.env | (env or {}),
+                        start_new_session=True,
+                    ),
+                    name,
+                )
+            )
         wait_until(lambda: "Ray runtime started" in file.read_text(), 60, f"node {name}")
         return nodes[-1]
 

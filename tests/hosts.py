@@ -1,4 +1,6 @@
-"""Hosts with addresses of their own on this machine: network namespaces on a bridge, each with a storage of copies of its own. Needs root and iproute2."""
+"""Hosts with addresses of their own on this machine: network namespaces on a bridge, each with a storage of copies of
+its own. Needs root and iproute2.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,19 @@ class Host:
         """A command as it runs on this host, which sees no other's copies of object storage."""
         copies = local_folder("s3://x").parent.parent
         copies.mkdir(parents=True, exist_ok=True)
-        return ["ip", "netns", "exec", self.name, "unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {copies} && exec "$@"', "sh", *command]
+        return [
+            "ip",
+            "netns",
+            "exec",
+            self.name,
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            f'mount -t tmpfs none {copies} && exec "$@"',
+            "sh",
+            *command,
+        ]
 
     def cut(self) -> None:
         """No packet comes or goes any more; connections stay open."""
@@ -60,7 +74,11 @@ def _start(stack: ExitStack, bridge: str, name: str, number: int) -> Host:
     stack.callback(_ip, "netns", "del", host.name)
     _ip("link", "add", host.link, "type", "veth", "peer", "name", "eth0", "netns", host.name)
     _ip("link", "set", host.link, "master", bridge, "up")
-    for command in (("addr", "add", f"{host.ip}/24", "dev", "eth0"), ("link", "set", "eth0", "up"), ("link", "set", "lo", "up")):
+    for command in (
+        ("addr", "add", f"{host.ip}/24", "dev", "eth0"),
+        ("link", "set", "eth0", "up"),
+        ("link", "set", "lo", "up"),
+    ):
         _ip("-n", host.name, *command)
     return host
 

@@ -27,15 +27,29 @@ class Slow(TrainerCallback):
 
 def job_of(folder: Path, name: str, workers: Any, **more: Any) -> dict[str, Any]:
     return tiny_job(
-        folder, name, deepspeed={"zero_stage": 3}, training={"max_steps": STEPS, "learning_rate": 1e-4}, checkpoint={"save_steps": SAVE},
+        folder,
+        name,
+        deepspeed={"zero_stage": 3},
+        training={"max_steps": STEPS, "learning_rate": 1e-4},
+        checkpoint={"save_steps": SAVE},
         trainer={"callbacks": ["slow_callback:Slow"]},
         workers={"num_workers": workers, "resources_per_worker": {"CPU": 1, "place": 1}, **more},
-    )  # fmt: skip
+    )
 
 
 def start(head: Head, folder: Path, job: dict[str, Any], *flags: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "raytrain_nlp.cli.main", "train", write_job(job, folder / f"{job['name']}.json"), "--json", *flags]
-    return subprocess.Popen(command, env=head.env, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "raytrain_nlp.cli.main",
+        "train",
+        write_job(job, folder / f"{job['name']}.json"),
+        "--json",
+        *flags,
+    ]
+    return subprocess.Popen(
+        command, env=head.env, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def finish(driver: subprocess.Popen) -> dict[str, Any]:
@@ -52,7 +66,9 @@ def reach(driver: subprocess.Popen, run: Path, step: int, begun: int) -> None:
             raise AssertionError(driver.communicate())
         found = events(run) if (run / "events.jsonl").exists() else []
         starts = [number for number, event in enumerate(found) if event["kind"] in ("start", "resume")]
-        return len(starts) >= begun and any(event["kind"] == "log" and event["step"] >= step for event in found[starts[begun - 1] :])
+        return len(starts) >= begun and any(
+            event["kind"] == "log" and event["step"] >= step for event in found[starts[begun - 1] :]
+        )
 
     wait_until(there, 180, f"step {step} of start {begun}")
 
@@ -81,5 +97,7 @@ def whole_run(head: Head, folder: Path, rows: Path, name: str, workers: int) -> 
 def assert_same_end(run: Path, truth: Path) -> None:
     """Every tensor of the last checkpoint, and every loss."""
     ours, theirs = (checkpoint_tensors(path / "checkpoints" / f"checkpoint-{STEPS}") for path in (run, truth))
-    assert ours.keys() == theirs.keys() and len(ours) > 10 and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert (
+        ours.keys() == theirs.keys() and len(ours) > 10 and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    )
     assert losses(run) == losses(truth)

@@ -36,7 +36,9 @@ def moment(terminal: Terminal, run: Path, name: str) -> bool:
         "Ray starting": lambda: any("gcs_server" in process.name() for process in terminal.descendants()),
         "workers starting": lambda: (run / "run.json").exists() and "worker" not in phases,
         "loading": lambda: "imports" in phases,
-        "training": lambda: any(event["kind"] == "log" and event["step"] >= 3 and "loss" in event["metrics"] for event in found),
+        "training": lambda: any(
+            event["kind"] == "log" and event["step"] >= 3 and "loss" in event["metrics"] for event in found
+        ),
         "saving": lambda: (run / "checkpoints").exists() and any((run / "checkpoints").iterdir()),
         "exporting": lambda: any(event["kind"] == "log" and "train_runtime" in event["metrics"] for event in found),
     }[name]()
@@ -46,7 +48,9 @@ MOMENTS = ("importing", "preparing", "Ray starting", "workers starting", "loadin
 
 
 def stop_at(folder: Path, job: dict[str, Any], name: str, presses: int) -> dict[str, Any]:
-    """Start, press, and look: answered in a line, exit code 130, the record says so, no process left. Returns what was measured, in seconds."""
+    """Start, press, and look: answered in a line, exit code 130, the record says so, no process left. Returns what was
+    measured, in seconds.
+    """
     run = folder / "runs" / job["name"]
     terminal = Terminal("train", write_job(job, folder / "job.json"), cwd=folder, env=os.environ)
     try:
@@ -64,7 +68,13 @@ def stop_at(folder: Path, job: dict[str, Any], name: str, presses: int) -> dict[
         terminal.kill()
     if (run / "run.json").exists():
         assert json.loads((run / "run.json").read_text())["status"] == "stopped"
-    return {"moment": name, "presses": presses, "answer": round(answer, 3), "end": round(seconds, 2), **({"second": round(second, 3)} if presses == 2 else {})}
+    return {
+        "moment": name,
+        "presses": presses,
+        "answer": round(answer, 3),
+        "end": round(seconds, 2),
+        **({"second": round(second, 3)} if presses == 2 else {}),
+    }
 
 
 def resume(folder: Path, job: dict[str, Any]) -> dict[str, Any]:

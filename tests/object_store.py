@@ -1,7 +1,8 @@
 """An S3 server for tests, in a process of its own, that can be told to be slow and to fail.
 
-`python object_store.py PORT CONTROL ADDRESS`: CONTROL is a JSON file, read at each request: {"delay": seconds before each answer,
-"failing": share of the writes that fail, half of them after they were done}. Requests are counted in CONTROL.count.
+`python object_store.py PORT CONTROL ADDRESS`: CONTROL is a JSON file, read at each request: {"delay": seconds before
+each answer, "failing": share of the writes that fail, half of them after they were done}. Requests are counted in
+CONTROL.count.
 """
 
 from __future__ import annotations
@@ -42,7 +43,13 @@ class ObjectStore:
     def client(self) -> Any:
         import boto3
 
-        return boto3.client("s3", endpoint_url=f"http://{self._ip}:{self.port}", aws_access_key_id="test", aws_secret_access_key="test", region_name="us-east-1")
+        return boto3.client(
+            "s3",
+            endpoint_url=f"http://{self._ip}:{self.port}",
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+            region_name="us-east-1",
+        )
 
     def objects(self, bucket: str, prefix: str = "") -> dict[str, bytes]:
         client = self.client()
@@ -53,8 +60,18 @@ class ObjectStore:
 
 def environment(port: int, ip: str = "127.0.0.1") -> dict[str, str]:
     """What makes every S3 client of a process ask this server."""
-    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
-    return {**keys, "AWS_ENDPOINT_URL": f"http://{ip}:{port}", "AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null"}
+    keys = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    return {
+        **keys,
+        "AWS_ENDPOINT_URL": f"http://{ip}:{port}",
+        "AWS_CONFIG_FILE": "/dev/null",
+        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+    }
 
 
 def free_port() -> int:
@@ -70,7 +87,9 @@ def serving(port: int, folder: Path, *buckets: str, ip: str = "127.0.0.1") -> It
     store = ObjectStore(port, control, ip)
     store.behave()
     control.with_suffix(".count").touch()
-    process = subprocess.Popen([sys.executable, __file__, str(port), str(control), ip], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, __file__, str(port), str(control), ip], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         end = time.monotonic() + 60
         while socket.socket().connect_ex((ip, port)):

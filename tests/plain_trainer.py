@@ -14,10 +14,21 @@ import torch
 import user_programs
 from user_programs import DATA, EVENTS, SEEN, WEIGHTS
 
-_TIMES = ("runtime", "per_second", "preparation_time", "padding_share", "data_wait_share", "system/", "total_flos", "_samples")
+_TIMES = (
+    "runtime",
+    "per_second",
+    "preparation_time",
+    "padding_share",
+    "data_wait_share",
+    "system/",
+    "total_flos",
+    "_samples",
+)
 
 
-def stream_here(spec: Any, *, start: int, stop: int, world_size: int, rank: int, accumulation: int = 1, cpus: float = 0.5) -> Iterator[Any]:
+def stream_here(
+    spec: Any, *, start: int, stop: int, world_size: int, rank: int, accumulation: int = 1, cpus: float = 0.5
+) -> Iterator[Any]:
     """`data.feed.stream`, made in this process."""
     from raytrain_nlp.data.split import Split
 
@@ -25,7 +36,15 @@ def stream_here(spec: Any, *, start: int, stop: int, world_size: int, rank: int,
     for step in range(start, stop):
         for micro in split.micro_batches(step, world_size, rank, accumulation):
             tensors = {name: torch.from_numpy(array) for name, array in micro.tensors.items()}
-            yield type(micro)(**{**vars(micro), "tensors": {name: tensor if tensor.is_floating_point() else tensor.long() for name, tensor in tensors.items()}})
+            yield type(micro)(
+                **{
+                    **vars(micro),
+                    "tensors": {
+                        name: tensor if tensor.is_floating_point() else tensor.long()
+                        for name, tensor in tensors.items()
+                    },
+                }
+            )
 
 
 def resolved(values: dict[str, Any], storage: Path) -> tuple[Any, Any]:
@@ -75,7 +94,9 @@ def _capturing(captured: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-def run_plain(job: Any, spec: Any, folder: Path, train: Any, validation: Any, collator: Any, compute_metrics: Any) -> dict[str, Any]:
+def run_plain(
+    job: Any, spec: Any, folder: Path, train: Any, validation: Any, collator: Any, compute_metrics: Any
+) -> dict[str, Any]:
     """The same model, arguments and rows with `Trainer` alone."""
     from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, set_seed
 
@@ -92,13 +113,24 @@ def run_plain(job: Any, spec: Any, folder: Path, train: Any, validation: Any, co
     model = load_model(job.model, task, spec.labels, tokenizer)
     clear_padding(model)
     user = job.trainer
-    found = {key: _named(getattr(user, key)) for key in ("compute_loss_func", "preprocess_logits_for_metrics") if getattr(user, key)}
+    found = {
+        key: _named(getattr(user, key))
+        for key in ("compute_loss_func", "preprocess_logits_for_metrics")
+        if getattr(user, key)
+    }
     callbacks = [EarlyStoppingCallback(**job.early_stopping.model_dump())] if job.early_stopping else []
     trainer = (_named(user.class_) if user.class_ else Trainer)(
-        model=model, args=arguments, processing_class=tokenizer, train_dataset=train, eval_dataset=validation, data_collator=collator,
+        model=model,
+        args=arguments,
+        processing_class=tokenizer,
+        train_dataset=train,
+        eval_dataset=validation,
+        data_collator=collator,
         compute_metrics=_named(user.compute_metrics) if user.compute_metrics else compute_metrics,
-        callbacks=callbacks + [_named(config.class_)(**config.arguments) for config in user.callback_configs()], **found, **user.arguments,
-    )  # fmt: skip
+        callbacks=callbacks + [_named(config.class_)(**config.arguments) for config in user.callback_configs()],
+        **found,
+        **user.arguments,
+    )
     trainer.remove_callback(PrinterCallback)
     set_seed(arguments.seed)
     trainer.train()
@@ -120,7 +152,13 @@ def _clear() -> None:
 
 
 def _left(trainer: Any) -> dict[str, Any]:
-    return {"events": list(EVENTS), "seen": dict(SEEN), "weights": dict(WEIGHTS), "logs": [figures_of(log) for log in trainer.state.log_history], "trainer": trainer}
+    return {
+        "events": list(EVENTS),
+        "seen": dict(SEEN),
+        "weights": dict(WEIGHTS),
+        "logs": [figures_of(log) for log in trainer.state.log_history],
+        "trainer": trainer,
+    }
 
 
 __all__ = ["DATA", "figures_of", "one_rank", "resolved", "run_ours", "run_plain"]

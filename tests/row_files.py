@@ -19,7 +19,9 @@ from raytrain_nlp.errors import InputError
 
 ROWS = [
     {"text": text, "label": i % 2}
-    for i, text in enumerate(["plain", "snö \u2028 \U0001f40d", 'quote " comma , tab \t', " spaces ", "line\nbreak", "=1+1"])
+    for i, text in enumerate(
+        ["plain", "snö \u2028 \U0001f40d", 'quote " comma , tab \t', " spaces ", "line\nbreak", "=1+1"]
+    )
 ]
 LINES = [row["text"] for row in ROWS if "\n" not in row["text"]]
 TEXTS = [{"text": str(row["text"]), "label": str(row["label"])} for row in ROWS]
@@ -64,7 +66,10 @@ FORMATS: dict[str, tuple[bytes, list[dict[str, Any]]]] = {
     "a.csv": (csv_of(ROWS), TEXTS),
     "bom.csv": (b"\xef\xbb\xbf" + csv_of(ROWS), TEXTS),
     "unix.csv": (b"\n".join(csv_of(ROWS[:4]).split(b"\r\n")), TEXTS[:4]),
-    "a.tsv": (b'text\tlabel\nan "odd quote\t0\r\nsn\xc3\xb6\t1', [{"text": 'an "odd quote', "label": "0"}, {"text": "snö", "label": "1"}]),
+    "a.tsv": (
+        b'text\tlabel\nan "odd quote\t0\r\nsn\xc3\xb6\t1',
+        [{"text": 'an "odd quote', "label": "0"}, {"text": "snö", "label": "1"}],
+    ),
     "a.parquet": (parquet_of(ROWS), ROWS),
     "file.arrow": (arrow_of(ROWS, stream=False), ROWS),
     "file.feather": (arrow_of(ROWS, stream=False), ROWS),

@@ -35,7 +35,9 @@ def write_rows(path: Path, count: int, seed: int = 0) -> Path:
 
 @functools.cache
 def _empty_mlflow() -> bytes:
-    """The database of an MLflow in which nothing has been logged: its tables take two seconds to make, once for all tests."""
+    """The database of an MLflow in which nothing has been logged: its tables take two seconds to make, once for all
+    tests.
+    """
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     with tempfile.TemporaryDirectory() as folder:
@@ -58,7 +60,9 @@ def tiny_job(folder: Path, name: str, **sections: Any) -> dict[str, Any]:
 
 
 def plain_job(folder: Path, name: str, **sections: Any) -> dict[str, Any]:
-    """A job of two workers, no dropout; sections are merged over it. For tests that track nothing: importing MLflow takes seconds."""
+    """A job of two workers, no dropout; sections are merged over it. For tests that track nothing: importing MLflow
+    takes seconds.
+    """
     job: dict[str, Any] = {
         "name": name,
         "storage_path": str(folder / "runs"),
@@ -66,7 +70,12 @@ def plain_job(folder: Path, name: str, **sections: Any) -> dict[str, Any]:
         "task": {"type": "text-classification", "text_columns": ["text"]},
         "model": {"config": TINY, "tokenizer": "train", "tokenizer_training": {"vocab_size": 400}},
         "data": {"train": str(folder / "train.jsonl"), "max_length": 48},
-        "training": {"per_device_train_batch_size": 8, "num_train_epochs": 1, "learning_rate": 1e-3, "logging_steps": 1},
+        "training": {
+            "per_device_train_batch_size": 8,
+            "num_train_epochs": 1,
+            "learning_rate": 1e-3,
+            "logging_steps": 1,
+        },
         "workers": {"num_workers": 2, "resources_per_worker": {"CPU": 0.5}, "max_failures": 0},
     }
     for key, value in sections.items():
@@ -82,21 +91,29 @@ def hook_environment(file: Path, **wanted: Any) -> dict[str, str]:
 
 
 def guarded(report: Path, seed: int | None = None) -> dict[str, str]:
-    """The environment of a driver whose threads are watched (tests/guard/sitecustomize.py): what they should not import is told in `report`.
-    With a seed, its imports take their time."""
+    """The environment of a driver whose threads are watched (tests/guard/sitecustomize.py): what they should not import
+    is told in `report`. With a seed, its imports take their time."""
     paths = [str(Path(__file__).parent / "guard"), *filter(None, [os.environ.get("PYTHONPATH")])]
     delays = {"RAYTRAIN_NLP_DELAYS": str(seed)} if seed is not None else {}
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "RAYTRAIN_NLP_GUARD": str(report), **delays}
 
 
-def start_cli(*arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None, address: str | None = None) -> subprocess.Popen:
+def start_cli(
+    *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None, address: str | None = None
+) -> subprocess.Popen:
     """The command line as a user starts it, in a Ray of its own, or on the Ray that is at an address."""
-    environment = {key: value for key, value in (env or os.environ).items() if key != "RAY_ADDRESS"} | ({"RAY_ADDRESS": address} if address else {})
+    environment = {key: value for key, value in (env or os.environ).items() if key != "RAY_ADDRESS"} | (
+        {"RAY_ADDRESS": address} if address else {}
+    )
     command = [sys.executable, "-m", "raytrain_nlp.cli.main", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=cwd)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=cwd
+    )
 
 
-def run_cli(*arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None, address: str | None = None) -> subprocess.CompletedProcess:
+def run_cli(
+    *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None, address: str | None = None
+) -> subprocess.CompletedProcess:
     process = start_cli(*arguments, env=env, cwd=cwd, address=address)
     out, err = process.communicate(timeout=400)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
@@ -114,7 +131,11 @@ def events(run: Path) -> list[dict[str, Any]]:
 
 def losses(run: Path) -> list[float]:
     """The logged loss of each step, in order of steps; a repeated step counts once, with its last value."""
-    found = {event["step"]: event["metrics"]["loss"] for event in events(run) if event["kind"] == "log" and "loss" in event["metrics"]}
+    found = {
+        event["step"]: event["metrics"]["loss"]
+        for event in events(run)
+        if event["kind"] == "log" and "loss" in event["metrics"]
+    }
     return [found[step] for step in sorted(found)]
 
 

@@ -1,4 +1,6 @@
-"""What users write for Hugging Face's `Trainer`: classes, callbacks and functions, run by tests on this package and on plain `Trainer`."""
+"""What users write for Hugging Face's `Trainer`: classes, callbacks and functions, run by tests on this package and on
+plain `Trainer`.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class Recorder(TrainerCallback):
 
 def _recorded(name: str) -> Any:
     def hear(self: Any, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        EVENTS.append((name, state.global_step, round(state.epoch or 0, 6), tuple(getattr(control, flag) for flag in _FLAGS)))
+        EVENTS.append(
+            (name, state.global_step, round(state.epoch or 0, 6), tuple(getattr(control, flag) for flag in _FLAGS))
+        )
         if name == "on_train_end":
             WEIGHTS.update({key: value.detach().clone() for key, value in model.state_dict().items()})
 
@@ -79,7 +83,9 @@ class SumOverCount(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs)
-        SEEN.setdefault("counts", []).append((float(num_items_in_batch), num_items_in_batch.dtype, tuple(num_items_in_batch.shape)))
+        SEEN.setdefault("counts", []).append(
+            (float(num_items_in_batch), num_items_in_batch.dtype, tuple(num_items_in_batch.shape))
+        )
         loss = functional.cross_entropy(outputs.logits, inputs["labels"], reduction="sum") / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
 
@@ -89,7 +95,11 @@ class SumOverCountOfRanks(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs)
-        loss = functional.cross_entropy(outputs.logits, inputs["labels"], reduction="sum") / num_items_in_batch * self.accelerator.num_processes
+        loss = (
+            functional.cross_entropy(outputs.logits, inputs["labels"], reduction="sum")
+            / num_items_in_batch
+            * self.accelerator.num_processes
+        )
         return (loss, outputs) if return_outputs else loss
 
 
@@ -180,7 +190,9 @@ class OwnBatches(Trainer):
 
 class Sgd(Trainer):
     def create_optimizer(self, model=None):
-        groups = [{"params": [value], "lr": 0.1 / (1 + number % 3)} for number, value in enumerate(self.model.parameters())]
+        groups = [
+            {"params": [value], "lr": 0.1 / (1 + number % 3)} for number, value in enumerate(self.model.parameters())
+        ]
         self.optimizer = torch.optim.SGD(groups, momentum=0.9)
         return self.optimizer
 
@@ -221,14 +233,20 @@ class EvaluatesMore(Trainer):
         if eval_dataset is None:
             metrics |= super().evaluate(DATA["more"], ignore_keys, metric_key_prefix="train")
             output = self.predict(DATA["test"])
-            SEEN["predicted"] = (output.predictions, output.label_ids, {key: value for key, value in output.metrics.items() if "per_second" not in key})
+            SEEN["predicted"] = (
+                output.predictions,
+                output.label_ids,
+                {key: value for key, value in output.metrics.items() if "per_second" not in key},
+            )
         return metrics
 
 
 class MoreFigures(Trainer):
     """`evaluation_loop` and `prediction_step` of its own around the base's."""
 
-    def evaluation_loop(self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"):
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         output.metrics[f"{metric_key_prefix}_double_loss"] = 2 * output.metrics[f"{metric_key_prefix}_loss"]
         return output
@@ -253,10 +271,17 @@ def figures(prediction):
     predictions, labels = prediction.predictions, prediction.label_ids
     SEEN["prediction"] = prediction
     if isinstance(predictions, list):
-        return {"batches": len(predictions), "logits": float(sum(batch.sum() for batch in predictions)), "width": max(batch.shape[-1] for batch in predictions)}
+        return {
+            "batches": len(predictions),
+            "logits": float(sum(batch.sum() for batch in predictions)),
+            "width": max(batch.shape[-1] for batch in predictions),
+        }
     found = {"logits": float(np.abs(predictions).sum()), "labels": float(labels.sum())}
     if prediction.inputs is not None:
-        found |= {"tokens": float((prediction.inputs > 0).sum()), "ids": float(prediction.inputs[prediction.inputs > 0].sum())}
+        found |= {
+            "tokens": float((prediction.inputs > 0).sum()),
+            "ids": float(prediction.inputs[prediction.inputs > 0].sum()),
+        }
     if prediction.losses is not None:
         found["losses"] = float(np.mean(prediction.losses))
     return found
@@ -326,7 +351,9 @@ class ScoresRows(SumOverCount):
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if eval_dataset is None:
             metrics |= super().evaluate(self.rows, metric_key_prefix="eval_rows")
-            metrics |= super().evaluate(torch.utils.data.Subset(self.train_dataset, range(5)), metric_key_prefix="eval_five")
+            metrics |= super().evaluate(
+                torch.utils.data.Subset(self.train_dataset, range(5)), metric_key_prefix="eval_five"
+            )
             output = self.predict([{"text": row["text"]} for row in self.rows])
             (self.out / f"predicted-{self.args.process_index}.json").write_text(json.dumps(output.predictions.tolist()))
         return metrics

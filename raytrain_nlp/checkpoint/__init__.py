@@ -1,1 +1,3 @@
-"""The state of a run on all ranks, without pickle: staged, committed by a manifest, found, retired, loaded, also on another number of ranks."""
+"""The state of a run on all ranks, without pickle: staged, committed by a manifest, found, retired, loaded, also on
+another number of ranks.
+"""

@@ -1,4 +1,6 @@
-"""Saving and loading the whole training state of all ranks as one committed checkpoint. Each rank writes its own files once."""
+"""Saving and loading the whole training state of all ranks as one committed checkpoint. Each rank writes its own files
+once.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ class Checkpointer:
         from raytrain_nlp.checkpoint.engine import apply_safe_checkpoints
 
         def check() -> None:
-            offloaded = trainer.accelerator.state.deepspeed_plugin.hf_ds_config.get_value("zero_optimization.offload_param.device", "none")
+            offloaded = trainer.accelerator.state.deepspeed_plugin.hf_ds_config.get_value(
+                "zero_optimization.offload_param.device", "none"
+            )
             if self.zero_stage == 3 and offloaded == "none":
                 check_one_kind(trainer.model)
 
@@ -75,7 +79,9 @@ class Checkpointer:
         written = self._write(trainer, staging)
         mine = store.describe_files(staging, written)
         files = sorted((entry for part in gather_objects(mine) for entry in part), key=lambda entry: entry.path)
-        manifest = store.Manifest(step, trainer.args.world_size, self.zero_stage, self.data_fingerprint, self.versions, files)
+        manifest = store.Manifest(
+            step, trainer.args.world_size, self.zero_stage, self.data_fingerprint, self.versions, files
+        )
         best = trainer.state.best_global_step
         self.commits.commit(staging, mine, manifest, {best} if self.keep_best and best else set(), started)
         if dist.is_initialized():
@@ -131,7 +137,9 @@ class Checkpointer:
         model, state = trainer.accelerator.unwrap_model(trainer.model), load_state(Path(folder) / "model.state")
         _, unexpected = model.load_state_dict(state, strict=not self.adapter_only)
         if unexpected or (self.adapter_only and (missing := trainable_state(model).keys() - state.keys())):
-            raise CheckpointError(f"{folder} is of another model: {', '.join(sorted(unexpected or missing)[:5])} do not fit.")
+            raise CheckpointError(
+                f"{folder} is of another model: {', '.join(sorted(unexpected or missing)[:5])} do not fit."
+            )
 
     def load_optimizer(self, trainer: Any, folder: str) -> None:
         """Optimizer (where DeepSpeed did not load it with its engine), scheduler and gradient scaler."""
@@ -152,7 +160,13 @@ class Checkpointer:
     def load_best(self, trainer: Any, folder: str | None) -> None:
         """Weights of the best checkpoint into the trained model, verified first."""
         best = next((found for part in store.scan(self.root) for found in part if str(found.path) == folder), None)
-        wrong = "it is missing" if best is None else best.why if isinstance(best, store.Damaged) else self.commits.damage(best)
+        wrong = (
+            "it is missing"
+            if best is None
+            else best.why
+            if isinstance(best, store.Damaged)
+            else self.commits.damage(best)
+        )
         if best is None or wrong:
             raise CheckpointError(f"the best checkpoint cannot be loaded: {folder}: {wrong}.")
         if trainer.is_deepspeed_enabled:
@@ -175,7 +189,12 @@ def apply_hyperparameters(trainer: Any) -> None:
 
 
 def _rng_state() -> dict[str, Any]:
-    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.random.get_rng_state(), **device.rng_state()}
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.random.get_rng_state(),
+        **device.rng_state(),
+    }
 
 
 def _set_rng_state(state: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
-"""Where checkpoints are committed: a folder that all ranks share, or object storage, to which they travel while training goes on.
+"""Where checkpoints are committed: a folder that all ranks share, or object storage, to which they travel while
+training goes on.
 
-A thread of each rank sends its files (`RemoteCommits._send`). What it raises on any rank is raised by all ranks at the next
-commit, or at the end of training: until then the checkpoint before is the newest.
+A thread of each rank sends its files (`RemoteCommits._send`). What it raises on any rank is raised by all ranks at the
+next commit, or at the end of training: until then the checkpoint before is the newest.
 """
 
 from __future__ import annotations
@@ -43,14 +44,20 @@ class Commits:
             self.root.mkdir(parents=True, exist_ok=True)
             fsync_dir(self.root.parent)
             store.clean_leftovers(self.root)
-        scanned = broadcast_object(store.scan(self.root) if self.rank == 0 else None)  # one list for all: shared folders show changes late
+        scanned = broadcast_object(
+            store.scan(self.root) if self.rank == 0 else None
+        )  # one list for all: shared folders show changes late
         return store.find_checkpoint(self.root, self.damage, note, scanned)
 
     def damage(self, checkpoint: store.Checkpoint) -> str | None:
-        """What is wrong with a checkpoint, the same on all ranks, or None: then what a rank reads of it is at hand. Every rank must call it."""
+        """What is wrong with a checkpoint, the same on all ranks, or None: then what a rank reads of it is at hand.
+        Every rank must call it.
+        """
         return _first(store.damage(checkpoint, self.rank, self.world_size))
 
-    def commit(self, staging: Path, mine: list[store.FileEntry], manifest: store.Manifest, keep: set[int], started: float) -> None:
+    def commit(
+        self, staging: Path, mine: list[store.FileEntry], manifest: store.Manifest, keep: set[int], started: float
+    ) -> None:
         """Make a checkpoint of what all ranks have staged. Every rank calls it, with the files it wrote itself."""
         if self.rank == 0:
             store.commit(self.root, staging, manifest)
@@ -63,8 +70,8 @@ class Commits:
 
 @dataclass
 class RemoteCommits(Commits):
-    """In object storage, which says what is committed. Each node keeps what its own ranks wrote of the newest checkpoint, and copies
-    of others what its ranks read: their own parts and what is common to all.
+    """In object storage, which says what is committed. Each node keeps what its own ranks wrote of the newest
+    checkpoint, and copies of others what its ranks read: their own parts and what is common to all.
 
     A rank's thread sends its files, then a mark; the first rank's sends the manifest once all marks are there.
     """
@@ -83,13 +90,17 @@ class RemoteCommits(Commits):
         self._together(self._take_index)
         return super().find(note)
 
-    def commit(self, staging: Path, mine: list[store.FileEntry], manifest: store.Manifest, keep: set[int], started: float) -> None:
+    def commit(
+        self, staging: Path, mine: list[store.FileEntry], manifest: store.Manifest, keep: set[int], started: float
+    ) -> None:
         self.finish()  # one is on its way at a time
         if self.local_rank == 0:
             store.commit(self.root, staging, manifest)
             store.apply_retention(self.root, 1, keep)
         broadcast_object(None)
-        self._thread = threading.Thread(target=self._send, args=(manifest, mine, staging.name, keep, started), name="upload", daemon=True)
+        self._thread = threading.Thread(
+            target=self._send, args=(manifest, mine, staging.name, keep, started), name="upload", daemon=True
+        )
         self._thread.start()
 
     def finish(self) -> None:
@@ -112,7 +123,9 @@ class RemoteCommits(Commits):
         local_copy.fetch_tree(self.root, lambda name: name.partition("/")[2] == store.MANIFEST, again=True)
 
     def damage(self, checkpoint: store.Checkpoint) -> str | None:
-        """As it is said of the storage: copies of this node that differ from it are made again before they are blamed."""
+        """As it is said of the storage: copies of this node that differ from it are made again before they are
+        blamed.
+        """
         if wrong := next(filter(None, (what_is_wrong(entry.path) for entry in checkpoint.manifest.files)), None):
             return f"a file of its manifest {wrong}"
         first = self.rank - self.local_rank  # Ray Train numbers the ranks of a node in a row
@@ -143,7 +156,9 @@ class RemoteCommits(Commits):
         if told := _first(failed):
             raise StorageError(told)
 
-    def _send(self, manifest: store.Manifest, mine: list[store.FileEntry], attempt: str, keep: set[int], started: float) -> None:
+    def _send(
+        self, manifest: store.Manifest, mine: list[store.FileEntry], attempt: str, keep: set[int], started: float
+    ) -> None:
         folder = self.root / store.checkpoint_name(manifest.step)
         try:
             local_copy.push_all(folder / entry.path for entry in mine)
@@ -170,20 +185,31 @@ class RemoteCommits(Commits):
         """Delete all but the newest checkpoints in the storage."""
         if self.save_total_limit is None:
             return
-        steps = sorted(step for name in _with_manifest(local_copy.list_tree(self.root)) if (step := store.step_of(name)) is not None)
+        steps = sorted(
+            step
+            for name in _with_manifest(local_copy.list_tree(self.root))
+            if (step := store.step_of(name)) is not None
+        )
         for step in steps[: -self.save_total_limit]:
             if step not in keep:
                 local_copy.delete_tree(self.root / store.checkpoint_name(step), first=store.MANIFEST)
 
 
 def build_commits(
-    root: Path, rank: int, world_size: int, save_total_limit: int | None, on_commit: Callable[[int, float], None], before_commit: Callable[[], None]
+    root: Path,
+    rank: int,
+    world_size: int,
+    save_total_limit: int | None,
+    on_commit: Callable[[int, float], None],
+    before_commit: Callable[[], None],
 ) -> Commits:
     """For a run's folder, wherever it is."""
     common = root, rank, world_size, save_total_limit, on_commit
     if locations.remote_of(root) is None:
         return Commits(*common)
-    return RemoteCommits(*common, int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1)), before_commit)
+    return RemoteCommits(
+        *common, int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1)), before_commit
+    )
 
 
 def _with_manifest(names: Iterable[str]) -> set[str]:

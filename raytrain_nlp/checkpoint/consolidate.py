@@ -1,11 +1,13 @@
-"""The whole weights of a checkpoint, whichever ZeRO stage and number of workers wrote it, one parameter in memory at a time.
+"""The whole weights of a checkpoint, whichever ZeRO stage and number of workers wrote it, one parameter in memory at a
+time.
 
     stage 0       model.state                                  all weights
     stage 1, 2    STEP/mp_rank_00_model_states.pt              all weights, as the forward pass saw them
     stage 3       STEP/zero_pp_rank_R_mp_rank_00_*.pt          of each parameter every rank has one Rth, in fp32, padded to equal parts
 
-The order and the padding of stage 3 are those of DeepSpeed's `utils/zero_to_fp32.py`, which reads its own, pickled files.
-"""
+The order and the padding of stage 3 are those of DeepSpeed's `utils/zero_to_fp32.py`, which reads its own, pickled
+files.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ from raytrain_nlp.storage.names import UnsafeName, part
 
 
 def load_weights(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-    """All weights and buffers by name, on CPU; floating ones as `dtype`. Of an adapter's checkpoint only what was trained.
+    """All weights and buffers by name, on CPU; floating ones as `dtype`. Of an adapter's checkpoint only what was
+    trained.
 
     Tied parameters are one tensor under several names. Raises `CheckpointError` for files that are not a checkpoint's.
     """
@@ -67,11 +70,18 @@ def _of_partitions(folder: Path, world_size: int) -> Iterator[tuple[str, str, An
     for name, shape in (of_model("frozen_param_shapes") or {}).items():
         if name in frozen[0]:
             yield name, name, lambda name=name, shape=shape: _join([part[name].load() for part in frozen], shape)
-    ranks = [Flat(open_state(optimizer_file(folder, rank), "optimizer_state_dict", "fp32_flat_groups")) for rank in range(world_size)]
+    ranks = [
+        Flat(open_state(optimizer_file(folder, rank), "optimizer_state_dict", "fp32_flat_groups"))
+        for rank in range(world_size)
+    ]
     start = 0
     for name, shape in (pair for group in groups for pair in group.items()):
         stop = start + math.ceil(math.prod(shape) / world_size)
-        yield name, name, lambda start=start, stop=stop, shape=shape: _join([flat.read(start, stop) for flat in ranks], shape)
+        yield (
+            name,
+            name,
+            lambda start=start, stop=stop, shape=shape: _join([flat.read(start, stop) for flat in ranks], shape),
+        )
         start = stop
     if any(flat.size != start for flat in ranks):
         raise CheckpointError(f"{folder} holds {ranks[0].size} values on each rank, its parameters {start}.")
@@ -109,7 +119,11 @@ def _join(parts: list[torch.Tensor], shape: Any) -> torch.Tensor:
 
 def model_file(folder: Path, rank: int | None = None) -> Path:
     """Where DeepSpeed put the model's state: of a rank under stage 3, else the only one."""
-    return folder / tag_of(folder) / (f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" if rank is not None else "mp_rank_00_model_states.pt")
+    return (
+        folder
+        / tag_of(folder)
+        / (f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" if rank is not None else "mp_rank_00_model_states.pt")
+    )
 
 
 def optimizer_file(folder: Path, rank: int) -> Path:
@@ -119,7 +133,9 @@ def optimizer_file(folder: Path, rank: int) -> Path:
 
 
 def tag_of(folder: Path) -> str:
-    """The folder of DeepSpeed's files in a checkpoint, as its `latest` names it. Raises `CheckpointError` where that is no folder's name."""
+    """The folder of DeepSpeed's files in a checkpoint, as its `latest` names it. Raises `CheckpointError` where that is
+    no folder's name.
+    """
     try:
         return part((folder / "latest").read_text(encoding="utf-8").strip())
     except (OSError, ValueError, UnsafeName) as error:

@@ -1,4 +1,6 @@
-"""A checkpoint's `manifest.json`: what makes a folder a checkpoint. It is read as something that anybody may have written."""
+"""A checkpoint's `manifest.json`: what makes a folder a checkpoint. It is read as something that anybody may have
+written.
+"""
 
 from __future__ import annotations
 
@@ -118,4 +120,6 @@ def _check_count(name: str, value: Any, least: int) -> None:
 
 
 def _kind(value: Any) -> str:
-    return {type(None): "null", bool: "true or false", str: "a text", list: "a list", dict: "an object"}.get(type(value), "a number")
+    return {type(None): "null", bool: "true or false", str: "a text", list: "a list", dict: "an object"}.get(
+        type(value), "a number"
+    )

@@ -1,10 +1,11 @@
-"""A ZeRO checkpoint on another number of ranks: each gets what it would have written itself, read from the parts of all.
+"""A ZeRO checkpoint on another number of ranks: each gets what it would have written itself, read from the parts of
+all.
 
     stage 1, 2   the parameters of a group end to end, padded, cut into one part for each rank
     stage 3      each parameter padded and cut into one part for each rank; the parts of a sub-group end to end
 
-Nothing is converted on disk. DeepSpeed asks for the files of a rank; while inside `fitted` it is given the parts instead.
-The layouts are those of DeepSpeed's `zero/stage_1_and_2.py` and `zero/stage3.py`.
+Nothing is converted on disk. DeepSpeed asks for the files of a rank; while inside `fitted` it is given the parts
+instead. The layouts are those of DeepSpeed's `zero/stage_1_and_2.py` and `zero/stage3.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ Tensors = Callable[[dict[str, Any]], list[StoredTensor]]
 
 @contextlib.contextmanager
 def fitted(engine: Any, folder: Path) -> Iterator[None]:
-    """While inside, `engine.load_checkpoint(folder)` loads this rank's part, whatever number of ranks wrote the checkpoint.
+    """While inside, `engine.load_checkpoint(folder)` loads this rank's part, whatever number of ranks wrote the
+    checkpoint.
 
     Raises `CheckpointError` for an optimizer whose state is not shared out value by value.
     """
@@ -38,7 +40,9 @@ def fitted(engine: Any, folder: Path) -> Iterator[None]:
     if written is None or written.world_size == dist.get_world_size() or not engine.zero_optimization_stage():
         yield
         return
-    part = (_PartOfParameters if engine.zero_optimization_stage() == 3 else _PartOfGroups)(engine, folder, written.world_size)
+    part = (_PartOfParameters if engine.zero_optimization_stage() == 3 else _PartOfGroups)(
+        engine, folder, written.world_size
+    )
     model, optimizer = str(part.model_file), str(optimizer_file(folder, 0))  # DeepSpeed looks whether they exist
     found = {model: part.model, optimizer: part.optimizer}
     with checkpoint_parts(engine, model, optimizer, dist.get_world_size(), lambda path: found[path]()):
@@ -72,20 +76,38 @@ class _Part:
         for key, value in next(iter(optimizer["state"].values()), {}).items():
             for state, mine in zip(states, self._state_of(parts, key, value, len(weights)), strict=True):
                 state[key] = mine
-        whole = {key: read_tree(value) for key, value in first.items() if key not in (self.weights_key, self.optimizer_key)}
-        groups = [{**group, "params": indices} for group, indices in zip(optimizer["param_groups"], self.indices(), strict=True)]
+        whole = {
+            key: read_tree(value) for key, value in first.items() if key not in (self.weights_key, self.optimizer_key)
+        }
+        groups = [
+            {**group, "params": indices}
+            for group, indices in zip(optimizer["param_groups"], self.indices(), strict=True)
+        ]
         by_group = dict(enumerate(states)) if optimizer["state"] else {}
-        return {"optimizer_state_dict": {**whole, self.weights_key: weights, self.optimizer_key: {"state": by_group, "param_groups": groups}}}
+        return {
+            "optimizer_state_dict": {
+                **whole,
+                self.weights_key: weights,
+                self.optimizer_key: {"state": by_group, "param_groups": groups},
+            }
+        }
 
     def _state_of(self, parts: list[dict[str, Any]], key: str, value: Any, count: int) -> list[Any]:
         """For each group: the moments of its own values, or what is the same for all of them, as a step."""
         if not isinstance(value, StoredTensor) or value.shape == ():
             same = read_tree(value)
-            return [same.clone() if isinstance(same, torch.Tensor) else same for _ in range(count)]  # the optimizer counts in place
+            return [
+                same.clone() if isinstance(same, torch.Tensor) else same for _ in range(count)
+            ]  # the optimizer counts in place
         states = parts[0][self.optimizer_key]["state"]
         weights = parts[0][self.weights_key]
-        if any(len(state[key].shape) != 1 or state[key].size < stored.size for state, stored in zip(states.values(), weights, strict=True)):
-            raise CheckpointError(f"'{key}' of this optimizer cannot be shared out anew. Continue with {self.ranks} workers.")
+        if any(
+            len(state[key].shape) != 1 or state[key].size < stored.size
+            for state, stored in zip(states.values(), weights, strict=True)
+        ):
+            raise CheckpointError(
+                f"'{key}' of this optimizer cannot be shared out anew. Continue with {self.ranks} workers."
+            )
         return self.cut(parts, lambda part: [state[key] for state in part[self.optimizer_key]["state"].values()])
 
     def cut(self, parts: list[dict[str, Any]], tensors: Tensors) -> list[torch.Tensor]:
@@ -105,7 +127,9 @@ class _PartOfGroups(_Part):
     def cut(self, parts: list[dict[str, Any]], tensors: Tensors) -> list[torch.Tensor]:
         optimizer = self.engine.optimizer
         made = []
-        for index, (mine, params) in enumerate(zip(optimizer.single_partition_of_fp32_groups, optimizer.bit16_groups, strict=True)):
+        for index, (mine, params) in enumerate(
+            zip(optimizer.single_partition_of_fp32_groups, optimizer.bit16_groups, strict=True)
+        ):
             size, total = mine.numel(), sum(param.numel() for param in params)
             start, stop = min(self.rank * size, total), min((self.rank + 1) * size, total)
             made.append(_padded(Flat([tensors(part)[index] for part in parts]).read(start, stop), size))
@@ -141,7 +165,10 @@ class _PartOfParameters(_Part):
             start += math.ceil(math.prod(shape) / self.ranks)
         ranks = [Flat(tensors(part)) for part in parts]
         names = self.engine.param_names
-        return [torch.cat([self._own(ranks, *starts[names[param]]) for param in group]) for group in self.engine.optimizer.fp16_groups]
+        return [
+            torch.cat([self._own(ranks, *starts[names[param]]) for param in group])
+            for group in self.engine.optimizer.fp16_groups
+        ]
 
     def _own(self, ranks: list[Flat], start: int, size: int) -> torch.Tensor:
         """This rank's part of a parameter of `size` values, which in the part of each rank begins at `start`."""
@@ -158,7 +185,10 @@ class _PartOfParameters(_Part):
     def indices(self) -> list[list[int]]:
         optimizer = self.engine.optimizer
         groups = [optimizer.sub_group_to_group_id[index] for index in range(len(optimizer.fp16_groups))]
-        return [[index for index, group in enumerate(groups) if group == wanted] for wanted in range(len(optimizer.optimizer.param_groups))]
+        return [
+            [index for index, group in enumerate(groups) if group == wanted]
+            for wanted in range(len(optimizer.optimizer.param_groups))
+        ]
 
 
 def _padded(values: torch.Tensor, size: int) -> torch.Tensor:

@@ -1,8 +1,9 @@
-"""State trees as safetensors: tensors as they are, everything else as JSON in the file's header. No pickle is written or read.
+"""State trees as safetensors: tensors as they are, everything else as JSON in the file's header. No pickle is written
+or read.
 
-Optimizer states, RNG states and DeepSpeed's shards are nested dicts, lists and tuples of tensors and plain values. A tree
-is walked once; each tensor is replaced by its number, each value JSON lacks by a tag. What has no tag is refused when
-saving, so loading never has to guess and never runs code.
+Optimizer states, RNG states and DeepSpeed's shards are nested dicts, lists and tuples of tensors and plain values. A
+tree is walked once; each tensor is replaced by its number, each value JSON lacks by a tag. What has no tag is refused
+when saving, so loading never has to guess and never runs code.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def load_state(path: str | Path) -> Any:
             return _decode(json.loads(tree), loaded)
     except CheckpointError:
         raise
-    except Exception as error:  # safetensors and json raise their own kinds for a damaged file
+    except Exception as error:  # safetensors and json raise their own kinds for a damaged file  # noqa: BLE001
         raise CheckpointError(f"{path}: cannot be read ({error}).") from None
 
 
@@ -92,7 +93,7 @@ def open_state(path: str | Path, *keys: str) -> Any:
         return _decode(tree, {name: StoredTensor(file, name) for name in file.keys()})  # noqa: SIM118 - not a dict
     except CheckpointError:
         raise
-    except Exception as error:  # safetensors and json raise their own kinds for a damaged file
+    except Exception as error:  # safetensors and json raise their own kinds for a damaged file  # noqa: BLE001
         raise CheckpointError(f"{path}: cannot be read ({error}).") from None
 
 
@@ -106,12 +107,21 @@ def read_tree(tree: Any) -> Any:
 
 
 def _encode(value: Any, tensors: dict[str, torch.Tensor], seen: dict[tuple[Any, ...], str]) -> Any:
-    if value is None or isinstance(value, (bool, str)) or (isinstance(value, (int, float)) and not isinstance(value, enum.Enum)):
+    if (
+        value is None
+        or isinstance(value, (bool, str))
+        or (isinstance(value, (int, float)) and not isinstance(value, enum.Enum))
+    ):
         return value
     if isinstance(value, torch.Tensor):
         return {"tensor": _store(value, tensors, seen)}
     if isinstance(value, np.ndarray):
-        return {"ndarray": _store(torch.from_numpy(value.astype(np.int64) if value.dtype == np.uint32 else value), tensors, seen), "dtype": str(value.dtype)}
+        return {
+            "ndarray": _store(
+                torch.from_numpy(value.astype(np.int64) if value.dtype == np.uint32 else value), tensors, seen
+            ),
+            "dtype": str(value.dtype),
+        }
     if isinstance(value, np.generic):
         return _encode(value.item(), tensors, seen)
     if isinstance(value, torch.Size):
@@ -130,7 +140,9 @@ def _encode(value: Any, tensors: dict[str, torch.Tensor], seen: dict[tuple[Any, 
     scaler = _loss_scalers().get(type(value).__name__)
     if scaler is type(value):
         return {"loss_scaler": type(value).__name__, "fields": _encode(vars(value), tensors, seen)}
-    raise CheckpointError(f"the optimizer's state holds a {type(value).__name__}, which cannot be stored without pickle.")
+    raise CheckpointError(
+        f"the optimizer's state holds a {type(value).__name__}, which cannot be stored without pickle."
+    )
 
 
 def _store(tensor: torch.Tensor, tensors: dict[str, torch.Tensor], seen: dict[tuple[Any, ...], str]) -> str:

@@ -1,7 +1,7 @@
 """Checkpoints of a run: staged, committed by a manifest written last and a rename, found again, verified, retired.
 
-    checkpoints/.staging-STEP-ID/    what ranks are writing; never looked at
-    checkpoints/checkpoint-STEP/     committed: manifest.json names every file with size and SHA-256
+checkpoints/.staging-STEP-ID/    what ranks are writing; never looked at
+checkpoints/checkpoint-STEP/     committed: manifest.json names every file with size and SHA-256
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def describe_files(folder: Path, paths: Iterable[Path]) -> list[FileEntry]:
 
 
 def commit(root: Path, staging: Path, manifest: Manifest) -> Checkpoint:
-    """Turn a complete staging folder into a checkpoint. Until the rename nothing can see it; after it all of it is there."""
+    """Turn a complete staging folder into a checkpoint. Until the rename nothing can see it; after it all of it is
+    there.
+    """
     write_json(staging / MANIFEST, asdict(manifest))
     fsync_tree(staging, files=False)  # each rank has seen to its files
     target = root / checkpoint_name(manifest.step)
@@ -68,7 +70,9 @@ def commit(root: Path, staging: Path, manifest: Manifest) -> Checkpoint:
 
 
 def scan(root: Path) -> tuple[list[Checkpoint], list[Damaged]]:
-    """All folders of checkpoints, oldest step first: those whose manifest can be read, and those that are damaged there already."""
+    """All folders of checkpoints, oldest step first: those whose manifest can be read, and those that are damaged there
+    already.
+    """
     good: list[Checkpoint] = []
     damaged: list[Damaged] = []
     for path in root.glob("checkpoint-*") if root.is_dir() else ():
@@ -82,20 +86,30 @@ def scan(root: Path) -> tuple[list[Checkpoint], list[Damaged]]:
 
 
 def list_checkpoints(root: Path) -> list[Checkpoint]:
-    """Those whose manifest can be read, oldest step first. Who chooses one to go on from asks `find_checkpoint`, which names the others."""
+    """Those whose manifest can be read, oldest step first. Who chooses one to go on from asks `find_checkpoint`, which
+    names the others.
+    """
     return scan(root)[0]
 
 
 def files_of_ranks(manifest: Manifest, ranks: Iterable[int], world_size: int) -> list[FileEntry]:
-    """What some ranks of `world_size` read of a checkpoint: not what belongs to others; all of it where another number of ranks wrote it."""
+    """What some ranks of `world_size` read of a checkpoint: not what belongs to others; all of it where another number
+    of ranks wrote it.
+    """
     if manifest.world_size != world_size:
         return manifest.files
     mine = {*ranks}
-    return [entry for entry in manifest.files if (found := _OF_A_RANK.search(entry.path)) is None or int(found[1]) in mine]
+    return [
+        entry for entry in manifest.files if (found := _OF_A_RANK.search(entry.path)) is None or int(found[1]) in mine
+    ]
 
 
-def damage(checkpoint: Checkpoint, rank: int = 0, world_size: int = 1, files: list[FileEntry] | None = None) -> str | None:
-    """What is wrong with this rank's share of a checkpoint's files, or of `files` (each is hashed by one rank), or None."""
+def damage(
+    checkpoint: Checkpoint, rank: int = 0, world_size: int = 1, files: list[FileEntry] | None = None
+) -> str | None:
+    """What is wrong with this rank's share of a checkpoint's files, or of `files` (each is hashed by one rank), or
+    None.
+    """
     for i, entry in enumerate(checkpoint.manifest.files if files is None else files):
         if wrong := what_is_wrong(entry.path):
             return f"a file of its manifest {wrong}"
@@ -135,7 +149,8 @@ def find_checkpoint(
         agree: says what is wrong with one; on several ranks it must say the same on all.
         scanned: what is there, where another process has looked.
 
-    Raises `CheckpointError` where there are checkpoints but none is good: starting from step 0 would then lose work without a word.
+    Raises `CheckpointError` where there are checkpoints but none is good: starting from step 0 would then lose work
+    without a word.
     """
     good, bad = scanned or scan(root)
     chosen: Checkpoint | None = None
@@ -152,7 +167,10 @@ def find_checkpoint(
             chosen = found
             continue
         wrong[found.path] = why
-        note(f"{found.path.name} is damaged ({why}); {'using the one before it' if chosen is None else 'it is passed over'}.")
+        note(
+            f"{found.path.name} is damaged ({why}); "
+            f"{'using the one before it' if chosen is None else 'it is passed over'}."
+        )
     if chosen:
         return chosen
     if wrong:

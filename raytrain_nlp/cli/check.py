@@ -7,18 +7,45 @@ from typing import Annotated
 
 import typer
 
-HELP = "Validate the job, its data and its model, prepare the tokens, print the plan: steps, memory, on request time. Starts no training."
+HELP = (
+    "Validate the job, its data and its model, prepare the tokens, print the plan: steps, memory, on request time. "
+    "Starts no training."
+)
 
 
 def run(
     job: Annotated[str, typer.Argument(metavar="JOB", help="Job file.")],
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a dotted key; YAML value. Repeatable.")] = None,
-    cluster: Annotated[str | None, typer.Option("--cluster", metavar="FILE", help="Of `ray up`: say which of its nodes the job will use, and how many.")] = None,
-    worker_memory: Annotated[str | None, typer.Option("--worker-memory", metavar="SIZE", help="What a worker has, e.g. 80GB. Default: as found here.")] = None,
-    calibrate: Annotated[bool, typer.Option("--calibrate", help="Train a few steps and estimate the time of all of them; leaves no run behind.")] = False,
-    calibration_steps: Annotated[int | None, typer.Option("--calibration-steps", metavar="N", help="Steps to train. Default: 20, of which 5 are not timed.")] = None,
-    price: Annotated[float | None, typer.Option("--price", metavar="PER_HOUR", help="Price of an hour of all workers together, for the cost.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a dotted key; YAML value. Repeatable."),
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster", metavar="FILE", help="Of `ray up`: say which of its nodes the job will use, and how many."
+        ),
+    ] = None,
+    worker_memory: Annotated[
+        str | None,
+        typer.Option("--worker-memory", metavar="SIZE", help="What a worker has, e.g. 80GB. Default: as found here."),
+    ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="Train a few steps and estimate the time of all of them; leaves no run behind."
+        ),
+    ] = False,
+    calibration_steps: Annotated[
+        int | None,
+        typer.Option("--calibration-steps", metavar="N", help="Steps to train. Default: 20, of which 5 are not timed."),
+    ] = None,
+    price: Annotated[
+        float | None,
+        typer.Option("--price", metavar="PER_HOUR", help="Price of an hour of all workers together, for the cost."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")
+    ] = False,
 ) -> None:
     """Check a job."""
     from raytrain_nlp.cli.terminal import TerminalObserver, print_plan
@@ -26,9 +53,15 @@ def run(
 
     with TerminalObserver(verbose=False) as observer:
         report = check(
-            job, overrides=set_ or (), cluster=cluster, worker_memory=worker_memory, calibrate=calibrate, calibration_steps=calibration_steps, price=price,
+            job,
+            overrides=set_ or (),
+            cluster=cluster,
+            worker_memory=worker_memory,
+            calibrate=calibrate,
+            calibration_steps=calibration_steps,
+            price=price,
             observer=observer,
-        )  # fmt: skip
+        )
     print_plan(report)
     if as_json:
         print(json.dumps(report.to_dict()))

@@ -11,9 +11,15 @@ HELP = "Look at this machine: versions, accelerator, Ray, tracker, storage. A li
 
 
 def run(
-    storage_path: Annotated[str, typer.Option("--storage-path", metavar="FOLDER", help="Where runs would live.")] = "runs",
-    tracking_uri: Annotated[str | None, typer.Option("--tracking-uri", metavar="URI", help="An MLflow server to ask.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")] = False,
+    storage_path: Annotated[
+        str, typer.Option("--storage-path", metavar="FOLDER", help="Where runs would live.")
+    ] = "runs",
+    tracking_uri: Annotated[
+        str | None, typer.Option("--tracking-uri", metavar="URI", help="An MLflow server to ask.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")
+    ] = False,
 ) -> None:
     """Examine this machine; exit code 1 where something is wrong."""
     from raytrain_nlp.verbs.doctor import doctor
@@ -21,7 +27,15 @@ def run(
     findings = []
     for finding in doctor(storage_path, tracking_uri):
         findings.append(finding)
-        print(f"{'ok     ' if finding.ok else 'problem'}  {finding.name:<14} {finding.what}{'' if finding.ok else f'. {finding.todo}'}", flush=True)
+        print(
+            f"{'ok     ' if finding.ok else 'problem'}  {finding.name:<14} "
+            f"{finding.what}{'' if finding.ok else f'. {finding.todo}'}",
+            flush=True,
+        )
     if as_json:
-        print(json.dumps({"ok": all(finding.ok for finding in findings), "findings": [finding.to_dict() for finding in findings]}))
+        print(
+            json.dumps(
+                {"ok": all(finding.ok for finding in findings), "findings": [finding.to_dict() for finding in findings]}
+            )
+        )
     raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)

@@ -12,11 +12,28 @@ HELP = "Score a run on a dataset: the task's figures, every row once; of classes
 
 def run(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, or of a sweep (its best trial).")],
-    data: Annotated[list[str] | None, typer.Option("--data", metavar="DATA", help="File, glob, folder, s3://, hf://; default: the run's own. Repeatable.")] = None,
-    checkpoint: Annotated[str | None, typer.Option("--checkpoint", metavar="WHICH", help="best, last or a step. Default: the model the run ended with.")] = None,
-    scores: Annotated[str | None, typer.Option("--scores", metavar="FILE", help="Write what was found for each row, as JSON Lines.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a dotted key of the job; YAML value. Repeatable.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")] = False,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data", metavar="DATA", help="File, glob, folder, s3://, hf://; default: the run's own. Repeatable."
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--checkpoint", metavar="WHICH", help="best, last or a step. Default: the model the run ended with."
+        ),
+    ] = None,
+    scores: Annotated[
+        str | None, typer.Option("--scores", metavar="FILE", help="Write what was found for each row, as JSON Lines.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a dotted key of the job; YAML value. Repeatable."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show what Ray and the libraries say.")] = False,
 ) -> None:
     """Evaluate a run."""
@@ -24,7 +41,15 @@ def run(
     from raytrain_nlp.verbs.evaluate import evaluate
 
     with TerminalObserver(verbose) as observer:
-        result = evaluate(run, data=data or None, checkpoint=checkpoint, scores=scores, overrides=set_ or (), verbose=verbose, observer=observer)
+        result = evaluate(
+            run,
+            data=data or None,
+            checkpoint=checkpoint,
+            scores=scores,
+            overrides=set_ or (),
+            verbose=verbose,
+            observer=observer,
+        )
     print_evaluation(result)
     if as_json:
         print(json.dumps(result.to_dict()))

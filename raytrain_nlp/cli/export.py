@@ -7,18 +7,33 @@ from typing import Annotated
 
 import typer
 
-HELP = "Write a run's model as a plain Hugging Face directory: from its end or any checkpoint, adapter merged on request."
+HELP = (
+    "Write a run's model as a plain Hugging Face directory: from its end or any checkpoint, adapter merged on request."
+)
 
 
 def run(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, or of a sweep (its best trial).")],
     output: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.")],
-    checkpoint: Annotated[str | None, typer.Option("--checkpoint", metavar="WHICH", help="best, last or a step. Default: the model the run ended with.")] = None,
-    merge_lora: Annotated[bool, typer.Option("--merge-lora", help="The base model with the adapter merged in.")] = False,
-    dtype: Annotated[str | None, typer.Option("--dtype", metavar="TYPE", help="fp32, bf16 or fp16. Default: as trained.")] = None,
-    register: Annotated[str | None, typer.Option("--register", metavar="NAME", help="Register it in MLflow under this name.")] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--checkpoint", metavar="WHICH", help="best, last or a step. Default: the model the run ended with."
+        ),
+    ] = None,
+    merge_lora: Annotated[
+        bool, typer.Option("--merge-lora", help="The base model with the adapter merged in.")
+    ] = False,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", metavar="TYPE", help="fp32, bf16 or fp16. Default: as trained.")
+    ] = None,
+    register: Annotated[
+        str | None, typer.Option("--register", metavar="NAME", help="Register it in MLflow under this name.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in DIR.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")
+    ] = False,
 ) -> None:
     """Export a run."""
     from raytrain_nlp.cli.terminal import TerminalObserver, print_rows
@@ -26,9 +41,19 @@ def run(
 
     with TerminalObserver(verbose=False) as observer:
         result = export(
-            run, output, checkpoint=checkpoint, merge_lora=merge_lora, dtype=dtype, register=register, overwrite=overwrite, observer=observer
+            run,
+            output,
+            checkpoint=checkpoint,
+            merge_lora=merge_lora,
+            dtype=dtype,
+            register=register,
+            overwrite=overwrite,
+            observer=observer,
         )
-    kind = f"{'adapter' if result.adapter else 'model'} of {result.source}, {result.dtype}, {result.size_bytes / 1e6:,.1f} MB"
+    kind = (
+        f"{'adapter' if result.adapter else 'model'} of {result.source}, {result.dtype}, "
+        f"{result.size_bytes / 1e6:,.1f} MB"
+    )
     registered = {"registered": f"{register}, version {result.model_version}"} if result.model_version else {}
     print_rows({"written": result.output, "what": kind, **registered})
     if as_json:

@@ -21,9 +21,14 @@ _FILE_NAMES = {"text-classification": "quickstart"}
 
 def run(
     task: Annotated[str | None, typer.Argument(metavar="TASK", help="A task or technique.")] = None,
-    path: Annotated[str | None, typer.Argument(metavar="PATH", help="File or folder to write; - for standard output. Default: TASK.yaml.")] = None,
+    path: Annotated[
+        str | None,
+        typer.Argument(metavar="PATH", help="File or folder to write; - for standard output. Default: TASK.yaml."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")
+    ] = False,
 ) -> None:
     """Write an example, or list them."""
     examples = find_examples()
@@ -32,10 +37,22 @@ def run(
         print("\n".join(f"{name:<22}{title}" for name, title in titles.items()))
         result: dict[str, Any] = {"examples": titles}
     elif task not in examples:
-        raise InputError(Problem("TASK", f"no example has this name ({task!r})", nearest(task, examples) or f"The names are {', '.join(examples)}."))
+        raise InputError(
+            Problem(
+                "TASK",
+                f"no example has this name ({task!r})",
+                nearest(task, examples) or f"The names are {', '.join(examples)}.",
+            )
+        )
     elif path == "-":
         if as_json:
-            raise InputError(Problem("--json", "does not go with -, which gives standard output to the job file", "Leave one of them out."))
+            raise InputError(
+                Problem(
+                    "--json",
+                    "does not go with -, which gives standard output to the job file",
+                    "Leave one of them out.",
+                )
+            )
         (_, text), *others = example_texts(examples[task], Path(f"{task}.yaml")).items()
         for file, _ in others:
             print(f"note: it needs {file}, which `raytrain-nlp init {task}` writes too", file=sys.stderr)
@@ -45,14 +62,19 @@ def run(
         texts = example_texts(examples[task], target / f"{task}.yaml" if target.is_dir() else target)
         _write(texts, force)
         job, text = next(iter(texts.items()))
-        print(f"Written: {', '.join(map(str, texts))}. Next: raytrain-nlp {'sweep' if 'kind: sweep' in text else 'check'} {job}")
+        print(
+            f"Written: {', '.join(map(str, texts))}. Next: raytrain-nlp "
+            f"{'sweep' if 'kind: sweep' in text else 'check'} {job}"
+        )
         result = {"files": [str(file) for file in texts]}
     if as_json:
         print(json.dumps(result))
 
 
 def find_examples() -> dict[str, Path]:
-    """The job files by name, tasks first: those in the installed package, or the repository's in an editable installation."""
+    """The job files by name, tasks first: those in the installed package, or the repository's in an editable
+    installation.
+    """
     from raytrain_nlp.config.tasks import TASK_TYPES
 
     package = Path(str(files("raytrain_nlp")))
@@ -62,7 +84,9 @@ def find_examples() -> dict[str, Path]:
 
 
 def example_texts(example: Path, target: Path) -> dict[Path, str]:
-    """What to write: the job file as `target`, beside it the files it names; `jobs/` in them becomes the folder they come to lie in."""
+    """What to write: the job file as `target`, beside it the files it names; `jobs/` in them becomes the folder they
+    come to lie in.
+    """
     sources = {target: example, **{target.parent / file.name: file for file in _companions(example)}}
     texts = {path: file.read_text(encoding="utf-8") for path, file in sources.items()}
     for path, file in sources.items():
@@ -75,15 +99,21 @@ def example_texts(example: Path, target: Path) -> dict[Path, str]:
 def _write(texts: dict[Path, str], force: bool) -> None:
     job, *others = texts
     taken = [job] if job.exists() else []
-    taken += [path for path in others if path.exists() and path.read_bytes() != texts[path].encode()]  # a second job may share the code of the first
+    taken += [
+        path for path in others if path.exists() and path.read_bytes() != texts[path].encode()
+    ]  # a second job may share the code of the first
     if taken and not force:
-        raise InputError([Problem(str(path), "is there already", "Name another PATH, or add --force.") for path in taken])
+        raise InputError(
+            [Problem(str(path), "is there already", "Name another PATH, or add --force.") for path in taken]
+        )
     for path, text in texts.items():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8", newline="\n")
         except OSError as error:
-            raise InputError(Problem(str(path), f"cannot be written ({error.strerror})", "Name another PATH.")) from None
+            raise InputError(
+                Problem(str(path), f"cannot be written ({error.strerror})", "Name another PATH.")
+            ) from None
 
 
 def _companions(example: Path) -> list[Path]:
@@ -100,13 +130,21 @@ def _module_of(path: Path) -> str:
     except ValueError:
         parts = ("",)
     if not all(part.isidentifier() for part in parts):
-        raise InputError(Problem(str(path), "could not be imported from here", "Name a PATH in this folder, or below it in folders with names as Python's."))
+        raise InputError(
+            Problem(
+                str(path),
+                "could not be imported from here",
+                "Name a PATH in this folder, or below it in folders with names as Python's.",
+            )
+        )
     return ".".join(parts)
 
 
 def _title(example: Path) -> str:
     """The first sentence of a job file."""
-    comment = " ".join(line[1:].strip() for line in example.read_text(encoding="utf-8").partition("#\n")[0].splitlines())
+    comment = " ".join(
+        line[1:].strip() for line in example.read_text(encoding="utf-8").partition("#\n")[0].splitlines()
+    )
     sentence = re.match(r".*?[.?!](?= |$)", comment)
     assert sentence is not None, "each of them begins with one"
     return sentence[0].rstrip(".")

@@ -46,12 +46,18 @@ def _version(show: bool) -> None:
 
 
 @app.callback()
-def options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """Options before the verb."""
 
 
 def main() -> None:
-    """0 = done, 1 = the run failed, 2 = the user's input is wrong, 130 = stopped by Ctrl-C (by another signal 128 + its number)."""
+    """0 = done, 1 = the run failed, 2 = the user's input is wrong, 130 = stopped by Ctrl-C (by another signal 128 + its
+    number).
+    """
     with signals.handled(to_the_end=True):
         try:
             code = app(standalone_mode=False)
@@ -63,7 +69,7 @@ def main() -> None:
             code = _tell(1, error)
         except (KeyboardInterrupt, typer.Abort):
             code = _tell(signals.exit_code(), "stopped.")
-        except Exception as error:  # a fault of ours, or of the machine: the traceback is for the report
+        except Exception as error:  # a fault of ours, or of the machine: the traceback is for the report  # noqa: BLE001
             if hasattr(error, "format_message"):  # a usage error of typer's
                 _exit_usage(error)
             traceback.print_exc()

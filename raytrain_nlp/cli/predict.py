@@ -10,20 +10,46 @@ import yaml
 
 from raytrain_nlp.errors import InputError, Problem
 
-HELP = "Add a run's predictions to the rows of files: each row once, in their order. Run again after a kill, it goes on."
+HELP = (
+    "Add a run's predictions to the rows of files: each row once, in their order. Run again after a kill, it goes on."
+)
 
 
 def run(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, or of a sweep (its best trial).")],
-    input_: Annotated[list[str], typer.Option("--input", "-i", metavar="DATA", help="File, glob, folder, s3://, hf://. Repeatable.")],
-    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="File to write: .parquet, .jsonl or .csv; also s3://.")],
-    checkpoint: Annotated[str | None, typer.Option("--checkpoint", metavar="WHICH", help="best, last or a step. Default: the model the run ended with.")] = None,
-    generation: Annotated[list[str] | None, typer.Option("--generation", metavar="KEY=VALUE", help="Argument of `generate`, e.g. max_new_tokens=64. Repeatable.")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Rows of a forward. Default: the job's per_device_eval_batch_size.")] = None,
+    input_: Annotated[
+        list[str], typer.Option("--input", "-i", metavar="DATA", help="File, glob, folder, s3://, hf://. Repeatable.")
+    ],
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="FILE", help="File to write: .parquet, .jsonl or .csv; also s3://.")
+    ],
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--checkpoint", metavar="WHICH", help="best, last or a step. Default: the model the run ended with."
+        ),
+    ] = None,
+    generation: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--generation", metavar="KEY=VALUE", help="Argument of `generate`, e.g. max_new_tokens=64. Repeatable."
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", min=1, help="Rows of a forward. Default: the job's per_device_eval_batch_size."),
+    ] = None,
     prefix: Annotated[str, typer.Option("--prefix", help="Before the names of the added columns.")] = "",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE, and what an interrupted prediction left.")] = False,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a dotted key of the job; YAML value. Repeatable.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace FILE, and what an interrupted prediction left.")
+    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a dotted key of the job; YAML value. Repeatable."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show what Ray and the libraries say.")] = False,
 ) -> None:
     """Predict."""
@@ -33,10 +59,24 @@ def run(
 
     with TerminalObserver(verbose) as observer:
         result = predict(
-            run, input_, output, checkpoint=checkpoint, generation=options, batch_size=batch_size, prefix=prefix, overwrite=overwrite, overrides=set_ or (),
-            verbose=verbose, observer=observer,
-        )  # fmt: skip
-    rows = {"written": result.output, "rows": f"{result.rows:,}", "rows without a prediction": str(result.errors), "rows in quarantine": str(result.bad_rows)}
+            run,
+            input_,
+            output,
+            checkpoint=checkpoint,
+            generation=options,
+            batch_size=batch_size,
+            prefix=prefix,
+            overwrite=overwrite,
+            overrides=set_ or (),
+            verbose=verbose,
+            observer=observer,
+        )
+    rows = {
+        "written": result.output,
+        "rows": f"{result.rows:,}",
+        "rows without a prediction": str(result.errors),
+        "rows in quarantine": str(result.bad_rows),
+    }
     found = {"rows made before": f"{result.found_rows:,}"} if result.found_rows else {}
     print_rows({**rows, **found, "seconds": f"{result.seconds:.1f}"})
     if as_json:

@@ -12,8 +12,13 @@ HELP = "Write a page about a run: curves, figures, data, job. Of several runs a 
 
 def run(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders of runs, or of a sweep.")],
-    output: Annotated[str | None, typer.Option("--output", "-o", metavar="FILE", help="The page. Default: report.html in the first folder.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")] = False,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The page. Default: report.html in the first folder."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")
+    ] = False,
 ) -> None:
     """Report."""
     from raytrain_nlp.cli.terminal import TerminalObserver, print_rows

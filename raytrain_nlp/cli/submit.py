@@ -12,7 +12,12 @@ STATUS_HELP = "How a submitted job stands."
 LOGS_HELP = "Follow the log of a submitted job."
 STOP_HELP = "End a submitted job and all its processes."
 
-Address = Annotated[str | None, typer.Option("--address", metavar="URL", help="The cluster's dashboard. Default: RAY_API_SERVER_ADDRESS, or this machine.")]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address", metavar="URL", help="The cluster's dashboard. Default: RAY_API_SERVER_ADDRESS, or this machine."
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Also to a server on the network that asks for no token.")]
 Identity = Annotated[str, typer.Argument(metavar="ID", help="What `submit` printed.")]
 AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")]
@@ -21,15 +26,35 @@ AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON object o
 def run(
     job: Annotated[str, typer.Argument(metavar="JOB", help="Job file of `train` or `sweep`, in this folder or below.")],
     address: Address = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a dotted key; YAML value. Repeatable.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a dotted key; YAML value. Repeatable."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run of this name.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run of this name first.")] = False,
-    env: Annotated[list[str] | None, typer.Option("--env", metavar="NAME", help="Pass this environment variable on. Repeatable; no others are passed.")] = None,
-    working_dir: Annotated[str, typer.Option("--working-dir", metavar="FOLDER", help="Copied to the cluster, without what .gitignore names.")] = ".",
-    installed: Annotated[bool, typer.Option("--installed", help="Do not send raytrain_nlp along: it is installed there.")] = False,
-    submission_id: Annotated[str | None, typer.Option("--id", metavar="ID", help="The job's name on the cluster.")] = None,
-    kuberay: Annotated[bool, typer.Option("--kuberay", help="Print the job as a RayJob manifest of KubeRay instead, for kubectl apply.")] = False,
-    image: Annotated[str, typer.Option("--image", metavar="NAME", help="Of the pods, with --kuberay: one that has this package.")] = "raytrain-nlp:latest",
+    env: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--env", metavar="NAME", help="Pass this environment variable on. Repeatable; no others are passed."
+        ),
+    ] = None,
+    working_dir: Annotated[
+        str,
+        typer.Option("--working-dir", metavar="FOLDER", help="Copied to the cluster, without what .gitignore names."),
+    ] = ".",
+    installed: Annotated[
+        bool, typer.Option("--installed", help="Do not send raytrain_nlp along: it is installed there.")
+    ] = False,
+    submission_id: Annotated[
+        str | None, typer.Option("--id", metavar="ID", help="The job's name on the cluster.")
+    ] = None,
+    kuberay: Annotated[
+        bool,
+        typer.Option("--kuberay", help="Print the job as a RayJob manifest of KubeRay instead, for kubectl apply."),
+    ] = False,
+    image: Annotated[
+        str, typer.Option("--image", metavar="NAME", help="Of the pods, with --kuberay: one that has this package.")
+    ] = "raytrain-nlp:latest",
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return once it is submitted.")] = False,
     force: Force = False,
     as_json: AsJson = False,
@@ -44,9 +69,17 @@ def run(
         return
     arguments = [part for value in set_ or () for part in ("--set", value)] + flags + ["--json"] * as_json
     result = submit(
-        job, address=address, arguments=arguments, working_dir=working_dir, env=env or (), ship=not installed, wait=not no_wait, submission_id=submission_id,
-        force=force, echo=_echo,
-    )  # fmt: skip
+        job,
+        address=address,
+        arguments=arguments,
+        working_dir=working_dir,
+        env=env or (),
+        ship=not installed,
+        wait=not no_wait,
+        submission_id=submission_id,
+        force=force,
+        echo=_echo,
+    )
     if as_json:
         print(json.dumps(result.to_dict()))
 
@@ -56,7 +89,11 @@ def status(submission_id: Identity, address: Address = None, force: Force = Fals
     from raytrain_nlp.verbs.submit import open_client, status_of
 
     result = status_of(submission_id, open_client(address, force))
-    print(f"{result.submission_id}: {result.status}{f', exit code {result.exit_code}' if result.exit_code is not None else ''}. {' '.join(result.message.split())[:300]}")
+    print(
+        f"{result.submission_id}: "
+        f"{result.status}{f', exit code {result.exit_code}' if result.exit_code is not None else ''}. "
+        f"{' '.join(result.message.split())[:300]}"
+    )
     if as_json:
         print(json.dumps(result.to_dict()))
 

@@ -1,4 +1,6 @@
-"""A sweep for a person: a live table of its trials, plain lines where there is no terminal, and one table at the end."""
+"""A sweep for a person: a live table of its trials, plain lines where there is no terminal, and one table at the
+end.
+"""
 
 from __future__ import annotations
 
@@ -38,17 +40,36 @@ class TerminalSweepObserver(TerminalObserver, SweepObserver):
             return f"{record.name} starts: {_params(record.params)}"
         figure = _figure(record.value(self._sweep.config.metric))
         step = record.history[-1]["step"] if record.history else 0
-        told = f" ({record.reason})" if record.status == FAILED else f", {self._sweep.config.metric} {figure} at step {step}"
+        told = (
+            f" ({record.reason})"
+            if record.status == FAILED
+            else f", {self._sweep.config.metric} {figure} at step {step}"
+        )
         return f"{record.name} {record.status}{told}"
 
     def _table(self, records: list[TrialRecord]) -> Table:
         config = self._sweep.config
         keys = [key for key, entry in config.search_space.items() if entry.searched]
         left = self._sweep.num_trials - len(records)
-        table = Table("trial", "status", *keys, "step", config.metric, title=f"{config.name}: {left} to come", box=None, pad_edge=False)
+        table = Table(
+            "trial",
+            "status",
+            *keys,
+            "step",
+            config.metric,
+            title=f"{config.name}: {left} to come",
+            box=None,
+            pad_edge=False,
+        )
         for record in records[-_ROWS:]:
             step = str(record.history[-1]["step"]) if record.history else "-"
-            cells = [str(record.number), record.status, *(_value(record.params.get(key)) for key in keys), step, _figure(record.value(config.metric))]
+            cells = [
+                str(record.number),
+                record.status,
+                *(_value(record.params.get(key)) for key in keys),
+                step,
+                _figure(record.value(config.metric)),
+            ]
             table.add_row(*map(Text, cells))
         return table
 
@@ -56,8 +77,20 @@ class TerminalSweepObserver(TerminalObserver, SweepObserver):
 def print_sweep(result: SweepResult) -> None:
     """The table of the trials, and what the sweep left."""
     if result.table:
-        left_out = ("mlflow_run_id", "attempts", "evaluations", "eval_runtime", "eval_samples", "eval_samples_per_second", "eval_steps_per_second")
-        shown = [name for name in result.table[0] if name not in left_out and any(row[name] is not None for row in result.table)]
+        left_out = (
+            "mlflow_run_id",
+            "attempts",
+            "evaluations",
+            "eval_runtime",
+            "eval_samples",
+            "eval_samples_per_second",
+            "eval_steps_per_second",
+        )
+        shown = [
+            name
+            for name in result.table[0]
+            if name not in left_out and any(row[name] is not None for row in result.table)
+        ]
         table = Table(box=None, pad_edge=False)
         for name in shown:
             table.add_column(name.rpartition(".")[2], no_wrap=True)

@@ -29,7 +29,11 @@ class TerminalObserver(Observer):
 
     def __init__(self, verbose: bool):
         self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-        self._live = Live(console=self._console, refresh_per_second=4, transient=True) if self._console.is_terminal and not verbose else None
+        self._live = (
+            Live(console=self._console, refresh_per_second=4, transient=True)
+            if self._console.is_terminal and not verbose
+            else None
+        )
         self._first: tuple[int, float] | None = None
         self._printed = 0.0
 
@@ -38,7 +42,9 @@ class TerminalObserver(Observer):
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._live:
             self._live.stop()
 
@@ -61,8 +67,14 @@ class TerminalObserver(Observer):
         elif kind == "notice":
             self.warn(event["text"])
         elif kind == "log" and any(key.startswith("eval_") for key in event["metrics"]):
-            figures = {key: value for key, value in event["metrics"].items() if key.startswith("eval_") and "per_second" not in key and "runtime" not in key}
-            self._console.print(f"step {event['step']}: " + "  ".join(f"{key} {value:.4g}" for key, value in figures.items()))
+            figures = {
+                key: value
+                for key, value in event["metrics"].items()
+                if key.startswith("eval_") and "per_second" not in key and "runtime" not in key
+            }
+            self._console.print(
+                f"step {event['step']}: " + "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
+            )
 
     def progress(self, progress: dict[str, Any]) -> None:
         step, total = progress["step"], progress["total"]
@@ -94,9 +106,17 @@ def print_result(result: TrainResult) -> None:
         "steps": f"{result.global_step} ({result.epoch:.4g} epochs, {result.world_size} workers)",
         "rows": ", ".join(f"{split} {count}" for split, count in result.rows.items()),
         "rows tokenized now": str(result.tokenized_rows),
-        **({"rows left out": ", ".join(f"{split} {count}" for split, count in result.left_out.items())} if any(result.left_out.values()) else {}),
+        **(
+            {"rows left out": ", ".join(f"{split} {count}" for split, count in result.left_out.items())}
+            if any(result.left_out.values())
+            else {}
+        ),
         "rows in quarantine": ", ".join(f"{split} {count}" for split, count in result.bad_rows.items()),
-        **({"rows cut": ", ".join(f"{split} {count}" for split, count in result.cut_rows.items())} if any(result.cut_rows.values()) else {}),
+        **(
+            {"rows cut": ", ".join(f"{split} {count}" for split, count in result.cut_rows.items())}
+            if any(result.cut_rows.values())
+            else {}
+        ),
         **({"rows dropped an epoch": str(result.dropped_rows)} if result.dropped_rows else {}),
         **({"best step": str(result.best_step)} if result.best_step else {}),
         **({"restarts": str(result.restarts)} if result.restarts else {}),
@@ -121,7 +141,9 @@ def print_rows(rows: dict[str, str]) -> None:
 def _print_table(table: Table) -> None:
     """All of a table, where the terminal is narrower, too: it wraps the lines then."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    console.width = max(console.width, Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum)
+    console.width = max(
+        console.width, Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
+    )
     console.print(table)
 
 
@@ -151,7 +173,11 @@ def print_evaluation(result: Any) -> None:
         table = Table("", "precision", "recall", "f1-score", "support", box=None, pad_edge=False)
         for name, figures in classes.items():
             if isinstance(figures, dict):
-                table.add_row(name, *(f"{figures[key]:.4f}" for key in ("precision", "recall", "f1-score")), f"{figures['support']:.0f}")
+                table.add_row(
+                    name,
+                    *(f"{figures[key]:.4f}" for key in ("precision", "recall", "f1-score")),
+                    f"{figures['support']:.0f}",
+                )
         _print_table(table)
     if (matrix := result.report.get("confusion_matrix")) and len(matrix) <= _MOST_CLASSES:
         table = Table("true \\ predicted", *result.labels, box=None, pad_edge=False)

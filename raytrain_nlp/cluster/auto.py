@@ -1,7 +1,8 @@
-"""What a job leaves to the machine - GPUs or CPUs, how many workers, which precision - found once, before anything else uses the job.
+"""What a job leaves to the machine - GPUs or CPUs, how many workers, which precision - found once, before anything else
+uses the job.
 
-`settled` returns a plain job, in which all of it is written out, with a line that tells it. Whoever gets the job from there on (workers,
-the run's record, a resumed run) sees numbers and true or false.
+`settled` returns a plain job, in which all of it is written out, with a line that tells it. Whoever gets the job from
+there on (workers, the run's record, a resumed run) sees numbers and true or false.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class Settled:
     """Dotted key -> value of what the job had left open."""
 
 
-def settled(job: TrainJob, kept: Any = None, find: Callable[[], Place] | None = None, no_precision: bool = False) -> Settled:
+def settled(
+    job: TrainJob, kept: Any = None, find: Callable[[], Place] | None = None, no_precision: bool = False
+) -> Settled:
     """The job with GPUs, number of workers and precision settled.
 
     Args:
@@ -49,10 +52,14 @@ def settled(job: TrainJob, kept: Any = None, find: Callable[[], Place] | None = 
         place = place or (find or find_place)()
         return place
 
-    chosen = {key: value for key, value in choices_of(kept).items() if not _is_set(job, key)} if kept is not None else {}
+    chosen = (
+        {key: value for key, value in choices_of(kept).items() if not _is_set(job, key)} if kept is not None else {}
+    )
     use_gpu = job.workers.use_gpu
     if "use_gpu" in job.workers.auto:
-        use_gpu = chosen["workers.use_gpu"] = chosen["workers.use_gpu"] if "workers.use_gpu" in chosen else _wants_gpu(job, look)
+        use_gpu = chosen["workers.use_gpu"] = (
+            chosen["workers.use_gpu"] if "workers.use_gpu" in chosen else _wants_gpu(job, look)
+        )
     if "num_workers" in job.workers.auto and "workers.num_workers" not in chosen:
         chosen["workers.num_workers"] = _count(job, use_gpu, look())
     if use_gpu and kept is None and not no_precision and not names_precision(job) and look().bf16:
@@ -67,7 +74,12 @@ def _loaded(job: TrainJob, chosen: Mapping[str, Any], place: Place | None) -> Tr
         return load_job(put_values(job.model_dump(exclude_unset=True, by_alias=True), chosen))
     except InputError as error:
         found = _without_gpu(place) if place and "workers.use_gpu" in chosen else "workers.use_gpu is false"
-        raise InputError([replace(problem, what=problem.what.replace("workers.use_gpu is false", found)) for problem in error.problems]) from None
+        raise InputError(
+            [
+                replace(problem, what=problem.what.replace("workers.use_gpu is false", found))
+                for problem in error.problems
+            ]
+        ) from None
 
 
 def names_precision(job: TrainJob) -> bool:

@@ -1,4 +1,6 @@
-"""Room for a job on a cluster: it is there, it is coming and waited for, or it can never come and the job is refused."""
+"""Room for a job on a cluster: it is there, it is coming and waited for, or it can never come and the job is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from raytrain_nlp.cluster.resources import Scaling, alive_of, bundles_of, find_scaling, left_over, living_nodes, need_of, nodes_for, worker_of
+from raytrain_nlp.cluster.resources import (
+    Scaling,
+    alive_of,
+    bundles_of,
+    find_scaling,
+    left_over,
+    living_nodes,
+    need_of,
+    nodes_for,
+    worker_of,
+)
 from raytrain_nlp.compat.ray import asking_ray, infeasible_gangs
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.errors import InputError, Problem, RunError
@@ -20,13 +32,20 @@ _SLACK = 1e-6
 _TODO = "Lower num_workers or resources_per_worker, or add nodes."
 
 
-def wait_for_room(job: TrainJob, say: Callable[[str], None] | None, fixed: bool = False, patient: bool = False, asked: Any | None = None) -> None:
+def wait_for_room(
+    job: TrainJob,
+    say: Callable[[str], None] | None,
+    fixed: bool = False,
+    patient: bool = False,
+    asked: Any | None = None,
+) -> None:
     """Return when the cluster's nodes can hold the job; where they cannot, its autoscaler is asked for nodes.
 
     Args:
         say: is given a line now and then while nodes are waited for. None: what the autoscaler could start is enough.
         fixed: the cluster is known to have no autoscaler.
-        patient: it has held the job before, so a node that is gone may come again, whoever sees to that; nothing is refused.
+        patient: it has held the job before, so a node that is gone may come again, whoever sees to that; nothing is
+            refused.
         asked: what `ask_for_room` returned; is given back.
 
     Raises:
@@ -50,7 +69,8 @@ def wait_for_room(job: TrainJob, say: Callable[[str], None] | None, fixed: bool 
 
 
 def ask_for_room(job: TrainJob) -> Any | None:
-    """Have an autoscaler start the nodes that the job lacks, without waiting for them; what is returned is given to `wait_for_room`.
+    """Have an autoscaler start the nodes that the job lacks, without waiting for them; what is returned is given to
+    `wait_for_room`.
 
     Raises:
         InputError: they can never come.
@@ -62,7 +82,11 @@ def ask_for_room(job: TrainJob) -> Any | None:
 
 def listed(resources: dict[str, float]) -> str:
     """Resources for people."""
-    return "{" + ", ".join(f"{name}: {amount:g}" for name, amount in sorted(resources.items()) if not name.startswith("node:")) + "}"
+    return (
+        "{"
+        + ", ".join(f"{name}: {amount:g}" for name, amount in sorted(resources.items()) if not name.startswith("node:"))
+        + "}"
+    )
 
 
 def _never(job: TrainJob, bundles: list[dict[str, float]], scaling: Scaling) -> list[Problem]:
@@ -77,10 +101,17 @@ def _never(job: TrainJob, bundles: list[dict[str, float]], scaling: Scaling) -> 
     possible = nodes + [kind.resources for kind in scaling.types if kind.most > 0]
     if left_over([worker_of(job)], possible):
         kinds = "; ".join(f"{kind.name}: {listed(kind.resources)}" for kind in scaling.types)
-        what = f"no node of the cluster and no type its autoscaler can start holds a worker of {listed(worker_of(job))} ({kinds})"
+        what = (
+            f"no node of the cluster and no type its autoscaler can start holds a worker of {listed(worker_of(job))} "
+            f"({kinds})"
+        )
         return [Problem("workers.resources_per_worker", what, "Lower it, or add a node type.")]
     most = [kind.resources for kind in scaling.types for _ in range(min(kind.most - existing[kind.name], len(bundles)))]
-    return _too_little(job, nodes + most[: max(scaling.most - len(nodes) + 1, 0)], "with all that its autoscaler may add, the cluster has")
+    return _too_little(
+        job,
+        nodes + most[: max(scaling.most - len(nodes) + 1, 0)],
+        "with all that its autoscaler may add, the cluster has",
+    )
 
 
 def _too_little(job: TrainJob, nodes: list[dict[str, float]], whose: str) -> list[Problem]:
@@ -89,9 +120,13 @@ def _too_little(job: TrainJob, nodes: list[dict[str, float]], whose: str) -> lis
         have = sum(node.get(name, 0) for node in nodes)
         if wanted > have + _SLACK:
             extra = f" (with {job.data.feed_cpus_per_worker:g} CPU for each worker's feed)" if name == "CPU" else ""
-            problems.append(Problem("workers", f"{count} workers need {wanted:g} {name}{extra}, {whose} {have:g}", _TODO))
+            problems.append(
+                Problem("workers", f"{count} workers need {wanted:g} {name}{extra}, {whose} {have:g}", _TODO)
+            )
     what = f"{count} workers of {listed(worker_of(job))} and their feeds do not fit on its nodes"
-    return problems or [Problem("workers", what, "Lower num_workers or resources_per_worker, or add nodes or larger ones.")]
+    return problems or [
+        Problem("workers", what, "Lower num_workers or resources_per_worker, or add nodes or larger ones.")
+    ]
 
 
 def _ask(bundles: list[dict[str, float]]) -> Any:
@@ -107,16 +142,23 @@ def _take_back(group: Any) -> None:
     remove_placement_group(group)
 
 
-def _wait(job: TrainJob, bundles: list[dict[str, float]], scaling: Scaling | None, say: Callable[[str], None], group: Any) -> None:
+def _wait(
+    job: TrainJob, bundles: list[dict[str, float]], scaling: Scaling | None, say: Callable[[str], None], group: Any
+) -> None:
     start, said, told = time.monotonic(), "", 0.0
     while left_over(bundles, living_nodes()):
         waited = time.monotonic() - start
         line = _line(job, bundles)
         if waited > job.workers.start_timeout_s:
             todo = "Raise workers.start_timeout_s, or look at the autoscaler (ray status)."
-            raise RunError(f"the nodes have not come within workers.start_timeout_s ({job.workers.start_timeout_s:g} s): {line}. {todo}")
+            raise RunError(
+                f"the nodes have not come within workers.start_timeout_s ({job.workers.start_timeout_s:g} s): {line}. "
+                f"{todo}"
+            )
         if scaling is None and _is_refused(group):
-            raise InputError(Problem("workers", f"the cluster's autoscaler has no node type that holds them: {line}", _TODO))
+            raise InputError(
+                Problem("workers", f"the cluster's autoscaler has no node type that holds them: {line}", _TODO)
+            )
         if line != said or waited - told >= _SAID_S:
             said, told = line, waited
             say(f"waiting for nodes, {waited:.0f} s of {job.workers.start_timeout_s:g}: {line}")
@@ -128,12 +170,17 @@ def _line(job: TrainJob, bundles: list[dict[str, float]]) -> str:
     nodes = living_nodes()
     need = need_of(job)
     have = {name: sum(node.get(name, 0) for node in nodes) for name in need}
-    return f"asked for {_counted(bundles)}; there is {listed(have)} on {len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}"
+    return (
+        f"asked for {_counted(bundles)}; there is {listed(have)} on {len(nodes)} "
+        f"{'node' if len(nodes) == 1 else 'nodes'}"
+    )
 
 
 def _is_refused(group: Any) -> bool:
     """Has the autoscaler said that it can start nothing for this? Only its second version says so."""
-    with asking_ray("a job that the autoscaler can never hold is not refused before workers.start_timeout_s has passed"):
+    with asking_ray(
+        "a job that the autoscaler can never hold is not refused before workers.start_timeout_s has passed"
+    ):
         return any(group.id.hex() in details for details in infeasible_gangs())
     return False
 

@@ -1,4 +1,6 @@
-"""`check JOB --cluster FILE`: which nodes of a `ray up` cluster file a job will use, packed as Ray's autoscaler packs them."""
+"""`check JOB --cluster FILE`: which nodes of a `ray up` cluster file a job will use, packed as Ray's autoscaler packs
+them.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,25 @@ from raytrain_nlp.errors import InputError, Problem
 
 
 def plan_nodes(job: TrainJob, path: str) -> dict[str, int]:
-    """Nodes of each type that the autoscaler starts for the job, beside the head. Raises `InputError` where they cannot hold it."""
+    """Nodes of each type that the autoscaler starts for the job, beside the head. Raises `InputError` where they cannot
+    hold it.
+    """
     config = _read(path)
     head = config["available_node_types"][config["head_node_type"]].get("resources") or {}
     scaling, bundles = read_scaling(config), bundles_of(job)
     found, left = nodes_for(left_over(bundles, [head]), scaling, {}, 0)
     if not left:
         return found
-    kinds = "; ".join(f"{kind.name}: {listed(kind.resources)} x {min(kind.most, scaling.most)}" for kind in scaling.types)
+    kinds = "; ".join(
+        f"{kind.name}: {listed(kind.resources)} x {min(kind.most, scaling.most)}" for kind in scaling.types
+    )
     if left_over([worker_of(job)], [head, *(kind.resources for kind in scaling.types if kind.most)]):
         what = f"no node type of {path} holds a worker of {listed(worker_of(job))} ({kinds})"
         raise InputError(Problem("workers.resources_per_worker", what, "Lower it, or add a node type."))
-    what = f"{job.workers.num_workers} workers of {listed(worker_of(job))} with their feeds need more nodes than {path} allows ({kinds})"
+    what = (
+        f"{job.workers.num_workers} workers of {listed(worker_of(job))} with their feeds need more nodes than {path} "
+        f"allows ({kinds})"
+    )
     raise InputError(Problem("workers.num_workers", what, "Lower it, or raise max_workers there."))
 
 
@@ -34,7 +43,10 @@ def place_of_file(path: str) -> Place:
     config = _read(path)
     head = config["available_node_types"][config["head_node_type"]].get("resources") or {}
     scaling = read_scaling(config)
-    return place_of(path, [head, *(kind.resources for kind in scaling.types for _ in range(min(kind.most, scaling.most, MOST_LISTED)))])
+    return place_of(
+        path,
+        [head, *(kind.resources for kind in scaling.types for _ in range(min(kind.most, scaling.most, MOST_LISTED)))],
+    )
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -49,13 +61,31 @@ def _read(path: str) -> dict[str, Any]:
             raise ValueError("is not a mapping")
         check_cluster_file(config)
     except OSError as error:
-        raise InputError(Problem("--cluster", f"cannot be read ({path}: {error.strerror})", "Name the cluster file.")) from None
+        raise InputError(
+            Problem("--cluster", f"cannot be read ({path}: {error.strerror})", "Name the cluster file.")
+        ) from None
     except ValidationError as error:
         where = ".".join(map(str, error.absolute_path)) or "the top level"
-        raise InputError(Problem("--cluster", f"is no cluster file of Ray's ({path}: {where}: {error.message[:200]})", todo)) from None
-    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, NotImplementedError) as error:
-        raise InputError(Problem("--cluster", f"is no cluster file of Ray's ({path}: {' '.join(str(error).split())[:200]})", todo)) from None
-    bare = [name for name, kind in config["available_node_types"].items() if not kind.get("resources") and name != config["head_node_type"]]
+        raise InputError(
+            Problem("--cluster", f"is no cluster file of Ray's ({path}: {where}: {error.message[:200]})", todo)
+        ) from None
+    except (
+        yaml.YAMLError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        NotImplementedError,
+    ) as error:
+        raise InputError(
+            Problem("--cluster", f"is no cluster file of Ray's ({path}: {' '.join(str(error).split())[:200]})", todo)
+        ) from None
+    bare = [
+        name
+        for name, kind in config["available_node_types"].items()
+        if not kind.get("resources") and name != config["head_node_type"]
+    ]
     if bare:
         what = f"says no resources of {', '.join(bare)} ({path}); only the cloud could tell"
         raise InputError(Problem("--cluster", what, "Write them out, e.g. resources: {CPU: 8, GPU: 1}."))

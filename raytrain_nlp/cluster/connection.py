@@ -1,4 +1,6 @@
-"""The driver's connection to Ray: started ahead, made from the main thread, with workers that boot while the driver is still busy."""
+"""The driver's connection to Ray: started ahead, made from the main thread, with workers that boot while the driver is
+still busy.
+"""
 
 from __future__ import annotations
 
@@ -22,20 +24,25 @@ from raytrain_nlp.host.devices import WITHOUT_GPU, hidden_gpus
 from raytrain_nlp.host.sockets import ray_folder
 
 _SERVICE_PROCESSES = 4
-"""Processes beside workers and feed: Ray Train's synchronization, autoscaling and statistics actors, and one to spare."""
+"""Processes beside workers and feed: Ray Train's synchronization, autoscaling and statistics actors, and one to
+spare.
+"""
 _SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of a job mean the driver's directory
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_DATA_USAGE_DISABLED": "1",  # Ray Data would ask a Prometheus at this machine's port 9090, whoever answers there
+    # Ray Data would ask a Prometheus at this machine's port 9090, whoever answers there
+    "RAY_DATA_USAGE_DISABLED": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
 
 
 class Connection:
-    """The driver's way to its Ray, started by `start` or by the first call. Everything happens in the thread that calls, which is the
-    main one: no import of Ray's meets another that is half done."""
+    """The driver's way to its Ray, started by `start` or by the first call. Everything happens in the thread that
+    calls, which is the main one: no import of Ray's meets another that is half done."""
 
-    def __init__(self, job: TrainJob, verbose: bool = False, runs: int = 1, say: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, job: TrainJob, verbose: bool = False, runs: int = 1, say: Callable[[str], None] | None = None
+    ) -> None:
         self._job, self._verbose, self._runs, self._say = job, verbose, runs, say
         self._stack = contextlib.ExitStack()
         self._local: LocalRay | None = None
@@ -44,7 +51,9 @@ class Connection:
         """Nodes that an autoscaler was asked for."""
 
     def start(self) -> None:
-        """Start a Ray of the driver's own, beside whatever the driver goes on with; a cluster is connected to at once, and asked for its nodes."""
+        """Start a Ray of the driver's own, beside whatever the driver goes on with; a cluster is connected to at once,
+        and asked for its nodes.
+        """
         self._stack.enter_context(hidden_gpus(self._job.workers.use_gpu))
         if is_connected():
             self._connected = True
@@ -52,11 +61,16 @@ class Connection:
         local = is_local()
         settings = {**_SETTINGS, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(self._job.workers.start_timeout_s)}
         if local:  # idle processes beyond one for each feed end when the rush of the start is over
-            settings |= {**local_ray.SETTINGS, "RAY_num_workers_soft_limit": str(self._job.workers.num_workers * self._runs)}
+            settings |= {
+                **local_ray.SETTINGS,
+                "RAY_num_workers_soft_limit": str(self._job.workers.num_workers * self._runs),
+            }
         self._stack.enter_context(environment(settings))
         if local:
             if (folder := ray_folder()) and self._say is not None:
-                self._say(f"TMPDIR is too long for the names of Ray's sockets: there it is called {os.path.dirname(folder)}")
+                self._say(
+                    f"TMPDIR is too long for the names of Ray's sockets: there it is called {os.path.dirname(folder)}"
+                )
             self._local = LocalRay(HeadSettings(self._logical_cpus(), self._forked(), self._verbose, folder))
             self._stack.callback(self._local.end)
             self._stack.enter_context(signals.at_once(self._local.kill))
@@ -64,7 +78,9 @@ class Connection:
             self._connect()
 
     def connect_if_up(self) -> None:
-        """Connect to a Ray that was started, unless that would have to wait: workers then boot while the driver is still busy."""
+        """Connect to a Ray that was started, unless that would have to wait: workers then boot while the driver is
+        still busy.
+        """
         if not self._connected and self._local is not None and self._local.is_up():
             self._connect()
 
@@ -119,11 +135,14 @@ class Connection:
 
 
 @contextlib.contextmanager
-def connect_ahead(job: TrainJob, verbose: bool = False, runs: int = 1, say: Callable[[str], None] | None = None) -> Iterator[Connection]:
-    """Ray started beside the driver, for the job or for so many `runs` of it; call what is yielded to wait until it is there and holds the job.
+def connect_ahead(
+    job: TrainJob, verbose: bool = False, runs: int = 1, say: Callable[[str], None] | None = None
+) -> Iterator[Connection]:
+    """Ray started beside the driver, for the job or for so many `runs` of it; call what is yielded to wait until it is
+    there and holds the job.
 
-    With `say`, nodes that an autoscaler can start are asked for and waited for; without it they count as there. Who is refused
-    a job does not wait until that Ray has started.
+    With `say`, nodes that an autoscaler can start are asked for and waited for; without it they count as there. Who is
+    refused a job does not wait until that Ray has started.
     """
     connection = Connection(job, verbose, runs, say)
     try:
@@ -151,9 +170,13 @@ def connected_briefly() -> Iterator[None]:
 
 
 def _without_gpu(job: TrainJob) -> dict[str, Any]:
-    """What has all processes of a cluster that work for a job without GPUs see none: those of a Ray started here inherit it."""
+    """What has all processes of a cluster that work for a job without GPUs see none: those of a Ray started here
+    inherit it.
+    """
     given = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env") or {}
-    hidden = {name: value for name, value in WITHOUT_GPU.items() if name not in (given.get("env_vars") or {})}  # `ray job submit` has given it
+    hidden = {
+        name: value for name, value in WITHOUT_GPU.items() if name not in (given.get("env_vars") or {})
+    }  # `ray job submit` has given it
     return {} if job.workers.use_gpu else {"runtime_env": {"env_vars": hidden}}
 
 
@@ -171,7 +194,9 @@ def _one_line(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
-        raise RunError(f"{what}: {reason}. Try again when the machine is less busy, or look into Ray's logs.") from error
+        raise RunError(
+            f"{what}: {reason}. Try again when the machine is less busy, or look into Ray's logs."
+        ) from error
 
 
 def boot_processes(job: TrainJob) -> None:

@@ -1,4 +1,6 @@
-"""The GPUs of this machine, asked without a library that would touch them; and are they enough for a job, and compute in what it asks for?"""
+"""The GPUs of this machine, asked without a library that would touch them; and are they enough for a job, and compute
+in what it asks for?
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class Gpu:
 
 
 def local_gpus() -> list[Gpu]:
-    """Those of this machine that the installed torch can use and the environment lets a process see. CUDA is not initialized."""
+    """Those of this machine that the installed torch can use and the environment lets a process see. CUDA is not
+    initialized.
+    """
     build = _torch_build()
     if build.get("cuda"):
         return _visible(_nvidia(), "CUDA_VISIBLE_DEVICES")
@@ -57,12 +61,20 @@ def check_gpus(job: TrainJob) -> list[Problem]:
         why = " that torch can use: it is built for CPUs only" if torch_without_gpu() else ""
         who = "1 worker needs" if workers.num_workers == 1 else f"{workers.num_workers} workers need"
         what = f"{who} {wanted:g} GPU{'s' if wanted != 1 else ''}, this machine has {len(found) or 'none'}{why}"
-        todo = "Lower num_workers, or run on a cluster." if found else "Remove use_gpu, and they run on CPUs, or run on a cluster."
+        todo = (
+            "Lower num_workers, or run on a cluster."
+            if found
+            else "Remove use_gpu, and they run on CPUs, or run on a cluster."
+        )
         return [Problem("workers.use_gpu" if not found else "workers.num_workers", what, todo)]
     old = next((gpu.name for gpu in found if not gpu.bf16), None)
     values = job.arguments()
     return [
-        Problem(f"training.{key}", f"is not for this machine's GPU ({old}); it came with the Ampere generation", f"Remove it{'' if key == 'tf32' else ', or use fp16'}.")
+        Problem(
+            f"training.{key}",
+            f"is not for this machine's GPU ({old}); it came with the Ampere generation",
+            f"Remove it{'' if key == 'tf32' else ', or use fp16'}.",
+        )
         for key in _NEED_AMPERE
         if values.get(key) and old
     ]
@@ -97,7 +109,11 @@ def _nvidia() -> list[Gpu]:
     try:
         handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
         return [
-            Gpu(_text(nvml.nvmlDeviceGetName(handle)), nvml.nvmlDeviceGetMemoryInfo(handle).total, tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)) >= _BF16)
+            Gpu(
+                _text(nvml.nvmlDeviceGetName(handle)),
+                nvml.nvmlDeviceGetMemoryInfo(handle).total,
+                tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)) >= _BF16,
+            )
             for handle in handles
         ]
     except nvml.NVMLError:

@@ -1,4 +1,6 @@
-"""`submit JOB --kuberay`: the job as a RayJob of KubeRay, with a cluster of its own that grows from nothing and ends with it."""
+"""`submit JOB --kuberay`: the job as a RayJob of KubeRay, with a cluster of its own that grows from nothing and ends
+with it.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +33,12 @@ _NOTES = f"""\
 # come from the secret '{_CLAIM}', never from this file. `memory` below is a guess: set what the model takes.
 #
 # {{workers}}. For pods with a GPU each: --set workers.use_gpu=true --set workers.num_workers=N.
-"""
+"""  # noqa: E501
 
 
-def manifest(job: str, *, image: str, arguments: Iterable[str] = (), overrides: Iterable[str] = (), env: Iterable[str] = ()) -> str:
+def manifest(
+    job: str, *, image: str, arguments: Iterable[str] = (), overrides: Iterable[str] = (), env: Iterable[str] = ()
+) -> str:
     """Documents for `kubectl apply`: the job file as a ConfigMap, and the RayJob that runs it.
 
     Args:
@@ -50,7 +54,13 @@ def manifest(job: str, *, image: str, arguments: Iterable[str] = (), overrides: 
     import yaml
 
     if read_values(job).get("kind") == "sweep":
-        raise InputError(Problem("--kuberay", f"is for a job of `train` ({job} is a sweep)", "Submit the sweep to a running cluster: submit JOB --address URL."))
+        raise InputError(
+            Problem(
+                "--kuberay",
+                f"is for a job of `train` ({job} is a sweep)",
+                "Submit the sweep to a running cluster: submit JOB --address URL.",
+            )
+        )
     found = settled(load_job(job, overrides), find=lambda: Place("the cluster that it makes"))
     loaded = found.job
     if problems := _check(loaded):
@@ -66,13 +76,16 @@ def manifest(job: str, *, image: str, arguments: Iterable[str] = (), overrides: 
             "entrypoint": entrypoint,
             "runtimeEnvYAML": yaml.safe_dump({"env_vars": {"TOKENIZERS_PARALLELISM": "false"}}),
             "submissionMode": "K8sJobMode",
-            "backoffLimit": 0,  # worker failures are Ray Train's to mend; a failed driver's run is continued with --resume
+            # worker failures are Ray Train's to mend; a failed driver's run is continued with --resume
+            "backoffLimit": 0,
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": 300,
             "rayClusterSpec": _cluster(loaded, name, image, [*env]),
         },
     }
-    return _NOTES.format(name=loaded.name, image=image, workers=found.line) + yaml.dump_all([files, ray_job], Dumper=_dumper(), sort_keys=False)
+    return _NOTES.format(name=loaded.name, image=image, workers=found.line) + yaml.dump_all(
+        [files, ray_job], Dumper=_dumper(), sort_keys=False
+    )
 
 
 def _dumper() -> type:
@@ -93,7 +106,11 @@ def _dumper() -> type:
 def _check(job: TrainJob) -> list[Problem]:
     """What is not in the file must be in the image or on the shared volume."""
     problems = []
-    paths = {"storage_path": job.storage_path, "data.train": job.data.train, "data.validation": sources_of(job.data.validation)}
+    paths = {
+        "storage_path": job.storage_path,
+        "data.train": job.data.train,
+        "data.validation": sources_of(job.data.validation),
+    }
     for key, value in paths.items():
         for path in value if isinstance(value, list) else [value]:
             if isinstance(path, str) and not re.match(r"[a-z0-9]+:", path) and not Path(path).is_absolute():
@@ -112,7 +129,14 @@ def _cluster(job: TrainJob, name: str, image: str, env: list[str]) -> dict[str, 
     def group(kind: str, most: int, cpus: int, gpus: int = 0) -> dict[str, Any]:
         params = {"resources": '"' + str(custom).replace("'", '\\"') + '"'} if custom and kind == "train" else {}
         pod = _pod(job, name, image, env, kind, cpus, gpus)
-        return {"groupName": kind, "replicas": 0, "minReplicas": 0, "maxReplicas": most, "rayStartParams": params, "template": pod}
+        return {
+            "groupName": kind,
+            "replicas": 0,
+            "minReplicas": 0,
+            "maxReplicas": most,
+            "rayStartParams": params,
+            "template": pod,
+        }
 
     from importlib.metadata import version
 
@@ -121,7 +145,10 @@ def _cluster(job: TrainJob, name: str, image: str, env: list[str]) -> dict[str, 
         "enableInTreeAutoscaling": True,
         "autoscalerOptions": {"version": "v2", "upscalingMode": "Default", "idleTimeoutSeconds": 300},
         "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": _pod(job, name, image, env, "head", 2, 0)},
-        "workerGroupSpecs": [group("train", job.workers.num_workers, cpus, gpus), group("data", max(job.workers.num_workers // 2, 1), 4)],
+        "workerGroupSpecs": [
+            group("train", job.workers.num_workers, cpus, gpus),
+            group("data", max(job.workers.num_workers // 2, 1), 4),
+        ],
     }
 
 

@@ -1,4 +1,6 @@
-"""A Ray of the driver's own, for one run on one machine: started beside the driver, connected to from its main thread, ended with it."""
+"""A Ray of the driver's own, for one run on one machine: started beside the driver, connected to from its main thread,
+ended with it.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ SETTINGS = {
     "REPORTER_UPDATE_INTERVAL_MS": "60000",
     "RAY_DASHBOARD_AGENT_CHECK_PARENT_INTERVAL_S": "2",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_prestart_worker_first_driver": "0",  # who connects would wait until they are up; the driver has those booted that it needs
+    # who connects would wait until they are up; the driver has those booted that it needs
+    "RAY_prestart_worker_first_driver": "0",
 }
 _PROGRAM = "from raytrain_nlp.cluster.ray_head import main; main()"
 _START_S = 300.0
@@ -62,11 +65,17 @@ class LocalRay:
         """Where its GCS listens; waits for it."""
         if self._answer is None:
             if not select.select([self._stdout], [], [], _START_S)[0]:
-                raise RunError(f"Ray cannot be started: it has not answered within {_START_S:.0f} s. Try again when the machine is less busy.")
+                raise RunError(
+                    f"Ray cannot be started: it has not answered within {_START_S:.0f} s. Try again when the machine "
+                    f"is less busy."
+                )
             line = self._stdout.readline()
             self._answer = json.loads(line) if line.endswith(b"\n") else {"error": self._last_words()}
         if "error" in self._answer:
-            raise RunError(f"Ray cannot be started: {self._answer['error'].rstrip('.')}. Try again when the machine is less busy, or look into Ray's logs.")
+            raise RunError(
+                f"Ray cannot be started: {self._answer['error'].rstrip('.')}. Try again when the machine is less busy, "
+                f"or look into Ray's logs."
+            )
         return self._answer["address"]
 
     def kill(self) -> list[psutil.Process]:
@@ -89,7 +98,9 @@ class LocalRay:
             time.sleep(0.02)
 
     def _processes(self) -> list[psutil.Process]:
-        """Its head first, so that nothing is started again; then all of its session, and what descends from it in others."""
+        """Its head first, so that nothing is started again; then all of its session, and what descends from it in
+        others.
+        """
         found: dict[int, psutil.Process] = {}
         with contextlib.suppress(psutil.Error):
             head = psutil.Process(self._process.pid)

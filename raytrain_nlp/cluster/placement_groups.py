@@ -1,7 +1,9 @@
 """Placement groups of controllers that are dead. Ray keeps what an actor has placed as long as its job lives.
 
-Ray Train has an actor of its own for that, a process more for each run, which asks Ray's dashboard whether the controller
-lives: without a dashboard it waits for its answer at each end of a run, and frees nothing. The GCS says both in one table.
+Ray Train has an actor of its own for that, a process more for each run, which asks Ray's dashboard whether the
+controller
+lives: without a dashboard it waits for its answer at each end of a run, and frees nothing. The GCS says both in one
+    table.
 """
 
 from __future__ import annotations

@@ -10,7 +10,9 @@ from raytrain_nlp.compat.ray import asking_ray
 
 
 def draining_nodes(say: Callable[[str], None] | None = None) -> dict[str, int]:
-    """Ids of nodes that are being drained, with the deadline in milliseconds since the epoch (0 = none). `say`: as of `asking_ray`."""
+    """Ids of nodes that are being drained, with the deadline in milliseconds since the epoch (0 = none). `say`: as of
+    `asking_ray`.
+    """
     import ray
 
     drained: dict[str, Any] = {}

@@ -1,11 +1,12 @@
-"""The process that holds a driver's own Ray: starts it, tells its address, and ends it when the driver ends, however that ends.
+"""The process that holds a driver's own Ray: starts it, tells its address, and ends it when the driver ends, however
+that ends.
 
     driver --starts--> this process --starts--> GCS, raylet, fork server --> workers
         <--one line of JSON: {"address": ...} or {"error": ...}--
 
-A process and not a thread of the driver: Ray starts while the driver imports torch, and two threads that import at the same time
-can find each other's modules half made. It has a session of its own, so that a Ctrl-C in the driver's terminal reaches the
-driver alone, and all that it has started is found by its session.
+A process and not a thread of the driver: Ray starts while the driver imports torch, and two threads that import at the
+same time can find each other's modules half made. It has a session of its own, so that a Ctrl-C in the driver's
+terminal reaches the driver alone, and all that it has started is found by its session.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class HeadSettings:
 
     num_cpus: int
     forked: list[str] | None = None
-    """Its processes are forks of one that has loaded these modules besides what every run needs. None: as Ray starts them."""
+    """Its processes are forks of one that has loaded these modules besides what every run needs. None: as Ray starts
+    them.
+    """
     log_monitor: bool = False
     """Is the output of its processes to reach the driver?"""
     folder: str | None = None
@@ -73,7 +76,9 @@ def _tell(descriptor: int, answer: dict[str, str]) -> None:
 
 
 def start_head(settings: HeadSettings) -> Any:
-    """GCS and raylet, as `ray.init()` starts them; another time where a process of theirs has died at its start, for another may have taken its port."""
+    """GCS and raylet, as `ray.init()` starts them; another time where a process of theirs has died at its start, for
+    another may have taken its port.
+    """
     make_token()
     for left in reversed(range(_STARTS)):
         node = empty_node()

@@ -63,7 +63,9 @@ def bundles_of(job: TrainJob) -> list[dict[str, float]]:
     """The same in parts, each of which is on one node."""
     feeds = job.workers.num_workers + bool(job.data.streaming)
     worker = {name: amount for name, amount in worker_of(job).items() if amount}
-    return [dict(worker) for _ in range(job.workers.num_workers)] + [{"CPU": job.data.feed_cpus_per_worker} for _ in range(feeds)]
+    return [dict(worker) for _ in range(job.workers.num_workers)] + [
+        {"CPU": job.data.feed_cpus_per_worker} for _ in range(feeds)
+    ]
 
 
 def living_nodes() -> list[dict[str, float]]:
@@ -95,7 +97,9 @@ def left_over(bundles: list[dict[str, float]], nodes: list[dict[str, float]]) ->
     return unplaced(bundles, [_with_slack(node) for node in nodes])
 
 
-def nodes_for(bundles: list[dict[str, float]], scaling: Scaling, existing: Mapping[str, int], workers: int) -> tuple[dict[str, int], list[dict[str, float]]]:
+def nodes_for(
+    bundles: list[dict[str, float]], scaling: Scaling, existing: Mapping[str, int], workers: int
+) -> tuple[dict[str, int], list[dict[str, float]]]:
     """How many nodes of each type Ray's autoscaler starts for the bundles, and the bundles no type can hold.
 
     Args:
@@ -114,10 +118,11 @@ def alive_of(name: str) -> int:
 
 
 def find_scaling() -> Scaling | None:
-    """What the cluster's autoscaler can start; nothing where there is none. None: there is one, which keeps that to itself.
+    """What the cluster's autoscaler can start; nothing where there is none. None: there is one, which keeps that to
+    itself.
 
-    Ray has no one place for it. Some autoscalers report it to the cluster; the one that `ray up` starts has a file on the head
-    node; KubeRay's has neither, and says only afterwards what it cannot start.
+    Ray has no one place for it. Some autoscalers report it to the cluster; the one that `ray up` starts has a file on
+    the head node; KubeRay's has neither, and says only afterwards what it cannot start.
     """
     return _reported() or _of_head()
 
@@ -125,9 +130,16 @@ def find_scaling() -> Scaling | None:
 def read_scaling(config: Mapping[str, Any]) -> Scaling:
     """Of the values of a cluster file. The head is there already, so it is not among the types."""
     most = int(config.get("max_workers", sys.maxsize))
-    kinds = {name: kind for name, kind in (config.get("available_node_types") or {}).items() if name != config.get("head_node_type")}
+    kinds = {
+        name: kind
+        for name, kind in (config.get("available_node_types") or {}).items()
+        if name != config.get("head_node_type")
+    }
     types = [
-        NodeType(name, dict(kind.get("resources") or {}), int(kind.get("max_workers", most)), dict(kind.get("labels") or {})) for name, kind in kinds.items()
+        NodeType(
+            name, dict(kind.get("resources") or {}), int(kind.get("max_workers", most)), dict(kind.get("labels") or {})
+        )
+        for name, kind in kinds.items()
     ]
     return Scaling(types, most)
 
@@ -139,7 +151,8 @@ def _reported() -> Scaling | None:
     if not config or not config.node_group_configs:
         return None
     groups = [
-        NodeType(group.name, dict(group.resources), sys.maxsize if group.max_count < 0 else group.max_count) for group in config.node_group_configs
+        NodeType(group.name, dict(group.resources), sys.maxsize if group.max_count < 0 else group.max_count)
+        for group in config.node_group_configs
     ]
     return Scaling(groups, sys.maxsize)
 
@@ -157,7 +170,9 @@ def _of_head() -> Scaling | None:
 
 
 def read_monitor(address: str) -> Scaling | None:
-    """From the file this cluster's monitor was started with, on the head node. A monitor without a file, or none at all, starts nothing."""
+    """From the file this cluster's monitor was started with, on the head node. A monitor without a file, or none at
+    all, starts nothing.
+    """
     import psutil
     import yaml
 

@@ -1,4 +1,6 @@
-"""The driver and its Ray: is it this driver's own, has this machine what the workers ask for; the environment Ray reads."""
+"""The driver and its Ray: is it this driver's own, has this machine what the workers ask for; the environment Ray
+reads.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,21 @@ def is_local() -> bool:
 
 
 def check_workers(job: TrainJob) -> list[Problem]:
-    """On this machine alone: are there as many CPUs and GPUs as the workers ask for, and can the GPUs do what they are to do?"""
+    """On this machine alone: are there as many CPUs and GPUs as the workers ask for, and can the GPUs do what they are
+    to do?
+    """
     if not is_local():
         return []
     cpus, wanted = os.cpu_count() or 1, worker_cpus(job) * job.workers.num_workers
     problems = check_gpus(job) if job.workers.use_gpu else []
     if wanted > cpus:
-        what = f"{job.workers.num_workers} workers x {worker_cpus(job):g} CPU need {wanted:g} CPUs, this machine has {cpus}"
-        problems.append(Problem("workers.num_workers", what, "Lower num_workers or resources_per_worker.CPU, or run on a cluster."))
+        what = (
+            f"{job.workers.num_workers} workers x {worker_cpus(job):g} CPU need {wanted:g} CPUs, this machine has "
+            f"{cpus}"
+        )
+        problems.append(
+            Problem("workers.num_workers", what, "Lower num_workers or resources_per_worker.CPU, or run on a cluster.")
+        )
     return problems
 
 

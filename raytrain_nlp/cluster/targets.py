@@ -1,4 +1,6 @@
-"""Where the workers of a job could be: this machine, a cluster, a cluster that is only a file yet; which GPUs there are."""
+"""Where the workers of a job could be: this machine, a cluster, a cluster that is only a file yet; which GPUs there
+are.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class Place:
 
 
 def find_place() -> Place:
-    """This machine where the driver starts a Ray of its own, else the cluster: what it has and what its autoscaler may add."""
+    """This machine where the driver starts a Ray of its own, else the cluster: what it has and what its autoscaler may
+    add.
+    """
     if is_local():
         return this_machine()
     from raytrain_nlp.cluster.resources import nodes_of_cluster
@@ -45,7 +49,14 @@ def this_machine() -> Place:
     found = gpus.local_gpus()
     remark = "torch is built for CPUs only" if gpus.torch_without_gpu() else ""
     kinds = tuple(dict.fromkeys(gpu.name for gpu in found))
-    return Place("this machine", (float(len(found)),) if found else (), kinds, bool(found) and all(gpu.bf16 for gpu in found), os.cpu_count() or 1, remark)
+    return Place(
+        "this machine",
+        (float(len(found)),) if found else (),
+        kinds,
+        bool(found) and all(gpu.bf16 for gpu in found),
+        os.cpu_count() or 1,
+        remark,
+    )
 
 
 def place_of(where: str, nodes: list[dict[str, float]]) -> Place:

@@ -1,10 +1,10 @@
-"""What this package relies on in other libraries beside what they document: each name with what it is today, so that an upgrade that moves
-one says which.
+"""What this package relies on in other libraries beside what they document: each name with what it is today, so that an
+upgrade that moves one says which.
 
     python -m raytrain_nlp.compat.contract      what moved in the installed versions, a line each; exit code 1 where anything did
 
 The table is in `private_names.py`, grouped by library.
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ _LIBRARIES = ("ray", "torch", "transformers", "accelerate", "deepspeed", "optuna
 
 
 def find_moved(names: Iterable[Name]) -> list[str]:
-    """A line for each name that is not as expected in the installed libraries, e.g. `transformers.Trainer._save: signature is now (self)`."""
+    """A line for each name that is not as expected in the installed libraries, e.g. `transformers.Trainer._save:
+    signature is now (self)`.
+    """
     return [line for name in names for line in _moved(name)]
 
 
@@ -58,7 +60,9 @@ def _moved(name: Name) -> list[str]:
     if not _fits(found, name.expected):
         what = "signature is now" if found.startswith("(") and name.expected.startswith("(") else "is now"
         return [f"{name.path}: {what} {found}, was {name.expected}"]
-    return [f"{name.path}: {module} has no `{text}` any more" for module, text in name.texts if text not in _source(module)]
+    return [
+        f"{name.path}: {module} has no `{text}` any more" for module, text in name.texts if text not in _source(module)
+    ]
 
 
 def _fits(found: str, expected: str) -> bool:
@@ -97,7 +101,9 @@ def _parameters(signature: inspect.Signature) -> str:
         if parameter.kind is parameter.KEYWORD_ONLY and not named:
             shown.append("*")
         named |= parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_POSITIONAL)
-        stars = "*" * (1 if parameter.kind is parameter.VAR_POSITIONAL else 2 if parameter.kind is parameter.VAR_KEYWORD else 0)
+        stars = "*" * (
+            1 if parameter.kind is parameter.VAR_POSITIONAL else 2 if parameter.kind is parameter.VAR_KEYWORD else 0
+        )
         shown.append(f"{stars}{parameter.name}{'=' if parameter.default is not parameter.empty else ''}")
     return f"({', '.join(shown)})"
 
@@ -113,8 +119,12 @@ def _attributes(module: str) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for owner in ast.walk(ast.parse(_source(module))):
         if isinstance(owner, ast.ClassDef):
-            targets = (node for node in ast.walk(owner) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store))
-            found[owner.name] = {target.attr for target in targets if isinstance(target.value, ast.Name) and target.value.id == "self"}
+            targets = (
+                node for node in ast.walk(owner) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+            )
+            found[owner.name] = {
+                target.attr for target in targets if isinstance(target.value, ast.Name) and target.value.id == "self"
+            }
     return found
 
 

@@ -12,13 +12,17 @@ _NVML = "raytrain_nlp_nvml"
 
 
 def load_nvml() -> Any:
-    """The package `nvidia-ml-py`, or the copy of it that Ray brings, by its file: loading Ray, or torch, to ask for GPUs takes seconds."""
+    """The package `nvidia-ml-py`, or the copy of it that Ray brings, by its file: loading Ray, or torch, to ask for
+    GPUs takes seconds.
+    """
     if find_spec("pynvml") is not None:
         import pynvml
 
         return pynvml
     if _NVML not in sys.modules:
-        spec = spec_from_file_location(_NVML, package_folder("ray") / "_private" / "thirdparty" / "pynvml" / "pynvml.py")
+        spec = spec_from_file_location(
+            _NVML, package_folder("ray") / "_private" / "thirdparty" / "pynvml" / "pynvml.py"
+        )
         assert spec is not None and spec.loader is not None, "a file that ends in .py has a loader"
         sys.modules[_NVML] = module_from_spec(spec)  # it looks for itself there
         spec.loader.exec_module(sys.modules[_NVML])

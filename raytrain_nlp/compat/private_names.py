@@ -1,4 +1,6 @@
-"""The table of `contract.py`: names of other libraries that this package calls, reads, overrides or replaces, and what each is today."""
+"""The table of `contract.py`: names of other libraries that this package calls, reads, overrides or replaces, and what
+each is today.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ OVERRIDDEN: dict[str, str] = {
     "log": "(self, logs, start_time=)",
     "save_model": "(self, output_dir=, _internal_call=)",
     "_save_checkpoint": "(self, model, trial)",
-    "_init_training_state": "(self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial)",
+    "_init_training_state": "(self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, "
+    "trial)",
     "_prepare_for_training": "(self, max_steps, train_dataloader, resume_from_checkpoint)",
     "_load_from_checkpoint": "(self, resume_from_checkpoint, model=)",
     "_load_optimizer_and_scheduler": "(self, checkpoint)",
@@ -25,139 +28,221 @@ OVERRIDDEN: dict[str, str] = {
     "training_step": "(self, model, inputs, num_items_in_batch=)",
     "get_batch_samples": "(self, epoch_iterator, num_batches, device)",
     "create_optimizer": "(self, model=)",
-    "_maybe_log_save_evaluate": "(self, tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval, start_time, learning_rate=)",
+    "_maybe_log_save_evaluate": "(self, tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval, start_time, "
+    "learning_rate=)",
     "_finalize_training": "(self, trial, num_train_samples, start_time)",
     "get_eval_dataloader": "(self, eval_dataset=)",
     "get_test_dataloader": "(self, test_dataset)",
     "evaluation_loop": "(self, dataloader, description, prediction_loss_only=, ignore_keys=, metric_key_prefix=)",
 }
-"""Methods of `transformers.Trainer` that the run's trainer overrides, for it changes where rows come from, what a loss is a mean of and where
-state goes, which no callback can; `Trainer` must still call each."""
+"""Methods of `transformers.Trainer` that the run's trainer overrides, for it changes where rows come from, what a loss
+is a mean of and where state goes, which no callback can; `Trainer` must still call each."""
 
 NAMES: list[Name] = [
     *ray_names.NAMES,
     # torch
-    *under("torch.utils", {
-        "_python_dispatch.TorchDispatchMode": "class",
-        "_pytree.tree_iter": "(tree, is_leaf=)",
-    }),
-    *under("torch", {
-        "UntypedStorage._cdata": "value",
-        "ops.aten._local_scalar_dense.default": "value",
-        "_C.DisableTorchFunctionSubclass": "class",
-    }),
-    *under("torch.optim.lr_scheduler.LRScheduler", {
-        "_last_lr": ("set on its instances", "torch.optim.lr_scheduler: return self._last_lr"),
-    }),
-    *under("torch.distributed.distributed_c10d", {
-        "default_pg_timeout": ("timedelta", "torch.distributed.distributed_c10d: return default_pg_timeout"),
-        "default_pg_nccl_timeout": ("value", "torch.distributed.distributed_c10d: return default_pg_nccl_timeout"),
-    }),
-    *under("torch.nn.functional", {
-        "scaled_dot_product_attention": "callable",
-        "dropout": "(input, p=, training=, inplace=)",
-    }),
+    *under(
+        "torch.utils",
+        {
+            "_python_dispatch.TorchDispatchMode": "class",
+            "_pytree.tree_iter": "(tree, is_leaf=)",
+        },
+    ),
+    *under(
+        "torch",
+        {
+            "UntypedStorage._cdata": "value",
+            "ops.aten._local_scalar_dense.default": "value",
+            "_C.DisableTorchFunctionSubclass": "class",
+        },
+    ),
+    *under(
+        "torch.optim.lr_scheduler.LRScheduler",
+        {
+            "_last_lr": ("set on its instances", "torch.optim.lr_scheduler: return self._last_lr"),
+        },
+    ),
+    *under(
+        "torch.distributed.distributed_c10d",
+        {
+            "default_pg_timeout": ("timedelta", "torch.distributed.distributed_c10d: return default_pg_timeout"),
+            "default_pg_nccl_timeout": ("value", "torch.distributed.distributed_c10d: return default_pg_nccl_timeout"),
+        },
+    ),
+    *under(
+        "torch.nn.functional",
+        {
+            "scaled_dot_product_attention": "callable",
+            "dropout": "(input, p=, training=, inplace=)",
+        },
+    ),
     # accelerate
-    *under("accelerate.Accelerator", {
-        "backward": ("(self, loss, **kwargs)", "transformers.trainer: self.accelerator.backward("),
-        "prepare": ("(self, *args, device_placement=)", "transformers.trainer: self.accelerator.prepare("),
-        "ddp_handler": ("set on its instances", "accelerate.accelerator: self.ddp_handler."),
-        "free_memory": "(self, *objects)",
-    }),
+    *under(
+        "accelerate.Accelerator",
+        {
+            "backward": ("(self, loss, **kwargs)", "transformers.trainer: self.accelerator.backward("),
+            "prepare": ("(self, *args, device_placement=)", "transformers.trainer: self.accelerator.prepare("),
+            "ddp_handler": ("set on its instances", "accelerate.accelerator: self.ddp_handler."),
+            "free_memory": "(self, *objects)",
+        },
+    ),
     # DeepSpeed: how it is imported, its engine
-    *under("deepspeed.autotuning.autotuner", {
-        "has_mlflow": ("bool", "deepspeed.autotuning.autotuner: import mlflow"),
-    }),
-    *under("deepspeed.runtime", {
-        "compiler.compile": ("()", "deepspeed.runtime.zero.muon.original_muon: @compiler.compile()"),
-    }),
-    *under("deepspeed.accelerator.real_accelerator", {
-        "ds_accelerator": ("value", "deepspeed.accelerator.real_accelerator: if ds_accelerator is not None:"),
-    }),
-    *under("deepspeed.ops", {
-        "__compatible_ops__": ("dict", "deepspeed.comm.torch: deepspeed.ops.__compatible_ops__.get("),
-    }),
-    *under("deepspeed.DeepSpeedEngine", {
-        "checkpoint_engine": (
-            "set on its instances",
-            "deepspeed.runtime.engine: self.checkpoint_engine.load(",
-            "deepspeed.runtime.engine: self.checkpoint_engine.save(",
-        ),
-        "load_checkpoint": "(self, load_dir, tag=, load_module_strict=, load_optimizer_states=, load_lr_scheduler_states=, load_module_only=, custom_load_fn=)",
-        "save_checkpoint": "(self, save_dir, tag=, client_state=, save_latest=, exclude_frozen_parameters=)",
-        "_copy_recovery_script": ("(self, save_path)", "deepspeed.runtime.engine: self._copy_recovery_script("),
-        "_get_all_ckpt_names": ("(self, checkpoints_path, tag)", "deepspeed.runtime.engine: self._get_all_ckpt_names("),
-        "_get_all_zero_checkpoint_names": ("(self, load_dir, tag, bf16_mode)", "deepspeed.runtime.engine: self._get_all_zero_checkpoint_names("),
-        "step": ("(self, lr_kwargs=)", "accelerate.utils.deepspeed: self.engine.step()"),
-        "_take_model_step": "(self, lr_kwargs)",
-        "zero_optimization_stage": "(self)",
-        "param_names": "set on its instances",
-        "destroy": "(self)",
-    }),
-    *under("deepspeed.runtime.checkpoint_engine.checkpoint_engine", {
-        "CheckpointEngine.create": "(self, info)",
-        "CheckpointEngine.save": "(self, state_dict, path)",
-        "CheckpointEngine.load": "(self, path, map_location=)",
-        "CheckpointEngine.commit": "(self, info)",
-        "CheckpointCommitInfo": "class",
-    }),
-    *under("deepspeed.runtime.fp16.loss_scaler", {
-        "LossScaler": "class",
-        "DynamicLossScaler": "class",
-    }),
+    *under(
+        "deepspeed.autotuning.autotuner",
+        {
+            "has_mlflow": ("bool", "deepspeed.autotuning.autotuner: import mlflow"),
+        },
+    ),
+    *under(
+        "deepspeed.runtime",
+        {
+            "compiler.compile": ("()", "deepspeed.runtime.zero.muon.original_muon: @compiler.compile()"),
+        },
+    ),
+    *under(
+        "deepspeed.accelerator.real_accelerator",
+        {
+            "ds_accelerator": ("value", "deepspeed.accelerator.real_accelerator: if ds_accelerator is not None:"),
+        },
+    ),
+    *under(
+        "deepspeed.ops",
+        {
+            "__compatible_ops__": ("dict", "deepspeed.comm.torch: deepspeed.ops.__compatible_ops__.get("),
+        },
+    ),
+    *under(
+        "deepspeed.DeepSpeedEngine",
+        {
+            "checkpoint_engine": (
+                "set on its instances",
+                "deepspeed.runtime.engine: self.checkpoint_engine.load(",
+                "deepspeed.runtime.engine: self.checkpoint_engine.save(",
+            ),
+            "load_checkpoint": "(self, load_dir, tag=, load_module_strict=, load_optimizer_states=, "
+            "load_lr_scheduler_states=, load_module_only=, custom_load_fn=)",
+            "save_checkpoint": "(self, save_dir, tag=, client_state=, save_latest=, exclude_frozen_parameters=)",
+            "_copy_recovery_script": ("(self, save_path)", "deepspeed.runtime.engine: self._copy_recovery_script("),
+            "_get_all_ckpt_names": (
+                "(self, checkpoints_path, tag)",
+                "deepspeed.runtime.engine: self._get_all_ckpt_names(",
+            ),
+            "_get_all_zero_checkpoint_names": (
+                "(self, load_dir, tag, bf16_mode)",
+                "deepspeed.runtime.engine: self._get_all_zero_checkpoint_names(",
+            ),
+            "step": ("(self, lr_kwargs=)", "accelerate.utils.deepspeed: self.engine.step()"),
+            "_take_model_step": "(self, lr_kwargs)",
+            "zero_optimization_stage": "(self)",
+            "param_names": "set on its instances",
+            "destroy": "(self)",
+        },
+    ),
+    *under(
+        "deepspeed.runtime.checkpoint_engine.checkpoint_engine",
+        {
+            "CheckpointEngine.create": "(self, info)",
+            "CheckpointEngine.save": "(self, state_dict, path)",
+            "CheckpointEngine.load": "(self, path, map_location=)",
+            "CheckpointEngine.commit": "(self, info)",
+            "CheckpointCommitInfo": "class",
+        },
+    ),
+    *under(
+        "deepspeed.runtime.fp16.loss_scaler",
+        {
+            "LossScaler": "class",
+            "DynamicLossScaler": "class",
+        },
+    ),
     # DeepSpeed: ZeRO
-    *under("deepspeed.runtime.zero.parameter_offload", {
-        "FWD_MODULE_STACK": "list",
-        "DeepSpeedZeRoOffload._remove_module_hooks": "(self)",
-        "DeepSpeedZeRoOffload.setup_zero_stage3_hooks": "(self)",
-        "DeepSpeedZeRoOffload.forward_hooks": "set on its instances",
-        "DeepSpeedZeRoOffload.backward_hooks": "set on its instances",
-        "DeepSpeedZeRoOffload.module": "set on its instances",
-    }),
-    *under("deepspeed.runtime.zero.partition_parameters", {
-        "ZeroParamStatus.NOT_AVAILABLE": "ZeroParamStatus",
-    }),
-    *under("deepspeed.runtime.zero.stage3.DeepSpeedZeroOptimizer_Stage3", {
-        "parameter_offload": "set on its instances",
-        "grad_partitions_flat_buffer": "set on its instances",
-        "fp32_partitioned_groups_flat": "set on its instances",
-        "fp16_groups": "set on its instances",
-        "sub_group_to_group_id": "set on its instances",
-    }),
-    *under("deepspeed.runtime.zero.stage_1_and_2.DeepSpeedZeroOptimizer", {
-        "single_partition_of_fp32_groups": "set on its instances",
-        "bit16_groups": "set on its instances",
-    }),
+    *under(
+        "deepspeed.runtime.zero.parameter_offload",
+        {
+            "FWD_MODULE_STACK": "list",
+            "DeepSpeedZeRoOffload._remove_module_hooks": "(self)",
+            "DeepSpeedZeRoOffload.setup_zero_stage3_hooks": "(self)",
+            "DeepSpeedZeRoOffload.forward_hooks": "set on its instances",
+            "DeepSpeedZeRoOffload.backward_hooks": "set on its instances",
+            "DeepSpeedZeRoOffload.module": "set on its instances",
+        },
+    ),
+    *under(
+        "deepspeed.runtime.zero.partition_parameters",
+        {
+            "ZeroParamStatus.NOT_AVAILABLE": "ZeroParamStatus",
+        },
+    ),
+    *under(
+        "deepspeed.runtime.zero.stage3.DeepSpeedZeroOptimizer_Stage3",
+        {
+            "parameter_offload": "set on its instances",
+            "grad_partitions_flat_buffer": "set on its instances",
+            "fp32_partitioned_groups_flat": "set on its instances",
+            "fp16_groups": "set on its instances",
+            "sub_group_to_group_id": "set on its instances",
+        },
+    ),
+    *under(
+        "deepspeed.runtime.zero.stage_1_and_2.DeepSpeedZeroOptimizer",
+        {
+            "single_partition_of_fp32_groups": "set on its instances",
+            "bit16_groups": "set on its instances",
+        },
+    ),
     # Optuna, the hub's clients, datasets
-    *under("optuna.trial", {
-        "FrozenTrial._trial_id": "set on its instances",
-        "Trial.__init__": "(self, study, trial_id)",
-    }),
-    *under("huggingface_hub.constants", {
-        "HF_HUB_OFFLINE": "bool",
-    }),
-    *under("datasets.config", {
-        "HF_HUB_OFFLINE": "bool",
-    }),
-    *under("datasets.Dataset", {
-        "save_to_disk": ("(..., dataset_path)", 'datasets.arrow_dataset: "_data_files"'),
-    }),
+    *under(
+        "optuna.trial",
+        {
+            "FrozenTrial._trial_id": "set on its instances",
+            "Trial.__init__": "(self, study, trial_id)",
+        },
+    ),
+    *under(
+        "huggingface_hub.constants",
+        {
+            "HF_HUB_OFFLINE": "bool",
+        },
+    ),
+    *under(
+        "datasets.config",
+        {
+            "HF_HUB_OFFLINE": "bool",
+        },
+    ),
+    *under(
+        "datasets.Dataset",
+        {
+            "save_to_disk": ("(..., dataset_path)", 'datasets.arrow_dataset: "_data_files"'),
+        },
+    ),
     # transformers: what the run's trainer reads and calls of its base
-    *under("transformers.Trainer", {
-        "_signature_columns": "set on its instances",
-        "_set_signature_columns_if_needed": "(self)",
-        "_wrap_model": "(self, model, training=, dataloader=)",
-        "_loss_shifts_labels": "set on its instances",
-        "_tr_loss": ("set on its instances", "transformers.trainer: self._tr_loss.item()"),
-        "_inner_training_loop": "(self, batch_size=, args=, resume_from_checkpoint=, trial=, ignore_keys_for_eval=)",
-        "_run_epoch": (
-            "(self, model, epoch, train_dataloader, steps_in_epoch, num_update_steps_per_epoch, trial, ignore_keys_for_eval, start_time, "
-            "resume_from_checkpoint, epochs_trained, steps_trained_in_current_epoch)"
-        ),
-    }),
-    *under("transformers.Seq2SeqTrainer", {
-        "_gen_kwargs": "set on its instances",
-    }),
+    *under(
+        "transformers.Trainer",
+        {
+            "_signature_columns": "set on its instances",
+            "_set_signature_columns_if_needed": "(self)",
+            "_wrap_model": "(self, model, training=, dataloader=)",
+            "_loss_shifts_labels": "set on its instances",
+            "_tr_loss": ("set on its instances", "transformers.trainer: self._tr_loss.item()"),
+            "_inner_training_loop": "(self, batch_size=, args=, resume_from_checkpoint=, trial=, "
+            "ignore_keys_for_eval=)",
+            "_run_epoch": (
+                "(self, model, epoch, train_dataloader, steps_in_epoch, num_update_steps_per_epoch, trial, "
+                "ignore_keys_for_eval, start_time, "
+                "resume_from_checkpoint, epochs_trained, steps_trained_in_current_epoch)"
+            ),
+        },
+    ),
+    *under(
+        "transformers.Seq2SeqTrainer",
+        {
+            "_gen_kwargs": "set on its instances",
+        },
+    ),
     # transformers: what it overrides
-    *under("transformers.Trainer", {name: (signature, f"transformers.trainer: self.{name}(") for name, signature in OVERRIDDEN.items()}),
-]  # fmt: skip
+    *under(
+        "transformers.Trainer",
+        {name: (signature, f"transformers.trainer: self.{name}(") for name, signature in OVERRIDDEN.items()},
+    ),
+]

@@ -1,4 +1,6 @@
-"""How Ray's autoscaler packs what is asked for, and reads its file: the same code that decides on the cluster, asked before anything starts."""
+"""How Ray's autoscaler packs what is asked for, and reads its file: the same code that decides on the cluster, asked
+before anything starts.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,8 @@ def nodes_to_start(
 
 
 def check_cluster_file(config: dict[str, Any]) -> None:
-    """Raise jsonschema's `ValidationError` where a cluster file's values break Ray's schema, and other errors of Ray's; `ray up` checks a
-    file only when it starts the cluster."""
+    """Raise jsonschema's `ValidationError` where a cluster file's values break Ray's schema, and other errors of Ray's;
+    `ray up` checks a file only when it starts the cluster."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     with quiet("ray.autoscaler._private.util"):

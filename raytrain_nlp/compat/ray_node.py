@@ -1,4 +1,6 @@
-"""A Ray's head as a process of this package starts it. `ray.init` would start it in the driver, with processes that nobody needs."""
+"""A Ray's head as a process of this package starts it. `ray.init` would start it in the driver, with processes that
+nobody needs.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,12 @@ _START_S = 120.0
 
 
 def empty_node() -> Any:
-    """A node of Ray's, not started yet: `start_node` starts it, `end_node` ends what there is of it, also where it failed half way.
+    """A node of Ray's, not started yet: `start_node` starts it, `end_node` ends what there is of it, also where it
+    failed half way.
 
-    Without what the Ray of one driver on one machine has no use for: dashboard, autoscaler and, unless its output is wanted, what
-    carries it to the driver (ranks have log files of their own). Each is a process that takes seconds to start.
+    Without what the Ray of one driver on one machine has no use for: dashboard, autoscaler and, unless its output is
+    wanted, what carries it to the driver (ranks have log files of their own). Each is a process that takes seconds to
+    start.
     """
     from ray import _raylet as with_stub
     from ray._private.node import Node
@@ -28,7 +32,9 @@ def empty_node() -> Any:
             pass
 
         def start_raylet(self, *arguments: Any, **options: Any) -> None:
-            """A raylet reads the ports of its agents from files that they write, and aborts where that takes more than 15 s, as on a busy machine."""
+            """A raylet reads the ports of its agents from files that they write, and aborts where that takes more than
+            15 s, as on a busy machine.
+            """
             ports = {
                 _raylet.METRICS_AGENT_PORT_NAME: self._ray_params.metrics_agent_port,
                 _raylet.METRICS_EXPORT_PORT_NAME: self._ray_params.metrics_export_port,
@@ -57,7 +63,14 @@ def start_node(node: Any, num_cpus: int, log_monitor: bool, folder: str | None, 
     """
     from ray._private.parameter import RayParams
 
-    params = RayParams(num_cpus=num_cpus, include_dashboard=False, no_monitor=True, include_log_monitor=log_monitor, temp_dir=folder, **agent_ports)
+    params = RayParams(
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        no_monitor=True,
+        include_log_monitor=log_monitor,
+        temp_dir=folder,
+        **agent_ports,
+    )
     with _patience(node):
         node.__init__(params, head=True, shutdown_at_exit=False, spawn_reaper=True, ray_init_cluster=True)
 
@@ -69,7 +82,9 @@ def end_node(node: Any) -> None:
 
 @contextlib.contextmanager
 def _patience(node: Any) -> Iterator[None]:
-    """Patch: while inside, Ray waits two minutes for the raylet it has started, unless that has died; it has a fixed number of 30 s."""
+    """Patch: while inside, Ray waits two minutes for the raylet it has started, unless that has died; it has a fixed
+    number of 30 s.
+    """
     from ray._private import services
 
     get_node = services.get_node
@@ -98,8 +113,9 @@ def _patient(node: Any, get_node: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def worker_program(executable: str) -> Iterator[None]:
-    """Patch: while inside, a Ray that is started here starts its Python workers by this program. Ray puts `sys.executable` into the command
-    of its raylet, and reads it in this one module; a `py_executable` is of a runtime environment, and comes after Ray's own Python."""
+    """Patch: while inside, a Ray that is started here starts its Python workers by this program. Ray puts
+    `sys.executable` into the command of its raylet, and reads it in this one module; a `py_executable` is of a runtime
+    environment, and comes after Ray's own Python."""
     import ray._private.services as services
 
     class Sys:

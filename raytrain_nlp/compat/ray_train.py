@@ -6,22 +6,26 @@ from collections.abc import Callable
 from typing import Any
 
 _UNUSED = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
-"""Callbacks with an actor of their own. Data do not come through `datasets=`; what dead controllers have placed is freed by the driver, for
-the cleaner asks Ray's dashboard, which a local Ray has not, and each end of a run waits for it."""
+"""Callbacks with an actor of their own. Data do not come through `datasets=`; what dead controllers have placed is
+freed by the driver, for the cleaner asks Ray's dashboard, which a local Ray has not, and each end of a run waits for
+it."""
 
 
 def abortable_trainer(start: Callable[[Callable[[], Any]], Any]) -> type:
-    """`TorchTrainer` without the actors this package has no use for, and without Ray Train's own handler of Ctrl-C, which would end the
-    workers without a checkpoint.
+    """`TorchTrainer` without the actors this package has no use for, and without Ray Train's own handler of Ctrl-C,
+    which would end the workers without a checkpoint.
 
     Args:
-        start: is given what starts the controller and returns its handle; returns that handle, or raises where none is to be started.
+        start: is given what starts the controller and returns its handle; returns that handle, or raises where none is
+            to be started.
     """
     from ray.train.torch import TorchTrainer
 
     class AbortableTorchTrainer(TorchTrainer):
         def _create_default_callbacks(self) -> list[Any]:
-            return [callback for callback in super()._create_default_callbacks() if type(callback).__name__ not in _UNUSED]
+            return [
+                callback for callback in super()._create_default_callbacks() if type(callback).__name__ not in _UNUSED
+            ]
 
         def _initialize_and_run_controller(self, **arguments: Any) -> Any:
             import ray
@@ -34,7 +38,9 @@ def abortable_trainer(start: Callable[[Callable[[], Any]], Any]) -> type:
 
 
 def import_controller() -> None:
-    """What `TorchTrainer.fit` imports when it starts its controller, so that it is there before other threads of the process import."""
+    """What `TorchTrainer.fit` imports when it starts its controller, so that it is there before other threads of the
+    process import.
+    """
     from ray.train.v2._internal.execution import controller  # noqa: F401
 
 
@@ -46,5 +52,9 @@ def _start_controller(arguments: dict[str, Any]) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {"num_cpus": 0, "scheduling_strategy": here, "runtime_env": {"env_vars": {**get_env_vars_to_propagate(), "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}}}
+    options = {
+        "num_cpus": 0,
+        "scheduling_strategy": here,
+        "runtime_env": {"env_vars": {**get_env_vars_to_propagate(), "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}},
+    }
     return ray.remote(**options)(TrainController).remote(**arguments)

@@ -1,4 +1,6 @@
-"""Ray Tune where it has no setting for what a sweep needs: draws of a seed, actors that stay, an environment that keeps its secrets."""
+"""Ray Tune where it has no setting for what a sweep needs: draws of a seed, actors that stay, an environment that keeps
+its secrets.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,8 @@ from typing import Any
 
 @contextlib.contextmanager
 def variables_kept_back(prefix: str) -> Iterator[None]:
-    """Patch: while inside, Tune does not copy the driver's variables that begin so into its actors' runtime environment, where anyone sees
-    them who sees the dashboard. It has a fixed list of those it copies."""
+    """Patch: while inside, Tune does not copy the driver's variables that begin so into its actors' runtime
+    environment, where anyone sees them who sees the dashboard. It has a fixed list of those it copies."""
     from ray.tune.execution import class_cache
 
     copied = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith(prefix)}
@@ -22,8 +24,8 @@ def variables_kept_back(prefix: str) -> Iterator[None]:
 
 
 def seeded_exploits(kind: type, seed: int) -> type:
-    """Such a scheduler (of `PopulationBasedTraining`) whose draws, of whom to copy and what to change, are the seed's. Tune draws from the
-    generators of the process, on which whatever else runs in it draws as well."""
+    """Such a scheduler (of `PopulationBasedTraining`) whose draws, of whom to copy and what to change, are the seed's.
+    Tune draws from the generators of the process, on which whatever else runs in it draws as well."""
     import random
 
     import numpy as np
@@ -48,10 +50,11 @@ def seeded_exploits(kind: type, seed: int) -> type:
 
 
 def keeping_actors(kind: type, slots: int) -> type:
-    """Such a scheduler, under which trials that go on find the actors, and so the workers, of those that paused; `slots`: trials at a time.
+    """Such a scheduler, under which trials that go on find the actors, and so the workers, of those that paused;
+    `slots`: trials at a time.
 
-    `TuneConfig(reuse_actors=True)` alone ends the actor of a trial that pauses where no trial is to come that has not begun, and keeps
-    one where none is waited for: each trial that goes on would start its workers anew.
+    `TuneConfig(reuse_actors=True)` alone ends the actor of a trial that pauses where no trial is to come that has not
+    begun, and keeps one where none is waited for: each trial that goes on would start its workers anew.
     """
 
     class Keeping(kind):

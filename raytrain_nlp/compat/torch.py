@@ -1,4 +1,6 @@
-"""What torch documents for those who extend it, and keeps under private names; and two settings it has no function for."""
+"""What torch documents for those who extend it, and keeps under private names; and two settings it has no function
+for.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ def dispatch_mode() -> type:
 
 
 def tensors_in(tree: Any) -> Iterator[Any]:
-    """All tensors in what an operation returns: one, or lists, tuples and dicts of them. torch's walk over such trees is private."""
+    """All tensors in what an operation returns: one, or lists, tuples and dicts of them. torch's walk over such trees
+    is private.
+    """
     import torch
     from torch.utils._pytree import tree_iter
 
@@ -29,26 +33,33 @@ def storage_key(storage: Any) -> int:
 
 
 def reads_value(function: Any) -> bool:
-    """Is an operation, as a dispatch mode sees it, the one by which Python asks a tensor for its value (`item`, `bool`)?"""
+    """Is an operation, as a dispatch mode sees it, the one by which Python asks a tensor for its value (`item`,
+    `bool`)?
+    """
     import torch
 
     return function is torch.ops.aten._local_scalar_dense.default
 
 
 def plain_functions() -> Any:
-    """A context in which subclasses of tensors are taken as plain ones; torch documents it for `__torch_function__`, under its private module."""
+    """A context in which subclasses of tensors are taken as plain ones; torch documents it for `__torch_function__`,
+    under its private module.
+    """
     import torch
 
     return torch._C.DisableTorchFunctionSubclass()
 
 
 def set_last_rates(scheduler: Any, rates: list[float]) -> None:
-    """What `scheduler.get_last_lr` returns, and `Trainer` logs, until its next step; a scheduler sets it nowhere but in `step`."""
+    """What `scheduler.get_last_lr` returns, and `Trainer` logs, until its next step; a scheduler sets it nowhere but in
+    `step`.
+    """
     scheduler._last_lr = rates
 
 
 def set_group_timeout(seconds: float) -> None:
-    """Patch: how long ranks wait for each other in groups that are made from here on without a word about it: DeepSpeed's.
+    """Patch: how long ranks wait for each other in groups that are made from here on without a word about it:
+    DeepSpeed's.
 
     torch gives a new group not the time of the first one but a constant of its own, ten minutes with NCCL.
     """
@@ -61,8 +72,8 @@ def set_group_timeout(seconds: float) -> None:
 
 @contextlib.contextmanager
 def replaced_functions(**functions: Callable[..., Any]) -> Iterator[None]:
-    """Patch: while inside, these names of `torch.nn.functional` are other functions. A mode of torch would not be there in the backward pass,
-    where checkpointed layers run again in a thread of autograd's."""
+    """Patch: while inside, these names of `torch.nn.functional` are other functions. A mode of torch would not be there
+    in the backward pass, where checkpointed layers run again in a thread of autograd's."""
     import torch.nn.functional as functional
 
     before = {name: getattr(functional, name) for name in functions}

@@ -1,4 +1,6 @@
-"""What `transformers.Trainer` keeps to itself and its subclasses need. The methods it has overridden are in `trainer/`, listed in the contract."""
+"""What `transformers.Trainer` keeps to itself and its subclasses need. The methods it has overridden are in `trainer/`,
+listed in the contract.
+"""
 
 from __future__ import annotations
 
@@ -9,35 +11,46 @@ from unittest import mock
 
 
 def signature_columns(trainer: Any) -> list[str]:
-    """Columns that the model's forward takes, with those of labels: what `Trainer` leaves of a data set's rows, by a method a user may override."""
+    """Columns that the model's forward takes, with those of labels: what `Trainer` leaves of a data set's rows, by a
+    method a user may override.
+    """
     trainer._set_signature_columns_if_needed()
     return trainer._signature_columns
 
 
 def evaluation_model(trainer: Any) -> Any:
-    """The model as `Trainer.evaluation_loop` wraps it: where training has wrapped it already, that. A user's class may override it."""
+    """The model as `Trainer.evaluation_loop` wraps it: where training has wrapped it already, that. A user's class may
+    override it.
+    """
     return trainer._wrap_model(trainer.model, training=False)
 
 
 def generate_alone(trainer: Any) -> None:
-    """Let `Seq2SeqTrainer` generate without waiting for other ranks, for as long as the rows of each need; it sets `synced_gpus` under ZeRO-3
-    wherever its own keyword arguments of an evaluation do not say it, and these can be given from outside only with `evaluate` itself."""
+    """Let `Seq2SeqTrainer` generate without waiting for other ranks, for as long as the rows of each need; it sets
+    `synced_gpus` under ZeRO-3 wherever its own keyword arguments of an evaluation do not say it, and these can be given
+    from outside only with `evaluate` itself."""
     trainer._gen_kwargs["synced_gpus"] = False
 
 
 def shifts_labels(trainer: Any) -> bool:
-    """Does the model's loss compare each token with the one before it? Then the first label of each row does not count."""
+    """Does the model's loss compare each token with the one before it? Then the first label of each row does not
+    count.
+    """
     return trainer._loss_shifts_labels
 
 
 def unlogged_loss(trainer: Any) -> Any:
-    """The sum of losses since the last log, a tensor of shape [] that may be changed in place; `Trainer` reads it over all ranks only when it logs."""
+    """The sum of losses since the last log, a tensor of shape [] that may be changed in place; `Trainer` reads it over
+    all ranks only when it logs.
+    """
     return trainer._tr_loss
 
 
 @contextlib.contextmanager
 def replaced_init(replaced: Callable[..., None]) -> Iterator[None]:
-    """Patch: while inside, `Trainer.__init__` is this. So it is seen what a user's `__init__` gives it, without a model."""
+    """Patch: while inside, `Trainer.__init__` is this. So it is seen what a user's `__init__` gives it, without a
+    model.
+    """
     from transformers import Trainer
 
     with mock.patch.object(Trainer, "__init__", replaced):

@@ -1,4 +1,6 @@
-"""What a job leaves to the machine, by dotted keys: put into its sections, taken out of them, kept by a run's record."""
+"""What a job leaves to the machine, by dotted keys: put into its sections, taken out of them, kept by a run's
+record.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def without_values(sections: Mapping[str, Any], keys: Iterable[str]) -> dict[str
 def written_out(sections: Mapping[str, Any]) -> dict[str, Any]:
     """A recorded job with the values its workers had, also where it was recorded before they were written out."""
     workers = sections.get("workers") or {}
-    return put_values(sections, {key: value for key, value in _AS_BEFORE.items() if key.partition(".")[2] not in workers})
+    return put_values(
+        sections, {key: value for key, value in _AS_BEFORE.items() if key.partition(".")[2] not in workers}
+    )
 
 
 def choices_of(record: Any) -> dict[str, Any]:

@@ -13,7 +13,14 @@ from raytrain_nlp.errors import Problem, nearest
 class Section(BaseModel):
     """One section of a job file."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=False, protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_default=False,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+    )
 
 
 def problems_of(error: ValidationError, model: type[BaseModel], root: str = "") -> list[Problem]:
@@ -56,7 +63,9 @@ def _unquoted(value: Any) -> str:
     """What to do where YAML has made something else of a word that is meant as text."""
     if isinstance(value, bool):
         words = "yes, on and true" if value else "no, off and false"
-        return f"YAML reads a bare {words} as {value}: quote the word, e.g. {chr(34)}{'yes' if value else 'no'}{chr(34)}."
+        return (
+            f"YAML reads a bare {words} as {value}: quote the word, e.g. {chr(34)}{'yes' if value else 'no'}{chr(34)}."
+        )
     if isinstance(value, (int, float, date)):
         return f'YAML reads it as a {"date" if isinstance(value, date) else "number"}: quote it, e.g. "{value}".'
     return 'YAML reads a bare null, ~ or nothing as no value: quote the word, e.g. "null".' if value is None else ""
@@ -76,7 +85,9 @@ def _follow(model: type[BaseModel], location: list[str]) -> tuple[list[str], lis
         if tagged := [found for found in candidates if part in _tags_of(found)]:
             candidates = tagged
             continue
-        fields = [field for found in candidates for name, field in found.model_fields.items() if part in (name, field.alias)]
+        fields = [
+            field for found in candidates for name, field in found.model_fields.items() if part in (name, field.alias)
+        ]
         candidates = [section for field in fields for section in _sections_in(field.annotation)]
         in_mapping = bool(candidates) and all(get_origin(field.annotation) is dict for field in fields)
         written.append(part)

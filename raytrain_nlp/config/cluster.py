@@ -20,12 +20,14 @@ class WorkersConfig(Section):
     """Ray Train workers; one process, one rank each."""
 
     num_workers: int = Field(2, ge=1, le=100_000)
-    """How many workers train. `auto`, the default: one for each GPU of one machine, or two on CPUs. `[1, 4]`: as many as there is room
-    for, 4 at most and 1 at least; the global batches stay those of 4."""
+    """How many workers train. `auto`, the default: one for each GPU of one machine, or two on CPUs. `[1, 4]`: as many
+    as there is room for, 4 at most and 1 at least; the global batches stay those of 4."""
     min_workers: int | None = Field(None, ge=1)
     """The lower end of such a range."""
     use_gpu: bool = False
-    """True: one GPU a worker (NCCL); false: gloo on CPU. `auto`, the default: GPUs where the machine or the cluster has one for each worker."""
+    """True: one GPU a worker (NCCL); false: gloo on CPU. `auto`, the default: GPUs where the machine or the cluster has
+    one for each worker.
+    """
     resources_per_worker: dict[str, float] = {"CPU": 1}
     """Ray resources of one worker."""
     max_failures: int = Field(3, ge=-1)
@@ -40,11 +42,15 @@ class WorkersConfig(Section):
     def _auto(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        return {key: value for key, value in values.items() if key not in AUTO or value != "auto"}  # what is left out is left to the machine
+        return {
+            key: value for key, value in values.items() if key not in AUTO or value != "auto"
+        }  # what is left out is left to the machine
 
     @property
     def auto(self) -> set[str]:
-        """What is still left to the machine; the driver settles it first (`driver.auto`), and their values mean nothing before."""
+        """What is still left to the machine; the driver settles it first (`driver.auto`), and their values mean nothing
+        before.
+        """
         return AUTO - self.model_fields_set
 
     @model_validator(mode="before")
@@ -66,7 +72,9 @@ class WorkersConfig(Section):
     @classmethod
     def _positive(cls, value: dict[str, float]) -> dict[str, float]:
         if any(amount < 0 for amount in value.values()) or value.get("CPU", 1) == 0 == value.get("GPU", 0):
-            raise ValueError("asks for nothing or less than nothing || Give each resource a positive amount, e.g. {CPU: 1}.")
+            raise ValueError(
+                "asks for nothing or less than nothing || Give each resource a positive amount, e.g. {CPU: 1}."
+            )
         return value
 
 
@@ -104,10 +112,20 @@ class TrackingConfig(Section):
     @classmethod
     def _not_a_folder(cls, value: str | None) -> str | None:
         if value is not None and (value.startswith("file:") or "://" not in value):
-            raise ValueError("MLflow's file store is closed to new runs || Use sqlite:////absolute/path.db or http(s)://server, or leave it out.")
+            raise ValueError(
+                "MLflow's file store is closed to new runs || Use sqlite:////absolute/path.db or http(s)://server, or "
+                "leave it out."
+            )
         if value is not None and value.startswith("sqlite:///") and not value.startswith("sqlite:////"):
-            raise ValueError("a relative SQLite path means another file in each process || Write sqlite://// and an absolute path.")
+            raise ValueError(
+                "a relative SQLite path means another file in each process || Write sqlite://// and an absolute path."
+            )
         scheme = value.partition("://")[0].partition("+")[0] if value is not None else _STORES[0]
-        if scheme not in _STORES and scheme not in {plugin.name for plugin in entry_points(group="mlflow.tracking_store")}:
-            raise ValueError(f"MLflow knows no store of this kind ({scheme}://) || Write sqlite:////absolute/path.db or http(s)://server, or leave it out.")
+        if scheme not in _STORES and scheme not in {
+            plugin.name for plugin in entry_points(group="mlflow.tracking_store")
+        }:
+            raise ValueError(
+                f"MLflow knows no store of this kind ({scheme}://) || Write sqlite:////absolute/path.db or "
+                f"http(s)://server, or leave it out."
+            )
         return value

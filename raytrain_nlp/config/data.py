@@ -16,18 +16,17 @@ class DataConfig(Section):
     """Rows in, batches out. Formats follow the file suffix: .jsonl .json .csv .tsv .parquet .arrow .txt (also .gz)."""
 
     train: Source
-    """File, glob, folder (of `datasets.save_to_disk`, too), FOLDER:SPLIT, list of them, s3://..., gs://..., hf://dataset/config:split;
-    or data made on the spot:
-    builtin:docstrings (text, label), builtin:docstrings/summaries (text, summary), builtin:numbers (translation: en, de),
-    builtin:python-docs (text)."""
+    """File, glob, folder (of `datasets.save_to_disk`, too), FOLDER:SPLIT, list of them, s3://..., gs://...,
+    hf://dataset/config:split; or data made on the spot: builtin:docstrings (text, label), builtin:docstrings/summaries
+    (text, summary), builtin:numbers (translation: en, de), builtin:python-docs (text)."""
     validation: Source | dict[str, Source] | None = None
-    """Same forms as `train`; without it nothing is evaluated. Several sets as {name: source}: each is scored apart, and its
-    figures are eval_NAME_loss and so on."""
+    """Same forms as `train`; without it nothing is evaluated. Several sets as {name: source}: each is scored apart, and
+    its figures are eval_NAME_loss and so on."""
     max_length: int = Field(128, ge=2, le=1_000_000)
     """Tokens a row is truncated to, special tokens included."""
     streaming: bool = False
-    """Prepare training data in windows while training goes on, for data too large to wait for: shuffled within windows of up
-    to 256 MB; needs training.max_steps, as a `datasets` stream does."""
+    """Prepare training data in windows while training goes on, for data too large to wait for: shuffled within windows
+    of up to 256 MB; needs training.max_steps, as a `datasets` stream does."""
     max_train_rows: int | None = Field(None, ge=1)
     """Use only the first so many good training rows."""
     max_validation_rows: int | None = Field(None, ge=1)
@@ -47,7 +46,10 @@ class DataConfig(Section):
     def _named(cls, value: object) -> object:
         if isinstance(value, dict):
             if not value or not all(isinstance(name, str) and _SET.fullmatch(name) for name in value):
-                raise ValueError("needs a name of letters, digits and _ for each set || Write e.g. {matched: a.jsonl, mismatched: b.jsonl}.")
+                raise ValueError(
+                    "needs a name of letters, digits and _ for each set || Write e.g. {matched: a.jsonl, mismatched: "
+                    "b.jsonl}."
+                )
             return {name: cls._named(source) for name, source in value.items()}
         names = value if isinstance(value, list) else [value]
         if value is not None and not all(isinstance(name, str) for name in names):
@@ -58,7 +60,13 @@ class DataConfig(Section):
 
     def validation_sets(self) -> dict[str, Source]:
         """The validation sets by name; one without a name has the name ""."""
-        return self.validation if isinstance(self.validation, dict) else {} if self.validation is None else {"": self.validation}
+        return (
+            self.validation
+            if isinstance(self.validation, dict)
+            else {}
+            if self.validation is None
+            else {"": self.validation}
+        )
 
     def source_of(self, split: str) -> Source | None:
         """Of `train`, `validation`, or a set named `validation.NAME`."""

@@ -25,7 +25,9 @@ _SAME = {
     "bf16.enabled": "bf16",
     "fp16.enabled": "fp16",
 }
-"""Key of DeepSpeed's configuration -> the `TrainingArguments` field it repeats (transformers/integrations/deepspeed.py)."""
+"""Key of DeepSpeed's configuration -> the `TrainingArguments` field it repeats
+(transformers/integrations/deepspeed.py).
+"""
 _DEFAULTS = {"bf16": False, "fp16": False}
 
 
@@ -68,9 +70,13 @@ class DeepSpeedConfig(Section):
         if self.config is not None:
             return self._check_config(self.config)
         if self.offload_param and self.zero_stage != 3:
-            raise ValueError(f"offload_param needs zero_stage 3, not {self.zero_stage} || Set zero_stage: 3 or remove offload_param.")
+            raise ValueError(
+                f"offload_param needs zero_stage 3, not {self.zero_stage} || Set zero_stage: 3 or remove offload_param."
+            )
         if self.offload_optimizer and self.zero_stage == 0:
-            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3 || Raise zero_stage or remove offload_optimizer.")
+            raise ValueError(
+                "offload_optimizer needs zero_stage 1, 2 or 3 || Raise zero_stage or remove offload_optimizer."
+            )
         if self.stage3_param_persistence_threshold is not None and self.zero_stage != 3:
             raise ValueError("stage3_param_persistence_threshold needs zero_stage 3 || Set zero_stage: 3 or remove it.")
         return self
@@ -83,7 +89,10 @@ class DeepSpeedConfig(Section):
             raise ValueError(f"config: zero_optimization.stage should be 0, 1, 2 or 3 ({stage!r}) || Correct it.")
         for key in ("zero_stage", "offload_optimizer", "offload_param", "stage3_param_persistence_threshold"):
             if key in self.model_fields_set and getattr(self, key) != self._of_config(key, zero):
-                raise ValueError(f"{key} contradicts the DeepSpeed configuration ({getattr(self, key)!r} and {self._of_config(key, zero)!r}) || Keep one.")
+                raise ValueError(
+                    f"{key} contradicts the DeepSpeed configuration ({getattr(self, key)!r} and "
+                    f"{self._of_config(key, zero)!r}) || Keep one."
+                )
         object.__setattr__(self, "zero_stage", stage)
         return self
 
@@ -103,12 +112,16 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object none of whose keys stands there twice: the last one would win without a word."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError(f"the key {next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))!r} stands there twice")
+        raise ValueError(
+            f"the key {next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))!r} stands there twice"
+        )
     return found
 
 
 def apply_deepspeed_config(config: dict[str, Any], values: dict[str, Any], num_workers: int) -> list[Problem]:
-    """Take over into `values` (of `TrainingArguments`) what the configuration sets and the job leaves open; returns what contradicts."""
+    """Take over into `values` (of `TrainingArguments`) what the configuration sets and the job leaves open; returns
+    what contradicts.
+    """
     problems = []
     for key, name in _SAME.items():
         value = _find(config, key)
@@ -128,7 +141,10 @@ def apply_deepspeed_config(config: dict[str, Any], values: dict[str, Any], num_w
     if isinstance(total, int) and "per_device_train_batch_size" not in values and total % parts == 0:
         values["per_device_train_batch_size"] = total // parts
     if total != "auto" and total != values.get("per_device_train_batch_size", 8) * parts:
-        product = f"{values.get('per_device_train_batch_size', 8)} x {values.get('gradient_accumulation_steps', 1)} x {num_workers}"
+        product = (
+            f"{values.get('per_device_train_batch_size', 8)} x {values.get('gradient_accumulation_steps', 1)} x "
+            f"{num_workers}"
+        )
         what = "per_device_train_batch_size x gradient_accumulation_steps x num_workers"
         problems.append(_contradiction("train_batch_size", total, what, product))
     return problems
@@ -138,13 +154,27 @@ def _made_twice(config: dict[str, Any], values: dict[str, Any]) -> list[Problem]
     """The configuration's optimizer or scheduler goes before the job's, which `transformers` would leave unread."""
     problems = []
     for section, names, same in (
-        ("optimizer", ("optim", "optim_args", "optim_target_modules"), {"adamw": ("adamw_torch", "adamw_torch_fused"), "adam": ("adamw_torch", "adamw_torch_fused")}),
-        ("scheduler", ("lr_scheduler_type", "lr_scheduler_kwargs"), {"warmuplr": ("constant_with_warmup",), "warmupdecaylr": ("linear",), "warmupcosinelr": ("cosine",)}),
+        (
+            "optimizer",
+            ("optim", "optim_args", "optim_target_modules"),
+            {"adamw": ("adamw_torch", "adamw_torch_fused"), "adam": ("adamw_torch", "adamw_torch_fused")},
+        ),
+        (
+            "scheduler",
+            ("lr_scheduler_type", "lr_scheduler_kwargs"),
+            {"warmuplr": ("constant_with_warmup",), "warmupdecaylr": ("linear",), "warmupcosinelr": ("cosine",)},
+        ),
     ):
         kind = str(_find(config, f"{section}.type"))
         for name in names:
             if section in config and name in values and values[name] not in same.get(kind.lower(), ()):
-                problems.append(Problem(f"deepspeed.config.{section}", f"goes before training.{name} ({kind} and {values[name]})", "Remove one of them."))
+                problems.append(
+                    Problem(
+                        f"deepspeed.config.{section}",
+                        f"goes before training.{name} ({kind} and {values[name]})",
+                        "Remove one of them.",
+                    )
+                )
     return problems
 
 
@@ -155,4 +185,8 @@ def _find(config: Any, key: str) -> Any:
 
 
 def _contradiction(key: str, value: Any, where: str, other: Any) -> Problem:
-    return Problem(f"deepspeed.config.{key}", f"contradicts {where} ({value} and {other})", 'Write "auto" there, or make them equal.')
+    return Problem(
+        f"deepspeed.config.{key}",
+        f"contradicts {where} ({value} and {other})",
+        'Write "auto" there, or make them equal.',
+    )

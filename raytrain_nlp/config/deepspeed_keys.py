@@ -1,7 +1,8 @@
 """The keys of a DeepSpeed JSON: each under one name, and those of features that a job does not have.
 
-DeepSpeed knows some keys under two or three names and refuses a file that holds two of them; Hugging Face fills "auto" under one name
-only. What is switched off is left out: DeepSpeed refuses keys of features it has removed even where they are off.
+DeepSpeed knows some keys under two or three names and refuses a file that holds two of them; Hugging Face fills "auto"
+under one name only. What is switched off is left out: DeepSpeed refuses keys of features it has removed even where they
+are off.
 """
 
 from __future__ import annotations
@@ -16,10 +17,26 @@ from raytrain_nlp.host.packages import package_folder
 ZERO = "zero_optimization"
 _SIZES = ("autotp_size", "tp_size", "size", "degree")
 _HARMLESS = {
-    "steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "log_level", "timers", "comms_logger", "comms_config", "monitor_config",
-    "flops_profiler", "activation_checkpointing", "checkpoint", "aio", "vocabulary_size", "disable_python_gc", "arguments",
-}  # fmt: skip
-"""Taken as they are: they print, measure, or are read by parts of DeepSpeed (or of other tools) that a run does not use."""
+    "steps_per_print",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+    "dump_state",
+    "log_level",
+    "timers",
+    "comms_logger",
+    "comms_config",
+    "monitor_config",
+    "flops_profiler",
+    "activation_checkpointing",
+    "checkpoint",
+    "aio",
+    "vocabulary_size",
+    "disable_python_gc",
+    "arguments",
+}
+"""Taken as they are: they print, measure, or are read by parts of DeepSpeed (or of other tools) that a run does not
+use.
+"""
 _WITHOUT_EFFECT = {
     "activation_checkpointing": "models of transformers do not call DeepSpeed's; set training.gradient_checkpointing",
     "checkpoint": "checkpoints are written by this package",
@@ -27,15 +44,32 @@ _WITHOUT_EFFECT = {
     "monitor_config": "DeepSpeed has no such key",
 }
 _KNOWN = {
-    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "optimizer", "scheduler", "bf16", "fp16", ZERO,
-    "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "communication_data_type", "prescale_gradients", "gradient_predivide_factor",
-    "gradient_allreduce_op", "data_types", "disable_allgather", "seq_parallel_communication_data_type", "managed_gradient_accumulation",
-}  # fmt: skip
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "optimizer",
+    "scheduler",
+    "bf16",
+    "fp16",
+    ZERO,
+    "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer",
+    "communication_data_type",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "gradient_allreduce_op",
+    "data_types",
+    "disable_allgather",
+    "seq_parallel_communication_data_type",
+    "managed_gradient_accumulation",
+}
 _TRACKED = "Figures go to MLflow; see the section `tracking`."
 _UNSUPPORTED = {
     "tensor_parallel": "Workers are data parallel; use ZeRO 3 for models larger than a GPU.",
     "sequence_parallel": "Workers are data parallel; lower data.max_length or use training.gradient_checkpointing.",
-    "sequence_parallel_size": "Workers are data parallel; lower data.max_length or use training.gradient_checkpointing.",
+    "sequence_parallel_size": "Workers are data parallel; lower data.max_length or use "
+    "training.gradient_checkpointing.",
     "expert_parallel": "Workers are data parallel; use ZeRO 3.",
     "use_data_before_expert_parallelism": "Workers are data parallel; use ZeRO 3.",
     "pipeline": "Workers are data parallel; use ZeRO 3 for models larger than a GPU.",
@@ -69,7 +103,9 @@ _UNSUPPORTED_ZERO = {
 
 
 def canonical_config(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration with each key under the name that Hugging Face fills, without what is switched off. Keys that clash stay."""
+    """A configuration with each key under the name that Hugging Face fills, without what is switched off. Keys that
+    clash stay.
+    """
     found = {key: value for key, value in config.items() if not (key in _UNSUPPORTED and not _is_on(value))}
     if "bfloat16" in found and "bf16" not in found:
         found["bf16"] = found.pop("bfloat16")
@@ -104,9 +140,17 @@ def check_keys(config: dict[str, Any]) -> list[Problem]:
         elif key == "bfloat16":
             problems.append(Problem(where, "means the same as bf16", "Keep one."))
         elif key == "gradient_allreduce_op" and value == "sum":
-            problems.append(Problem(where, "is not supported here: gradients are averaged over ranks (sum)", "Remove it."))
+            problems.append(
+                Problem(where, "is not supported here: gradients are averaged over ranks (sum)", "Remove it.")
+            )
         elif key not in _KNOWN | _HARMLESS and not key.startswith(("_", "comment", "//")) and _is_on(value):
-            problems.append(Problem(where, "is no key of DeepSpeed, which would ignore it", nearest(key, _KNOWN | _HARMLESS) or "Remove it."))
+            problems.append(
+                Problem(
+                    where,
+                    "is no key of DeepSpeed, which would ignore it",
+                    nearest(key, _KNOWN | _HARMLESS) or "Remove it.",
+                )
+            )
     return problems + _check_zero(config.get(ZERO) or {})
 
 
@@ -117,7 +161,11 @@ def _check_zero(zero: dict[str, Any]) -> list[Problem]:
         if key in _UNSUPPORTED_ZERO:
             problems.append(Problem(where, "is not supported here", _UNSUPPORTED_ZERO[key]))
         elif key not in names:
-            problems.append(Problem(where, "unknown key", nearest(key, names) or "See DeepSpeed's documentation of zero_optimization."))
+            problems.append(
+                Problem(
+                    where, "unknown key", nearest(key, names) or "See DeepSpeed's documentation of zero_optimization."
+                )
+            )
         elif names[key] != key and names[key] in zero:
             problems.append(Problem(where, f"means the same as {names[key]}", "Keep one."))
     return problems
@@ -125,7 +173,9 @@ def _check_zero(zero: dict[str, Any]) -> list[Problem]:
 
 def without_effect(config: dict[str, Any]) -> list[str]:
     """A line for each key that is taken and does nothing."""
-    return [f"deepspeed.config.{key} has no effect: {reason}" for key, reason in _WITHOUT_EFFECT.items() if key in config]
+    return [
+        f"deepspeed.config.{key} has no effect: {reason}" for key, reason in _WITHOUT_EFFECT.items() if key in config
+    ]
 
 
 def _is_on(value: Any) -> bool:
@@ -142,13 +192,16 @@ def _is_on(value: Any) -> bool:
 
 @functools.cache
 def zero_names() -> dict[str, str]:
-    """Every name of a key of `zero_optimization` -> the one in use, read from the installed DeepSpeed without importing it.
+    """Every name of a key of `zero_optimization` -> the one in use, read from the installed DeepSpeed without importing
+    it.
 
     A field's alias is the name in use; a deprecated field names its successor.
     """
     source = package_folder("deepspeed") / "runtime" / "zero" / "config.py"
     tree = ast.parse(source.read_text(encoding="utf-8"))
-    body = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "DeepSpeedZeroConfig").body
+    body = next(
+        node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "DeepSpeedZeroConfig"
+    ).body
     used: dict[str, str] = {}
     successors: dict[str, str] = {}
     for node in body:
@@ -167,6 +220,13 @@ def _texts(value: ast.expr | None) -> dict[str, str]:
     for keyword in value.keywords if isinstance(value, ast.Call) else ():
         pairs = [(keyword.arg, keyword.value)]
         if isinstance(keyword.value, ast.Dict):
-            pairs = [(getattr(key, "value", None), item) for key, item in zip(keyword.value.keys, keyword.value.values, strict=True)]
-        found |= {key: item.value for key, item in pairs if key is not None and isinstance(item, ast.Constant) and isinstance(item.value, str)}
+            pairs = [
+                (getattr(key, "value", None), item)
+                for key, item in zip(keyword.value.keys, keyword.value.values, strict=True)
+            ]
+        found |= {
+            key: item.value
+            for key, item in pairs
+            if key is not None and isinstance(item, ast.Constant) and isinstance(item.value, str)
+        }
     return found

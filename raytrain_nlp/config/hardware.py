@@ -31,13 +31,31 @@ def _check_quantization(job: TrainJob) -> list[Problem]:
         return []
     problems = []
     if job.lora is None:
-        problems.append(Problem("model.quantization", "needs an adapter: quantized weights cannot be trained", "Add a `lora` section."))
+        problems.append(
+            Problem(
+                "model.quantization", "needs an adapter: quantized weights cannot be trained", "Add a `lora` section."
+            )
+        )
     if job.model.config is not None:
-        problems.append(Problem("model.quantization", "needs pretrained weights", "Set model.name_or_path instead of model.config."))
+        problems.append(
+            Problem("model.quantization", "needs pretrained weights", "Set model.name_or_path instead of model.config.")
+        )
     if importlib.util.find_spec("bitsandbytes") is None:
-        problems.append(Problem("model.quantization", "needs bitsandbytes, which is not installed", "pip install 'raytrain-nlp[quantization]'."))
+        problems.append(
+            Problem(
+                "model.quantization",
+                "needs bitsandbytes, which is not installed",
+                "pip install 'raytrain-nlp[quantization]'.",
+            )
+        )
     elif not job.workers.use_gpu:
-        problems.append(Problem("model.quantization", "is for GPUs here (workers.use_gpu is false)", "Set workers.use_gpu: true, or remove it."))
+        problems.append(
+            Problem(
+                "model.quantization",
+                "is for GPUs here (workers.use_gpu is false)",
+                "Set workers.use_gpu: true, or remove it.",
+            )
+        )
     return problems
 
 
@@ -47,14 +65,44 @@ def _check_attention(job: TrainJob) -> list[Problem]:
     if name is None:
         return []
     if "/" in name:  # a kernel of the hub
-        return [] if _installed("kernels") else [Problem(where, f"needs the package kernels, which is not installed ({name})", "pip install kernels, or use sdpa.")]
+        return (
+            []
+            if _installed("kernels")
+            else [
+                Problem(
+                    where,
+                    f"needs the package kernels, which is not installed ({name})",
+                    "pip install kernels, or use sdpa.",
+                )
+            ]
+        )
     if name not in _ATTENTION:
         own = job.trainer.model_fields_set or job.model.trust_remote_code  # whose code may register more
-        return [] if own else [Problem(where, f"unknown attention ({name!r})", nearest(name, _ATTENTION) or f"Use one of {', '.join(_ATTENTION)}.")]
+        return (
+            []
+            if own
+            else [
+                Problem(
+                    where,
+                    f"unknown attention ({name!r})",
+                    nearest(name, _ATTENTION) or f"Use one of {', '.join(_ATTENTION)}.",
+                )
+            ]
+        )
     module, package = _FLASH.get(name, (None, None))
     if module and not _installed(module) and not _installed("kernels"):
-        return [Problem(where, f"needs the package {package}, which is not installed ({name})", f"pip install {package}, here and on the nodes, or use sdpa.")]
-    return [Problem(where, f"{_NO_GPU} ({name})", f"Use sdpa, or {_USE_ONE}.")] if module and not job.workers.use_gpu else []
+        return [
+            Problem(
+                where,
+                f"needs the package {package}, which is not installed ({name})",
+                f"pip install {package}, here and on the nodes, or use sdpa.",
+            )
+        ]
+    return (
+        [Problem(where, f"{_NO_GPU} ({name})", f"Use sdpa, or {_USE_ONE}.")]
+        if module and not job.workers.use_gpu
+        else []
+    )
 
 
 def _installed(module: str) -> bool:
@@ -84,6 +132,8 @@ def _check_gpus(job: TrainJob) -> list[Problem]:
     if not each and workers.use_gpu:
         return [Problem(where, "asks for no GPU while workers.use_gpu is true", "Remove GPU from it.")]
     if each != int(each) and (each > 1 or workers.num_workers > 1):
-        what = f"gives {workers.num_workers} workers parts of a GPU (GPU: {each:g}), and NCCL takes one worker of each GPU"
+        what = (
+            f"gives {workers.num_workers} workers parts of a GPU (GPU: {each:g}), and NCCL takes one worker of each GPU"
+        )
         return [Problem(where, what, "Write GPU: 1, and as many workers as there are GPUs.")]
     return []

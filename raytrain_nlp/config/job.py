@@ -74,10 +74,15 @@ class TrainJob(Section):
     def _folder(cls, value: str) -> str:
         if is_remote(value):
             if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9](/.*)?", value.partition("://")[2].rstrip("/")):
-                raise ValueError("names no bucket || Write s3://BUCKET/FOLDER or gs://BUCKET/FOLDER; keys come from the environment.")
+                raise ValueError(
+                    "names no bucket || Write s3://BUCKET/FOLDER or gs://BUCKET/FOLDER; keys come from the environment."
+                )
             return value.rstrip("/")
         if "://" in value:
-            raise ValueError(f"must be a folder all nodes share, or start with {' or '.join(f'{scheme}://' for scheme in SCHEMES)} || Mount the bucket, or use NFS.")
+            raise ValueError(
+                f"must be a folder all nodes share, or start with {' or '.join(f'{scheme}://' for scheme in SCHEMES)} "
+                f"|| Mount the bucket, or use NFS."
+            )
         if os.path.expanduser(value).startswith("~"):
             raise ValueError("names a user this machine does not have || Write the path out.")
         if "\0" in value:
@@ -87,7 +92,9 @@ class TrainJob(Section):
         return value
 
     def arguments(self) -> dict[str, Any]:
-        """`training:` with this package's defaults and the values of the other sections, as `TrainingArguments` takes them."""
+        """`training:` with this package's defaults and the values of the other sections, as `TrainingArguments` takes
+        them.
+        """
         return dict(self._training)
 
     @property
@@ -120,7 +127,9 @@ class TrainJob(Section):
         return self.gradient_accumulation_steps * self.workers.num_workers
 
     def check(self) -> list[Problem]:
-        """Everything that can be said of the job without looking at files, data or the cluster; resolves `arguments()`."""
+        """Everything that can be said of the job without looking at files, data or the cluster; resolves
+        `arguments()`.
+        """
         values, problems = check_training(self.training)
         problems += self._check_duplicates(values) + self._check_generation(values)
         problems += check_lora(self.lora) if self.lora is not None else []
@@ -134,7 +143,12 @@ class TrainJob(Section):
             if importlib.util.find_spec(name) is None
         ]
         problems += _check_elastic(self)
-        problems += _check_streaming(self, values) + _check_batches(self, values) + _check_evaluation(self, values) + check_hardware(self, values)
+        problems += (
+            _check_streaming(self, values)
+            + _check_batches(self, values)
+            + _check_evaluation(self, values)
+            + check_hardware(self, values)
+        )
         problems += _check_smoothing(self, values)
         if self.data.global_batch_size and "per_device_train_batch_size" not in values:
             values["per_device_train_batch_size"] = -(-self.data.global_batch_size // self._micro_batches_of(values))
@@ -149,12 +163,20 @@ class TrainJob(Section):
 
     def _check_duplicates(self, values: dict[str, Any]) -> list[Problem]:
         problems = [
-            Problem(f"checkpoint.{key}", f"stands under `training` too, with another value ({value} and {self.training[key]})", "Keep one.")
+            Problem(
+                f"checkpoint.{key}",
+                f"stands under `training` too, with another value ({value} and {self.training[key]})",
+                "Keep one.",
+            )
             for key, value in self.checkpoint.model_dump(exclude_none=True).items()
             if values.get(key, value) != value
         ]
         if values.get("seed", self.seed) != self.seed and "seed" in self.model_fields_set:
-            problems.append(Problem("training.seed", f"differs from the top-level seed ({values['seed']} and {self.seed})", "Keep one."))
+            problems.append(
+                Problem(
+                    "training.seed", f"differs from the top-level seed ({values['seed']} and {self.seed})", "Keep one."
+                )
+            )
         return problems
 
     def _check_generation(self, values: dict[str, Any]) -> list[Problem]:
@@ -166,7 +188,11 @@ class TrainJob(Section):
             values.setdefault("predict_with_generate", True)
             values.setdefault("generation_max_length", self.task.val_max_target_length or self.task.max_target_length)
             return []
-        return [Problem(f"training.{key}", f"is not for {self.task.type}, which generates nothing", "Remove it.") for key in generation_fields() if key in values]
+        return [
+            Problem(f"training.{key}", f"is not for {self.task.type}, which generates nothing", "Remove it.")
+            for key in generation_fields()
+            if key in values
+        ]
 
     def _with_defaults(self, values: dict[str, Any]) -> dict[str, Any]:
         values = {**self.checkpoint.model_dump(exclude_none=True), **values}
@@ -176,7 +202,9 @@ class TrainJob(Section):
         values.setdefault("train_sampling_strategy", "group_by_length")
         by_steps = "eval_steps" in values
         values.setdefault("eval_strategy", "no" if self.data.validation is None else "steps" if by_steps else "epoch")
-        values.setdefault("save_strategy", "steps" if "save_steps" in values else values["eval_strategy"] if by_steps else "epoch")
+        values.setdefault(
+            "save_strategy", "steps" if "save_steps" in values else values["eval_strategy"] if by_steps else "epoch"
+        )
         if self.early_stopping:
             values.setdefault("load_best_model_at_end", True)
         return values
@@ -192,12 +220,30 @@ def _check_elastic(job: TrainJob) -> list[Problem]:
         problems.append(Problem("workers.min_workers", f"is more than num_workers ({least} and {most})", "Lower it."))
     for key in ("train_batch_size", "gradient_accumulation_steps"):
         if config.get(key, "auto") != "auto":
-            problems.append(Problem(f"deepspeed.config.{key}", "is settled, but the number of workers is not", 'Write "auto".'))
+            problems.append(
+                Problem(f"deepspeed.config.{key}", "is settled, but the number of workers is not", 'Write "auto".')
+            )
     zero = config.get("zero_optimization", {})
     if zero.get("round_robin_gradients"):
-        problems.append(Problem("deepspeed.config.zero_optimization.round_robin_gradients", "orders values by the number of workers", "Remove it."))
-    if "nvme" in (zero.get(part, {}).get("device") for part in ("offload_optimizer", "offload_param") if isinstance(zero.get(part), dict)):
-        problems.append(Problem("deepspeed.config.zero_optimization", "keeps state on local disks, which another node does not have", "Offload to cpu."))
+        problems.append(
+            Problem(
+                "deepspeed.config.zero_optimization.round_robin_gradients",
+                "orders values by the number of workers",
+                "Remove it.",
+            )
+        )
+    if "nvme" in (
+        zero.get(part, {}).get("device")
+        for part in ("offload_optimizer", "offload_param")
+        if isinstance(zero.get(part), dict)
+    ):
+        problems.append(
+            Problem(
+                "deepspeed.config.zero_optimization",
+                "keeps state on local disks, which another node does not have",
+                "Offload to cpu.",
+            )
+        )
     return problems
 
 
@@ -206,11 +252,23 @@ def _check_streaming(job: TrainJob, values: dict[str, Any]) -> list[Problem]:
         return []
     problems = []
     if values.get("max_steps", -1) <= 0:
-        problems.append(Problem("data.streaming", "needs training.max_steps: how many rows there are is not known before", "Set training.max_steps."))
+        problems.append(
+            Problem(
+                "data.streaming",
+                "needs training.max_steps: how many rows there are is not known before",
+                "Set training.max_steps.",
+            )
+        )
     if job.data.max_train_rows:
-        problems.append(Problem("data.max_train_rows", "excludes data.streaming", "Remove it; training.max_steps says how much is read."))
+        problems.append(
+            Problem(
+                "data.max_train_rows", "excludes data.streaming", "Remove it; training.max_steps says how much is read."
+            )
+        )
     if values.get("dataloader_drop_last"):
-        problems.append(Problem("training.dataloader_drop_last", "excludes data.streaming, which keeps every row", "Remove it."))
+        problems.append(
+            Problem("training.dataloader_drop_last", "excludes data.streaming, which keeps every row", "Remove it.")
+        )
     return problems
 
 
@@ -231,7 +289,13 @@ def _check_batches(job: TrainJob, values: dict[str, Any]) -> list[Problem]:
         return [Problem("data.batch_tokens", "excludes training.per_device_train_batch_size", "Keep one.")]
     if values["train_sampling_strategy"] not in ("random", "sequential", "group_by_length"):
         strategy = values["train_sampling_strategy"]
-        return [Problem("training.train_sampling_strategy", f"is not supported ({strategy!r})", "Use random, sequential or group_by_length.")]
+        return [
+            Problem(
+                "training.train_sampling_strategy",
+                f"is not supported ({strategy!r})",
+                "Use random, sequential or group_by_length.",
+            )
+        ]
     return []
 
 
@@ -239,27 +303,45 @@ def _check_evaluation(job: TrainJob, values: dict[str, Any]) -> list[Problem]:
     problems = []
     evaluates = values["eval_strategy"] != "no"
     if job.data.validation is None and evaluates:
-        problems.append(Problem("training.eval_strategy", f"is '{values['eval_strategy']}' but data.validation is missing", "Add data.validation."))
+        problems.append(
+            Problem(
+                "training.eval_strategy",
+                f"is '{values['eval_strategy']}' but data.validation is missing",
+                "Add data.validation.",
+            )
+        )
     if values["eval_strategy"] == "steps":
         values.setdefault("eval_steps", values["logging_steps"])
     if values.get("load_best_model_at_end"):
-        where = "early_stopping" if job.early_stopping and "load_best_model_at_end" not in job.training else "training.load_best_model_at_end"
+        where = (
+            "early_stopping"
+            if job.early_stopping and "load_best_model_at_end" not in job.training
+            else "training.load_best_model_at_end"
+        )
         if not evaluates:
             problems.append(Problem(where, "needs evaluations", "Set training.eval_strategy and data.validation."))
         elif values["save_strategy"] not in (values["eval_strategy"], "best"):
             problems.append(
                 Problem(
                     where,
-                    f"needs a checkpoint at each evaluation (eval_strategy '{values['eval_strategy']}', save_strategy '{values['save_strategy']}')",
+                    f"needs a checkpoint at each evaluation (eval_strategy '{values['eval_strategy']}', save_strategy "
+                    f"'{values['save_strategy']}')",
                     "Make the two strategies equal, or save_strategy: best.",
                 )
             )
         elif values["save_strategy"] == "steps" and _remainder(values.get("save_steps", 500), values["eval_steps"]):
             problems.append(
-                Problem(where, f"needs save_steps to be a multiple of eval_steps ({values.get('save_steps', 500):g} and {values['eval_steps']:g})", "Correct one.")
+                Problem(
+                    where,
+                    f"needs save_steps to be a multiple of eval_steps ({values.get('save_steps', 500):g} and "
+                    f"{values['eval_steps']:g})",
+                    "Correct one.",
+                )
             )
     if job.early_stopping and not evaluates and not problems:
-        problems.append(Problem("early_stopping", "needs evaluations", "Set training.eval_strategy and data.validation."))
+        problems.append(
+            Problem("early_stopping", "needs evaluations", "Set training.eval_strategy and data.validation.")
+        )
     if (values.get("load_best_model_at_end") or job.early_stopping) and values.get("metric_for_best_model") is None:
         values["metric_for_best_model"] = "loss"
     return problems
@@ -275,5 +357,11 @@ def _check_smoothing(job: TrainJob, values: dict[str, Any]) -> list[Problem]:
     factor, kind = values.get("label_smoothing_factor") or 0, getattr(job.task, "problem_type", None)
     if factor and kind in ("regression", "multi_label_classification"):
         labels = "numbers" if kind == "regression" else "lists of classes"
-        return [Problem("training.label_smoothing_factor", f"needs one class a row, the labels of a {kind} are {labels} ({factor:g})", "Remove it.")]
+        return [
+            Problem(
+                "training.label_smoothing_factor",
+                f"needs one class a row, the labels of a {kind} are {labels} ({factor:g})",
+                "Remove it.",
+            )
+        ]
     return []

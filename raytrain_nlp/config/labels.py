@@ -1,9 +1,11 @@
 """What two labels are one: the canonical text of a label, and what else stands for a name.
 
-- 1, 1.0, "1", "1.0", " 1 " and true are `1`, whichever file they come from; 0 and false are `0`; other texts are themselves.
-- Where all labels are words for true and false, all such words and 1 and 0 stand for them: JSON's true, pandas' "True", 1.
-- Where names are declared (`task.label_names`, a `datasets.ClassLabel`, a pretrained head) and none is a number, an integer is
-  the place of a name, as `ClassLabel` has it.
+- 1, 1.0, "1", "1.0", " 1 " and true are `1`, whichever file they come from; 0 and false are `0`; other texts are
+  themselves.
+- Where all labels are words for true and false, all such words and 1 and 0 stand for them: JSON's true, pandas' "True",
+  1.
+- Where names are declared (`task.label_names`, a `datasets.ClassLabel`, a pretrained head) and none is a number, an
+  integer is the place of a name, as `ClassLabel` has it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,11 @@ from typing import Any
 _MOST = 0.95
 """Share of label lists that must be of one kind for all to be of it."""
 _WHOLE = re.compile(r"([+-]?\d{1,99})\.0+")
-_TRUTHS = {spelling: truth for word, truth in {"0": False, "false": False, "1": True, "true": True}.items() for spelling in (word, word.capitalize(), word.upper())}
+_TRUTHS = {
+    spelling: truth
+    for word, truth in {"0": False, "false": False, "1": True, "true": True}.items()
+    for spelling in (word, word.capitalize(), word.upper())
+}
 
 
 def label_text(label: Any) -> str:
@@ -39,7 +45,9 @@ def is_integer(text: str) -> bool:
 
 
 def sorted_labels(labels: Iterable[str]) -> list[str]:
-    """Labels in the order of their ids: by number where all are integers, else by text. Of several words for one truth one is kept."""
+    """Labels in the order of their ids: by number where all are integers, else by text. Of several words for one truth
+    one is kept.
+    """
     labels = list(labels)
     if len(truths := {_TRUTHS.get(label) for label in labels}) < len(labels) and None not in truths:
         numbers = {"0", "1"}.intersection(labels)
@@ -53,18 +61,25 @@ def sorted_labels(labels: Iterable[str]) -> list[str]:
 def label_ids(labels: Sequence[str]) -> dict[str, int]:
     """The id of each canonical text that stands for one of `labels`, which are in the order of their ids."""
     places = {_TRUTHS.get(label): place for place, label in enumerate(labels)}
-    words = {word: places[truth] for word, truth in _TRUTHS.items() if truth in places} if None not in places and len(places) == len(labels) else {}
+    words = (
+        {word: places[truth] for word, truth in _TRUTHS.items() if truth in places}
+        if None not in places and len(places) == len(labels)
+        else {}
+    )
     return words | {label: place for place, label in enumerate(labels)}
 
 
 def declared_names(names: Sequence[str]) -> dict[str, str]:
-    """The name of each canonical text that stands for one of the declared `names`: an integer for the name in its place, too."""
+    """The name of each canonical text that stands for one of the declared `names`: an integer for the name in its
+    place, too.
+    """
     numbers = {} if any(map(is_integer, names)) else {str(place): name for place, name in enumerate(names)}
     return numbers | {text: names[place] for text, place in label_ids(names).items()}
 
 
 def multi_hot_width(lists: Iterable[Any]) -> int | None:
-    """The number of classes, where label lists are of one length above 1 and hold only 0 and 1, as numbers or truths; else None.
+    """The number of classes, where label lists are of one length above 1 and hold only 0 and 1, as numbers or truths;
+    else None.
 
     A few lists that are otherwise are bad rows.
     """
@@ -75,9 +90,15 @@ def multi_hot_width(lists: Iterable[Any]) -> int | None:
 
 
 def is_ragged(lists: Iterable[Any]) -> bool:
-    """Are label lists a 0 or 1 for each class, but of several lengths? As lists of classes they would name one twice."""
+    """Are label lists a 0 or 1 for each class, but of several lengths? As lists of classes they would name one
+    twice.
+    """
     lists = [row for row in lists if isinstance(row, list)]
-    return len({len(row) for row in lists}) > 1 and all(map(is_multi_hot, lists)) and any(len(row) > 1 and len(set(row)) < len(row) for row in lists)
+    return (
+        len({len(row) for row in lists}) > 1
+        and all(map(is_multi_hot, lists))
+        and any(len(row) > 1 and len(set(row)) < len(row) for row in lists)
+    )
 
 
 def is_multi_hot(row: list[Any]) -> bool:

@@ -13,19 +13,33 @@ from raytrain_nlp.host.packages import package_folder
 _BUILTIN_TYPES = {kind.__name__: kind for kind in (str, int, float, bool, dict, list, tuple)}
 
 
-def read_fields(package: str, file: str, cls: str, *, enums: Iterable[str] = (), names: dict[str, Any] | None = None) -> dict[str, TypeAdapter[Any]]:
+def read_fields(
+    package: str, file: str, cls: str, *, enums: Iterable[str] = (), names: dict[str, Any] | None = None
+) -> dict[str, TypeAdapter[Any]]:
     """Name -> type of every annotated field of class `cls` in `file` of a package.
 
-    `enums` are further files of the package whose enums are choices of their values; `names` gives types for other names.
+    `enums` are further files of the package whose enums are choices of their values; `names` gives types for other
+    names.
     """
     folder = package_folder(package)
     main = ast.parse((folder / file).read_text(encoding="utf-8"))
-    known: dict[str, Any] = {"Any": Any, "Literal": Literal, "Optional": Optional, "Union": Union, **_BUILTIN_TYPES, **(names or {})}
+    known: dict[str, Any] = {
+        "Any": Any,
+        "Literal": Literal,
+        "Optional": Optional,
+        "Union": Union,
+        **_BUILTIN_TYPES,
+        **(names or {}),
+    }
     choices = []
     for tree in (main, *(ast.parse((folder / name).read_text(encoding="utf-8")) for name in enums)):
         for node in tree.body:
             if isinstance(node, ast.ClassDef) and any(getattr(base, "id", "").endswith("Enum") for base in node.bases):
-                values = [item.value.value for item in node.body if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant)]
+                values = [
+                    item.value.value
+                    for item in node.body
+                    if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant)
+                ]
                 known[node.name] = Literal[tuple(values)]
                 choices.append(node.name)
     fields = {}
@@ -39,17 +53,26 @@ def read_fields(package: str, file: str, cls: str, *, enums: Iterable[str] = (),
 
 
 def _type_of(node: ast.expr, known: dict[str, Any], choices: list[str]) -> Any:
-    """The type that an annotation names, put together from `known` names. Raises `KeyError` or `TypeError` where it cannot be."""
+    """The type that an annotation names, put together from `known` names. Raises `KeyError` or `TypeError` where it
+    cannot be.
+    """
     if isinstance(node, ast.Constant):
-        return _type_of(ast.parse(node.value, mode="eval").body, known, choices) if isinstance(node.value, str) else node.value
+        return (
+            _type_of(ast.parse(node.value, mode="eval").body, known, choices)
+            if isinstance(node.value, str)
+            else node.value
+        )
     if isinstance(node, ast.Name):
         return known[node.id]
     if isinstance(node, ast.Tuple):
         return tuple(_type_of(item, known, choices) for item in node.elts)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         if isinstance(node.left, ast.Name) and node.left.id in choices and getattr(node.right, "id", "") == "str":
-            return known[node.left.id]  # `IntervalStrategy | str` would let any string through: the enum's values are the truth
-        return Union[_type_of(node.left, known, choices), _type_of(node.right, known, choices)]  # noqa: UP007 - None on the left has no `|`
+            return known[
+                node.left.id
+            ]  # `IntervalStrategy | str` would let any string through: the enum's values are the truth
+        # None on the left has no `|`
+        return Union[_type_of(node.left, known, choices), _type_of(node.right, known, choices)]  # noqa: UP007
     if isinstance(node, ast.Subscript):
         if getattr(node.value, "id", "") == "Literal":
             values = ast.literal_eval(node.slice)

@@ -1,4 +1,6 @@
-"""From a path, a dict or a job object to a checked job: YAML, `--set`, pydantic, cross-section checks; all problems at once."""
+"""From a path, a dict or a job object to a checked job: YAML, `--set`, pydantic, cross-section checks; all problems at
+once.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +25,22 @@ def load_job(source: JobSource, overrides: Iterable[str] = ()) -> TrainJob:
     `overrides` are `dotted.key=value` with a YAML value. Raises `InputError` with every problem found. Relative paths
     in a job mean the current directory, as on any command line.
     """
-    values = source.model_dump(exclude_unset=True, by_alias=True) if isinstance(source, TrainJob) else read_values(source)
+    values = (
+        source.model_dump(exclude_unset=True, by_alias=True) if isinstance(source, TrainJob) else read_values(source)
+    )
     problems = [problem for override in overrides if (problem := apply_override(values, override))]
     try:
         job = TrainJob.model_validate(values)
     except ValidationError as error:
         problems += problems_of(error, TrainJob)
-        if isinstance(values.get("training"), Mapping):  # unknown training keys would else be told only after the others
+        if isinstance(
+            values.get("training"), Mapping
+        ):  # unknown training keys would else be told only after the others
             from raytrain_nlp.config.training import check_training
 
-            problems += check_training({key: value for key, value in values["training"].items() if isinstance(key, str)})[1]
+            problems += check_training(
+                {key: value for key, value in values["training"].items() if isinstance(key, str)}
+            )[1]
         raise InputError(problems) from None
     problems += job.check()
     if problems:
@@ -63,7 +71,9 @@ def apply_override(values: dict[str, Any], override: str) -> Problem | None:
     key, separator, text = override.partition("=")
     parts = key.strip().split(".")
     if not separator or not all(parts):
-        return Problem(f"--set {override}", "is not of the form dotted.key=value", "Write e.g. --set training.learning_rate=1e-5.")
+        return Problem(
+            f"--set {override}", "is not of the form dotted.key=value", "Write e.g. --set training.learning_rate=1e-5."
+        )
     try:
         value = yaml.load(text, _Loader)  # a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError):
@@ -88,11 +98,18 @@ def _read(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise InputError(Problem(f"{path}{line}", f"is not YAML ({getattr(error, 'problem', error)})", "Correct the line.")) from None
-    except (ValueError, RecursionError) as error:  # what YAML takes for a date or number and is none; nesting without end
+        raise InputError(
+            Problem(f"{path}{line}", f"is not YAML ({getattr(error, 'problem', error)})", "Correct the line.")
+        ) from None
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # what YAML takes for a date or number and is none; nesting without end
         raise InputError(Problem(str(path), f"is not YAML ({error})", "Quote what is meant as text.")) from None
     if not isinstance(values, dict):
-        raise InputError(Problem(str(path), "holds no mapping of sections", "Start from one that `raytrain-nlp init` writes."))
+        raise InputError(
+            Problem(str(path), "holds no mapping of sections", "Start from one that `raytrain-nlp init` writes.")
+        )
     return values
 
 
@@ -109,6 +126,8 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    raise yaml.composer.ComposerError(None, None, f"the key '{key.value}' stands there twice", key.start_mark)
+                    raise yaml.composer.ComposerError(
+                        None, None, f"the key '{key.value}' stands there twice", key.start_mark
+                    )
                 seen.add(key.value)
         return node

@@ -35,7 +35,9 @@ def check_lora(lora: dict[str, Any]) -> list[Problem]:
         if key in _OURS:
             problems.append(Problem(at, "is not set here", _OURS[key]))
         elif key not in fields:
-            problems.append(Problem(at, "unknown key", nearest(key, fields) or "See peft.LoraConfig for the valid names."))
+            problems.append(
+                Problem(at, "unknown key", nearest(key, fields) or "See peft.LoraConfig for the valid names.")
+            )
         elif not (key == "init_lora_weights" and isinstance(value, str) and _PISSA.fullmatch(value)):
             try:
                 fields[key].validate_python(value)
@@ -45,10 +47,20 @@ def check_lora(lora: dict[str, Any]) -> list[Problem]:
         if not problems and isinstance(lora.get(key), (int, float)) and lora[key] <= 0:
             problems.append(Problem(f"lora.{key}", f"must be above 0 ({lora[key]!r})", "Correct the value."))
     if not problems and not 0 <= lora.get("lora_dropout", 0) < 1:
-        problems.append(Problem("lora.lora_dropout", f"must be at least 0 and below 1 ({lora['lora_dropout']!r})", "Correct the value."))
+        problems.append(
+            Problem(
+                "lora.lora_dropout", f"must be at least 0 and below 1 ({lora['lora_dropout']!r})", "Correct the value."
+            )
+        )
     init = lora.get("init_lora_weights")
     if init in _NEEDS_DATA:
-        problems.append(Problem("lora.init_lora_weights", f"{init!r} looks at data before training, which is not done here", "Use true, gaussian, olora or pissa."))
+        problems.append(
+            Problem(
+                "lora.init_lora_weights",
+                f"{init!r} looks at data before training, which is not done here",
+                "Use true, gaussian, olora or pissa.",
+            )
+        )
     return problems
 
 

@@ -48,12 +48,18 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _one_origin(self) -> ModelConfig:
         if (self.name_or_path is None) == (self.config is None):
-            raise ValueError("needs either name_or_path (pretrained) or config (from scratch) || Give exactly one of them.")
+            raise ValueError(
+                "needs either name_or_path (pretrained) or config (from scratch) || Give exactly one of them."
+            )
         if self.config is not None:
             if "model_type" not in self.config:
                 raise ValueError("config has no model_type || Add e.g. `model_type: bert`.")
             if not isinstance(self.config["model_type"], str):
-                raise ValueError(f"config.model_type is not text ({self.config['model_type']!r}) || Write e.g. `model_type: bert`.")
+                raise ValueError(
+                    f"config.model_type is not text ({self.config['model_type']!r}) || Write e.g. `model_type: bert`."
+                )
             if self.tokenizer is None:
-                raise ValueError("a model from scratch needs a tokenizer || Set model.tokenizer to a name, a folder or `train`.")
+                raise ValueError(
+                    "a model from scratch needs a tokenizer || Set model.tokenizer to a name, a folder or `train`."
+                )
         return self

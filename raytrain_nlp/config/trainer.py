@@ -29,7 +29,9 @@ class CallbackConfig(Section):
 
 
 class TrainerConfig(Section):
-    """Each name is imported where it is used; modules are looked for in the current directory too, as `python -m` does."""
+    """Each name is imported where it is used; modules are looked for in the current directory too, as `python -m`
+    does.
+    """
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -38,7 +40,9 @@ class TrainerConfig(Section):
     arguments: dict[str, Any] = {}
     """What its `__init__` takes besides the arguments of `Trainer`."""
     callbacks: list[str | CallbackConfig] = []
-    """`TrainerCallback` classes, made on every rank; with arguments as {class: package.module:name, arguments: {...}}."""
+    """`TrainerCallback` classes, made on every rank; with arguments as {class: package.module:name, arguments:
+    {...}}.
+    """
     compute_metrics: str | None = None
     """A function of `EvalPrediction`; its figures stand beside the task's."""
     compute_loss_func: str | None = None
@@ -46,10 +50,12 @@ class TrainerConfig(Section):
     preprocess_logits_for_metrics: str | None = None
     """A function of logits and labels, whose result `compute_metrics` gets, as `Trainer` takes it."""
     preprocess: str | None = None
-    """A function of one row (a dict), run where data are prepared; returns the row as the task reads it, or None to leave it
-    out. Changing its source prepares the data again."""
+    """A function of one row (a dict), run where data are prepared; returns the row as the task reads it, or None to
+    leave it out. Changing its source prepares the data again."""
 
-    @field_validator("class_", "compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics", "preprocess", "callbacks")
+    @field_validator(
+        "class_", "compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics", "preprocess", "callbacks"
+    )
     @classmethod
     def _names(cls, value: Any) -> Any:
         for name in value if isinstance(value, list) else [value]:

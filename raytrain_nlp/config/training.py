@@ -63,8 +63,13 @@ _OURS = {
     "do_eval": "Give data.validation and eval_strategy.",
     "do_predict": "Remove it.",
     "sortish_sampler": "Rows are grouped by length; see train_sampling_strategy.",
-    **dict.fromkeys(("hub_model_id", "hub_strategy", "hub_always_push", "hub_private_repo", "hub_revision"), "Push `model/` yourself; a run needs no hub token."),
-    **dict.fromkeys(("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), "Use the section `tracking`."),
+    **dict.fromkeys(
+        ("hub_model_id", "hub_strategy", "hub_always_push", "hub_private_repo", "hub_revision"),
+        "Push `model/` yourself; a run needs no hub token.",
+    ),
+    **dict.fromkeys(
+        ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), "Use the section `tracking`."
+    ),
     "disable_tqdm": "The command line shows one live line; remove it.",
     "save_on_each_node": "storage_path is a folder that all nodes share; remove it.",
     "dataloader_pin_memory": "Ray Data feeds the workers; remove it.",
@@ -73,16 +78,35 @@ _OURS = {
     "fp16_full_eval": "Evaluation computes as training does; use fp16.",
 }
 _POSITIVE = (
-    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "num_train_epochs",
-    "logging_steps", "eval_steps", "save_steps", "save_total_limit", "torch_empty_cache_steps", "ddp_timeout", "eval_accumulation_steps",
-)  # fmt: skip
-_NOT_NEGATIVE = ("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "adam_epsilon", "neftune_noise_alpha", "eval_delay")
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "logging_steps",
+    "eval_steps",
+    "save_steps",
+    "save_total_limit",
+    "torch_empty_cache_steps",
+    "ddp_timeout",
+    "eval_accumulation_steps",
+)
+_NOT_NEGATIVE = (
+    "learning_rate",
+    "weight_decay",
+    "warmup_steps",
+    "max_grad_norm",
+    "adam_epsilon",
+    "neftune_noise_alpha",
+    "eval_delay",
+)
 _BELOW_ONE = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
 """At least 0 and below 1."""
 
 
 def check_training(training: dict[str, Any], where: str = "training") -> tuple[dict[str, Any], list[Problem]]:
-    """The section with its values in the types of `TrainingArguments`, and everything it or this package would not take."""
+    """The section with its values in the types of `TrainingArguments`, and everything it or this package would not
+    take.
+    """
     fields = training_fields()
     values, problems = {}, []
     for key, value in training.items():
@@ -92,7 +116,11 @@ def check_training(training: dict[str, Any], where: str = "training") -> tuple[d
         elif key in _OURS:
             problems.append(Problem(at, "is not set here", _OURS[key]))
         elif key not in fields:
-            problems.append(Problem(at, "unknown key", nearest(key, fields) or "See transformers.TrainingArguments for the valid names."))
+            problems.append(
+                Problem(
+                    at, "unknown key", nearest(key, fields) or "See transformers.TrainingArguments for the valid names."
+                )
+            )
         else:
             if value is False and "strategy" in key:
                 value = "no"  # YAML reads a bare `no` as false
@@ -101,7 +129,11 @@ def check_training(training: dict[str, Any], where: str = "training") -> tuple[d
             except ValidationError as error:
                 problems.append(Problem(at, f"is wrong ({value!r}): {error.errors()[0]['msg']}", "Correct the value."))
             else:
-                problems += [Problem(at, f"{wrong} ({value!r})", "Correct the value.")] if (wrong := _wrong_number(key, value, values[key])) else []
+                problems += (
+                    [Problem(at, f"{wrong} ({value!r})", "Correct the value.")]
+                    if (wrong := _wrong_number(key, value, values[key]))
+                    else []
+                )
     return values, problems
 
 
@@ -126,13 +158,21 @@ def _wrong_number(key: str, given: Any, value: Any) -> str | None:
 def training_fields() -> dict[str, TypeAdapter[Any]]:
     """Name -> type of every field of the installed `TrainingArguments`, and of `Seq2SeqTrainingArguments`."""
     names = {"DebugOption": str, "ParallelismConfig": Any}
-    return read_fields("transformers", "training_args.py", "TrainingArguments", enums=["trainer_utils.py"], names=names) | generation_fields()
+    return (
+        read_fields("transformers", "training_args.py", "TrainingArguments", enums=["trainer_utils.py"], names=names)
+        | generation_fields()
+    )
 
 
 @functools.cache
 def generation_fields() -> dict[str, TypeAdapter[Any]]:
     """Those that only `Seq2SeqTrainingArguments` has."""
-    return read_fields("transformers", "training_args_seq2seq.py", "Seq2SeqTrainingArguments", names={"Path": str, "GenerationConfig": dict})
+    return read_fields(
+        "transformers",
+        "training_args_seq2seq.py",
+        "Seq2SeqTrainingArguments",
+        names={"Path": str, "GenerationConfig": dict},
+    )
 
 
 def refusal(name: str) -> str | None:

@@ -1,4 +1,5 @@
-"""What the raylet starts in place of Python: asks the fork server for the process. Standard library only, and little of it.
+"""What the raylet starts in place of Python: asks the fork server for the process. Standard library only, and little of
+it.
 
 Arguments: the server's address, the Python to be used without it, and the arguments Ray gives to Python.
 """
@@ -27,7 +28,9 @@ def main(address: str, python: str, *arguments: str) -> None:
 
 
 def find_worker(arguments: tuple[str, ...], python: str) -> tuple[tuple[str, ...] | list[str], dict[str, str]] | None:
-    """Arguments and variables of the worker that setup_worker.py would turn into; None where it is no plain Python worker."""
+    """Arguments and variables of the worker that setup_worker.py would turn into; None where it is no plain Python
+    worker.
+    """
     program = os.path.basename(arguments[0]) if arguments else ""
     if program == "default_worker.py":  # no runtime environment
         return arguments, {}
@@ -43,7 +46,11 @@ def find_worker(arguments: tuple[str, ...], python: str) -> tuple[tuple[str, ...
             rest.append(argument)
     context = json.loads(prefixes["--serialized-runtime-env-context="])
     variables = context.pop("env_vars", None) or {}
-    if prefixes["--language="] != "PYTHON" or context.pop("py_executable", None) not in (None, python) or any(context.values()):
+    if (
+        prefixes["--language="] != "PYTHON"
+        or context.pop("py_executable", None) not in (None, python)
+        or any(context.values())
+    ):
         return None
     if any("$" in value for value in variables.values()):  # Ray would put other variables in
         return None

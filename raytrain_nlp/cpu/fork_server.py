@@ -3,13 +3,13 @@
     driver --starts--> fork server <--"default_worker.py ..."-- launcher <--starts-- raylet
                             `--forks--> the process of Ray
 
-A run on one machine has about ten processes, and importing in each is most of the time to its first step. Here it is paid
-once, in a process of its own while the driver reads the data; what is loaded is shared memory, too. Ray itself is loaded
-after the fork: its library reads the job's number and settings from the environment when it is loaded, and draws the
-numbers of its objects from a state that all forks would share.
+A run on one machine has about ten processes, and importing in each is most of the time to its first step. Here it is
+paid once, in a process of its own while the driver reads the data; what is loaded is shared memory, too. Ray itself is
+loaded after the fork: its library reads the job's number and settings from the environment when it is loaded, and draws
+the numbers of its objects from a state that all forks would share.
 
-For CPU only: a process that has asked for a GPU cannot be forked. Where anything of it does not fit (another Ray, a runtime
-environment with a Python of its own, the server gone) the process starts as Ray would have started it.
+For CPU only: a process that has asked for a GPU cannot be forked. Where anything of it does not fit (another Ray, a
+runtime environment with a Python of its own, the server gone) the process starts as Ray would have started it.
 """
 
 from __future__ import annotations
@@ -65,8 +65,12 @@ def forked_processes(*modules: str) -> Iterator[None]:
             variables = {**os.environ, "OMP_NUM_THREADS": "1", **huge_pages(), **WITHOUT_GPU}
             server = subprocess.Popen(
                 python_command(_PROGRAM, str(listener.fileno()), *modules),
-                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[listener.fileno()], env=variables,
-            )  # fmt: skip
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[listener.fileno()],
+                env=variables,
+            )
         try:  # while it loads, this process imports Ray
             with worker_program(str(executable)):
                 yield
@@ -120,7 +124,9 @@ def serve(listener: socket.socket, modules: list[str]) -> None:
 
 
 def _receive(connection: socket.socket, streams: list[int]) -> dict[str, Any]:
-    """A launcher's request, and into `streams` its three streams. Raises `OSError` or `ValueError` where not all of it comes."""
+    """A launcher's request, and into `streams` its three streams. Raises `OSError` or `ValueError` where not all of it
+    comes.
+    """
     first, received, _, _ = socket.recv_fds(connection, 1 << 16, 3)
     streams += received
     parts = [first]
@@ -157,7 +163,7 @@ def _become(request: dict[str, Any], streams: list[int]) -> None:
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
+    except BaseException:  # noqa: BLE001
         sys.excepthook(*sys.exc_info())
     finally:
         with contextlib.suppress(Exception):

@@ -31,8 +31,8 @@ _BLOCK = 1 << 16
 class SharedMean:
     """State of the DDP communication hook: two sets of shared windows, used in turn.
 
-    In turn, because a rank may write its next gradients while another still reads the last ones. Ranks wait for each other
-    twice for a group, not for each of its buckets: on a busy machine each wait is for the one that is late.
+    In turn, because a rank may write its next gradients while another still reads the last ones. Ranks wait for each
+    other twice for a group, not for each of its buckets: on a busy machine each wait is for the one that is late.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,9 @@ class SharedMean:
         self._waiting: list[tuple[torch.Tensor, torch.futures.Future]] = []
 
     def add(self, flat: torch.Tensor, last: bool) -> torch.futures.Future:
-        """A bucket of the backward pass, shape [elements]; the mean replaces it when the future is done. Collective, in order."""
+        """A bucket of the backward pass, shape [elements]; the mean replaces it when the future is done. Collective, in
+        order.
+        """
         done: torch.futures.Future = torch.futures.Future()
         if self._waiting and sum(_room(waiting) for waiting, _ in self._waiting) + _room(flat) > _WINDOW_BYTES:
             self._settle()
@@ -85,7 +87,9 @@ class SharedMean:
         self._turn = 1 - self._turn
         found, start = [], 0
         for piece in pieces:
-            found.append([window[start : start + piece.nbytes].view(piece.dtype) for window in self._windows[self._turn]])
+            found.append(
+                [window[start : start + piece.nbytes].view(piece.dtype) for window in self._windows[self._turn]]
+            )
             start += _room(piece)
         return found
 
@@ -108,7 +112,9 @@ def _sum_part(piece: torch.Tensor, windows: list[torch.Tensor], mine: slice, ran
     """The mean of this rank's part, in its piece and its window."""
     addends = [piece[mine] if owner == rank else window[mine] for owner, window in enumerate(windows)]
     # block by block, so that a sum is still in the processor's cache when it is divided and written
-    for result, told, *terms in zip(*(part.split(_BLOCK) for part in (piece[mine], windows[rank][mine], *addends)), strict=True):
+    for result, told, *terms in zip(
+        *(part.split(_BLOCK) for part in (piece[mine], windows[rank][mine], *addends)), strict=True
+    ):
         total = terms[0] + terms[1]
         for term in terms[2:]:
             total += term
@@ -117,7 +123,9 @@ def _sum_part(piece: torch.Tensor, windows: list[torch.Tensor], mine: slice, ran
 
 
 class SharedMeanKwargs(DistributedDataParallelKwargs):
-    """DDP's settings, with the shared mean as its communication hook where all ranks are on one machine; else gloo's."""
+    """DDP's settings, with the shared mean as its communication hook where all ranks are on one machine; else
+    gloo's.
+    """
 
     def register_comm_hook(self, model: Any) -> None:
         """Called by accelerate with the `DistributedDataParallel` model. Collective."""
@@ -125,7 +133,8 @@ class SharedMeanKwargs(DistributedDataParallelKwargs):
             model.register_comm_hook(SharedMean(), _hook)
 
 
-def _hook(state, bucket):  # type: ignore[no-untyped-def]  # no annotations: DDP compares them with classes, here they would be text
+# no annotations: DDP compares them with classes, here they would be text
+def _hook(state, bucket):  # type: ignore[no-untyped-def]
     return state.add(bucket.buffer(), bucket.is_last())
 
 

@@ -1,9 +1,11 @@
-"""Feed: the plan from step k on, fetched and padded by Ray Data on the cluster's CPUs, handed to one rank as a sized loader.
+"""Feed: the plan from step k on, fetched and padded by Ray Data on the cluster's CPUs, handed to one rank as a sized
+loader.
 
     plan --step numbers--> Ray Data (map_batches) --micro-batches of one rank, in order--> FeedLoader --> Trainer
 
 Each rank runs its own stream over its own slice of every global batch, so no rank waits for another's data, and equal
-numbers of micro-batches on all ranks follow from the plan, not from a splitter. One stream spans all epochs that are left.
+numbers of micro-batches on all ranks follow from the plan, not from a splitter. One stream spans all epochs that are
+left.
 """
 
 from __future__ import annotations
@@ -20,11 +22,20 @@ from raytrain_nlp.data.windows import WindowedSpec, WindowedSplit
 
 _BLOCK_BYTES = 1 << 20
 _MAX_TASKS = 1_000
-"""Remote functions a stream is made of at most; each yields its blocks one by one, so their number bounds nothing else."""
+"""Remote functions a stream is made of at most; each yields its blocks one by one, so their number bounds nothing
+else.
+"""
 
 
 def stream(
-    spec: SplitSpec | WindowedSpec, *, start: int, stop: int, world_size: int, rank: int, accumulation: int = 1, cpus: float = 0.5
+    spec: SplitSpec | WindowedSpec,
+    *,
+    start: int,
+    stop: int,
+    world_size: int,
+    rank: int,
+    accumulation: int = 1,
+    cpus: float = 0.5,
 ) -> Iterator[MicroBatch]:
     """This rank's micro-batches of global batches [start, stop), with torch tensors, prepared ahead on the cluster."""
     import safetensors.torch
@@ -32,18 +43,29 @@ def stream(
     steps = _steps_per_block(spec, world_size)
     for table in _execute(spec, start, stop, steps, world_size, rank, accumulation, cpus):
         for row in table.to_pylist():
-            tensors = {name: tensor.long() if not tensor.is_floating_point() else tensor for name, tensor in safetensors.torch.load(row["tensors"]).items()}
-            yield MicroBatch(
-                **{**row, "rows": np.array(row["rows"], dtype=np.int64), "tensors": tensors}
-            )
+            tensors = {
+                name: tensor.long() if not tensor.is_floating_point() else tensor
+                for name, tensor in safetensors.torch.load(row["tensors"]).items()
+            }
+            yield MicroBatch(**{**row, "rows": np.array(row["rows"], dtype=np.int64), "tensors": tensors})
 
 
-def _execute(spec: SplitSpec | WindowedSpec, start: int, stop: int, steps: int, world_size: int, rank: int, accumulation: int, cpus: float) -> Iterator[pa.Table]:
+def _execute(
+    spec: SplitSpec | WindowedSpec,
+    start: int,
+    stop: int,
+    steps: int,
+    world_size: int,
+    rank: int,
+    accumulation: int,
+    cpus: float,
+) -> Iterator[pa.Table]:
     import ray.data
     from ray.data.read_api import from_blocks
 
     blocks = math.ceil((stop - start) / steps)
-    # block numbers as tables in memory: a read stage would cost a task of its own before the first batch, and `from_arrow` one of
+    # block numbers as tables in memory: a read stage would cost a task of its own before the first batch, and
+    # `from_arrow` one of
     # a whole CPU, which a cluster with room for workers and feeds alone never has
     parts = np.array_split(np.arange(blocks, dtype=np.int64), min(blocks, _MAX_TASKS))
     source = from_blocks([pa.table({"id": part}) for part in parts])
@@ -58,16 +80,34 @@ def _execute(spec: SplitSpec | WindowedSpec, start: int, stop: int, steps: int, 
         batch_size=1,
         batch_format="numpy",
         num_cpus=cpus,
-        scheduling_strategy="DEFAULT",  # Ray keeps these off nodes with GPUs where there are others; Ray Data's own "SPREAD" does not
-        fn_kwargs={"spec": spec, "start": start, "stop": stop, "steps": steps, "world_size": world_size, "rank": rank, "accumulation": accumulation},
+        # Ray keeps these off nodes with GPUs where there are others; Ray Data's own "SPREAD" does not
+        scheduling_strategy="DEFAULT",
+        fn_kwargs={
+            "spec": spec,
+            "start": start,
+            "stop": stop,
+            "steps": steps,
+            "world_size": world_size,
+            "rank": rank,
+            "accumulation": accumulation,
+        },
     )
     return iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
 
 
 def _make_blocks(
-    batch: dict[str, np.ndarray], spec: SplitSpec | WindowedSpec, start: int, stop: int, steps: int, world_size: int, rank: int, accumulation: int
+    batch: dict[str, np.ndarray],
+    spec: SplitSpec | WindowedSpec,
+    start: int,
+    stop: int,
+    steps: int,
+    world_size: int,
+    rank: int,
+    accumulation: int,
 ) -> pa.Table:
-    """The remote function: block numbers in, micro-batches out, one Arrow row each with its tensors as safetensors bytes."""
+    """The remote function: block numbers in, micro-batches out, one Arrow row each with its tensors as safetensors
+    bytes.
+    """
     import safetensors.numpy
 
     split = open_split(spec)
@@ -76,14 +116,25 @@ def _make_blocks(
         first = start + int(block) * steps
         for step in range(first, min(first + steps, stop)):
             for micro in split.micro_batches(step, world_size, rank, accumulation):
-                made.append({**vars(micro), "rows": micro.rows.tolist(), "tensors": safetensors.numpy.save(micro.tensors)})
+                made.append(
+                    {**vars(micro), "rows": micro.rows.tolist(), "tensors": safetensors.numpy.save(micro.tensors)}
+                )
     return pa.Table.from_pylist(made, schema=_SCHEMA)
 
 
 _SCHEMA = pa.schema(
-    [("step", pa.int64()), ("micro", pa.int32()), ("rows", pa.list_(pa.int64())), ("weight", pa.int64()), ("global_rows", pa.int64()),
-     ("global_tokens", pa.int64()), ("tokens", pa.int64()), ("padded_tokens", pa.int64()), ("tensors", pa.large_binary())]
-)  # fmt: skip
+    [
+        ("step", pa.int64()),
+        ("micro", pa.int32()),
+        ("rows", pa.list_(pa.int64())),
+        ("weight", pa.int64()),
+        ("global_rows", pa.int64()),
+        ("global_tokens", pa.int64()),
+        ("tokens", pa.int64()),
+        ("padded_tokens", pa.int64()),
+        ("tensors", pa.large_binary()),
+    ]
+)
 _open: dict[str, Split | WindowedSplit] = {}
 
 

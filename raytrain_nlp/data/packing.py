@@ -1,12 +1,13 @@
-"""Packing: rows of a token store as blocks of `block_size` tokens. Blocks then are what the plan orders, batches and counts.
+"""Packing: rows of a token store as blocks of `block_size` tokens. Blocks then are what the plan orders, batches and
+counts.
 
 concat      all rows as one stream of tokens, cut every `block_size` tokens; the last block may be shorter
 best_fit    whole rows side by side in a block, longest first, each where it leaves least room (best-fit decreasing, Ding et
             al. 2024, "Fewer Truncations Improve Language Modeling"); rows above `block_size` are cut into blocks first
 
-What is written depends on the lengths only, so it is made once beside the tokens, shared by all ranks, and the same at any
-number of workers. Files are memory-mapped; making them looks at a window of rows at a time.
-"""
+What is written depends on the lengths only, so it is made once beside the tokens, shared by all ranks, and the same at
+any number of workers. Files are memory-mapped; making them looks at a window of rows at a time.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ class Blocks:
             if rest >= _LEAST:
                 self.lengths[-1] = rest
         else:
-            self._segments, self._starts, self.lengths = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("segments", "starts", "lengths"))
+            self._segments, self._starts, self.lengths = (
+                np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("segments", "starts", "lengths")
+            )
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -52,7 +55,10 @@ class Blocks:
     def segments(self, block: int) -> list[tuple[int, int, int]]:
         """The slices a block is made of, in order."""
         if self.packing.kind == "best_fit":
-            return [(int(row), int(start), int(stop)) for row, start, stop in self._segments[self._starts[block] : self._starts[block + 1]]]
+            return [
+                (int(row), int(start), int(stop))
+                for row, start, stop in self._segments[self._starts[block] : self._starts[block + 1]]
+            ]
         first, last = block * self.packing.block_size, block * self.packing.block_size + int(self.lengths[block])
         found = []
         row = int(np.searchsorted(self._ends, first, side="right"))
@@ -64,8 +70,8 @@ class Blocks:
         return found
 
     def fetch(self, store: TokenStore, blocks: np.ndarray) -> dict[str, list[Any]]:
-        """The token columns of blocks, as `TokenStore.fetch` gives those of rows; with best_fit also `position_ids`, which
-        start at 0 in each document."""
+        """The token columns of blocks, as `TokenStore.fetch` gives those of rows; with best_fit also `position_ids`,
+        which start at 0 in each document."""
         parts = [self.segments(int(block)) for block in blocks]
         rows = np.array([row for part in parts for row, _, _ in part], dtype=np.int64)
         columns = store.fetch(rows)
@@ -76,7 +82,9 @@ class Blocks:
             pieces = [value[start:stop] for value, (_, start, stop) in zip(values, flat, strict=True)]
             made[name] = [np.concatenate(pieces[end - len(part) : end]) for part, end in zip(parts, ends, strict=True)]
         if self.packing.kind == "best_fit":
-            made["position_ids"] = [np.concatenate([np.arange(stop - start, dtype=np.int32) for _, start, stop in part]) for part in parts]
+            made["position_ids"] = [
+                np.concatenate([np.arange(stop - start, dtype=np.int32) for _, start, stop in part]) for part in parts
+            ]
         return made
 
 
@@ -86,8 +94,8 @@ def blocks_folder(tokens: Path, packing: Packing, num_rows: int) -> Path:
 
 
 def build_blocks(store: TokenStore, packing: Packing, num_rows: int) -> tuple[Path, int]:
-    """Make the files `Blocks` reads for the first `num_rows` rows, unless they are there; returns their folder and the tokens
-    left out (the one token that may be left at the end of the stream, and empty rows' none)."""
+    """Make the files `Blocks` reads for the first `num_rows` rows, unless they are there; returns their folder and the
+    tokens left out (the one token that may be left at the end of the stream, and empty rows' none)."""
     folder = blocks_folder(store.folder, packing, num_rows)
     if not folder.exists():
         staging = store.folder / f".{folder.name}-{os.getpid()}"

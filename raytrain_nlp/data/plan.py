@@ -20,7 +20,9 @@ import numpy as np
 BLOCK_ROWS = 256
 WINDOW_ROWS = 65_536
 SORT_BATCHES = 100
-"""Length bucketing sorts this many global batches at a time: 1.5 % padding on log-normal lengths, and rows still meet new neighbours."""
+"""Length bucketing sorts this many global batches at a time: 1.5 % padding on log-normal lengths, and rows still meet
+new neighbours.
+"""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,11 @@ class Plan:
     @property
     def dropped_rows(self) -> int:
         """Rows of each epoch that are in no batch (other ones in each epoch when shuffled)."""
-        return self.spec.num_rows % self.spec.global_batch_size if self.spec.drop_last and self.spec.global_batch_size else 0
+        return (
+            self.spec.num_rows % self.spec.global_batch_size
+            if self.spec.drop_last and self.spec.global_batch_size
+            else 0
+        )
 
     def batch(self, epoch: int, index: int) -> np.ndarray:
         """Row ids of global batch `index` of `epoch`: int64, shape [rows of the batch]."""
@@ -88,7 +94,9 @@ class Plan:
         return self._cached_window[1][offset]
 
     def at(self, step: int) -> tuple[int, int, np.ndarray]:
-        """Epoch, index in the epoch and row ids of the global batch that optimizer update number `step` (from 0) sees."""
+        """Epoch, index in the epoch and row ids of the global batch that optimizer update number `step` (from 0)
+        sees.
+        """
         epoch, index = divmod(step, self.steps_per_epoch)
         return epoch, index, self.batch(epoch, index)
 
@@ -135,7 +143,8 @@ class Plan:
     def _random(self, epoch: int, window: int, purpose: str) -> np.random.Generator:
         return np.random.default_rng([self.spec.seed, epoch, window, *purpose.encode()])
 
-    # A token budget. Which rows share a window is drawn once from the seed, so that the number of batches of each window,
+    # A token budget. Which rows share a window is drawn once from the seed, so that the number of batches of each
+    # window,
     # and with it of an epoch, is one number; epochs differ in the order of windows and batches and in who meets whom.
 
     def _token_batches(self, epoch: int, window: int) -> list[np.ndarray]:
@@ -153,11 +162,15 @@ class Plan:
     def token_counts(self) -> np.ndarray:
         """Batches of each window under a token budget: reads all lengths once (about 0.3 s a million rows)."""
         rows = (self._rows_of_window(0, window) for window in range(self._num_windows))
-        return np.array([len(_token_cuts(np.sort(self.lengths[part]), self._budget)) + 1 for part in rows], dtype=np.int64)
+        return np.array(
+            [len(_token_cuts(np.sort(self.lengths[part]), self._budget)) + 1 for part in rows], dtype=np.int64
+        )
 
 
 def split_batch(rows: np.ndarray, world_size: int, accumulation: int) -> list[list[np.ndarray]]:
-    """A global batch as `[accumulation][world_size]` micro-batches of nearly equal size, each a slice; some may be empty."""
+    """A global batch as `[accumulation][world_size]` micro-batches of nearly equal size, each a slice; some may be
+    empty.
+    """
     parts = np.array_split(rows, world_size * accumulation)
     return [parts[i * world_size : (i + 1) * world_size] for i in range(accumulation)]
 

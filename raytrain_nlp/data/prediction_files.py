@@ -33,13 +33,21 @@ def to_table(rows: list[dict[str, Any]]) -> pa.Table:
         try:
             columns[name] = pa.array(values)
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
-            columns[name] = pa.array([value if value is None or isinstance(value, str) else json.dumps(value, default=str) for value in values], pa.string())
+            columns[name] = pa.array(
+                [
+                    value if value is None or isinstance(value, str) else json.dumps(value, default=str)
+                    for value in values
+                ],
+                pa.string(),
+            )
     return pa.table(columns)
 
 
 @contextlib.contextmanager
 def open_output(path: str) -> Iterator[Any]:
-    """A file for writing bytes, of which nothing is to be seen before it is whole; where the block raises, nothing at all."""
+    """A file for writing bytes, of which nothing is to be seen before it is whole; where the block raises, nothing at
+    all.
+    """
     import fsspec
     from fsspec.implementations.local import LocalFileSystem
 
@@ -62,7 +70,11 @@ def list_parts(folder: str) -> list[str]:
     filesystem, inner = fsspec.core.url_to_fs(folder)
     filesystem.invalidate_cache()
     remote = "://" in folder
-    names = sorted(name for name in (filesystem.ls(inner, detail=False) if filesystem.isdir(inner) else []) if name.rsplit("/", 1)[-1].startswith("part-"))
+    names = sorted(
+        name
+        for name in (filesystem.ls(inner, detail=False) if filesystem.isdir(inner) else [])
+        if name.rsplit("/", 1)[-1].startswith("part-")
+    )
     return [filesystem.unstrip_protocol(name) if remote else name for name in names]
 
 
@@ -75,7 +87,11 @@ def read_part(path: str) -> pa.Table:
 
 def write_parts(parts: list[str], path: str, kind: str) -> int:
     """One file of all parts, in order, with all their columns. Returns its rows."""
-    schema = pa.unify_schemas([read_part(part).schema for part in parts], promote_options="permissive").remove_metadata() if parts else pa.schema([])
+    schema = (
+        pa.unify_schemas([read_part(part).schema for part in parts], promote_options="permissive").remove_metadata()
+        if parts
+        else pa.schema([])
+    )
     rows = 0
 
     def tables() -> Iterator[pa.Table]:
@@ -126,7 +142,12 @@ def _write_csv(file: Any, schema: pa.Schema, tables: Iterable[pa.Table]) -> None
     writer.writerow(schema.names)
     for table in tables:
         for row in table.to_pylist():
-            writer.writerow([json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (dict, list)) else value for value in row.values()])
+            writer.writerow(
+                [
+                    json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (dict, list)) else value
+                    for value in row.values()
+                ]
+            )
     text.detach()
 
 

@@ -2,8 +2,8 @@
 
     files --split--> pieces --prepare_piece--> shards + summaries --commit--> .cache/tokens/FINGERPRINT/
 
-Large data run `prepare_piece` on the cluster with Ray Data, in order, with a bounded number in flight; data of a few megabytes
-run it in the driver, which takes less time than starting anything.
+Large data run `prepare_piece` on the cluster with Ray Data, in order, with a bounded number in flight; data of a few
+megabytes run it in the driver, which takes less time than starting anything.
 """
 
 from __future__ import annotations
@@ -47,11 +47,18 @@ def prepare_tokens(files: list[SourceFile], spec: PrepareSpec, folder: Path, map
     `map_pieces(function, pieces)` yields the results in order. Raises `InputError` for no rows, or too many bad ones.
     """
     pieces = [piece for file in files for piece in split_file(file)]
-    return prepare_pieces(pieces, spec, folder, map_pieces, lambda manifest, made: _check_rows(manifest, spec, where, made))
+    return prepare_pieces(
+        pieces, spec, folder, map_pieces, lambda manifest, made: _check_rows(manifest, spec, where, made)
+    )
 
 
 def prepare_pieces(
-    pieces: list[Piece], spec: PrepareSpec, folder: Path, map_pieces: MapPieces, check: Callable[[dict[str, Any], Path], None], lines: dict[str, int] | None = None
+    pieces: list[Piece],
+    spec: PrepareSpec,
+    folder: Path,
+    map_pieces: MapPieces,
+    check: Callable[[dict[str, Any], Path], None],
+    lines: dict[str, int] | None = None,
 ) -> Path:
     """Make the tokens of pieces and commit them to `folder`, unless they are there.
 
@@ -66,7 +73,10 @@ def prepare_pieces(
     staging.mkdir(parents=True)
     (staging / HERE).touch()
     try:
-        items = [{"index": i, "staging": str(staging), "folder": str(folder), "piece": asdict(piece), "spec": spec.plain()} for i, piece in enumerate(pieces)]
+        items = [
+            {"index": i, "staging": str(staging), "folder": str(folder), "piece": asdict(piece), "spec": spec.plain()}
+            for i, piece in enumerate(pieces)
+        ]
         summaries = []
         for result in map_pieces(prepare_piece, items):
             summaries.append(PieceSummary(**json.loads(result["summary"])))
@@ -128,7 +138,15 @@ def _commit(staging: Path, summaries: list[PieceSummary], spec: PrepareSpec, lin
     rows = sum(shard["rows"] for shard in shards)
     _join_lengths(staging, shards, rows)
     tokens = sum(shard["tokens"] for shard in shards)
-    manifest = {"format": FORMAT, "rows": rows, "bad_rows": bad_rows, "left_out": left_out, "tokens": tokens, "labels": dict(labels), "shards": shards}
+    manifest = {
+        "format": FORMAT,
+        "rows": rows,
+        "bad_rows": bad_rows,
+        "left_out": left_out,
+        "tokens": tokens,
+        "labels": dict(labels),
+        "shards": shards,
+    }
     manifest |= {"unlearned": unlearned, "spread": spread}
     manifest |= {**{name: dict(counts) for name, counts in cut.items()}, "limits": asdict(spec.lengths)}
     manifest["lines"] = {path: lines_before[path] for path in {summary.path for summary in summaries}}
@@ -155,7 +173,9 @@ def _check_rows(manifest: dict[str, Any], spec: PrepareSpec, where: str, staging
     total, bad = manifest["rows"] + manifest["bad_rows"], manifest["bad_rows"]
     if not total and manifest["unlearned"]:
         todo = "Raise data.max_length, or give rows with shorter prompts."
-        raise InputError(Problem(where, f"nothing is learned of any row; the first: {first_told(staging, left_out=True)}", todo))
+        raise InputError(
+            Problem(where, f"nothing is learned of any row; the first: {first_told(staging, left_out=True)}", todo)
+        )
     if not total:
         raise InputError(Problem(where, "has no rows", "Give a file with rows."))
     too_many = bad / total > spec.max_bad_rows if spec.max_bad_rows < 1 else bad > spec.max_bad_rows
@@ -171,7 +191,9 @@ def _check_rows(manifest: dict[str, Any], spec: PrepareSpec, where: str, staging
 
 
 def first_told(folder: Path, left_out: bool = False) -> str:
-    """`source:line: reason` of the first bad row in the quarantine of a folder of tokens, or of the first of which nothing is learned."""
+    """`source:line: reason` of the first bad row in the quarantine of a folder of tokens, or of the first of which
+    nothing is learned.
+    """
     with (folder / QUARANTINE).open(encoding="utf-8") as file:
         for told in map(json.loads, file):
             if told.get("left_out", False) == left_out:

@@ -5,7 +5,7 @@
     shard-*.arrow   input_ids list<int32>, labels of seq2seq, further columns of tokens, label (text, number or list of texts), line
 
 Row `i` of a store is row `i` of the data in the order of the sources, bad rows left out.
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ class TokenStore:
     def fetch(self, rows: np.ndarray) -> dict[str, list[Any]]:
         """The columns of the given rows, in the given order: token columns as NumPy views, others as Python values."""
         shard_of = np.searchsorted(self._starts, rows, side="right") - 1
-        picked = [(self._shard(int(shard)), int(row - self._starts[shard])) for shard, row in zip(shard_of, rows, strict=True)]
+        picked = [
+            (self._shard(int(shard)), int(row - self._starts[shard])) for shard, row in zip(shard_of, rows, strict=True)
+        ]
         names = self._shard(int(shard_of[0])) if len(rows) else {}
         return {name: [_value(shard[name], row) for shard, row in picked] for name in names if name != "line"}
 
@@ -71,11 +73,15 @@ class TokenStore:
         """The source and the line (from 1; a row number in Parquet and Arrow) that row `row` was read from."""
         shard = int(np.searchsorted(self._starts, row, side="right") - 1)
         info = self.manifest["shards"][shard]
-        return info["source"], info["first_line"] + int(_value(self._shard(shard)["line"], int(row - self._starts[shard])))
+        return info["source"], info["first_line"] + int(
+            _value(self._shard(shard)["line"], int(row - self._starts[shard]))
+        )
 
     def column(self, name: str) -> np.ndarray:
         """One non-token column of all rows, e.g. all labels."""
-        return np.concatenate([self._shard(i)[name].to_numpy(zero_copy_only=False) for i in range(len(self._starts) - 1)])
+        return np.concatenate(
+            [self._shard(i)[name].to_numpy(zero_copy_only=False) for i in range(len(self._starts) - 1)]
+        )
 
     def value_counts(self, name: str, num_rows: int | None = None) -> Counter[Any]:
         """How often each value of a non-token column occurs in the first `num_rows` rows."""
@@ -95,7 +101,9 @@ class TokenStore:
             columns = dict(zip(batch.schema.names, batch.columns, strict=True))
             # lists as (offsets, values): a row is then a view, not a Python list
             self._shards[index] = {
-                name: (column.offsets.to_numpy(), column.values.to_numpy()) if pa.types.is_large_list(column.type) else column
+                name: (column.offsets.to_numpy(), column.values.to_numpy())
+                if pa.types.is_large_list(column.type)
+                else column
                 for name, column in columns.items()
             }
         return self._shards[index]

@@ -66,7 +66,13 @@ class Split:
             fetch(Path(spec.rows_file))
         self._rows = np.load(spec.rows_file, mmap_mode="r") if spec.rows_file else None
         self._blocks = Blocks(Path(spec.blocks), spec.packing) if spec.blocks and spec.packing else None
-        lengths = self._blocks.lengths if self._blocks else self.store.lengths if self._rows is None else self.store.lengths[self._rows]
+        lengths = (
+            self._blocks.lengths
+            if self._blocks
+            else self.store.lengths
+            if self._rows is None
+            else self.store.lengths[self._rows]
+        )
         self.plan = Plan(spec.plan, lengths, spec.token_counts)
         self.task = build_task(spec.task)
 
@@ -95,7 +101,9 @@ class Split:
         epoch, index, _ = self.plan.at(step)
         return self.micro_batches_of(epoch, index, step, world_size, rank, accumulation)
 
-    def micro_batches_of(self, epoch: int, index: int, step: int, world_size: int, rank: int, accumulation: int, first_row: int = 0) -> list[MicroBatch]:
+    def micro_batches_of(
+        self, epoch: int, index: int, step: int, world_size: int, rank: int, accumulation: int, first_row: int = 0
+    ) -> list[MicroBatch]:
         """Those of global batch `index` of `epoch`, which is step `step` of the run; row ids count from `first_row`."""
         rows = self.plan.batch(epoch, index)
         tokens = int(self.plan.lengths[rows].sum())
@@ -103,10 +111,16 @@ class Split:
         for micro, parts in enumerate(split_batch(rows, world_size, accumulation)):
             part = parts[rank]
             shown = part if len(part) else rows[:1]
-            tensors = self.task.collate(self.fetch(shown), self.spec.context, Place(self.spec.plan.seed, epoch, shown + first_row))
+            tensors = self.task.collate(
+                self.fetch(shown), self.spec.context, Place(self.spec.plan.seed, epoch, shown + first_row)
+            )
             weight = self.weigh(tensors) if len(part) and not self.task.rows_weigh else len(part)
             own = int(self.plan.lengths[shown].sum())
-            made.append(MicroBatch(step, micro, part + first_row, weight, len(rows), tokens, own, tensors["input_ids"].size, tensors))
+            made.append(
+                MicroBatch(
+                    step, micro, part + first_row, weight, len(rows), tokens, own, tensors["input_ids"].size, tensors
+                )
+            )
         return made
 
     def weigh(self, tensors: dict[str, Any]) -> int:

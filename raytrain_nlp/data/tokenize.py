@@ -1,4 +1,6 @@
-"""One piece of a file: read, checked, tokenized, written as shards. A plain function of plain values, which runs anywhere."""
+"""One piece of a file: read, checked, tokenized, written as shards. A plain function of plain values, which runs
+anywhere.
+"""
 
 from __future__ import annotations
 
@@ -48,9 +50,15 @@ class PrepareSpec:
     def key(self, files: list[SourceFile]) -> str:
         """Fingerprint of the tokens of `files`: content, task, tokenizer, length, format and library versions."""
         parts = [
-            FORMAT, fingerprint_files(files), self.task.model_dump(mode="json"), self.tokenizer_fingerprint, asdict(self.lengths),
-            *([self.preprocess.fingerprint()] if self.preprocess else []), version("tokenizers"), version("transformers"),
-        ]  # fmt: skip
+            FORMAT,
+            fingerprint_files(files),
+            self.task.model_dump(mode="json"),
+            self.tokenizer_fingerprint,
+            asdict(self.lengths),
+            *([self.preprocess.fingerprint()] if self.preprocess else []),
+            version("tokenizers"),
+            version("transformers"),
+        ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
     def plain(self) -> dict[str, Any]:
@@ -82,14 +90,18 @@ class PieceSummary:
 
     def parts(self) -> list[str]:
         """What the driver reads of a piece: lengths and bad rows."""
-        return [shard["file"].replace(".arrow", ".npy") for shard in self.shards] + ([self.bad_file] if self.bad_file else [])
+        return [shard["file"].replace(".arrow", ".npy") for shard in self.shards] + (
+            [self.bad_file] if self.bad_file else []
+        )
 
 
 Preprocess = Callable[[dict[str, Any]], "dict[str, Any] | None"]
 
 
 def prepare_piece(item: dict[str, Any]) -> dict[str, Any]:
-    """Read, check, tokenize and write one piece; returns its summary as JSON. Runs in the driver or as a remote function."""
+    """Read, check, tokenize and write one piece; returns its summary as JSON. Runs in the driver or as a remote
+    function.
+    """
     try:
         summary = _prepare(item)
         _send_parts(summary, Path(item["staging"]), Path(item["folder"]))
@@ -99,7 +111,9 @@ def prepare_piece(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _send_parts(summary: PieceSummary, staging: Path, folder: Path) -> None:
-    """From a node that shares no folder with the driver: its shards go to their place at once, for what is named after its number has one content."""
+    """From a node that shares no folder with the driver: its shards go to their place at once, for what is named after
+    its number has one content.
+    """
     if remote_of(folder) is None or (staging / HERE).exists():
         return
     for name in [*summary.parts(), *(shard["file"] for shard in summary.shards)]:
@@ -122,12 +136,16 @@ def _prepare(item: dict[str, Any]) -> PieceSummary:
         np.save(staging / f"{name}.npy", counts)
         rows = write_shard(staging / f"{name}.arrow", columns)
         labels.update(task.classes(columns))
-        summary.shards.append({"file": f"{name}.arrow", "rows": rows, "source": piece.path, "tokens": int(counts.sum())})
+        summary.shards.append(
+            {"file": f"{name}.arrow", "rows": rows, "source": piece.path, "tokens": int(counts.sum())}
+        )
     summary.labels = dict(labels)
     return summary
 
 
-def _shard_columns(piece: Piece, task: Task, tokenizer: Any, spec: PrepareSpec, summary: PieceSummary, staging: Path, index: int) -> Iterator[Columns]:
+def _shard_columns(
+    piece: Piece, task: Task, tokenizer: Any, spec: PrepareSpec, summary: PieceSummary, staging: Path, index: int
+) -> Iterator[Columns]:
     """The token columns of one shard after the other; bad rows go to a file beside them."""
     columns: Columns = {}
     good: list[tuple[int, dict[str, Any]]] = []
@@ -137,13 +155,25 @@ def _shard_columns(piece: Piece, task: Task, tokenizer: Any, spec: PrepareSpec, 
 
     def tell(line: int, reason: str, text: str, **more: bool) -> None:
         with bad_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"line": line, "reason": _escaped(reason), "row": _escaped(text), **more}, ensure_ascii=False) + "\n")
+            file.write(
+                json.dumps(
+                    {"line": line, "reason": _escaped(reason), "row": _escaped(text), **more}, ensure_ascii=False
+                )
+                + "\n"
+            )
         summary.bad_file = bad_path.name
 
     def encode() -> None:
         encoded = task.encode_rows([values for _, values in good], tokenizer, spec.lengths)
-        _count_cut(encoded.columns.pop(FULL, None), encoded.columns.get("input_ids", []), spec.lengths.source, summary.cut)
-        _count_cut(encoded.columns.pop(FULL_TARGET, None), encoded.columns.get("labels", []), spec.lengths.target, summary.cut_targets)
+        _count_cut(
+            encoded.columns.pop(FULL, None), encoded.columns.get("input_ids", []), spec.lengths.source, summary.cut
+        )
+        _count_cut(
+            encoded.columns.pop(FULL_TARGET, None),
+            encoded.columns.get("labels", []),
+            spec.lengths.target,
+            summary.cut_targets,
+        )
         for name, values in {"line": [good[place][0] for place in encoded.rows], **encoded.columns}.items():
             columns.setdefault(name, []).extend(values)
         for place, reason in encoded.refused.items():
@@ -200,7 +230,9 @@ def apply_preprocess(preprocess: Preprocess, row: Row, path: str) -> dict[str, A
         what = f"failed at row {row.line + 1} of {path} ({describe(error)})"
         raise InputError(Problem("trainer.preprocess", what, "Mend the function or the row.")) from error
     if values is not None and not isinstance(values, dict):
-        raise InputError(Problem("trainer.preprocess", f"returned {type(values).__name__}, not a dict or None", "Return the row."))
+        raise InputError(
+            Problem("trainer.preprocess", f"returned {type(values).__name__}, not a dict or None", "Return the row.")
+        )
     return values
 
 
@@ -219,4 +251,11 @@ def _spec_of(values: dict[str, Any]) -> PrepareSpec:
     from raytrain_nlp.config.tasks import TaskConfig
 
     task, user = TypeAdapter(TaskConfig).validate_python(values["task"]), values["preprocess"]
-    return PrepareSpec(**{**values, "task": task, "lengths": Lengths(**values["lengths"]), "preprocess": UserObject(**user) if user else None})
+    return PrepareSpec(
+        **{
+            **values,
+            "task": task,
+            "lengths": Lengths(**values["lengths"]),
+            "preprocess": UserObject(**user) if user else None,
+        }
+    )

@@ -2,9 +2,9 @@
 
     files --split--> windows of 2, 4, 8, ... MB --prepare_tokens--> .cache/windows/FINGERPRINT/00000, 00001, ...
 
-A window is a token store of its own with a plan of its own, so it is shuffled, bucketed and packed by itself; what a window
-holds depends on the files alone. The first epoch takes windows in order, later ones in an order drawn from seed and epoch.
-Whether a window had been prepared before or only just in time changes nothing of the batches.
+A window is a token store of its own with a plan of its own, so it is shuffled, bucketed and packed by itself; what a
+window holds depends on the files alone. The first epoch takes windows in order, later ones in an order drawn from seed
+and epoch. Whether a window had been prepared before or only just in time changes nothing of the batches.
 """
 
 from __future__ import annotations
@@ -84,7 +84,12 @@ def find_window(spec: WindowedSpec, number: int) -> SplitSpec | None:
             return None
         rows = len(Blocks(blocks, packing))
     seed = int(np.random.SeedSequence([spec.split.plan.seed, number]).generate_state(1)[0])
-    return replace(spec.split, tokens=str(folder), blocks=str(blocks) if blocks else None, plan=replace(spec.split.plan, num_rows=rows, seed=seed))
+    return replace(
+        spec.split,
+        tokens=str(folder),
+        blocks=str(blocks) if blocks else None,
+        plan=replace(spec.split.plan, num_rows=rows, seed=seed),
+    )
 
 
 class WindowedSplit:
@@ -103,7 +108,9 @@ class WindowedSplit:
     def micro_batches(self, step: int, world_size: int, rank: int, accumulation: int) -> list[MicroBatch]:
         """This rank's micro-batches of one global batch, fetched and padded (NumPy tensors)."""
         epoch, window, index = self.find(step)
-        return self._window(window).micro_batches_of(epoch, index, step, world_size, rank, accumulation, self._first_row(window))
+        return self._window(window).micro_batches_of(
+            epoch, index, step, world_size, rank, accumulation, self._first_row(window)
+        )
 
     def locate(self, row: int) -> str:
         """`file:line` of a row id."""
@@ -113,7 +120,9 @@ class WindowedSplit:
         return self._window(window).locate(row - self._first_row(window))
 
     def find(self, step: int) -> tuple[int, int, int]:
-        """Epoch, window, and index in the window, of the global batch that optimizer update number `step` (from 0) sees."""
+        """Epoch, window, and index in the window, of the global batch that optimizer update number `step` (from 0)
+        sees.
+        """
         for window in range(self.spec.count):
             steps, _ = self._size(window)
             if step < steps:

@@ -1,7 +1,8 @@
-"""What all ranks agree on before an update: it may be made, or a loss is not finite, or they are asked to stop or to move.
+"""What all ranks agree on before an update: it may be made, or a loss is not finite, or they are asked to stop or to
+move.
 
-All stop together before an update that any rank's loss would spoil, or where any is asked to stop. They tell each other while
-the backward pass runs, so that no rank waits for another between forward and backward.
+All stop together before an update that any rank's loss would spoil, or where any is asked to stop. They tell each other
+while the backward pass runs, so that no rank waits for another between forward and backward.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ _FINE, _MOVE, _BAD, _STOP = 0.0, 0.5, 1.0, 2.0
 class Agreement:
     """`begin` after each forward, `settle` before the update; both on every rank."""
 
-    def __init__(self, locate_row: Callable[[int], str], stop_asked: Callable[[], bool], move_asked: Callable[[], bool]):
+    def __init__(
+        self, locate_row: Callable[[int], str], stop_asked: Callable[[], bool], move_asked: Callable[[], bool]
+    ):
         self._locate_row, self._stop_asked, self._move_asked = locate_row, stop_asked, move_asked
         self._pending: tuple[torch.Tensor, Any, torch.Tensor, Any] | None = None
         self.stopped = False
@@ -37,7 +40,11 @@ class Agreement:
             said.fill_(_STOP)
         elif self._move_asked():
             said.clamp_(min=_MOVE)
-        work = dist.all_reduce(said, op=dist.ReduceOp.MAX, async_op=True) if dist.is_initialized() and dist.get_world_size() > 1 else None
+        work = (
+            dist.all_reduce(said, op=dist.ReduceOp.MAX, async_op=True)
+            if dist.is_initialized() and dist.get_world_size() > 1
+            else None
+        )
         self._pending = (said, work, loss, micro_batch)
 
     def settle(self) -> None:
@@ -61,4 +68,6 @@ class Agreement:
         found = gather_objects((float(loss), mine))
         value, rows = next((value, rows) for value, rows in found if rows is not None)
         shown = ", ".join(f"{row} ({self._locate_row(row)})" for row in rows[:16])
-        return NonFiniteLossError(f"the loss is {value} at step {micro_batch.step + 1}, before its update; rows of the micro-batch: {shown}.")
+        return NonFiniteLossError(
+            f"the loss is {value} at step {micro_batch.step + 1}, before its update; rows of the micro-batch: {shown}."
+        )

@@ -1,7 +1,8 @@
-"""The device this process computes on: what the job says, never what the machine has. All questions to a GPU are asked here.
+"""The device this process computes on: what the job says, never what the machine has. All questions to a GPU are asked
+here.
 
-torch, DeepSpeed and accelerate each look for a GPU by themselves and take one that the job does not use. So it is settled before
-the first of them asks.
+torch, DeepSpeed and accelerate each look for a GPU by themselves and take one that the job does not use. So it is
+settled before the first of them asks.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ def reset_peak() -> None:
 
 
 def peak_memory() -> int:
-    """Most bytes this process has had since `reset_peak`, of the memory that is planned (`driver.memory`): of its GPU what torch reserved and
-    the process itself takes; else resident memory, with the pages it shares with the process it was forked from, as the kernel counts them
-    where memory runs out."""
+    """Most bytes this process has had since `reset_peak`, of the memory that is planned (`driver.memory`): of its GPU
+    what torch reserved and the process itself takes; else resident memory, with the pages it shares with the process it
+    was forked from, as the kernel counts them where memory runs out."""
     if _use_gpu:
         import torch
 
@@ -60,13 +61,17 @@ def peak_memory() -> int:
 
 
 def _context_bytes() -> int:
-    """What this process has of its GPU besides torch's tensors, where the driver tells; in a container it knows processes by other numbers."""
+    """What this process has of its GPU besides torch's tensors, where the driver tells; in a container it knows
+    processes by other numbers.
+    """
     import torch
 
     nvml, reserved = load_nvml(), torch.cuda.memory_reserved()
     with contextlib.suppress(nvml.NVMLError, OSError, AttributeError):
         nvml.nvmlInit()
-        handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}")
+        handle = nvml.nvmlDeviceGetHandleByUUID(
+            f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+        )
         processes = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
         if own := next((process.usedGpuMemory for process in processes if process.pid == os.getpid()), None):
             return max(own - reserved, 0)
@@ -87,7 +92,9 @@ def held_memory() -> int:
 
 
 def free_memory() -> float:
-    """Bytes this rank may still take: of its GPU, with those torch keeps for what comes; else its share of the machine's."""
+    """Bytes this rank may still take: of its GPU, with those torch keeps for what comes; else its share of the
+    machine's.
+    """
     if _use_gpu:
         import torch
 
@@ -113,7 +120,9 @@ def device_figures() -> dict[str, float]:
 
 
 def rng_state() -> dict[str, object]:
-    """The random numbers' state of the GPU, by the name it has in a checkpoint; of a CPU nothing more than torch's own."""
+    """The random numbers' state of the GPU, by the name it has in a checkpoint; of a CPU nothing more than torch's
+    own.
+    """
     if not _use_gpu:
         return {}
     import torch

@@ -7,10 +7,12 @@ import os
 from collections.abc import Iterator, MutableMapping
 
 WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-"""The environment of a process that is to see none. CUDA and HIP read it when they are first asked, DeepSpeed when it is loaded; Ray
-leaves it alone where a worker asks for no GPU."""
+"""The environment of a process that is to see none. CUDA and HIP read it when they are first asked, DeepSpeed when it
+is loaded; Ray leaves it alone where a worker asks for no GPU."""
 CONTEXT_BYTES = 10**9
-"""What a process takes of a GPU's memory before there is a tensor: a CUDA context with NCCL's and cuBLAS's own buffers, about."""
+"""What a process takes of a GPU's memory before there is a tensor: a CUDA context with NCCL's and cuBLAS's own buffers,
+about.
+"""
 
 
 def apply_hidden(environment: MutableMapping[str, str], use_gpu: bool) -> None:
@@ -23,7 +25,9 @@ def apply_hidden(environment: MutableMapping[str, str], use_gpu: bool) -> None:
 
 @contextlib.contextmanager
 def hidden_gpus(use_gpu: bool) -> Iterator[None]:
-    """While inside, neither this process nor one it starts sees a GPU, unless the job uses them. For the main thread only."""
+    """While inside, neither this process nor one it starts sees a GPU, unless the job uses them. For the main thread
+    only.
+    """
     before = {name: os.environ.get(name) for name in WITHOUT_GPU}
     apply_hidden(os.environ, use_gpu)
     try:

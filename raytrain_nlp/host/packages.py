@@ -15,7 +15,9 @@ def package_versions() -> dict[str, str]:
 
 
 def package_folder(name: str) -> Path:
-    """Of an installed package, found without importing it. Raises `ImportError` where it is not installed, or is no folder."""
+    """Of an installed package, found without importing it. Raises `ImportError` where it is not installed, or is no
+    folder.
+    """
     spec = find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(f"{name} is not installed", name=name)

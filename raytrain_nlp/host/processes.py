@@ -1,4 +1,6 @@
-"""Python processes of this package: started without the current directory among what they import from, where a user may have a `torch.py`."""
+"""Python processes of this package: started without the current directory among what they import from, where a user may
+have a `torch.py`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Folders on a node's own disk. A process that was killed leaves its own behind: the next one on the node removes it."""
+"""Folders on a node's own disk. A process that was killed leaves its own behind: the next one on the node removes
+it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from raytrain_nlp.errors import RunError
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder of this process while inside, where `TMPDIR` says. Its lock, which the kernel drops with the process, says that it is used.
+    """A folder of this process while inside, where `TMPDIR` says. Its lock, which the kernel drops with the process,
+    says that it is used.
 
     Raises:
         RunError: another user has made the folder of these folders.
@@ -53,7 +56,9 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _lock(folder: Path, mode: int = 0) -> int:
-    """The descriptor that holds the lock on a folder until it is closed. Raises `OSError` where `LOCK_NB` finds it held."""
+    """The descriptor that holds the lock on a folder until it is closed. Raises `OSError` where `LOCK_NB` finds it
+    held.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | mode)

@@ -1,10 +1,12 @@
-"""Ctrl-C, SIGTERM and a closed terminal: the first is answered at once and ends things in good order, the second ends everything now.
+"""Ctrl-C, SIGTERM and a closed terminal: the first is answered at once and ends things in good order, the second ends
+everything now.
 
     signal --wakeup fd--> watcher thread: says the line, asks for a checkpoint where training runs, or kills
            --Python's handler, in the main thread--> KeyboardInterrupt, where nothing has to be waited for
 
-The watcher answers also while the main thread is in a call of C code, which holds Python's own handler up. It imports nothing but psutil,
-at the very end, and what it calls are the hooks registered here; one that raises is passed over, for the process is ending. It ends with `handled`.
+The watcher answers also while the main thread is in a call of C code, which holds Python's own handler up. It imports
+nothing but psutil, at the very end, and what it calls are the hooks registered here; one that raises is passed over,
+for the process is ending. It ends with `handled`.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ class _Watch:
         self._before: dict[int, _Handler] = {}
 
     def install(self) -> None:
-        taken = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # by nohup, or for a shell's background job
+        taken = [
+            number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN
+        ]  # by nohup, or for a shell's background job
         self._before = {number: signal.signal(number, self._handle) for number in taken}
         self._wakeup = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, name="interrupts", daemon=True)
@@ -103,8 +107,9 @@ class _Watch:
                 signal.pthread_kill(main, self.first)
 
     def _is_deaf(self) -> bool:
-        """Is the main thread to be interrupted, and is not: it waited for the answer no longer, on a machine so busy that this thread did not
-        run; or it was raised where exceptions are thrown away, as in a destructor. One signal of one's own at a time: the kernel keeps no two."""
+        """Is the main thread to be interrupted, and is not: it waited for the answer no longer, on a machine so busy
+        that this thread did not run; or it was raised where exceptions are thrown away, as in a destructor. One signal
+        of one's own at a time: the kernel keeps no two."""
         return self._raises and not self._own and (self._raised is None or self._raised() is None)
 
     def _heard(self, number: int) -> None:
@@ -126,7 +131,8 @@ _active: _Watch | None = None
 
 @contextlib.contextmanager
 def handled(to_the_end: bool = False) -> Iterator[None]:
-    """While inside, signals are answered as this module says. Inside another of its kind, or outside the main thread, nothing changes.
+    """While inside, signals are answered as this module says. Inside another of its kind, or outside the main thread,
+    nothing changes.
 
     Args:
         to_the_end: the process ends after it; having been stopped it is not to be disturbed once more.
@@ -145,7 +151,9 @@ def handled(to_the_end: bool = False) -> Iterator[None]:
 
 
 def stoppable(line: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """A function that is run while signals are `handled`, and raises `Stopped` with this line where it was interrupted."""
+    """A function that is run while signals are `handled`, and raises `Stopped` with this line where it was
+    interrupted.
+    """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(function)
@@ -174,15 +182,17 @@ def exit_code() -> int:
 
 @contextlib.contextmanager
 def asking(hook: Callable[[], str | None]) -> Iterator[None]:
-    """While inside, the first signal calls `hook`, in the watcher's thread; a line it returns is said, and the main thread goes on to an end
-    it knows itself. None: the main thread is interrupted.
+    """While inside, the first signal calls `hook`, in the watcher's thread; a line it returns is said, and the main
+    thread goes on to an end it knows itself. None: the main thread is interrupted.
     """
     yield from _registered(hook, "hooks")
 
 
 @contextlib.contextmanager
 def at_once(last_word: Callable[[], object]) -> Iterator[None]:
-    """While inside, the second signal calls it before the process ends; for what takes a moment and must not be left undone."""
+    """While inside, the second signal calls it before the process ends; for what takes a moment and must not be left
+    undone.
+    """
     yield from _registered(last_word, "last_words")
 
 

@@ -1,6 +1,7 @@
-"""Short names for TMPDIR: a Unix socket's path has at most 107 bytes, and Ray puts 66 behind the folder that it is given.
+"""Short names for TMPDIR: a Unix socket's path has at most 107 bytes, and Ray puts 66 behind the folder that it is
+given.
 
-    /tmp/rtn-UID/HASH -> TMPDIR        a link: what lies there lies where TMPDIR says, under a name that fits
+/tmp/rtn-UID/HASH -> TMPDIR        a link: what lies there lies where TMPDIR says, under a name that fits
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ _PLAIN = re.compile(r"[\w./+\-]*", re.ASCII)
 
 
 def ray_folder() -> str | None:
-    """Where a Ray that is started here should have its files; None: where it has them by itself (`RAY_TMPDIR`, else `TMPDIR`, as `/ray`)."""
+    """Where a Ray that is started here should have its files; None: where it has them by itself (`RAY_TMPDIR`, else
+    `TMPDIR`, as `/ray`).
+    """
     folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir())
     short = short_name(folder / "ray", RAY_BYTES)
     return None if short == folder / "ray" else str(short)
 
 
 def short_name(path: Path, behind: int = 0) -> Path:
-    """A path under which a socket `behind` bytes further down can be made: itself where it fits, else through a link to its folder.
+    """A path under which a socket `behind` bytes further down can be made: itself where it fits, else through a link to
+    its folder.
 
     Where no link can be made, too, it is the path itself, and whoever makes the socket says why it cannot.
     """

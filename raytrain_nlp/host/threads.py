@@ -1,4 +1,6 @@
-"""A thread that looks at something now and then. What it meets is told, and it goes on looking: no thread of this package ends silently."""
+"""A thread that looks at something now and then. What it meets is told, and it goes on looking: no thread of this
+package ends silently.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,20 @@ def reason_of(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def looking(
-    name: str, look: Callable[[], object], every_s: float, tell: Callable[[str], None], *, at_end: bool = False, join_s: float = 5.0
+    name: str,
+    look: Callable[[], object],
+    every_s: float,
+    tell: Callable[[str], None],
+    *,
+    at_end: bool = False,
+    join_s: float = 5.0,
 ) -> Iterator[threading.Event]:
-    """While inside, a thread calls `look` every so many seconds, until that returns something true. Yields what is set when the block ends.
+    """While inside, a thread calls `look` every so many seconds, until that returns something true. Yields what is set
+    when the block ends.
 
     Args:
-        tell: is given what `look` has raised, once each time it begins to fail; it is tried again. What `tell` raises is passed over.
+        tell: is given what `look` has raised, once each time it begins to fail; it is tried again. What `tell` raises
+            is passed over.
         at_end: look once more when the block ends.
         join_s: how long the end waits for a look that hangs.
     """

@@ -1,8 +1,9 @@
-"""Workers whose number follows the nodes: fewer after a loss, more when there is room again, the same global batches throughout.
+"""Workers whose number follows the nodes: fewer after a loss, more when there is room again, the same global batches
+throughout.
 
 A thread of the driver looks at the nodes while a group runs. What it meets (a head that does not answer, a Ray that has
-changed) is told in a line, once each time it begins; the group goes on as it is, and the thread looks again. It imports nothing
-that the driver has not loaded before.
+changed) is told in a line, once each time it begins; the group goes on as it is, and the thread looks again. It imports
+nothing that the driver has not loaded before.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _POLL_S = 2.0
 class ElasticFit(Fit):
     """One group of workers after the other, each as large as there is room for.
 
-    Ray Train can resize a group too, but ends it where it stands. Here a group that is to grow commits a checkpoint first.
+    Ray Train can resize a group too, but ends it where it stands. Here a group that is to grow commits a checkpoint
+    first.
     """
 
     def __init__(self, say: Callable[[str], None] = lambda line: None) -> None:
@@ -54,7 +56,10 @@ class ElasticFit(Fit):
                 told = explain(error, paths, self._todo, functools.partial(less_memory, job, spec))
                 if failure_told(paths) or failures > job.workers.max_failures >= 0:
                     raise told from error
-                self._say(f"failure {failures}: {str(told).split(' Logs of all ranks')[0]} Going on with the workers there is room for")
+                self._say(
+                    f"failure {failures}: {str(told).split(' Logs of all ranks')[0]} Going on with the workers there "
+                    f"is room for"
+                )
                 continue
             if not has_moved(outcome) or ends_after_checkpoint(paths):
                 return outcome
@@ -68,7 +73,9 @@ class ElasticFit(Fit):
 
     @contextlib.contextmanager
     def _watched(self, job: TrainJob, count: int, paths: RunPaths, replaced: threading.Event) -> Iterator[None]:
-        """While inside: workers that have not started and lost their place are ended (`replaced`); those that could be more are asked to move."""
+        """While inside: workers that have not started and lost their place are ended (`replaced`); those that could be
+        more are asked to move.
+        """
         offset = paths.events.stat().st_size if paths.events.exists() else 0
 
         started: float | None = None
@@ -76,18 +83,29 @@ class ElasticFit(Fit):
         def look() -> bool:
             nonlocal started
             if started is None:
-                started = time.monotonic() if any(event["kind"] in ("start", "resume") for event, _ in read_events(paths.events, offset)) else None
+                started = (
+                    time.monotonic()
+                    if any(event["kind"] in ("start", "resume") for event, _ in read_events(paths.events, offset))
+                    else None
+                )
                 if started is None and _fitting(job, living_nodes()) < count and not over.is_set():
                     replaced.set()
                     self.abort()
                     self.aborted.clear()  # this group only, not the run
-            elif time.monotonic() - started > job.workers.resize_interval_s and (more := _growing(job, count)) and not over.is_set():
+            elif (
+                time.monotonic() - started > job.workers.resize_interval_s
+                and (more := _growing(job, count))
+                and not over.is_set()
+            ):
                 ask_to_move(paths, f"there is room for {more} workers")
                 return True
             return False
 
         def tell(reason: str) -> None:
-            self._say(f"the number of workers stays as it is for now: the cluster's nodes cannot be seen ({reason}); it is tried again.")
+            self._say(
+                f"the number of workers stays as it is for now: the cluster's nodes cannot be seen ({reason}); it is "
+                f"tried again."
+            )
 
         with looking("elastic", look, _POLL_S, tell) as over:
             yield

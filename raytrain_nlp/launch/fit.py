@@ -74,16 +74,23 @@ class Fit:
         trainer = abortable_trainer(self._start)(
             self._loop or run_worker,
             train_loop_config=config,
-            torch_config=TorchConfig(backend="nccl" if job.workers.use_gpu else "gloo", timeout_s=job.arguments().get("ddp_timeout", 1800)),
+            torch_config=TorchConfig(
+                backend="nccl" if job.workers.use_gpu else "gloo", timeout_s=job.arguments().get("ddp_timeout", 1800)
+            ),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=job.workers.num_workers, use_gpu=job.workers.use_gpu, resources_per_worker=dict(job.workers.resources_per_worker)
+                num_workers=job.workers.num_workers,
+                use_gpu=job.workers.use_gpu,
+                resources_per_worker=dict(job.workers.resources_per_worker),
             ),
             run_config=ray.train.RunConfig(
-                # Ray's own snapshot is not ours: nothing is reported to it, and each driver has a folder of its own there
+                # Ray's own snapshot is not ours: nothing is reported to it, and each driver has a folder of its own
+                # there
                 name=f"driver-{len(list(paths.ray.glob('*'))) if paths.ray.exists() else 0}",
                 storage_path=str(paths.ray),
                 failure_config=ray.train.FailureConfig(max_failures=job.workers.max_failures),
-                worker_runtime_env=None if job.workers.use_gpu else {"env_vars": {**huge_pages(), **switch(), **WITHOUT_GPU}},
+                worker_runtime_env=None
+                if job.workers.use_gpu
+                else {"env_vars": {**huge_pages(), **switch(), **WITHOUT_GPU}},
             ),
         )
         try:
@@ -140,7 +147,9 @@ def less_memory(job: TrainJob, spec: Any) -> str:
     return ""
 
 
-def explain(error: BaseException, paths: RunPaths, todo: str = "", advise: Callable[[], str] = lambda: "") -> BaseException:
+def explain(
+    error: BaseException, paths: RunPaths, todo: str = "", advise: Callable[[], str] = lambda: ""
+) -> BaseException:
     """What ended a run as one line; an error that is none of Ray Train's is left as it is.
 
     `todo` is said where going on may help; `advise` is asked where memory was not enough.
@@ -174,8 +183,13 @@ def _reason(error: BaseException) -> str:
     for rank, failure in sorted(failures.items(), key=lambda item: (tells_of_another_rank(item[1]), item[0])):
         lines = [line.strip() for line in failure.splitlines() if line.strip()]
         if "running low on memory" in failure:
-            return f"rank {rank} was killed: its node ran out of memory. Lower per_device_train_batch_size, or ask for more CPUs a worker."
+            return (
+                f"rank {rank} was killed: its node ran out of memory. Lower per_device_train_batch_size, or ask for "
+                f"more CPUs a worker."
+            )
         if lines:  # of an error of ours the class says nothing more
             return f"rank {rank}: {lines[-1].removeprefix('raytrain_nlp.errors.RunError: ')[:_LONGEST].rstrip('.')}."
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]  # of an exception without a message, the traceback is all
+    lines = [
+        line.strip() for line in str(error).splitlines() if line.strip()
+    ]  # of an exception without a message, the traceback is all
     return f"{(lines or [type(error).__name__])[-1][:_LONGEST].rstrip('.')}."

@@ -17,7 +17,9 @@ _MOST_MAPPERS = 32
 MapItems = Callable[[Callable[[Any], Any], "list[Any]"], "Iterable[Any]"]
 
 
-def map_on_cluster(function: Callable[[dict[str, Any]], dict[str, Any]], items: list[dict[str, Any]], verbose: bool = False) -> Iterator[dict[str, Any]]:
+def map_on_cluster(
+    function: Callable[[dict[str, Any]], dict[str, Any]], items: list[dict[str, Any]], verbose: bool = False
+) -> Iterator[dict[str, Any]]:
     """`function` over `items` with Ray Data: in order, results streamed, a bounded number in flight."""
     import ray.data
 
@@ -27,7 +29,9 @@ def map_on_cluster(function: Callable[[dict[str, Any]], dict[str, Any]], items: 
 
 @contextlib.contextmanager
 def data_context(verbose: bool) -> Iterator[None]:
-    """Ray Data while inside: results in the order of their inputs, nothing of its own on the terminal. Then this process has its own settings again."""
+    """Ray Data while inside: results in the order of their inputs, nothing of its own on the terminal. Then this
+    process has its own settings again.
+    """
     import ray.data
 
     context, logger = ray.data.DataContext.get_current().copy(), logging.getLogger("ray.data")
@@ -46,7 +50,8 @@ def data_context(verbose: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def map_beside_training(job: TrainJob, stop: threading.Event) -> Iterator[MapItems]:
-    """A `map` for work beside training: in order, on CPUs that workers and feeds leave, and behind both where they share cores.
+    """A `map` for work beside training: in order, on CPUs that workers and feeds leave, and behind both where they
+    share cores.
 
     It raises `RunError` once `stop` is set.
     """
@@ -61,7 +66,9 @@ def map_beside_training(job: TrainJob, stop: threading.Event) -> Iterator[MapIte
             return function(item)
 
     cpus = (os.cpu_count() or 1) if owns_ray() else ray.cluster_resources().get("CPU", 0)
-    count = int(max(1, min(cpus - job.workers.num_workers * (worker_cpus(job) + job.data.feed_cpus_per_worker), _MOST_MAPPERS)))
+    count = int(
+        max(1, min(cpus - job.workers.num_workers * (worker_cpus(job) + job.data.feed_cpus_per_worker), _MOST_MAPPERS))
+    )
     actor = ray.remote(Mapper).options(num_cpus=job.data.feed_cpus_per_worker, max_restarts=-1, max_task_retries=2)
     actors = [actor.remote() for _ in range(count)]
     pool = ActorPool(actors)

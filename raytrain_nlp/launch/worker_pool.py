@@ -1,7 +1,8 @@
-"""A worker pool: a group of workers that stays from trial to trial, for the driver of a trial what `Fit` is for that of a run.
+"""A worker pool: a group of workers that stays from trial to trial, for the driver of a trial what `Fit` is for that of
+a run.
 
-A thread waits for the group's end (`_Group._serve`). What it raises is kept, and raised where a trial waits for its result; the
-next trial gets a new group.
+A thread waits for the group's end (`_Group._serve`). What it raises is kept, and raised where a trial waits for its
+result; the next trial gets a new group.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ _GROWTH_BYTES = 512 << 20
 
 
 class WorkerPool:
-    """Runs one trial after the other on the same workers, and replaces them where a trial may have left something behind."""
+    """Runs one trial after the other on the same workers, and replaces them where a trial may have left something
+    behind.
+    """
 
     def __init__(self, mailbox: Any):
         self._mailbox = mailbox
@@ -103,7 +106,11 @@ class _Group:
         while not ray.wait([result], timeout=0.25)[0]:
             if not self._thread.is_alive():
                 self.worn = True
-                raise explain(self._failure, paths) if self._failure and not turn.aborted.is_set() else RunError("stopped")
+                raise (
+                    explain(self._failure, paths)
+                    if self._failure and not turn.aborted.is_set()
+                    else RunError("stopped")
+                )
             if turn.aborted.is_set():
                 asked_at = self._stop(number, asked_at)
         found = ray.get(result)

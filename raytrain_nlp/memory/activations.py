@@ -1,9 +1,11 @@
-"""What a step keeps in memory besides the model's states, found by running it on torch's meta device: shapes, and no memory.
+"""What a step keeps in memory besides the model's states, found by running it on torch's meta device: shapes, and no
+memory.
 
-Every operation of forward and backward is seen with the sizes of its results, and when nothing refers to a result any more.
-So it holds for any architecture, for the loss over a vocabulary, and for recomputed activations (the formulas of Korthikanti
-et al. 2022, section 4, hold for one kind of layer). Two kinds of operations differ between the meta device and a real one
-and are replaced: attention that never makes the matrix of scores, and dropout, which on a GPU keeps a byte an element.
+Every operation of forward and backward is seen with the sizes of its results, and when nothing refers to a result any
+more. So it holds for any architecture, for the loss over a vocabulary, and for recomputed activations (the formulas of
+Korthikanti et al. 2022, section 4, hold for one kind of layer). Two kinds of operations differ between the meta device
+and a real one and are replaced: attention that never makes the matrix of scores, and dropout, which on a GPU keeps a
+byte an element.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ import torch.nn.functional as F
 from raytrain_nlp.compat.torch import dispatch_mode, reads_value, replaced_functions, storage_key, tensors_in
 
 LARGE = 32 << 20
-"""Tensors from this size on are given back to the system when they end; smaller ones stay with glibc's heap (its `DEFAULT_MMAP_THRESHOLD_MAX`)."""
+"""Tensors from this size on are given back to the system when they end; smaller ones stay with glibc's heap (its
+`DEFAULT_MMAP_THRESHOLD_MAX`).
+"""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,9 @@ class StepTrace:
     """Live bytes in the course of a step, without weights and without gradients of weights."""
 
     points: tuple[tuple[int, int, int], ...]
-    """In the order of time: elements of weights whose gradient is there; most bytes live while so many are; of them in large tensors."""
+    """In the order of time: elements of weights whose gradient is there; most bytes live while so many are; of them in
+    large tensors.
+    """
     small_peak: int
     """Most bytes live in tensors of less than `LARGE` bytes."""
 
@@ -37,24 +43,38 @@ class StepTrace:
         return max((live for _, live, _ in self.points), default=0)
 
     def towards(self, other: StepTrace, share: float) -> StepTrace:
-        """That of a batch between two: a part of what is live grows with the rows, another does not. Never less than the true one."""
+        """That of a batch between two: a part of what is live grows with the rows, another does not. Never less than
+        the true one.
+        """
         pairs = zip(self.points, other.points, strict=True)
-        points = tuple((done, _between(live, more, share), _between(large, larger, share)) for (done, live, large), (_, more, larger) in pairs)
+        points = tuple(
+            (done, _between(live, more, share), _between(large, larger, share))
+            for (done, live, large), (_, more, larger) in pairs
+        )
         return StepTrace(points, _between(self.small_peak, other.small_peak, share))
 
     def worst(self, gradient_bytes: Callable[[int], float], large_only: bool = False) -> tuple[float, float]:
-        """Gradients' bytes and live bytes at the moment when their sum is largest; `gradient_bytes` of the elements that are there."""
-        return max(((gradient_bytes(done), float(large if large_only else live)) for done, live, large in self.points), key=sum)
+        """Gradients' bytes and live bytes at the moment when their sum is largest; `gradient_bytes` of the elements
+        that are there.
+        """
+        return max(
+            ((gradient_bytes(done), float(large if large_only else live)) for done, live, large in self.points), key=sum
+        )
 
 
 def trace_step(model: Any, batch: dict[str, Any], *, padded: bool, use_gpu: bool, train: bool = True) -> StepTrace:
-    """Run one forward (and backward) of a model on the meta device. `batch`: arrays, and other arguments of forward, by name.
+    """Run one forward (and backward) of a model on the meta device. `batch`: arrays, and other arguments of forward, by
+    name.
 
     Gradients of weights are counted as done and let go: where they are kept is the optimizer's matter.
     """
     inputs = {name: _to_meta(value) if hasattr(value, "dtype") else value for name, value in batch.items()}
     live = _Live(padded, [*model.parameters(), *model.buffers()])
-    hooks = [parameter.register_post_accumulate_grad_hook(live.gradient_done) for parameter in model.parameters() if parameter.requires_grad]
+    hooks = [
+        parameter.register_post_accumulate_grad_hook(live.gradient_done)
+        for parameter in model.parameters()
+        if parameter.requires_grad
+    ]
     model.train(train)
     try:
         with _real_kernels(use_gpu), live:
@@ -125,14 +145,23 @@ def _real_kernels(use_gpu: bool) -> Iterator[None]:
 
     def fused(*args: Any, **kwargs: Any) -> torch.Tensor:
         dropped = kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0)
-        return attention(*args, **kwargs) if dropped and not use_gpu else _attention(*args, **kwargs)  # a CPU with dropout makes all scores
+        return (
+            attention(*args, **kwargs) if dropped and not use_gpu else _attention(*args, **kwargs)
+        )  # a CPU with dropout makes all scores
 
     with replaced_functions(scaled_dot_product_attention=fused, **({"dropout": _dropout} if use_gpu else {})):
         yield
 
 
 def _attention(
-    query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False, scale: Any = None, enable_gqa: bool = False
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: Any = None,
+    enable_gqa: bool = False,
 ) -> torch.Tensor:
     return _FusedAttention.apply(query, key, value, attn_mask)
 
@@ -142,12 +171,21 @@ def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace
 
 
 class _FusedAttention(torch.autograd.Function):
-    """Sizes of flash attention (Dao et al. 2022): kept are queries, keys, values, the result, and a logarithm a row and head."""
+    """Sizes of flash attention (Dao et al. 2022): kept are queries, keys, values, the result, and a logarithm a row and
+    head.
+    """
 
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any, mask: Any) -> torch.Tensor:
         result = query.new_empty((*query.shape[:-1], value.shape[-1]))
-        ctx.save_for_backward(query, key, value, result, query.new_empty(query.shape[:-1], dtype=torch.float32), *([] if mask is None else [mask]))
+        ctx.save_for_backward(
+            query,
+            key,
+            value,
+            result,
+            query.new_empty(query.shape[:-1], dtype=torch.float32),
+            *([] if mask is None else [mask]),
+        )
         return result
 
     @staticmethod

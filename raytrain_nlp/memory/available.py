@@ -32,7 +32,6 @@ print(psutil.Process().memory_info().rss)
 """
 
 
-
 def parse_bytes(text: str, where: str) -> int:
     """`80GB`, `80GiB`, `512M`, or bytes."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", text, re.I)
@@ -42,7 +41,9 @@ def parse_bytes(text: str, where: str) -> int:
 
 
 def find_available(job: TrainJob) -> int | None:
-    """Of the smallest GPU this machine has, or of this machine's memory for each of its workers; of other machines nothing is known here."""
+    """Of the smallest GPU this machine has, or of this machine's memory for each of its workers; of other machines
+    nothing is known here.
+    """
     if job.workers.use_gpu:
         return min((gpu.memory for gpu in gpus.local_gpus() if gpu.memory), default=None)
     if not is_local():
@@ -55,7 +56,8 @@ def find_available(job: TrainJob) -> int | None:
 
 @contextlib.contextmanager
 def process_measured(job: TrainJob, storage: Path) -> Iterator[Callable[[], int]]:
-    """Yields what tells the resident bytes of a process that has loaded what a worker loads; of a GPU's memory, what a process takes.
+    """Yields what tells the resident bytes of a process that has loaded what a worker loads; of a GPU's memory, what a
+    process takes.
 
     Measured in a process beside the driver's own work, once for these versions, then kept in the cache.
     """
@@ -70,12 +72,16 @@ def process_measured(job: TrainJob, storage: Path) -> Iterator[Callable[[], int]
         yield lambda: known["bytes"]
         return
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **devices.WITHOUT_GPU}
-    process = subprocess.Popen(python_command(_BASE), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        python_command(_BASE), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
 
     def wait() -> int:
         out, err = process.communicate()
         if process.returncode:
-            raise RunError(f"a worker's libraries cannot be loaded: {(err.strip().splitlines() or ['no reason given'])[-1]}")
+            raise RunError(
+                f"a worker's libraries cannot be loaded: {(err.strip().splitlines() or ['no reason given'])[-1]}"
+            )
         size = json.loads(out.splitlines()[-1])
         write_json(file, {"versions": versions, "bytes": size})
         return size

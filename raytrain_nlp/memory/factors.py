@@ -1,4 +1,6 @@
-"""What a rank's memory depends on, read from a job and its model: ZeRO's stage and buffers, precision, optimizer, elements."""
+"""What a rank's memory depends on, read from a job and its model: ZeRO's stage and buffers, precision, optimizer,
+elements.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from raytrain_nlp.memory.activations import LARGE
 from raytrain_nlp.memory.zero import Setting, Weights
 
 _MOMENTS = {"sgd": 0, "adafactor": 0, "lion": 4, "lomo": 0, "rmsprop": 4, "adagrad": 4}
-"""Bytes an optimizer other than Adam keeps of a parameter, by the beginning of its name in `TrainingArguments.optim`."""
+"""Bytes an optimizer other than Adam keeps of a parameter, by the beginning of its name in
+`TrainingArguments.optim`.
+"""
 
 
 def find_setting(job: TrainJob, model: Any) -> Setting:
@@ -26,17 +30,26 @@ def find_setting(job: TrainJob, model: Any) -> Setting:
         value = zero.get(key, zero.get(f"stage3_{key}", default))
         return int(auto if value == "auto" else value)
 
-    overlap = use_gpu if job.deepspeed.config is None else job.deepspeed.zero_stage == 3  # ours, also at stages that are only considered; DeepSpeed's
+    overlap = (
+        use_gpu if job.deepspeed.config is None else job.deepspeed.zero_stage == 3
+    )  # ours, also at stages that are only considered; DeepSpeed's
     optim = str(getattr(values.get("optim"), "value", values.get("optim", "adamw")))
     moments = next((size for name, size in _MOMENTS.items() if optim.startswith(name)), 2 if "8bit" in optim else 8)
     return Setting(
-        zero_stage=job.deepspeed.zero_stage, num_workers=job.workers.num_workers, use_gpu=use_gpu,
-        mixed=bool(values.get("bf16") or values.get("fp16")), weight_bytes=2 if job.model.dtype in ("bfloat16", "float16") else 4, moment_bytes=moments,
+        zero_stage=job.deepspeed.zero_stage,
+        num_workers=job.workers.num_workers,
+        use_gpu=use_gpu,
+        mixed=bool(values.get("bf16") or values.get("fp16")),
+        weight_bytes=2 if job.model.dtype in ("bfloat16", "float16") else 4,
+        moment_bytes=moments,
         quantized_bytes=0.5 if (job.model.quantization or {}).get("load_in_4bit") else 1,
-        offload_optimizer=_offloaded(zero, "offload_optimizer"), offload_param=_offloaded(zero, "offload_param"),
-        reduce_bucket=elements("reduce_bucket_size", 500_000_000, hidden * hidden), prefetch_bucket=elements("prefetch_bucket_size", 50_000_000, 0.9 * hidden * hidden),
-        max_live=elements("max_live_parameters", 1_000_000_000, 1e9), overlap=bool(zero.get("overlap_comm", overlap)),
-    )  # fmt: skip
+        offload_optimizer=_offloaded(zero, "offload_optimizer"),
+        offload_param=_offloaded(zero, "offload_param"),
+        reduce_bucket=elements("reduce_bucket_size", 500_000_000, hidden * hidden),
+        prefetch_bucket=elements("prefetch_bucket_size", 50_000_000, 0.9 * hidden * hidden),
+        max_live=elements("max_live_parameters", 1_000_000_000, 1e9),
+        overlap=bool(zero.get("overlap_comm", overlap)),
+    )
 
 
 def _offloaded(zero: dict[str, Any], key: str) -> bool:
@@ -55,8 +68,15 @@ def count_weights(job: TrainJob, model: Any) -> Weights:
     threshold = 10 * _hidden_size(model) if threshold is None else threshold
     # bitsandbytes takes linear layers but the one that makes the logits
     head = model.get_output_embeddings()
-    linear = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head] if job.model.quantization else []
+    linear = (
+        [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
+        if job.model.quantization
+        else []
+    )
     return Weights(
-        total=sum(size for size, _ in sizes), trainable=sum(size for size, trained in sizes if trained), persistent=sum(size for size, _ in sizes if size <= threshold),
-        small=sum(size for size, _ in sizes if size * 4 < LARGE), quantized=sum(weight.numel() for weight in linear if not weight.requires_grad),
-    )  # fmt: skip
+        total=sum(size for size, _ in sizes),
+        trainable=sum(size for size, trained in sizes if trained),
+        persistent=sum(size for size, _ in sizes if size <= threshold),
+        small=sum(size for size, _ in sizes if size * 4 < LARGE),
+        quantized=sum(weight.numel() for weight in linear if not weight.requires_grad),
+    )

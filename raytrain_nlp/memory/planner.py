@@ -1,7 +1,8 @@
-"""The memory plan of a job: what each rank needs by part, what it has, and the nearest setting that fits where it does not.
+"""The memory plan of a job: what each rank needs by part, what it has, and the nearest setting that fits where it does
+not.
 
-The model is built and a step of it run on torch's meta device, so no weights are needed, whatever their size. What a part
-needs is `memory/zero.py`'s matter, what a step keeps alive `memory/activations.py`'s.
+The model is built and a step of it run on torch's meta device, so no weights are needed, whatever their size. What a
+part needs is `memory/zero.py`'s matter, what a step keeps alive `memory/activations.py`'s.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class MemoryPlan:
         return {**vars(self), "total": self.total, "fits": self.fits}
 
 
-def plan_memory(job: TrainJob, model: Any, split: Split, eval_split: Split | None, base: int, worker_memory: str | None) -> MemoryPlan:
+def plan_memory(
+    job: TrainJob, model: Any, split: Split, eval_split: Split | None, base: int, worker_memory: str | None
+) -> MemoryPlan:
     """The plan of a job whose model is on the meta device.
 
     Args:
@@ -73,16 +76,24 @@ def plan_memory(job: TrainJob, model: Any, split: Split, eval_split: Split | Non
     checkpointing = _checkpointing(job)
     parts = _most(weights, setting, traces, checkpointing, shape.rows)
     plan = MemoryPlan(
-        parts={name: round(parts.get(name, base if name == "process" else 0)) for name in PARTS}, host=round(parts.get("host", 0)),
-        rows=shape.rows, length=shape.length, available=available, note=traces.failure,
-    )  # fmt: skip
+        parts={name: round(parts.get(name, base if name == "process" else 0)) for name in PARTS},
+        host=round(parts.get("host", 0)),
+        rows=shape.rows,
+        length=shape.length,
+        available=available,
+        note=traces.failure,
+    )
     if plan.fits is not False or available is None:
         return plan
-    return replace(plan, advice=_advise(job, weights, setting, traces, checkpointing, shape.rows, available * _USABLE - base))
+    return replace(
+        plan, advice=_advise(job, weights, setting, traces, checkpointing, shape.rows, available * _USABLE - base)
+    )
 
 
 def advise_after_failure(job: TrainJob, spec: Any) -> str:
-    """After workers ran out of memory: the nearest setting that fits into what they have, or well below what the plan thought would do."""
+    """After workers ran out of memory: the nearest setting that fits into what they have, or well below what the plan
+    thought would do.
+    """
     if not isinstance(spec.train, SplitSpec):
         return ""
     model = build_traced_model(job, spec.labels, spec.tokenizer_dir)
@@ -114,7 +125,10 @@ class _Traces:
     def _trace(self, checkpointing: bool, rows: int) -> StepTrace:
         if (checkpointing, rows) not in self._found:
             with checkpoint_activations(self._model, checkpointing):
-                inputs = {name: value[:rows] if hasattr(value, "dtype") else value for name, value in self._shape.tensors.items()}
+                inputs = {
+                    name: value[:rows] if hasattr(value, "dtype") else value
+                    for name, value in self._shape.tensors.items()
+                }
                 self._found[checkpointing, rows] = self._try(inputs, self._shape.padded)
         return self._found[checkpointing, rows]
 
@@ -127,7 +141,7 @@ class _Traces:
     def _try(self, inputs: dict[str, Any], padded: bool, train: bool = True) -> StepTrace:
         try:
             return trace_step(self._model, inputs, padded=padded, use_gpu=self._use_gpu, train=train)
-        except Exception as error:  # whatever a model does that cannot be done without memory
+        except Exception as error:  # whatever a model does that cannot be done without memory  # noqa: BLE001
             self.failure = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
             return StepTrace(((0, 0, 0),), 0)
 
@@ -135,7 +149,10 @@ class _Traces:
 def _most(weights: Weights, setting: Setting, traces: _Traces, checkpointing: bool, rows: int) -> dict[str, float]:
     """Parts of a training step, or of an evaluation where that needs more."""
     found = [traces.train(checkpointing, rows), traces.evaluation()]
-    return max((step_memory(weights, setting, trace) for trace in found if trace), key=lambda parts: sum(parts[name] for name in PARTS[:-1]))
+    return max(
+        (step_memory(weights, setting, trace) for trace in found if trace),
+        key=lambda parts: sum(parts[name] for name in PARTS[:-1]),
+    )
 
 
 def _checkpointing(job: TrainJob) -> bool:
@@ -144,13 +161,19 @@ def _checkpointing(job: TrainJob) -> bool:
 
 
 def _eval_shape(job: TrainJob, split: Split | None) -> Shape | None:
-    return widest_shape(split, job, job.arguments().get("per_device_eval_batch_size", 8), evaluation=True) if split is not None else None
+    return (
+        widest_shape(split, job, job.arguments().get("per_device_eval_batch_size", 8), evaluation=True)
+        if split is not None
+        else None
+    )
 
 
 # Where it does not fit
 
 
-def _advise(job: TrainJob, weights: Weights, setting: Setting, traces: _Traces, checkpointing: bool, rows: int, room: float) -> str:
+def _advise(
+    job: TrainJob, weights: Weights, setting: Setting, traces: _Traces, checkpointing: bool, rows: int, room: float
+) -> str:
     """The setting with the fewest changes that fits into `room` bytes, in a line."""
     accumulation = job.gradient_accumulation_steps
 
@@ -163,27 +186,41 @@ def _advise(job: TrainJob, weights: Weights, setting: Setting, traces: _Traces, 
         if needs(changed, recomputes, fewer) <= room:
             texts = list(changes)
             if fewer != rows:
-                texts += [f"training.per_device_train_batch_size={fewer}", f"training.gradient_accumulation_steps={accumulation * -(-rows // fewer)}"]
+                texts += [
+                    f"training.per_device_train_batch_size={fewer}",
+                    f"training.gradient_accumulation_steps={accumulation * -(-rows // fewer)}",
+                ]
             return f"It fits with --set {' --set '.join(texts)}."
         best = changed
     for factor in (2, 4, 8, 16, 32, 64, 128):
         more = replace(best, num_workers=setting.num_workers * factor, zero_stage=3)
         if needs(more, True, 1) <= room:
-            return f"No setting fits on {setting.num_workers} workers. It fits on {more.num_workers} with ZeRO 3, gradient checkpointing and micro-batches of 1 row."
+            return (
+                f"No setting fits on {setting.num_workers} workers. It fits on {more.num_workers} with ZeRO 3, "
+                f"gradient checkpointing and micro-batches of 1 row."
+            )
     return "No number of workers helps: shorten data.max_length, or take a smaller model."
 
 
-def _candidates(job: TrainJob, setting: Setting, checkpointing: bool, rows: int) -> Iterator[tuple[list[str], Setting, bool, int]]:
+def _candidates(
+    job: TrainJob, setting: Setting, checkpointing: bool, rows: int
+) -> Iterator[tuple[list[str], Setting, bool, int]]:
     """Settings by the number of changes; among as many, those that cost least time first."""
     own = job.deepspeed.config is None
-    stages = [stage for stage in (setting.zero_stage, 1, 2, 3) if stage >= setting.zero_stage] if own and setting.num_workers > 1 else [setting.zero_stage]
+    stages = (
+        [stage for stage in (setting.zero_stage, 1, 2, 3) if stage >= setting.zero_stage]
+        if own and setting.num_workers > 1
+        else [setting.zero_stage]
+    )
     halves = [rows]
     while halves[-1] > 1:
         halves.append(-(-halves[-1] // 2))
     offloads = [(setting.offload_optimizer, setting.offload_param)]
     offloads += [(True, setting.offload_param), (True, True)] if own and setting.use_gpu else []
     found = []
-    for stage, recomputes, fewer, (optimizer, param) in itertools.product(dict.fromkeys(stages), dict.fromkeys([checkpointing, True]), halves, dict.fromkeys(offloads)):
+    for stage, recomputes, fewer, (optimizer, param) in itertools.product(
+        dict.fromkeys(stages), dict.fromkeys([checkpointing, True]), halves, dict.fromkeys(offloads)
+    ):
         if (optimizer and not stage) or (param and stage != 3):
             continue
         changes = [

@@ -32,7 +32,9 @@ class Shape:
 
 
 def widest_shape(split: Split, job: TrainJob, rows: int, evaluation: bool = False) -> Shape:
-    """The micro-batch of most padded tokens: as many rows as there are in one, all as long as the longest, with the longest target."""
+    """The micro-batch of most padded tokens: as many rows as there are in one, all as long as the longest, with the
+    longest target.
+    """
     lengths, number = split.plan.lengths, split.plan.spec.num_rows
     longest = int(np.argmax(lengths[:number]))
     if split.plan.spec.batch_tokens and not evaluation:
@@ -43,7 +45,10 @@ def widest_shape(split: Split, job: TrainJob, rows: int, evaluation: bool = Fals
     targets = split.fetch(sample).get("labels", [])
     if len(targets) and np.ndim(targets[0]) == 1 and rows > 1:
         ids[-1] = sample[int(np.argmax([len(target) for target in targets]))]
-    tensors = split.task.collate(split.fetch(ids), split.spec.context, Place(split.plan.spec.seed, 0, ids)) | split.task.forward_kwargs()
+    tensors = (
+        split.task.collate(split.fetch(ids), split.spec.context, Place(split.plan.spec.seed, 0, ids))
+        | split.task.forward_kwargs()
+    )
     padded = split.spec.packing is None and bool(np.ptp(lengths[sample]))
     return Shape(rows, int(lengths[longest]), tensors, padded)
 
@@ -52,7 +57,9 @@ def _widest_of_budget(split: Split, job: TrainJob) -> tuple[int, int]:
     """Rows and longest row of the widest micro-batch under a budget of tokens, among evenly spread steps."""
     best = (0, 1, 0)
     for step in np.unique(np.linspace(0, split.plan.steps_per_epoch - 1, _SAMPLED).astype(int)):
-        for micro in split_batch(split.plan.batch(0, int(step)), job.workers.num_workers, job.gradient_accumulation_steps):
+        for micro in split_batch(
+            split.plan.batch(0, int(step)), job.workers.num_workers, job.gradient_accumulation_steps
+        ):
             for part in micro:
                 if len(part):
                     first = int(part[np.argmax(split.plan.lengths[part])])

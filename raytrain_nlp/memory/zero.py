@@ -1,8 +1,9 @@
-"""Memory of one rank: what ZeRO leaves of the model's states, and the buffers DeepSpeed and DDP work in. Arithmetic only.
+"""Memory of one rank: what ZeRO leaves of the model's states, and the buffers DeepSpeed and DDP work in. Arithmetic
+only.
 
-Model states are those of Rajbhandari et al. 2020 (ZeRO), section 3: weights, gradients and the optimizer's state, each whole
-on every rank until its stage divides it by the number of ranks. Buffers follow DeepSpeed 0.19 (`stage_1_and_2.py`, `stage3.py`)
-and torch's DDP; their sizes are settings of DeepSpeed's configuration, in elements.
+Model states are those of Rajbhandari et al. 2020 (ZeRO), section 3: weights, gradients and the optimizer's state, each
+whole on every rank until its stage divides it by the number of ranks. Buffers follow DeepSpeed 0.19
+(`stage_1_and_2.py`, `stage3.py`) and torch's DDP; their sizes are settings of DeepSpeed's configuration, in elements.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from dataclasses import dataclass
 from raytrain_nlp.memory.activations import StepTrace
 
 HEAP_SHARE, HEAP_SHARE_FROZEN = 1.5, 2.4
-"""What glibc's heap grows to, for each byte of smaller tensors live at once; with adapters on frozen weights, too. Torch asks for
-64 bytes more than a tensor has, to align it, so the hole a tensor leaves is too small for the next of its size until its
-neighbours are free; an adapter puts small tensors between the large ones. Measured in plain forward and backward passes, without
-any of this package: 1.47 and 1.52, with adapters 2.4. With jemalloc, or a fixed MALLOC_MMAP_THRESHOLD_, it would be 1."""
+"""What glibc's heap grows to, for each byte of smaller tensors live at once; with adapters on frozen weights, too.
+Torch asks for 64 bytes more than a tensor has, to align it, so the hole a tensor leaves is too small for the next of
+its size until its neighbours are free; an adapter puts small tensors between the large ones. Measured in plain forward
+and backward passes, without any of this package: 1.47 and 1.52, with adapters 2.4. With jemalloc, or a fixed
+MALLOC_MMAP_THRESHOLD_, it would be 1."""
 _WINDOW = 64 << 20
 _ADAM_MOMENTS = 8
 """Bytes of Adam's two moments in fp32."""
@@ -45,7 +47,9 @@ class Setting:
     num_workers: int
     use_gpu: bool
     mixed: bool = False
-    """bf16 or fp16: under ZeRO weights and gradients of 2 bytes and a master copy; under DDP copies of the weights for the forward."""
+    """bf16 or fp16: under ZeRO weights and gradients of 2 bytes and a master copy; under DDP copies of the weights for
+    the forward.
+    """
     weight_bytes: float = 4
     """Of a weight as it is loaded."""
     quantized_bytes: float = 0
@@ -75,8 +79,8 @@ class States:
 def bytes_per_parameter(setting: Setting) -> tuple[float, float, float]:
     """Bytes of weight, gradient and optimizer of one trained parameter, before sharding.
 
-    Mixed precision: 2, 2 and 12 (fp32 master copy and Adam), ZeRO section 3.1. In fp32 DeepSpeed's stages 1 and 2 keep a
-    master copy as well, stage 3 does not.
+    Mixed precision: 2, 2 and 12 (fp32 master copy and Adam), ZeRO section 3.1. In fp32 DeepSpeed's stages 1 and 2 keep
+    a master copy as well, stage 3 does not.
     """
     if setting.mixed and setting.zero_stage:
         return 2, 2, _MASTER + setting.moment_bytes
@@ -92,7 +96,8 @@ def model_states(weights: Weights, setting: Setting) -> States:
     weight, gradient, optimizer = bytes_per_parameter(setting)
     ranks, stage = setting.num_workers, setting.zero_stage
     return States(
-        weights=((weights.total - weights.quantized) * weight + weights.quantized * setting.quantized_bytes) / (ranks if stage >= 3 else 1),
+        weights=((weights.total - weights.quantized) * weight + weights.quantized * setting.quantized_bytes)
+        / (ranks if stage >= 3 else 1),
         gradients=weights.trainable * gradient / (ranks if stage >= 2 else 1),
         optimizer=weights.trainable * optimizer / (ranks if stage >= 1 else 1),
     )
@@ -111,7 +116,12 @@ def step_memory(weights: Weights, setting: Setting, trace: StepTrace) -> dict[st
     else:  # small tensors stay with the heap, whatever moment they were live at
         gradients, live = trace.worst(gradient_bytes, large_only=True)
         live += heap_share(weights) * trace.small_peak
-    parts = {"weights": states.weights, "gradients": states.gradients, "optimizer": states.optimizer, "activations": live}
+    parts = {
+        "weights": states.weights,
+        "gradients": states.gradients,
+        "optimizer": states.optimizer,
+        "activations": live,
+    }
     parts["buffers"] = held + gradients - states.gradients
     if setting.use_gpu and setting.offload_optimizer:  # which takes the gradients along
         parts["optimizer"], parts["gradients"], parts["host"] = 0.0, 0.0, states.optimizer + states.gradients
@@ -126,7 +136,9 @@ def heap_share(weights: Weights) -> float:
 
 
 def _buffers(weights: Weights, setting: Setting) -> tuple[float, Callable[[int], float]]:
-    """Bytes held all through a step, and bytes of gradients on their way (with those that have arrived) by elements done."""
+    """Bytes held all through a step, and bytes of gradients on their way (with those that have arrived) by elements
+    done.
+    """
     weight, gradient, _ = bytes_per_parameter(setting)
     alone, trained = setting.num_workers == 1, weights.trainable
     bucket = min(trained, setting.reduce_bucket)
@@ -160,5 +172,7 @@ def _buffers(weights: Weights, setting: Setting) -> tuple[float, Callable[[int],
 
 
 def _shared_windows(gradients: float, setting: Setting) -> float:
-    """Windows of shared memory in which CPU ranks average gradients (`cpu/gradient_mean.py`): two of each rank, mapped by all."""
+    """Windows of shared memory in which CPU ranks average gradients (`cpu/gradient_mean.py`): two of each rank, mapped
+    by all.
+    """
     return 0.0 if setting.use_gpu else setting.num_workers * 2 * min(gradients, _WINDOW)

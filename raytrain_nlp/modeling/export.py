@@ -13,14 +13,17 @@ from raytrain_nlp.storage.atomic import replace_folder
 
 
 def gather_weights(trainer: Any) -> dict[str, Any] | None:
-    """The full state dict on the first rank (None on others), gathered layer by layer under ZeRO-3. Every rank must call it."""
+    """The full state dict on the first rank (None on others), gathered layer by layer under ZeRO-3. Every rank must
+    call it.
+    """
     if trainer.is_deepspeed_enabled:
         return trainer.accelerator.get_state_dict(trainer.deepspeed)
     return trainer.accelerator.unwrap_model(trainer.model).state_dict() if trainer.is_world_process_zero() else None
 
 
 def export_model(trainer: Any, folder: Path, merge: Callable[[Path], Any] | None = None) -> None:
-    """Write weights (of an adapter: the adapter's), config and tokenizer to `folder`, replacing it as a whole. Every rank must call it.
+    """Write weights (of an adapter: the adapter's), config and tokenizer to `folder`, replacing it as a whole. Every
+    rank must call it.
 
     `merge` makes one model of the folder of an adapter; that model is written instead.
     """
@@ -29,11 +32,15 @@ def export_model(trainer: Any, folder: Path, merge: Callable[[Path], Any] | None
         assert state is not None, "the first rank has the whole of it"
         model = trainer.accelerator.unwrap_model(trainer.model)
         if getattr(model.config, "use_cache", None) is False:
-            model.config.use_cache = True  # `Trainer` turns it off for training; whoever generates with the model wants it
+            model.config.use_cache = (
+                True  # `Trainer` turns it off for training; whoever generates with the model wants it
+            )
         write_model(model, state, trainer.processing_class, folder, merge)
 
 
-def write_model(model: Any, state: dict[str, Any], tokenizer: Any, folder: Path, merge: Callable[[Path], Any] | None = None) -> None:
+def write_model(
+    model: Any, state: dict[str, Any], tokenizer: Any, folder: Path, merge: Callable[[Path], Any] | None = None
+) -> None:
     """Write `state` as the weights of `model`, which need not hold any, to `folder`, replacing it as a whole."""
     staging = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:8]}"
     model.save_pretrained(staging, state_dict=state)
@@ -46,7 +53,9 @@ def write_model(model: Any, state: dict[str, Any], tokenizer: Any, folder: Path,
 
 
 def save_base_model(model: Any, folder: Path, is_first: bool) -> None:
-    """A base model from scratch, as an adapter on it needs it to be loaded again. Every rank must call it under ZeRO-3."""
+    """A base model from scratch, as an adapter on it needs it to be loaded again. Every rank must call it under
+    ZeRO-3.
+    """
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
     if is_deepspeed_zero3_enabled():

@@ -1,4 +1,5 @@
-"""What a model's config and the source of its family say without weights: how long its rows may be, and which inputs its forward reads.
+"""What a model's config and the source of its family say without weights: how long its rows may be, and which inputs
+its forward reads.
 
 The source is read as text: importing it costs seconds, on the driver, before anything is known to be worth it.
 """
@@ -37,7 +38,9 @@ class ModelFacts:
     token_types: bool = True
     """Does it tell the two texts of a pair apart by `token_type_ids`?"""
     ends: int | None = None
-    """Id of the token whose last place its head reads, so that all rows must have as many of them; None: it does not."""
+    """Id of the token whose last place its head reads, so that all rows must have as many of them; None: it does
+    not.
+    """
 
     def fitted(self, lengths: Lengths) -> Lengths:
         """Lengths that the model takes."""
@@ -48,8 +51,12 @@ def find_facts(config: Any, head: str | None) -> ModelFacts:
     """Facts of a `transformers` config; `head`: name of the class that does the task, or None where it is unknown."""
     source = family_source(config)
     positions, target = find_positions(config, source)
-    counts = head is not None and bool(re.search(rf"^class {head}\(.*?\beos_mask\b.*?(?=^class |\Z)", _class_source(source, head), re.S | re.M))
-    return ModelFacts(positions, target, _reads_token_types(config, source), getattr(config, "eos_token_id", None) if counts else None)
+    counts = head is not None and bool(
+        re.search(rf"^class {head}\(.*?\beos_mask\b.*?(?=^class |\Z)", _class_source(source, head), re.S | re.M)
+    )
+    return ModelFacts(
+        positions, target, _reads_token_types(config, source), getattr(config, "eos_token_id", None) if counts else None
+    )
 
 
 def find_positions(config: Any, source: str | None = None) -> tuple[int | None, int | None]:

@@ -48,17 +48,27 @@ def _refusals(of: str) -> Iterator[None]:
 
 
 def without_weights(lora: dict[str, Any]) -> dict[str, Any]:
-    """The section for a model without weights: what is computed from them at the start (PiSSA, OLoRA, LoftQ) is left out."""
+    """The section for a model without weights: what is computed from them at the start (PiSSA, OLoRA, LoftQ) is left
+    out.
+    """
     return {key: value for key, value in lora.items() if key not in ("init_lora_weights", "loftq_config")}
 
 
 def apply_one_kind(model: Any) -> None:
-    """Put what is trained beside weights that ZeRO-3 has sharded on their device and in their type, which is that of the mixed precision.
+    """Put what is trained beside weights that ZeRO-3 has sharded on their device and in their type, which is that of
+    the mixed precision.
 
-    DeepSpeed keeps the parts of all trained parameters in one buffer, and casts none of a model it has sharded on the way in. PEFT makes
-    adapters in fp32 whatever the base is, and copies a module to save as it is.
+    DeepSpeed keeps the parts of all trained parameters in one buffer, and casts none of a model it has sharded on the
+    way in. PEFT makes adapters in fp32 whatever the base is, and copies a module to save as it is.
     """
-    sharded = next((parameter for parameter in model.parameters() if hasattr(parameter, "ds_id") and parameter.is_floating_point()), None)
+    sharded = next(
+        (
+            parameter
+            for parameter in model.parameters()
+            if hasattr(parameter, "ds_id") and parameter.is_floating_point()
+        ),
+        None,
+    )
     if sharded is None:
         return
     for parameter in model.parameters():
@@ -67,8 +77,8 @@ def apply_one_kind(model: Any) -> None:
 
 
 def check_one_kind(model: Any) -> None:
-    """Raise `InputError`, naming the odd ones, where trained parameters are of several types or on several devices: DeepSpeed's ZeRO-3 would
-    end in an assertion that names none."""
+    """Raise `InputError`, naming the odd ones, where trained parameters are of several types or on several devices:
+    DeepSpeed's ZeRO-3 would end in an assertion that names none."""
     kinds: dict[tuple[Any, Any], list[str]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -94,5 +104,12 @@ def merge_adapter(config: ModelConfig, task: Task, labels: list[str], tokenizer:
 
     unset_hf_deepspeed_config()  # training is over: this model is not to be sharded
     revision = config.revision if base == config.name_or_path else None
-    model = load_model(config.model_copy(update={"name_or_path": base, "config": None, "revision": revision, "attn_implementation": None}), task, labels, tokenizer)
+    model = load_model(
+        config.model_copy(
+            update={"name_or_path": base, "config": None, "revision": revision, "attn_implementation": None}
+        ),
+        task,
+        labels,
+        tokenizer,
+    )
     return peft.PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)

@@ -13,7 +13,8 @@ _VOCABULARY_SEED = 0
 
 
 def load_model(config: ModelConfig, task: Task, labels: list[str], tokenizer: Any) -> Any:
-    """Load or build the model. Under ZeRO-3 the weights are sharded on the way in (`TrainingArguments` must exist already).
+    """Load or build the model. Under ZeRO-3 the weights are sharded on the way in (`TrainingArguments` must exist
+    already).
 
     Raises `InputError` where name, config or weights do not make a model for the task.
     """
@@ -45,7 +46,9 @@ def load_model(config: ModelConfig, task: Task, labels: list[str], tokenizer: An
 
 
 def grow_vocabulary(model: Any, tokenizer: Any) -> None:
-    """Room for all tokens of the tokenizer. The new rows are the same wherever a model is loaded, for where they are not trained an adapter is loaded on them."""
+    """Room for all tokens of the tokenizer. The new rows are the same wherever a model is loaded, for where they are
+    not trained an adapter is loaded on them.
+    """
     if len(tokenizer) <= model.get_input_embeddings().num_embeddings:
         return
     import torch
@@ -58,8 +61,8 @@ def grow_vocabulary(model: Any, tokenizer: Any) -> None:
 def clear_padding(model: Any) -> None:
     """Zero what ZeRO-3 has appended to the last ranks' parts of the weights, so that all parts are of one size.
 
-    DeepSpeed leaves there whatever the memory held before (`_partition_param`): it would get into master weights, be decayed
-    by the optimizer and be written into checkpoints, where no two runs would have the same bytes.
+    DeepSpeed leaves there whatever the memory held before (`_partition_param`): it would get into master weights, be
+    decayed by the optimizer and be written into checkpoints, where no two runs would have the same bytes.
     """
     for parameter in model.parameters():
         part = getattr(parameter, "ds_tensor", None)
@@ -76,7 +79,9 @@ def _rank_in(group: Any) -> int:
 
 
 def build_empty_model(config: ModelConfig, task: Task, labels: list[str], tokenizer: Any) -> Any:
-    """The same model without memory for its weights (on torch's meta device): its structure, its config and what saves it."""
+    """The same model without memory for its weights (on torch's meta device): its structure, its config and what saves
+    it.
+    """
     import torch
     import transformers
 
@@ -87,8 +92,12 @@ def build_empty_model(config: ModelConfig, task: Task, labels: list[str], tokeni
         if config.config:
             model_config = build_model_config(config, task, labels, tokenizer)
         else:
-            model_config = transformers.AutoConfig.from_pretrained(config.name_or_path, **kwargs, **task.model_kwargs(labels))
-        model = getattr(transformers, task.auto_model).from_config(model_config, trust_remote_code=config.trust_remote_code, **attention)
+            model_config = transformers.AutoConfig.from_pretrained(
+                config.name_or_path, **kwargs, **task.model_kwargs(labels)
+            )
+        model = getattr(transformers, task.auto_model).from_config(
+            model_config, trust_remote_code=config.trust_remote_code, **attention
+        )
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     if config.name_or_path and model.can_generate():

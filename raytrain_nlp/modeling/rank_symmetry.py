@@ -1,9 +1,10 @@
-"""Which modules of a model run must not differ between ranks: under ZeRO each module's weights and gradients are a collective.
+"""Which modules of a model run must not differ between ranks: under ZeRO each module's weights and gradients are a
+collective.
 
-Two things make it differ. Layerdrop (Fan et al. 2020) draws in each forward which layers are skipped, each rank for itself:
-here all draw the same, from seed and step. Experts in a list run only where a token is routed to them: here they are
-fetched as one (DeepSpeed's "leaf" modules), and those without a token get a gradient of zero. A rank that waits for a
-layer the others skip waits for ever; with ZeRO 1 and 2 gradients of different layers would be added.
+Two things make it differ. Layerdrop (Fan et al. 2020) draws in each forward which layers are skipped, each rank for
+itself: here all draw the same, from seed and step. Experts in a list run only where a token is routed to them: here
+they are fetched as one (DeepSpeed's "leaf" modules), and those without a token get a gradient of zero. A rank that
+waits for a layer the others skip waits for ever; with ZeRO 1 and 2 gradients of different layers would be added.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ _CONTAINERS = (torch.nn.ModuleList, torch.nn.ModuleDict)
 
 
 class SharedDraws:
-    """Layerdrop as all ranks see it: alike in a forward of a step, another in the next, the same again after a resume."""
+    """Layerdrop as all ranks see it: alike in a forward of a step, another in the next, the same again after a
+    resume.
+    """
 
     def __init__(self, seed: int):
         self._seed, self._step = seed, 0
@@ -58,7 +61,9 @@ class SharedDraws:
 
 
 class _Alike(TorchFunctionMode):
-    """While inside, a single random number comes from a generator of its own: torch's, NumPy's or Python's. Dropout draws as ever."""
+    """While inside, a single random number comes from a generator of its own: torch's, NumPy's or Python's. Dropout
+    draws as ever.
+    """
 
     def __init__(self, seed: np.random.SeedSequence):
         super().__init__()
@@ -89,7 +94,8 @@ def _is_single(args: tuple[Any, ...]) -> bool:
 
 def _drops_layers(module: Any) -> bool:
     """Does its forward draw which layers run, with a probability above 0?"""
-    if not _DRAWS.search(_source(type(module))):  # type: ignore[arg-type]  # a class can be hashed, whatever mypy says of type[Any]
+    # a class can be hashed, whatever mypy says of type[Any]
+    if not _DRAWS.search(_source(type(module))):  # type: ignore[arg-type]
         return False
     config: Any = getattr(module, "config", None)
     values = {**vars(module), **(config.to_dict() if hasattr(config, "to_dict") else {})}
@@ -126,9 +132,14 @@ def _expert_lists(model: Any) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
         if id(module) in inside:
             continue
-        chooses = isinstance(module, _CONTAINERS) and type(module).forward not in (torch.nn.ModuleList.forward, torch.nn.ModuleDict.forward)
+        chooses = isinstance(module, _CONTAINERS) and type(module).forward not in (
+            torch.nn.ModuleList.forward,
+            torch.nn.ModuleDict.forward,
+        )
         holds = any(
-            isinstance(child, _CONTAINERS) and type(child).forward in (torch.nn.ModuleList.forward, torch.nn.ModuleDict.forward) and _EXPERTS.search(key)
+            isinstance(child, _CONTAINERS)
+            and type(child).forward in (torch.nn.ModuleList.forward, torch.nn.ModuleDict.forward)
+            and _EXPERTS.search(key)
             for key, child in module.named_children()
         )
         if chooses or holds:
@@ -137,15 +148,27 @@ def _expert_lists(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _connect(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, weights: bool) -> Any:
-    """The output, whose backward pass reaches the module on every rank, and all its weights unless ZeRO-3 sees to them."""
+    """The output, whose backward pass reaches the module on every rank, and all its weights unless ZeRO-3 sees to
+    them.
+    """
     inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.requires_grad]
     if not torch.is_grad_enabled() or not inputs:
         return output
     learned = [parameter for parameter in module.parameters() if parameter.requires_grad] if weights else []
     if isinstance(output, torch.Tensor):
         return _Connected.apply(output, inputs[0], *learned)
-    first = next((i for i, value in enumerate(output) if isinstance(value, torch.Tensor) and value.is_floating_point()), None) if isinstance(output, tuple) else None
-    return output if first is None else (*output[:first], _Connected.apply(output[first], inputs[0], *learned), *output[first + 1 :])
+    first = (
+        next(
+            (i for i, value in enumerate(output) if isinstance(value, torch.Tensor) and value.is_floating_point()), None
+        )
+        if isinstance(output, tuple)
+        else None
+    )
+    return (
+        output
+        if first is None
+        else (*output[:first], _Connected.apply(output[first], inputs[0], *learned), *output[first + 1 :])
+    )
 
 
 class _Connected(torch.autograd.Function):
@@ -165,7 +188,9 @@ class _Connected(torch.autograd.Function):
 
 
 def forget_gradients(optimizer: Any) -> None:
-    """Let a layer that is skipped have no gradient: DeepSpeed's ZeRO-3 overwrites its buffers only where there is one, and would apply the last step's again."""
+    """Let a layer that is skipped have no gradient: DeepSpeed's ZeRO-3 overwrites its buffers only where there is one,
+    and would apply the last step's again.
+    """
     if (buffer := getattr(optimizer, "grad_partitions_flat_buffer", None)) is not None:
         buffer.zero_()
     for group in getattr(optimizer, "fp32_partitioned_groups_flat", None) or ():

@@ -1,4 +1,6 @@
-"""Tokenizers: found by name or folder, or trained on the training split; kept once in the cache, loaded from there by all."""
+"""Tokenizers: found by name or folder, or trained on the training split; kept once in the cache, loaded from there by
+all.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def load_tokenizer(folder: str) -> Any:
 
 
 def cache_tokenizer(config: ModelConfig, cache: Path) -> Path:
-    """Load a pretrained tokenizer and keep it in `cache` under the hash of its files. Raises `InputError` where there is none."""
+    """Load a pretrained tokenizer and keep it in `cache` under the hash of its files. Raises `InputError` where there
+    is none.
+    """
     from transformers import AutoTokenizer
 
     name = config.tokenizer or config.name_or_path
@@ -41,16 +45,30 @@ def cache_tokenizer(config: ModelConfig, cache: Path) -> Path:
     try:
         revision = config.revision if not config.tokenizer else None
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
-    except Exception as error:  # the hub client, JSON and tokenizers raise many kinds; each is the user's name or file
-        raise InputError(Problem(where, f"no tokenizer can be loaded ({name}: {_first_line(error)})", "Check name, folder and network.")) from None
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # transformers makes one up where there are no files
-        raise InputError(Problem(where, f"there is no tokenizer ({name}): no file of a vocabulary", "Name one in model.tokenizer, or copy its files there."))
+    except Exception as error:  # the hub client, JSON and tokenizers raise many kinds; each is the user's name or file  # noqa: BLE001
+        raise InputError(
+            Problem(
+                where, f"no tokenizer can be loaded ({name}: {_first_line(error)})", "Check name, folder and network."
+            )
+        ) from None
+    if set(tokenizer.get_vocab()) <= set(
+        tokenizer.all_special_tokens
+    ):  # transformers makes one up where there are no files
+        raise InputError(
+            Problem(
+                where,
+                f"there is no tokenizer ({name}): no file of a vocabulary",
+                "Name one in model.tokenizer, or copy its files there.",
+            )
+        )
     add_padding(tokenizer)
     return _keep(tokenizer, cache)
 
 
 def add_padding(tokenizer: Any) -> None:
-    """Let the tokenizer have a token that fills rows up: the one that ends texts, or a new one, for which the model gets a row."""
+    """Let the tokenizer have a token that fills rows up: the one that ends texts, or a new one, for which the model
+    gets a row.
+    """
     if tokenizer.pad_token_id is not None:
         return
     if tokenizer.eos_token_id is not None:
@@ -68,26 +86,46 @@ _PADDING = "<|pad|>"
 _TOKENIZER_FILES = re.compile(r"tokenizer|vocab|merges|\.spm$|spiece|sentencepiece|\.bpe|bpe\.codes|tekken|\.tiktoken")
 _KINDS: dict[str, dict[str, Any]] = {
     "encoder": {  # as BERT
-        "names": {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"},
-        "template": ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"), "inputs": ["input_ids", "token_type_ids", "attention_mask"], "lowercase": True,
+        "names": {
+            "pad_token": "[PAD]",
+            "unk_token": "[UNK]",
+            "cls_token": "[CLS]",
+            "sep_token": "[SEP]",
+            "mask_token": "[MASK]",
+        },
+        "template": ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"),
+        "inputs": ["input_ids", "token_type_ids", "attention_mask"],
+        "lowercase": True,
     },
     "decoder": {  # as GPT-2: text is tokens and nothing else
-        "names": {"pad_token": "<|pad|>", "bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"},
-        "template": None, "inputs": ["input_ids", "attention_mask"], "lowercase": False,
+        "names": {
+            "pad_token": "<|pad|>",
+            "bos_token": "<|endoftext|>",
+            "eos_token": "<|endoftext|>",
+            "unk_token": "<|endoftext|>",
+        },
+        "template": None,
+        "inputs": ["input_ids", "attention_mask"],
+        "lowercase": False,
     },
     "seq2seq": {  # as T5
         "names": {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
-        "template": ("$A </s>", "$A $B </s>"), "inputs": ["input_ids", "attention_mask"], "lowercase": False,
+        "template": ("$A </s>", "$A $B </s>"),
+        "inputs": ["input_ids", "attention_mask"],
+        "lowercase": False,
     },
-}  # fmt: skip
+}
 """Special tokens (numbered from 0 in this order) and their places, for each kind of model."""
 
 
-def train_tokenizer(texts: Iterable[str], training: TokenizerTraining, kind: str, key: str, cache: Path, max_length: int | None) -> Path:
-    """Train a byte-level BPE tokenizer for a `kind` of model (encoder, decoder, seq2seq), unless one with `key` is in the cache.
+def train_tokenizer(
+    texts: Iterable[str], training: TokenizerTraining, kind: str, key: str, cache: Path, max_length: int | None
+) -> Path:
+    """Train a byte-level BPE tokenizer for a `kind` of model (encoder, decoder, seq2seq), unless one with `key` is in
+    the cache.
 
-    Byte-level BPE, because its training gives the same vocabulary every time; that of WordPiece numbers its `##` pieces in the
-    order of a hash table, so that two trainings on the same text differ.
+    Byte-level BPE, because its training gives the same vocabulary every time; that of WordPiece numbers its `##` pieces
+    in the order of a hash table, so that two trainings on the same text differ.
     """
     parts = [key, training.model_dump(), kind, version("tokenizers"), max_length]
     pointer = cache / f"trained-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}"
@@ -108,7 +146,10 @@ def train_tokenizer(texts: Iterable[str], training: TokenizerTraining, kind: str
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=training.vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=training.vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        ),
     )
     if chosen["template"]:
         single, pair = chosen["template"]
@@ -116,7 +157,12 @@ def train_tokenizer(texts: Iterable[str], training: TokenizerTraining, kind: str
             single=single, pair=pair, special_tokens=[(name, special.index(name)) for name in special if name in single]
         )
     limit = {"model_max_length": max_length} if max_length else {}
-    folder = _keep(PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=chosen["inputs"], **limit, **chosen["names"]), cache)
+    folder = _keep(
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, model_input_names=chosen["inputs"], **limit, **chosen["names"]
+        ),
+        cache,
+    )
     with replacing(pointer) as file:
         file.write(folder.name)
     push(pointer)
@@ -138,9 +184,19 @@ def check_local_model(name: str, where: str, tokenizer: bool = False) -> None:
         near = nearest(path.name, [entry.name for entry in path.parent.iterdir()]) if path.parent.is_dir() else ""
         raise InputError(Problem(where, f"there is no such folder ({name})", near or "Check the path."))
     if not any((path / file).exists() for file in ("config.json", "tokenizer_config.json", "tokenizer.json")):
-        raise InputError(Problem(where, f"is not a Hugging Face folder: no config.json ({name})", "Name a folder that save_pretrained wrote."))
+        raise InputError(
+            Problem(
+                where,
+                f"is not a Hugging Face folder: no config.json ({name})",
+                "Name a folder that save_pretrained wrote.",
+            )
+        )
     if tokenizer and not any(_TOKENIZER_FILES.search(entry.name) for entry in path.iterdir()):
-        raise InputError(Problem(where, f"the folder has no tokenizer ({name})", "Name one in model.tokenizer, or copy its files there."))
+        raise InputError(
+            Problem(
+                where, f"the folder has no tokenizer ({name})", "Name one in model.tokenizer, or copy its files there."
+            )
+        )
 
 
 def _keep(tokenizer: Any, cache: Path) -> Path:
@@ -153,7 +209,9 @@ def _keep(tokenizer: Any, cache: Path) -> Path:
         for file in sorted(path for path in staging.rglob("*") if path.is_file()):
             content = file.read_bytes()
             if file.name == "tokenizer_config.json":  # where it was loaded from is not what it is
-                content = json.dumps({k: v for k, v in json.loads(content).items() if k not in ("name_or_path",)}, sort_keys=True).encode()
+                content = json.dumps(
+                    {k: v for k, v in json.loads(content).items() if k not in ("name_or_path",)}, sort_keys=True
+                ).encode()
             digest.update(file.name.encode() + b"\0" + content)
         folder = cache / digest.hexdigest()[:24]
         if not folder.exists():

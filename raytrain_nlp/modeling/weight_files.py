@@ -1,4 +1,6 @@
-"""The files of a pretrained model's weights, looked at without loading them: are they there, whole, and such that they can be trained?"""
+"""The files of a pretrained model's weights, looked at without loading them: are they there, whole, and such that they
+can be trained?
+"""
 
 from __future__ import annotations
 
@@ -41,11 +43,26 @@ def check_weights(name: str, where: str, trains: bool, adapter: bool) -> list[Pr
     else:
         files = [_WHOLE] if (folder / _WHOLE).exists() else []
     if missing := [file for file in files if not (folder / file).exists()]:
-        return [Problem(where, f"{len(missing)} of {len(files)} files of weights are missing (the first: {folder / missing[0]})", "Restore them.")]
+        return [
+            Problem(
+                where,
+                f"{len(missing)} of {len(files)} files of weights are missing (the first: {folder / missing[0]})",
+                "Restore them.",
+            )
+        ]
     damaged = [(file, why) for file in files if (why := _damage(folder / file))]
     if not files and trains and not any((folder / other).exists() for other in _OTHERS) and config is not None:
-        return [Problem(where, f"the folder has no weights ({name})", f"Name one with {_WHOLE}; or give its config.json as model.config, to train from scratch.")]
-    return [Problem(where, f"the weights are damaged ({folder / file}: {why})", "Restore the file.") for file, why in damaged]
+        return [
+            Problem(
+                where,
+                f"the folder has no weights ({name})",
+                f"Name one with {_WHOLE}; or give its config.json as model.config, to train from scratch.",
+            )
+        ]
+    return [
+        Problem(where, f"the weights are damaged ({folder / file}: {why})", "Restore the file.")
+        for file, why in damaged
+    ]
 
 
 def _damage(file: Path) -> str | None:

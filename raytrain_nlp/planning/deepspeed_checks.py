@@ -23,7 +23,9 @@ _MUP = ("muadam", "muadamw", "musgd")
 
 
 def check_deepspeed(job: TrainJob, total_steps: int | None = None) -> list[Problem]:
-    """What DeepSpeed would refuse of the configuration, its optimizer and its scheduler; nothing where the job has none of its own."""
+    """What DeepSpeed would refuse of the configuration, its optimizer and its scheduler; nothing where the job has none
+    of its own.
+    """
     if job.deepspeed.config is None:
         return []
     from raytrain_nlp.compat.deepspeed import import_deepspeed
@@ -37,7 +39,11 @@ def check_deepspeed(job: TrainJob, total_steps: int | None = None) -> list[Probl
         if problems := [*check_autos(given), *check_zero(given["zero_optimization"], job.workers)]:
             return problems
         config = _filled(given, job, total_steps or 1)
-        return [*_check_config(config), *_check_optimizer(config.get("optimizer"), job.workers.use_gpu), *_check_scheduler(config.get("scheduler"), total_steps)]
+        return [
+            *_check_config(config),
+            *_check_optimizer(config.get("optimizer"), job.workers.use_gpu),
+            *_check_scheduler(config.get("scheduler"), total_steps),
+        ]
     finally:
         logging.getLogger("DeepSpeed").setLevel(level)
 
@@ -46,7 +52,11 @@ def _filled(config: dict[str, Any], job: TrainJob, total_steps: int) -> dict[str
     """A configuration without "auto", as of one process: Hugging Face fills the rest with what the job says."""
     config, values = copy.deepcopy(config), job.arguments()
     micro, accumulation = values["per_device_train_batch_size"], values.get("gradient_accumulation_steps", 1)
-    config |= {"train_micro_batch_size_per_gpu": micro, "gradient_accumulation_steps": accumulation, "train_batch_size": micro * accumulation}
+    config |= {
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": micro * accumulation,
+    }
     rate = values.get("learning_rate", 5e-5)
     for section, autos in {
         "optimizer": {"lr": rate, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0},
@@ -70,8 +80,10 @@ def _check_config(config: dict[str, Any]) -> Iterator[Problem]:
         for found in error.errors(include_url=False):
             where = ".".join([_WHERE, section, *(str(part) for part in found["loc"])])
             shown = f" ({found['input']!r})" if isinstance(found.get("input"), (str, int, float, bool)) else ""
-            yield Problem(where, f"DeepSpeed refuses it: {found['msg'].removeprefix('Value error, ')}{shown}", "Correct it.")
-    except Exception as error:  # asserts, its own class, KeyError where a section is no mapping
+            yield Problem(
+                where, f"DeepSpeed refuses it: {found['msg'].removeprefix('Value error, ')}{shown}", "Correct it."
+            )
+    except Exception as error:  # asserts, its own class, KeyError where a section is no mapping  # noqa: BLE001
         yield Problem(_WHERE, f"DeepSpeed refuses it: {_first_line(error)}", "Correct it.")
 
 
@@ -85,7 +97,12 @@ def _check_optimizer(section: Any, use_gpu: bool) -> Iterator[Problem]:
 
     import torch
 
-    name, params, where, one = section["type"], dict(section.get("params") or {}), f"{_WHERE}.optimizer", ([torch.nn.Parameter(torch.zeros(1))],)
+    name, params, where, one = (
+        section["type"],
+        dict(section.get("params") or {}),
+        f"{_WHERE}.optimizer",
+        ([torch.nn.Parameter(torch.zeros(1))],),
+    )
     names = [key for key, found in vars(torch.optim).items() if isinstance(found, type)]
     if "max_grad_norm" in params:
         yield Problem(f"{where}.params.max_grad_norm", "is not taken by DeepSpeed", "Use gradient_clipping.")
@@ -102,7 +119,11 @@ def _check_optimizer(section: Any, use_gpu: bool) -> Iterator[Problem]:
     elif name.lower() in ("adagrad", "muon"):
         return
     elif name not in names:
-        yield Problem(f"{where}.type", f"is no optimizer of DeepSpeed or torch.optim ({name})", nearest(name, [*names, "AdamW"]) or "Use AdamW.")
+        yield Problem(
+            f"{where}.type",
+            f"is no optimizer of DeepSpeed or torch.optim ({name})",
+            nearest(name, [*names, "AdamW"]) or "Use AdamW.",
+        )
     else:
         yield from _try(where, getattr(torch.optim, name), params, one)
 
@@ -123,27 +144,46 @@ def _check_scheduler(section: Any, total_steps: int | None) -> Iterator[Problem]
     from deepspeed.runtime import lr_schedules
 
     name, params, where = section["type"], dict(section.get("params") or {}), f"{_WHERE}.scheduler"
-    found = getattr(lr_schedules, name, None) if name in lr_schedules.VALID_LR_SCHEDULES else getattr(torch.optim.lr_scheduler, name, None)
+    found = (
+        getattr(lr_schedules, name, None)
+        if name in lr_schedules.VALID_LR_SCHEDULES
+        else getattr(torch.optim.lr_scheduler, name, None)
+    )
     if not isinstance(found, type):
-        near = nearest(name, lr_schedules.VALID_LR_SCHEDULES) or f"Use one of {', '.join(lr_schedules.VALID_LR_SCHEDULES)}."
+        near = (
+            nearest(name, lr_schedules.VALID_LR_SCHEDULES)
+            or f"Use one of {', '.join(lr_schedules.VALID_LR_SCHEDULES)}."
+        )
         yield Problem(f"{where}.type", f"is no scheduler of DeepSpeed or torch ({name})", near)
         return
-    yield from _try(where, found, params, (torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3, momentum=0.9),))
+    yield from _try(
+        where, found, params, (torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3, momentum=0.9),)
+    )
     if total_steps is not None and params.get("total_num_steps", total_steps) != total_steps:
-        yield Problem(f"{where}.params.total_num_steps", f"contradicts the steps of the job ({params['total_num_steps']} and {total_steps})", 'Write "auto".')
+        yield Problem(
+            f"{where}.params.total_num_steps",
+            f"contradicts the steps of the job ({params['total_num_steps']} and {total_steps})",
+            'Write "auto".',
+        )
 
 
-def _try(where: str, factory: Callable[..., Any], params: dict[str, Any], arguments: tuple[Any, ...]) -> Iterator[Problem]:
+def _try(
+    where: str, factory: Callable[..., Any], params: dict[str, Any], arguments: tuple[Any, ...]
+) -> Iterator[Problem]:
     """Does a class take these parameters? Without `arguments` it is not called, only its signature is read."""
     known = [name for name in inspect.signature(factory).parameters if name not in ("self", "params", "optimizer")]
     unknown = [key for key in params if key not in known]
     for key in unknown:
         name = getattr(factory, "__name__", "It")
-        yield Problem(f"{where}.params.{key}", f"unknown key: {name} does not take it", nearest(key, known) or f"It takes {', '.join(known)}.")
+        yield Problem(
+            f"{where}.params.{key}",
+            f"unknown key: {name} does not take it",
+            nearest(key, known) or f"It takes {', '.join(known)}.",
+        )
     if arguments and not unknown:
         try:
             factory(*arguments, **params)
-        except Exception as error:  # whatever a class says of its arguments
+        except Exception as error:  # whatever a class says of its arguments  # noqa: BLE001
             yield Problem(f"{where}.params", f"{factory.__name__} refuses them: {_first_line(error)}", "Correct them.")
 
 

@@ -1,4 +1,6 @@
-"""What a DeepSpeed JSON asks for that nobody fills in, or that these workers and this machine cannot do; DeepSpeed says so on the workers."""
+"""What a DeepSpeed JSON asks for that nobody fills in, or that these workers and this machine cannot do; DeepSpeed says
+so on the workers.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,20 @@ from raytrain_nlp.errors import Problem
 
 _WHERE = "deepspeed.config"
 FILLED = {
-    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "fp16.enabled", "bf16.enabled",
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "fp16.enabled",
+    "bf16.enabled",
     *(f"optimizer.params.{key}" for key in ("lr", "betas", "eps", "weight_decay")),
     *(f"scheduler.params.{key}" for key in ("warmup_min_lr", "warmup_max_lr", "warmup_num_steps", "total_num_steps")),
-    *(f"zero_optimization.{key}" for key in ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")),
+    *(
+        f"zero_optimization.{key}"
+        for key in ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")
+    ),
     "zero_optimization.stage3_gather_16bit_weights_on_model_save",
-}  # fmt: skip
+}
 """Where transformers and accelerate put a value in the place of "auto"."""
 _ON_GPU_ONLY = ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients")
 
@@ -39,7 +49,11 @@ def check_zero(zero: Any, workers: WorkersConfig) -> Iterator[Problem]:
         yield from (Problem(f"{where}.{key}", needs_gpu, "Remove it.") for key in _ON_GPU_ONLY if zero.get(key))
     size, count = zero.get("zero_hpz_partition_size", 1), workers.num_workers
     if isinstance(size, int) and isinstance(count, int) and size > 0 and count % size:
-        yield Problem(f"{where}.zero_hpz_partition_size", f"does not divide the workers ({size} and {count})", "Give a divisor, as a rule the workers of a node.")
+        yield Problem(
+            f"{where}.zero_hpz_partition_size",
+            f"does not divide the workers ({size} and {count})",
+            "Give a divisor, as a rule the workers of a node.",
+        )
     for part in ("offload_optimizer", "offload_param"):
         section = zero.get(part)
         if not isinstance(section, dict):
@@ -47,7 +61,11 @@ def check_zero(zero: Any, workers: WorkersConfig) -> Iterator[Problem]:
         if section.get("super_offload") and not workers.use_gpu:
             yield Problem(f"{where}.{part}.super_offload", needs_gpu, "Remove it.")
         if section.get("device") == "nvme" and not os.environ.get("RAY_ADDRESS") and not _has_async_io():
-            yield Problem(f"{where}.{part}.device", "nvme needs DeepSpeed's async_io, which cannot be built here", "Install libaio-dev and g++, or use cpu.")
+            yield Problem(
+                f"{where}.{part}.device",
+                "nvme needs DeepSpeed's async_io, which cannot be built here",
+                "Install libaio-dev and g++, or use cpu.",
+            )
 
 
 def _has_async_io() -> bool:

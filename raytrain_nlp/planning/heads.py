@@ -1,7 +1,7 @@
 """The head of a pretrained classifier: which classes its rows are, and in what order a job's labels meet them.
 
-A label is matched with the class of its name, as `run_glue.py` does (case does not count), so that no row of the head changes
-its meaning; what cannot be matched is told, or refused where the head has too few or too many rows.
+A label is matched with the class of its name, as `run_glue.py` does (case does not count), so that no row of the head
+changes its meaning; what cannot be matched is told, or refused where the head has too few or too many rows.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def find_head(job: TrainJob) -> Head | None:
     from transformers.models.auto import modeling_auto
 
     try:
-        config = AutoConfig.from_pretrained(job.model.name_or_path, revision=job.model.revision, trust_remote_code=job.model.trust_remote_code)
+        config = AutoConfig.from_pretrained(
+            job.model.name_or_path, revision=job.model.revision, trust_remote_code=job.model.trust_remote_code
+        )
     except Exception:  # noqa: BLE001 - told by `check_model`
         return None
     cls = getattr(modeling_auto, build_task(job.task).auto_mapping).get(config.model_type)
@@ -57,26 +59,45 @@ def find_head(job: TrainJob) -> Head | None:
 def names_of_numbers(head: Head, numbers: Sequence[str]) -> bool:
     """Are labels that are numbers the places of the head's named classes?"""
     known = declared_names(head.names)
-    return head.is_named and not any(map(is_integer, head.names)) and all(is_integer(number) and number in known for number in numbers)
+    return (
+        head.is_named
+        and not any(map(is_integer, head.names))
+        and all(is_integer(number) and number in known for number in numbers)
+    )
 
 
 def check_width(head: Head, outputs: int) -> None:
     """Raises `InputError` where a head without classes has not so many outputs."""
     if len(head.names) != outputs:
-        raise InputError(Problem(_WHERE, f"the head of {head.model} has {len(head.names)} classes ({head.shown()}), the task needs {outputs} output", _OTHER))
+        raise InputError(
+            Problem(
+                _WHERE,
+                f"the head of {head.model} has {len(head.names)} classes ({head.shown()}), the task needs {outputs} "
+                f"output",
+                _OTHER,
+            )
+        )
 
 
 def follow_head(labels: list[str], head: Head) -> tuple[list[str], list[str]]:
     """Labels in the order of the head's rows, and what the user should know of it. Raises `InputError`."""
     names = head.names
-    if not (places := _places(labels, head)) and all(is_integer(label) and 0 <= int(label) < len(names) for label in labels):
+    if not (places := _places(labels, head)) and all(
+        is_integer(label) and 0 <= int(label) < len(names) for label in labels
+    ):
         names = [str(number) for number in range(len(names))]  # ids, as `LABEL_1` is 1
         places = {label: int(label) for label in labels}
     unknown = [label for label in labels if label not in places]
     model, rows = head.model, len(head.names)
     if len(labels) > rows or (unknown and len(labels) < rows):
         which = f": it does not know {', '.join(unknown[:8])}" if unknown and places else ""
-        raise InputError(Problem(_WHERE, f"the head of {model} has {rows} classes ({head.shown()}), the data have {len(labels)} labels{which}", _OTHER))
+        raise InputError(
+            Problem(
+                _WHERE,
+                f"the head of {model} has {rows} classes ({head.shown()}), the data have {len(labels)} labels{which}",
+                _OTHER,
+            )
+        )
     if not places and not head.is_named:
         return labels, []
     ordered: list[str | None] = [None] * rows
@@ -92,10 +113,14 @@ def follow_head(labels: list[str], head: Head) -> tuple[list[str], list[str]]:
             ordered[place] = label
     elif free:
         missing = ", ".join(names[place] for place in free[:8])
-        notes.append(f"no row has the label {missing}, a class of the head of {model}; the model keeps all its {rows} classes.")
+        notes.append(
+            f"no row has the label {missing}, a class of the head of {model}; the model keeps all its {rows} classes."
+        )
     final = [label if label is not None else names[place] for place, label in enumerate(ordered)]
     if not notes and final != labels:
-        notes.append(f"labels are in the order of the head of {model}: {', '.join(final[:8])}{', ...' if rows > 8 else ''}.")
+        notes.append(
+            f"labels are in the order of the head of {model}: {', '.join(final[:8])}{', ...' if rows > 8 else ''}."
+        )
     return final, notes
 
 

@@ -44,7 +44,8 @@ class Files:
 
 
 def find_job_files(job: TrainJob, storage: Path, trains: bool = True) -> Files:
-    """Find and look into the files of a job: existence, format, columns, weights. No library beyond fsspec and pyarrow is loaded.
+    """Find and look into the files of a job: existence, format, columns, weights. No library beyond fsspec and pyarrow
+    is loaded.
 
     `trains`: whether the weights are to be loaded; a plan can be made without them.
     """
@@ -59,10 +60,16 @@ def find_job_files(job: TrainJob, storage: Path, trains: bool = True) -> Files:
         except InputError as error:
             problems += error.problems
     if job.model.name_or_path:
-        problems += _problems_of(functools.partial(check_local_model, job.model.name_or_path, "model.name_or_path", tokenizer=job.model.tokenizer is None))
+        problems += _problems_of(
+            functools.partial(
+                check_local_model, job.model.name_or_path, "model.name_or_path", tokenizer=job.model.tokenizer is None
+            )
+        )
         problems += check_weights(job.model.name_or_path, "model.name_or_path", trains, adapter=job.lora is not None)
     if job.model.tokenizer and job.model.tokenizer != "train":
-        problems += _problems_of(functools.partial(check_local_model, job.model.tokenizer, "model.tokenizer", tokenizer=True))
+        problems += _problems_of(
+            functools.partial(check_local_model, job.model.tokenizer, "model.tokenizer", tokenizer=True)
+        )
     if problems:
         raise InputError(problems)
     return Files(found.pop("train"), found)
@@ -76,27 +83,46 @@ def split_names(job: TrainJob) -> list[str]:
 def _hub_names(job: TrainJob) -> dict[str, tuple[str, str | None]]:
     """What the job takes from the hub: key -> name and revision."""
     model = job.model
-    given = {"model.name_or_path": model.name_or_path, "model.tokenizer": model.tokenizer if model.tokenizer != "train" else None}
-    names = {where: (name, model.revision if where == "model.name_or_path" else None) for where, name in given.items() if name and not looks_local(name)}
+    given = {
+        "model.name_or_path": model.name_or_path,
+        "model.tokenizer": model.tokenizer if model.tokenizer != "train" else None,
+    }
+    names = {
+        where: (name, model.revision if where == "model.name_or_path" else None)
+        for where, name in given.items()
+        if name and not looks_local(name)
+    }
     for split in ("train", "validation"):
-        names |= {f"data.{split}": (spec, None) for spec in sources_of(getattr(job.data, split)) if spec.startswith("hf://")}
+        names |= {
+            f"data.{split}": (spec, None) for spec in sources_of(getattr(job.data, split)) if spec.startswith("hf://")
+        }
     return names
 
 
 def find_split_files(job: TrainJob, split: str, storage: Path, where: str | None = None) -> list[SourceFile]:
-    """The files of one split, with the columns the task needs; `where` it was named, if not in the job. Raises `InputError`."""
+    """The files of one split, with the columns the task needs; `where` it was named, if not in the job. Raises
+    `InputError`.
+    """
     where = where or f"data.{split}"
     specs = [_builtin(spec, split, storage, where) for spec in sources_of(job.data.source_of(split))]
     files = find_files(specs, where)
-    if problems := check_repeated(files, None if job.trainer.preprocess else build_task(job.task).required_columns(), where):
+    if problems := check_repeated(
+        files, None if job.trainer.preprocess else build_task(job.task).required_columns(), where
+    ):
         raise InputError(problems)
-    if not job.trainer.preprocess and (problems := check_columns(files, build_task(job.task).required_columns(), where)):  # it may make the columns
+    if not job.trainer.preprocess and (
+        problems := check_columns(files, build_task(job.task).required_columns(), where)
+    ):  # it may make the columns
         raise InputError(problems)
     return files
 
 
 def _builtin(spec: str, split: str, storage: Path, where: str) -> str:
-    return str(build_builtin(spec, cache_dir(storage, "sources"), where)[split.partition(".")[0]]) if spec.startswith(PREFIX) else spec
+    return (
+        str(build_builtin(spec, cache_dir(storage, "sources"), where)[split.partition(".")[0]])
+        if spec.startswith(PREFIX)
+        else spec
+    )
 
 
 def check_columns(files: list[SourceFile], required: list[str], where: str) -> list[Problem]:
@@ -107,7 +133,11 @@ def check_columns(files: list[SourceFile], required: list[str], where: str) -> l
         rows = [row.values for row in itertools.islice(read_rows(first), 50) if isinstance(row, Row)] if first else []
         present = {column for row in rows for column in row}
         problems += [
-            Problem(where, f"no column '{column}' in {file.path} (columns: {', '.join(sorted(present))})", nearest(column, present) or "Correct the task's columns.")
+            Problem(
+                where,
+                f"no column '{column}' in {file.path} (columns: {', '.join(sorted(present))})",
+                nearest(column, present) or "Correct the task's columns.",
+            )
             for column in required
             if rows and column not in present
         ]
@@ -115,19 +145,35 @@ def check_columns(files: list[SourceFile], required: list[str], where: str) -> l
 
 
 def check_repeated(files: list[SourceFile], required: list[str] | None, where: str) -> list[Problem]:
-    """Columns that a header holds twice, of those the task reads (None: of all); of the others each is kept, under the name pandas gives it."""
-    found = [(file.path, name) for file in files[:64] if file.format in ("csv", "tsv") for name in repeated_columns(file.path, file.format)]
+    """Columns that a header holds twice, of those the task reads (None: of all); of the others each is kept, under the
+    name pandas gives it.
+    """
+    found = [
+        (file.path, name)
+        for file in files[:64]
+        if file.format in ("csv", "tsv")
+        for name in repeated_columns(file.path, file.format)
+    ]
     what = "Rename or remove one of them."
-    return [Problem(where, f"the column '{name}' stands more than once in {path}", what) for path, name in found if required is None or name in required]
+    return [
+        Problem(where, f"the column '{name}' stands more than once in {path}", what)
+        for path, name in found
+        if required is None or name in required
+    ]
 
 
 def check_free(files: list[SourceFile], added: list[str], where: str) -> list[Problem]:
-    """Columns of the input that have a name which is `added` to it. Of files of lines the first 64 MB are read, of others the header."""
+    """Columns of the input that have a name which is `added` to it. Of files of lines the first 64 MB are read, of
+    others the header.
+    """
     problems, left = [], _SEARCHED_BYTES
     for file in files:
         taken = sorted(set(added) & _columns(file, left))
         left = max(left - file.size, _LEAST_BYTES)
-        problems += [Problem(where, f"has a column '{name}' already ({file.path}), where predictions would go", _PREFIX) for name in taken]
+        problems += [
+            Problem(where, f"has a column '{name}' already ({file.path}), where predictions would go", _PREFIX)
+            for name in taken
+        ]
     return problems
 
 
@@ -135,7 +181,9 @@ def _columns(file: SourceFile, most_bytes: int) -> set[str]:
     """The columns of a file: all that its header names, or that its first rows have."""
     by_header = file.format not in ("json", "jsonl")
     found: set[str] = set()
-    for piece in itertools.islice(split_file(file, _LEAST_BYTES), 1 if by_header else max(most_bytes // _LEAST_BYTES, 1)):
+    for piece in itertools.islice(
+        split_file(file, _LEAST_BYTES), 1 if by_header else max(most_bytes // _LEAST_BYTES, 1)
+    ):
         for row in itertools.islice(read_rows(piece), 1 if by_header else None):
             found |= row.values.keys() if isinstance(row, Row) else set()
     return found

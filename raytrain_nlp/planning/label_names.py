@@ -1,7 +1,9 @@
-"""What a job's label column means, found out before tokens are made: whether lists are multi-hot, and the names that are declared.
+"""What a job's label column means, found out before tokens are made: whether lists are multi-hot, and the names that
+are declared.
 
-Names come from `task.label_names`, else from a `ClassLabel` of the files, else, where the labels are numbers, from the head that
-the model brings along. With names a row's label is kept by its name, and what is no label of theirs (-1 of an unlabelled row) is a bad row.
+Names come from `task.label_names`, else from a `ClassLabel` of the files, else, where the labels are numbers, from the
+head that the model brings along. With names a row's label is kept by its name, and what is no label of theirs (-1 of an
+unlabelled row) is a bad row.
 """
 
 from __future__ import annotations
@@ -36,15 +38,32 @@ def name_labels(job: TrainJob, files: Files, preprocess: UserObject | None) -> t
     sample = list(itertools.islice(_labels(files.train, column, preprocess), _SAMPLED))
     declared = _declared(job, files, column)
     if section.multi_hot is not False and not build_task(job.task).single_class and (width := multi_hot_width(sample)):
-        return _with(job, label_names=_columns(job, declared, width), multi_hot=True), [f"the lists of '{column}' are read as multi-hot: {width} classes."]
+        return _with(job, label_names=_columns(job, declared, width), multi_hot=True), [
+            f"the lists of '{column}' are read as multi-hot: {width} classes."
+        ]
     if section.multi_hot is None and not build_task(job.task).single_class and is_ragged(sample):
         what = f"the lists of '{column}' hold only 0 and 1, but are of several lengths"
-        raise InputError(Problem("data.train", what, "Give each row a value for each class; or set task.multi_hot: false, if they name the classes 0 and 1."))
+        raise InputError(
+            Problem(
+                "data.train",
+                what,
+                "Give each row a value for each class; or set task.multi_hot: false, if they name the classes 0 and 1.",
+            )
+        )
     if section.multi_hot:
-        raise InputError(Problem("task.multi_hot", f"the lists of '{column}' are not all of one length with 0 and 1 only", "Remove it."))
+        raise InputError(
+            Problem(
+                "task.multi_hot", f"the lists of '{column}' are not all of one length with 0 and 1 only", "Remove it."
+            )
+        )
     if section.label_names:
         return job, []
-    texts = {label_text(one) for label in sample for one in (label if isinstance(label, list) else [label]) if isinstance(one, (str, int, float))}
+    texts = {
+        label_text(one)
+        for label in sample
+        for one in (label if isinstance(label, list) else [label])
+        if isinstance(one, (str, int, float))
+    }
     if declared and texts <= {*declared_names(declared), "-1"}:
         return _with(job, label_names=declared), []
     head = find_head(job) if texts and all(map(is_integer, texts)) else None
@@ -54,7 +73,9 @@ def name_labels(job: TrainJob, files: Files, preprocess: UserObject | None) -> t
 
 
 def name_evaluated(job: TrainJob, files: list[SourceFile], labels: list[str], where: str) -> TrainJob:
-    """The job of a run for other files: by the names they declare, where the run has found none and these are its labels. Raises `InputError`."""
+    """The job of a run for other files: by the names they declare, where the run has found none and these are its
+    labels. Raises `InputError`.
+    """
     column = build_task(job.task).label_column
     if column is None:
         return job
@@ -96,9 +117,17 @@ def _columns(job: TrainJob, declared: list[str] | None, width: int) -> list[str]
     """The classes of multi-hot lists. Raises `InputError` where those that are named are not so many."""
     names = labelled(job.task).label_names or declared
     if names and len(names) != width:
-        raise InputError(Problem("task.label_names", f"{len(names)} names for lists of {width} values", "Give a name for each value of a list."))
+        raise InputError(
+            Problem(
+                "task.label_names",
+                f"{len(names)} names for lists of {width} values",
+                "Give a name for each value of a list.",
+            )
+        )
     head = None if names else find_head(job)
-    return names or (head.names if head and head.is_named and len(head.names) == width else [str(number) for number in range(width)])
+    return names or (
+        head.names if head and head.is_named and len(head.names) == width else [str(number) for number in range(width)]
+    )
 
 
 def _labels(files: list[SourceFile], column: str, preprocess: UserObject | None) -> Iterator[Any]:
@@ -117,4 +146,7 @@ def _with(job: TrainJob, **values: Any) -> TrainJob:
 
 def _told(head: Head, column: str) -> str:
     pairs = ", ".join(f"{number} = {name}" for number, name in enumerate(head.names[:8]))
-    return f"the numbers of '{column}' are the classes of the head of {head.model}: {pairs}{', ...' if len(head.names) > 8 else ''}."
+    return (
+        f"the numbers of '{column}' are the classes of the head of {head.model}: "
+        f"{pairs}{', ...' if len(head.names) > 8 else ''}."
+    )

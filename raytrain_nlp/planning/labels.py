@@ -1,4 +1,6 @@
-"""Labels: which there are, which validation rows have one that training knows, and how often the most frequent one occurs."""
+"""Labels: which there are, which validation rows have one that training knows, and how often the most frequent one
+occurs.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from raytrain_nlp.tasks import build_task
 
 
 def find_labels(job: TrainJob, train: TokenStore) -> tuple[list[str], list[str]]:
-    """The labels in the order of their ids, and what the user should know of it; none where the task has no classes. Raises `InputError`."""
+    """The labels in the order of their ids, and what the user should know of it; none where the task has no classes.
+    Raises `InputError`.
+    """
     task = build_task(job.task)
     if task.label_column is None:
         if (outputs := task.model_kwargs([]).get("num_labels")) and (head := find_head(job)):
@@ -30,31 +34,56 @@ def find_labels(job: TrainJob, train: TokenStore) -> tuple[list[str], list[str]]
     section = labelled(job.task)
     labels = section.label_names or sorted_labels(list(train.manifest["labels"]))
     if not labels:
-        raise InputError(Problem("data.train", f"no row has a label in column '{section.label_column}'", "Name the column with labels."))
+        raise InputError(
+            Problem(
+                "data.train", f"no row has a label in column '{section.label_column}'", "Name the column with labels."
+            )
+        )
     if len(labels) < 2 and task.single_class:
-        raise InputError(Problem("data.train", f"all labels of column '{section.label_column}' are equal ({labels[0]!r})", "Classification needs two labels."))
+        raise InputError(
+            Problem(
+                "data.train",
+                f"all labels of column '{section.label_column}' are equal ({labels[0]!r})",
+                "Classification needs two labels.",
+            )
+        )
     if len(labels) > max(1000, train.num_rows // 2):
-        raise InputError(Problem("task.label_column", f"has {len(labels)} different labels in {train.num_rows} rows", "Name the column with classes."))
+        raise InputError(
+            Problem(
+                "task.label_column",
+                f"has {len(labels)} different labels in {train.num_rows} rows",
+                "Name the column with classes.",
+            )
+        )
     head = find_head(job)
     return follow_head(labels, head) if head else (labels, [])
 
 
-def find_known_rows(store: TokenStore, labels: list[str], max_bad_rows: float) -> tuple[str | None, list[dict[str, Any]]]:
+def find_known_rows(
+    store: TokenStore, labels: list[str], max_bad_rows: float
+) -> tuple[str | None, list[dict[str, Any]]]:
     """Which rows of a validation split have labels that training knows; the others as quarantine entries."""
     names = set(label_ids(labels))
     if names.issuperset(store.manifest["labels"]):
         return None, []
     column = store.column("label")
-    known = np.array([row in names for row in column] if isinstance(column[0], str) else [names.issuperset(row) for row in column])
+    known = np.array(
+        [row in names for row in column] if isinstance(column[0], str) else [names.issuperset(row) for row in column]
+    )
     unseen = []
     for row in np.flatnonzero(~known):
         source, line = store.locate(int(row))
         label = column[row] if isinstance(column[row], str) else next(name for name in column[row] if name not in names)
-        unseen.append({"source": source, "line": line, "reason": f"label '{label}' was never seen in training", "row": ""})
+        unseen.append(
+            {"source": source, "line": line, "reason": f"label '{label}' was never seen in training", "row": ""}
+        )
     bad, total = len(unseen) + store.manifest["bad_rows"], store.num_rows + store.manifest["bad_rows"]
     if bad > (max_bad_rows * total if max_bad_rows < 1 else max_bad_rows):
         first = unseen[0]
-        what = f"{bad} of {total} rows are bad, more than data.max_bad_rows ({max_bad_rows:g}); e.g. {first['source']}:{first['line']}: {first['reason']}"
+        what = (
+            f"{bad} of {total} rows are bad, more than data.max_bad_rows ({max_bad_rows:g}); e.g. "
+            f"{first['source']}:{first['line']}: {first['reason']}"
+        )
         raise InputError(Problem("data.validation", what, "Mend the rows, or raise data.max_bad_rows."))
     path = store.folder / f"rows-{hashlib.sha256(json.dumps(labels).encode()).hexdigest()[:16]}.npy"
     temporary = path.with_name(f".{os.getpid()}-{path.name}")

@@ -21,7 +21,10 @@ def check_values(job: TrainJob) -> list[Problem]:
 
 def check_schedule(job: TrainJob, total_steps: int) -> list[Problem]:
     """What can be said as soon as the steps of the run are counted."""
-    return [*check_scheduler(job, total_steps), *(check_deepspeed(job, total_steps) if "scheduler" in (job.deepspeed.config or {}) else ())]
+    return [
+        *check_scheduler(job, total_steps),
+        *(check_deepspeed(job, total_steps) if "scheduler" in (job.deepspeed.config or {}) else ()),
+    ]
 
 
 def check_model_names(job: TrainJob, labels: list[str], tokenizer: Any) -> list[Problem]:
@@ -31,7 +34,9 @@ def check_model_names(job: TrainJob, labels: list[str], tokenizer: Any) -> list[
 
 def _check_checkpointing(job: TrainJob) -> list[Problem]:
     """Has the model's class what gradient checkpointing needs?"""
-    key = next((key for key in ("gradient_checkpointing", "activation_checkpointing") if job.arguments().get(key)), None)
+    key = next(
+        (key for key in ("gradient_checkpointing", "activation_checkpointing") if job.arguments().get(key)), None
+    )
     if key is None or job.model.trust_remote_code:
         return []
     import transformers
@@ -39,11 +44,20 @@ def _check_checkpointing(job: TrainJob) -> list[Problem]:
 
     from raytrain_nlp.tasks import build_task
 
-    config = job.model.config or transformers.AutoConfig.from_pretrained(job.model.name_or_path, revision=job.model.revision).to_dict()
+    config = (
+        job.model.config
+        or transformers.AutoConfig.from_pretrained(job.model.name_or_path, revision=job.model.revision).to_dict()
+    )
     name = getattr(modeling_auto, build_task(job.task).auto_mapping).get(config["model_type"])
     if not isinstance(name, str) or getattr(getattr(transformers, name, None), "supports_gradient_checkpointing", True):
         return []
-    return [Problem(f"training.{key}", f"is not for models of type '{config['model_type']}', which do not support it", "Remove it.")]
+    return [
+        Problem(
+            f"training.{key}",
+            f"is not for models of type '{config['model_type']}', which do not support it",
+            "Remove it.",
+        )
+    ]
 
 
 def notes_of(job: TrainJob) -> list[str]:

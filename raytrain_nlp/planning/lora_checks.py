@@ -30,7 +30,7 @@ def check_lora_names(job: TrainJob, labels: list[str], tokenizer: Any) -> list[P
         model = build_empty_model(job.model, task, labels, tokenizer)
     except InputError:
         raise
-    except Exception:  # a config its family refuses: told where the model is asked for
+    except Exception:  # a config its family refuses: told where the model is asked for  # noqa: BLE001
         return []
     if problems := unmatched(job.lora, model):
         return problems
@@ -50,14 +50,37 @@ def unmatched(lora: dict[str, Any], model: Any) -> list[Problem]:
     targeted = _targeted(lora, model, modules)
     problems = []
     for key in ("target_modules", "exclude_modules"):
-        problems += _unknown(key, lora.get(key), modules, lambda name, module: module == name or module.endswith(f".{name}"), single=_is_pattern)
-    problems += _unknown("modules_to_save", lora.get("modules_to_save"), modules, lambda name, module: module.endswith(name))
-    problems += _unknown("target_parameters", lora.get("target_parameters"), parameters, lambda name, parameter: parameter == name or parameter.endswith(f".{name}"))
+        problems += _unknown(
+            key,
+            lora.get(key),
+            modules,
+            lambda name, module: module == name or module.endswith(f".{name}"),
+            single=_is_pattern,
+        )
+    problems += _unknown(
+        "modules_to_save", lora.get("modules_to_save"), modules, lambda name, module: module.endswith(name)
+    )
+    problems += _unknown(
+        "target_parameters",
+        lora.get("target_parameters"),
+        parameters,
+        lambda name, parameter: parameter == name or parameter.endswith(f".{name}"),
+    )
     for key in ("rank_pattern", "alpha_pattern"):
-        problems += _unknown(key, list(lora.get(key) or {}), targeted, lambda name, module: re.match(rf"(.*\.)?({name})$", module) is not None)
+        problems += _unknown(
+            key,
+            list(lora.get(key) or {}),
+            targeted,
+            lambda name, module: re.match(rf"(.*\.)?({name})$", module) is not None,
+        )
     patterns = lora.get("layers_pattern")
     patterns = [patterns] if isinstance(patterns, str) else patterns
-    problems += _unknown("layers_pattern", patterns, modules, lambda name, module: re.match(rf"(?:^|.*?\.){name}\.\d+(\.|$)", module) is not None)
+    problems += _unknown(
+        "layers_pattern",
+        patterns,
+        modules,
+        lambda name, module: re.match(rf"(?:^|.*?\.){name}\.\d+(\.|$)", module) is not None,
+    )
     return problems + _unknown_layers(lora, patterns, targeted) + _unknown_tokens(lora, model, modules)
 
 
@@ -73,7 +96,17 @@ def _unknown(key: str, given: Any, names: list[str], matches: Any, single: Any =
             found = not single(given) or any(re.fullmatch(given, name) for name in names)
         except re.error as error:
             return [Problem(where, f"is no regular expression ({given!r}: {error})", "Correct it.")]
-        return [] if found else [Problem(where, f"matches no module of the model ({given!r})", "A text alone is a regular expression of whole names; write a list.")]
+        return (
+            []
+            if found
+            else [
+                Problem(
+                    where,
+                    f"matches no module of the model ({given!r})",
+                    "A text alone is a regular expression of whole names; write a list.",
+                )
+            ]
+        )
     problems = []
     for name in [given] if isinstance(given, str) else given or ():
         try:
@@ -89,7 +122,10 @@ def _unknown(key: str, given: Any, names: list[str], matches: Any, single: Any =
 def _hint(name: str, names: Iterable[str]) -> str:
     """The nearest name of a module, or those there are: the last parts of names, numbers left out."""
     last = list(dict.fromkeys(part for full in names if not (part := full.rpartition(".")[2]).isdecimal()))
-    return nearest(name.rpartition(".")[2], last) or f"There are {', '.join(last[:24])}{', ...' if len(last) > 24 else ''}."
+    return (
+        nearest(name.rpartition(".")[2], last)
+        or f"There are {', '.join(last[:24])}{', ...' if len(last) > 24 else ''}."
+    )
 
 
 def _targeted(lora: dict[str, Any], model: Any, modules: list[str]) -> list[str]:
@@ -111,8 +147,16 @@ def _unknown_layers(lora: dict[str, Any], patterns: list[str] | None, targeted: 
     wanted = [wanted] if isinstance(wanted, int) else wanted or []
     layer = rf"(?:{'|'.join(patterns)})" if patterns else r"[^.]*"
     found = {int(match[1]) for name in targeted if (match := re.match(rf"(?:^|.*?\.){layer}\.(\d+)\.", name))}
-    what = f"layers {min(found)} to {max(found)} are there" if found else "no module that gets an adapter is in a numbered layer"
-    return [Problem("lora.layers_to_transform", f"no such layer ({number}; {what})", "Correct it.") for number in wanted if number not in found]
+    what = (
+        f"layers {min(found)} to {max(found)} are there"
+        if found
+        else "no module that gets an adapter is in a numbered layer"
+    )
+    return [
+        Problem("lora.layers_to_transform", f"no such layer ({number}; {what})", "Correct it.")
+        for number in wanted
+        if number not in found
+    ]
 
 
 def _unknown_tokens(lora: dict[str, Any], model: Any, modules: list[str]) -> list[Problem]:
@@ -128,4 +172,6 @@ def _unknown_tokens(lora: dict[str, Any], model: Any, modules: list[str]) -> lis
         if name and not any(module.endswith(name) for module in modules)
     ]
     beyond = [index for indices in by_module.values() for index in indices if not 0 <= index < rows]
-    return problems + [Problem(where, f"no such token ({index}; the vocabulary has {rows})", "Correct it.") for index in beyond]
+    return problems + [
+        Problem(where, f"no such token ({index}; the vocabulary has {rows})", "Correct it.") for index in beyond
+    ]

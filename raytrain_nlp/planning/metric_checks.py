@@ -1,4 +1,6 @@
-"""The figures an evaluation will give, by name: what chooses the best model is looked up among them before anything starts."""
+"""The figures an evaluation will give, by name: what chooses the best model is looked up among them before anything
+starts.
+"""
 
 from __future__ import annotations
 
@@ -55,21 +57,31 @@ def notes_on_metrics(job: TrainJob) -> list[str]:
     if name not in known_metrics(job) and _own_figures(job) and not _mentions(job, name):
         notes.append(f"{_WHERE}: your code does not seem to give {metric!r}; the first evaluation ends the run then.")
     if name in known_metrics(job) and values.get("greater_is_better") is _is_lower(job, name):
-        notes.append(f"training.greater_is_better is {str(values['greater_is_better']).lower()}, so that the worst {name} is taken for the best model.")
+        notes.append(
+            f"training.greater_is_better is {str(values['greater_is_better']).lower()}, so that the worst {name} is "
+            f"taken for the best model."
+        )
     return notes
 
 
 def _is_lower(job: TrainJob, name: str) -> bool:
-    return any(name == (f"{found}_{lower}" if found else lower) for found in job.data.validation_sets() or [""] for lower in _LOWER)
+    return any(
+        name == (f"{found}_{lower}" if found else lower)
+        for found in job.data.validation_sets() or [""]
+        for lower in _LOWER
+    )
 
 
 def _is_read(job: TrainJob) -> bool:
     """Does anything choose by the metric?"""
     values = job.arguments()
     return bool(
-        values.get("load_best_model_at_end") or job.early_stopping or values.get("save_strategy") == "best"
-        or values.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy") or "metric_for_best_model" in job.training
-    )  # fmt: skip
+        values.get("load_best_model_at_end")
+        or job.early_stopping
+        or values.get("save_strategy") == "best"
+        or values.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy")
+        or "metric_for_best_model" in job.training
+    )
 
 
 def _own_figures(job: TrainJob) -> bool:
@@ -82,7 +94,10 @@ def _mentions(job: TrainJob, name: str) -> bool:
 
     from raytrain_nlp.user_code import UserObject
 
-    for where, given in (("trainer.compute_metrics", job.trainer.compute_metrics), ("trainer.class", job.trainer.class_)):
+    for where, given in (
+        ("trainer.compute_metrics", job.trainer.compute_metrics),
+        ("trainer.class", job.trainer.class_),
+    ):
         try:
             module = inspect.getmodule(UserObject(given, where, os.getcwd()).load()) if given else None
             if given and (module is None or name in inspect.getsource(module)):

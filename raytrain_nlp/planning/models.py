@@ -30,8 +30,16 @@ from raytrain_nlp.user_code import UserObject
 
 _TOKENIZER_WINDOWS = 5
 """31 MB."""
-_LEGACY_CONFIG_KEYS = ("rope_theta", "rope_scaling", "torch_dtype", "attn_implementation", "output_attentions", "pruned_heads")
+_LEGACY_CONFIG_KEYS = (
+    "rope_theta",
+    "rope_scaling",
+    "torch_dtype",
+    "attn_implementation",
+    "output_attentions",
+    "pruned_heads",
+)
 """Keys transformers still takes in a config though its class has other names for them."""
+
 
 def find_tokenizer(job: TrainJob, files: Files, storage: Path, preprocess: UserObject | None) -> Path:
     """The tokenizer of a job, in the cache: found, or trained on the good rows of the training split."""
@@ -48,10 +56,21 @@ def find_tokenizer(job: TrainJob, files: Files, storage: Path, preprocess: UserO
                     if values is not None and task.check_row(values) is None:
                         yield from task.texts(values)
 
-    parts = [[file.digest for file in files.train], job.task.model_dump(mode="json"), preprocess.fingerprint() if preprocess else None]
+    parts = [
+        [file.digest for file in files.train],
+        job.task.model_dump(mode="json"),
+        preprocess.fingerprint() if preprocess else None,
+    ]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     lengths = task.lengths(job.data.max_length, "train")
-    return train_tokenizer(texts(), job.model.tokenizer_training, task.tokenizer_kind, key, cache, max(lengths.source or 0, lengths.target or 0) or None)
+    return train_tokenizer(
+        texts(),
+        job.model.tokenizer_training,
+        task.tokenizer_kind,
+        key,
+        cache,
+        max(lengths.source or 0, lengths.target or 0) or None,
+    )
 
 
 def _tokenizer_pieces(job: TrainJob, files: Files) -> Iterator[Piece]:
@@ -67,19 +86,37 @@ def check_model(job: TrainJob) -> None:
     from transformers.models.auto import modeling_auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    where, name = ("model.config.model_type", job.model.model_type) if job.model.config else ("model.name_or_path", job.model.name_or_path)
+    where, name = (
+        ("model.config.model_type", job.model.model_type)
+        if job.model.config
+        else ("model.name_or_path", job.model.name_or_path)
+    )
     assert name is not None, "a model has one of them"
     if job.model.config:
         model_type = name
         if model_type not in CONFIG_MAPPING_NAMES:
-            raise InputError(Problem(where, f"unknown model type ({name!r})", nearest(name, CONFIG_MAPPING_NAMES) or "See transformers for the valid types."))
+            raise InputError(
+                Problem(
+                    where,
+                    f"unknown model type ({name!r})",
+                    nearest(name, CONFIG_MAPPING_NAMES) or "See transformers for the valid types.",
+                )
+            )
         if problems := _misspelt(job.model.config):
             raise InputError(problems)
     else:
         try:
-            model_type = AutoConfig.from_pretrained(name, revision=job.model.revision, trust_remote_code=job.model.trust_remote_code).model_type
-        except Exception as error:  # hub client, JSON, remote code refused: each is one line for the user
-            raise InputError(Problem(where, f"no model can be loaded ({name}: {str(error).splitlines()[0][:200]})", "Check name, folder and network.")) from None
+            model_type = AutoConfig.from_pretrained(
+                name, revision=job.model.revision, trust_remote_code=job.model.trust_remote_code
+            ).model_type
+        except Exception as error:  # hub client, JSON, remote code refused: each is one line for the user  # noqa: BLE001
+            raise InputError(
+                Problem(
+                    where,
+                    f"no model can be loaded ({name}: {str(error).splitlines()[0][:200]})",
+                    "Check name, folder and network.",
+                )
+            ) from None
     task = build_task(job.task)
     if job.trainer.model_fields_set:
         from raytrain_nlp.worker.extensions import check_user_code
@@ -87,7 +124,9 @@ def check_model(job: TrainJob) -> None:
         if problems := check_user_code(job, task, os.getcwd()):
             raise InputError(problems)
     if model_type not in getattr(modeling_auto, task.auto_mapping) and not job.model.trust_remote_code:
-        raise InputError(Problem(where, f"models of type '{model_type}' have no head for {job.task.type}", "Choose another model."))
+        raise InputError(
+            Problem(where, f"models of type '{model_type}' have no head for {job.task.type}", "Choose another model.")
+        )
     packing = task.packing(job.data.max_length)
     if packing and packing.kind == "best_fit" and not keeps_documents_apart(task, model_type):
         what = f"models of type '{model_type}' cannot keep packed documents apart"
@@ -95,7 +134,9 @@ def check_model(job: TrainJob) -> None:
 
 
 def model_facts(job: TrainJob, tokenizer: Any, folder: Path | None = None) -> ModelFacts:
-    """What the model's config says of its inputs; of the model of a folder, where that has a config. Raises `InputError`."""
+    """What the model's config says of its inputs; of the model of a folder, where that has a config. Raises
+    `InputError`.
+    """
     from transformers.models.auto import modeling_auto
 
     model, task = job.model, build_task(job.task)
@@ -104,8 +145,17 @@ def model_facts(job: TrainJob, tokenizer: Any, folder: Path | None = None) -> Mo
     config = load_config(model, task, tokenizer)
     facts = find_facts(config, getattr(modeling_auto, task.auto_mapping).get(config.model_type))
     if facts.ends is not None and facts.ends not in tokenizer(*(["a"] for _ in task.input_columns()))["input_ids"][0]:
-        what = f"the tokenizer does not end texts with the token ({facts.ends}) that the head of '{config.model_type}' models reads"
-        raise InputError(Problem("model.tokenizer" if job.model.tokenizer else "model.name_or_path", what, "Take the model's own tokenizer."))
+        what = (
+            f"the tokenizer does not end texts with the token ({facts.ends}) that the head of '{config.model_type}' "
+            f"models reads"
+        )
+        raise InputError(
+            Problem(
+                "model.tokenizer" if job.model.tokenizer else "model.name_or_path",
+                what,
+                "Take the model's own tokenizer.",
+            )
+        )
     packing = task.packing(job.data.max_length)
     if packing and facts.positions is not None and packing.block_size > facts.positions:
         where = "task.block_size" if getattr(job.task, "block_size", None) else "data.max_length"
@@ -117,8 +167,9 @@ def model_facts(job: TrainJob, tokenizer: Any, folder: Path | None = None) -> Mo
 def keeps_documents_apart(task: Task, model_type: str) -> bool:
     """Does the model read the borders of packed documents from `position_ids`?
 
-    In transformers 5 those do whose attention mask is made by `masking_utils.create_causal_mask` (it is given the positions),
-    and which have no other path between tokens: no recurrence, no convolution, no attention bias by distance.
+    In transformers 5 those do whose attention mask is made by `masking_utils.create_causal_mask` (it is given the
+    positions), and which have no other path between tokens: no recurrence, no convolution, no attention bias by
+    distance.
     """
     import transformers
     from transformers.models.auto import modeling_auto
@@ -129,8 +180,14 @@ def keeps_documents_apart(task: Task, model_type: str) -> bool:
         return False
     source = inspect.getsource(sys.modules[cls.__module__])
     others = ("mamba", "Conv1d", "build_alibi", "linear_attn", "recurrent")
-    given = re.search(r"(?:create_causal_mask|mask_function)\((?:[^()]|\([^()]*\))*position_ids", source) or re.search(r'mask_kwargs = \{[^}]*"position_ids"', source)
-    return bool(given) and "position_ids" in inspect.signature(cls.forward).parameters and not any(sign in source for sign in others)
+    given = re.search(r"(?:create_causal_mask|mask_function)\((?:[^()]|\([^()]*\))*position_ids", source) or re.search(
+        r'mask_kwargs = \{[^}]*"position_ids"', source
+    )
+    return (
+        bool(given)
+        and "position_ids" in inspect.signature(cls.forward).parameters
+        and not any(sign in source for sign in others)
+    )
 
 
 def _misspelt(config: dict[str, Any]) -> list[Problem]:
@@ -139,4 +196,8 @@ def _misspelt(config: dict[str, Any]) -> list[Problem]:
 
     cls = CONFIG_MAPPING[config["model_type"]]
     known = {*cls().to_dict(), *getattr(cls, "attribute_map", {}), *_LEGACY_CONFIG_KEYS}
-    return [Problem(f"model.config.{key}", "unknown key", near) for key in config if key not in known and (near := nearest(key, known))]
+    return [
+        Problem(f"model.config.{key}", "unknown key", near)
+        for key in config
+        if key not in known and (near := nearest(key, known))
+    ]

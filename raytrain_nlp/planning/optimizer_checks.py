@@ -1,4 +1,6 @@
-"""Optimizer and scheduler of a job, made once for nothing: packages that are missing, arguments that are wrong or read by nobody."""
+"""Optimizer and scheduler of a job, made once for nothing: packages that are missing, arguments that are wrong or read
+by nobody.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,25 @@ from raytrain_nlp.errors import Problem
 OPTIM_KEYS = ("optim", "optim_args", "optim_target_modules")
 _SCHEDULER_KEYS = ("lr_scheduler_type", "lr_scheduler_kwargs")
 _PACKAGES = {
-    "galore": "galore_torch", "apollo": "apollo_torch", "lomo": "lomo_optim", "adalomo": "lomo_optim", "grokadamw": "grokadamw", "schedule_free": "schedulefree",
-    "stable_adamw": "optimi", "adamw_torch_4bit": "torchao", "adamw_torch_8bit": "torchao", "adamw_torch_xla": "torch_xla", "adamw_torch_npu": "torch_npu",
-    "adamw_anyprecision": "torchdistx", "adamw_bnb": "bitsandbytes", "adamw_8bit": "bitsandbytes", "ademamix": "bitsandbytes", "lion": "bitsandbytes",
-    "paged": "bitsandbytes", "rmsprop_bnb": "bitsandbytes",
-}  # fmt: skip
+    "galore": "galore_torch",
+    "apollo": "apollo_torch",
+    "lomo": "lomo_optim",
+    "adalomo": "lomo_optim",
+    "grokadamw": "grokadamw",
+    "schedule_free": "schedulefree",
+    "stable_adamw": "optimi",
+    "adamw_torch_4bit": "torchao",
+    "adamw_torch_8bit": "torchao",
+    "adamw_torch_xla": "torch_xla",
+    "adamw_torch_npu": "torch_npu",
+    "adamw_anyprecision": "torchdistx",
+    "adamw_bnb": "bitsandbytes",
+    "adamw_8bit": "bitsandbytes",
+    "ademamix": "bitsandbytes",
+    "lion": "bitsandbytes",
+    "paged": "bitsandbytes",
+    "rmsprop_bnb": "bitsandbytes",
+}
 """Beginning of an optimizer's name -> the module it is in: told at once where nothing else needs asking."""
 _STEPS = 1000
 """Of a schedule, where those of the run are not counted yet."""
@@ -26,7 +42,11 @@ def missing_package(optim: str) -> Problem | None:
     module = next((module for name, module in _PACKAGES.items() if optim.startswith(name)), None)
     if module is None or importlib.util.find_spec(module) is not None:
         return None
-    return Problem("training.optim", f"needs {module}, which is not installed ({optim})", "Choose another optimizer, or install it.")
+    return Problem(
+        "training.optim",
+        f"needs {module}, which is not installed ({optim})",
+        "Choose another optimizer, or install it.",
+    )
 
 
 def check_optimizer(arguments: Any, job: TrainJob) -> list[Problem]:
@@ -37,21 +57,36 @@ def check_optimizer(arguments: Any, job: TrainJob) -> list[Problem]:
     name, values = str(getattr(arguments.optim, "value", arguments.optim)), job.arguments()
     low_rank = name.startswith(("galore", "apollo"))
     if name.endswith("layerwise") and job.workers.num_workers > 1:
-        return [Problem("training.optim", f"updates layer by layer, which more than one worker cannot ({name})", f"Use {name.removesuffix('_layerwise')}.")]
+        return [
+            Problem(
+                "training.optim",
+                f"updates layer by layer, which more than one worker cannot ({name})",
+                f"Use {name.removesuffix('_layerwise')}.",
+            )
+        ]
     if values.get("optim_target_modules") is not None and not low_rank:
-        return [Problem("training.optim_target_modules", f"is read by GaLore and APOLLO only, not by {name}", "Remove it, or choose their optimizer.")]
+        return [
+            Problem(
+                "training.optim_target_modules",
+                f"is read by GaLore and APOLLO only, not by {name}",
+                "Remove it, or choose their optimizer.",
+            )
+        ]
     try:
         made, kwargs = Trainer.get_optimizer_cls_and_kwargs(arguments)
         if isinstance(made, type) and issubclass(made, torch.optim.Optimizer) and not low_rank:
             made([torch.nn.Parameter(torch.zeros(2, 2))], **kwargs)
-    except Exception as error:  # packages that are missing, arguments that are none, values out of range
+    except Exception as error:  # packages that are missing, arguments that are none, values out of range  # noqa: BLE001
         if "model" in str(error) and (low_rank or "lomo" in name):
             return []  # the packages are there; the rest needs the model
         what = f"{name} cannot be made: {first_line(error)}"
         if "optim_args" in values and not isinstance(error, ImportError) and "install" not in str(error):
             return [Problem("training.optim_args", what, "Correct them.")]
         return [Problem("training.optim", what, "Choose another optimizer, or install what it needs.")]
-    return [Problem("training.optim_args", f"{name} does not read {key!r}", "Remove it.") for key in _unread(arguments, values.get("optim_args"))]
+    return [
+        Problem("training.optim_args", f"{name} does not read {key!r}", "Remove it.")
+        for key in _unread(arguments, values.get("optim_args"))
+    ]
 
 
 def _unread(arguments: Any, text: str | None) -> Iterator[str]:
@@ -65,7 +100,7 @@ def _unread(arguments: Any, text: str | None) -> Iterator[str]:
             arguments.optim_args = args
             try:
                 made.append(repr(Trainer.get_optimizer_cls_and_kwargs(arguments)[1]))
-            except Exception:  # it is read, and is no such value
+            except Exception:  # it is read, and is no such value  # noqa: BLE001
                 break
         else:
             if len(set(made)) == 1:
@@ -79,22 +114,44 @@ def check_scheduler(job: TrainJob, total_steps: int | None = None) -> list[Probl
     if not any(key in values for key in _SCHEDULER_KEYS) or "scheduler" in (job.deepspeed.config or {}):
         return []
     if isinstance(values.get("lr_scheduler_kwargs"), str):
-        return [Problem("training.lr_scheduler_kwargs", f"is no mapping ({values['lr_scheduler_kwargs']!r})", "Write name: value.")]
+        return [
+            Problem(
+                "training.lr_scheduler_kwargs",
+                f"is no mapping ({values['lr_scheduler_kwargs']!r})",
+                "Write name: value.",
+            )
+        ]
     import torch
     from transformers.optimization import get_scheduler
 
-    kind, kwargs, steps = values.get("lr_scheduler_type", "linear"), values.get("lr_scheduler_kwargs"), total_steps or _STEPS
+    kind, kwargs, steps = (
+        values.get("lr_scheduler_type", "linear"),
+        values.get("lr_scheduler_kwargs"),
+        total_steps or _STEPS,
+    )
     warmup = values.get("warmup_steps", 0)
     warmup = min(int(warmup if warmup >= 1 else warmup * steps), steps)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=values.get("learning_rate", 5e-5))
     try:
-        made = get_scheduler(kind, optimizer, num_warmup_steps=warmup, num_training_steps=steps, scheduler_specific_kwargs=dict(kwargs or {}))
+        made = get_scheduler(
+            kind,
+            optimizer,
+            num_warmup_steps=warmup,
+            num_training_steps=steps,
+            scheduler_specific_kwargs=dict(kwargs or {}),
+        )
         for place in sorted({0, 1, warmup // 2, warmup, (warmup + steps) // 2, steps - 1, steps}):
             for rate in getattr(made, "lr_lambdas", ()):
                 float(rate(place))
-    except Exception as error:  # a name, a value or a missing argument, in whatever words
+    except Exception as error:  # a name, a value or a missing argument, in whatever words  # noqa: BLE001
         where = "training.lr_scheduler_kwargs" if kwargs else "training.lr_scheduler_type"
-        return [Problem(where, f"the scheduler '{kind}' refuses them: {first_line(error)}", "Correct training.lr_scheduler_kwargs.")]
+        return [
+            Problem(
+                where,
+                f"the scheduler '{kind}' refuses them: {first_line(error)}",
+                "Correct training.lr_scheduler_kwargs.",
+            )
+        ]
     if kwargs and str(kind) in ("constant", "constant_with_warmup"):
         return [Problem("training.lr_scheduler_kwargs", f"the scheduler '{kind}' reads none", "Remove them.")]
     return []

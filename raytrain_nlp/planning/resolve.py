@@ -75,15 +75,19 @@ class Resolved:
         """Rows by what became of them; of streamed ones those of the windows prepared so far."""
         streamed = self.windows.counts if self.windows else {}
         return {
-            **{name: {**({"train": streamed[name]} if streamed else {}), **getattr(self, name)} for name in ("rows", "bad_rows", "left_out", "cut_rows")},
+            **{
+                name: {**({"train": streamed[name]} if streamed else {}), **getattr(self, name)}
+                for name in ("rows", "bad_rows", "left_out", "cut_rows")
+            },
             "tokenized_rows": self.tokenized_rows + streamed.get("tokenized_rows", 0),
             "dropped_rows": self.dropped_rows,
             "majority_accuracy": self.majority_accuracy,
         }
 
-
     def lengths(self) -> dict[str, dict[str, float]]:
-        """Tokens of a row (of a block, where the task packs) in each split, of a sample of a large one; of rows that were cut also those before."""
+        """Tokens of a row (of a block, where the task packs) in each split, of a sample of a large one; of rows that
+        were cut also those before.
+        """
         found = {}
         for split, spec in (("train", self.spec.train), *_splits(self.spec).items()):
             if isinstance(spec, SplitSpec):
@@ -95,20 +99,32 @@ class Resolved:
 
 
 def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, verbose: bool = False) -> Resolved:
-    """Prepare the tokens of a job (or find them prepared) and plan its run. Raises `InputError` for what data and model say."""
-    preprocess = UserObject(job.trainer.preprocess, "trainer.preprocess", os.getcwd()) if job.trainer.preprocess else None
+    """Prepare the tokens of a job (or find them prepared) and plan its run. Raises `InputError` for what data and model
+    say.
+    """
+    preprocess = (
+        UserObject(job.trainer.preprocess, "trainer.preprocess", os.getcwd()) if job.trainer.preprocess else None
+    )
     job, notes = name_labels(job, files, preprocess)
     tokenizer_dir = find_tokenizer(job, files, storage, preprocess)
     tokenizer, task = load_tokenizer(str(tokenizer_dir)), build_task(job.task)
     if lacks := task.check_tokenizer(tokenizer):
-        raise InputError(Problem("model.tokenizer" if job.model.tokenizer else "model.name_or_path", f"the tokenizer {lacks}", "Choose another."))
+        raise InputError(
+            Problem(
+                "model.tokenizer" if job.model.tokenizer else "model.name_or_path",
+                f"the tokenizer {lacks}",
+                "Choose another.",
+            )
+        )
     check_model(job)
     facts = model_facts(job, tokenizer)
     stores: dict[str, TokenStore] = {}
     tokenized, windows = 0, None
     for split, split_files in (("train", files.train), *files.validations.items()):
         lengths = facts.fitted(task.lengths(job.data.max_length, split.partition(".")[0]))
-        prepare = PrepareSpec(job.task, str(tokenizer_dir), tokenizer_dir.name, lengths, job.data.max_bad_rows, preprocess)
+        prepare = PrepareSpec(
+            job.task, str(tokenizer_dir), tokenizer_dir.name, lengths, job.data.max_bad_rows, preprocess
+        )
         if split == "train" and job.data.streaming:
             windows = _window_preparer(job, files.train, prepare, storage, build_context(tokenizer, [], facts))
             windows.prepare_first(map)
@@ -121,7 +137,11 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
     if problems := check_model_names(job, labels, tokenizer):
         raise InputError(problems)
     context = build_context(tokenizer, labels, facts)
-    train = build_split(job, stores["train"], None, context, "train", job.data.max_train_rows) if windows is None else windows.spec
+    train = (
+        build_split(job, stores["train"], None, context, "train", job.data.max_train_rows)
+        if windows is None
+        else windows.spec
+    )
     validations: dict[str, SplitSpec] = {}
     unseen: dict[str, list[dict[str, Any]]] = {}
     for split in stores.keys() - {"train"}:
@@ -136,7 +156,11 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
     steps, dropped = (job.arguments()["max_steps"], 0) if isinstance(train, WindowedSpec) else _count_steps(train)
     if not steps and isinstance(train, SplitSpec):
         raise InputError(
-            Problem("training.dataloader_drop_last", f"drops all {train.plan.num_rows} rows: less than one global batch", "Lower the batch size or drop it.")
+            Problem(
+                "training.dataloader_drop_last",
+                f"drops all {train.plan.num_rows} rows: less than one global batch",
+                "Lower the batch size or drop it.",
+            )
         )
     if problems := check_schedule(job, _total_steps(job, steps)):
         raise InputError(problems)
@@ -150,7 +174,9 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
         validation=validation,
         steps_per_epoch=steps,
         total_steps=_total_steps(job, steps),
-        named_validations={} if "validation" in validations else {split.partition(".")[2]: part for split, part in validations.items()},
+        named_validations={}
+        if "validation" in validations
+        else {split.partition(".")[2]: part for split, part in validations.items()},
         eval_steps=sum(Split(part).plan.steps_per_epoch for part in validations.values()),
         data_fingerprint=_fingerprint(train, list(validations.values())),
         versions=package_versions(),
@@ -165,15 +191,26 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
         bad_rows={split: found.manifest["bad_rows"] + len(unseen.get(split, [])) for split, found in stores.items()},
         tokenized_rows=tokenized,
         dropped_rows=dropped,
-        majority_accuracy=majority_accuracy(Split(validation)) if validation and len(validations) == 1 and task.single_class else None,
+        majority_accuracy=majority_accuracy(Split(validation))
+        if validation and len(validations) == 1 and task.single_class
+        else None,
         quarantine=[
-            (split, found.folder / QUARANTINE if found.manifest["bad_rows"] + found.manifest["unlearned"] else None, unseen.get(split, []))
+            (
+                split,
+                found.folder / QUARANTINE if found.manifest["bad_rows"] + found.manifest["unlearned"] else None,
+                unseen.get(split, []),
+            )
             for split, found in stores.items()
         ],
         windows=windows,
         notes=[
-            *notes, *told,
-            *(note for split, found in stores.items() for note in (*tell_store(found, f"data.{split}"), *cut_notes(split, found.manifest, facts))),
+            *notes,
+            *told,
+            *(
+                note
+                for split, found in stores.items()
+                for note in (*tell_store(found, f"data.{split}"), *cut_notes(split, found.manifest, facts))
+            ),
         ],
         cut_rows={split: cut_rows(found.manifest) for split, found in stores.items()},
     )
@@ -188,11 +225,15 @@ def write_quarantine(resolved: Resolved, path: Path) -> None:
         for split, file, unseen in resolved.quarantine:
             if file is not None:
                 with file.open(encoding="utf-8") as lines:
-                    out.writelines(json.dumps({"split": split, **json.loads(line)}, ensure_ascii=False) + "\n" for line in lines)
+                    out.writelines(
+                        json.dumps({"split": split, **json.loads(line)}, ensure_ascii=False) + "\n" for line in lines
+                    )
             out.writelines(json.dumps({"split": split, **row}, ensure_ascii=False) + "\n" for row in unseen)
 
 
-def _window_preparer(job: TrainJob, files: list[SourceFile], prepare: PrepareSpec, storage: Path, context: CollateContext) -> WindowPreparer:
+def _window_preparer(
+    job: TrainJob, files: list[SourceFile], prepare: PrepareSpec, storage: Path, context: CollateContext
+) -> WindowPreparer:
     task = build_task(job.task)
     if task.label_column:
         what = f"is not for {job.task.type}: its classes must be known before training"
@@ -202,7 +243,9 @@ def _window_preparer(job: TrainJob, files: list[SourceFile], prepare: PrepareSpe
     split = SplitSpec("", None, None, packing, plan, None, job.task, context)
     windows = split_windows(files)
     folder = cache_dir(storage, "windows") / prepare.key(files)
-    return WindowPreparer(WindowedSpec(str(folder), len(windows), split), windows, prepare, job.arguments()["max_steps"])
+    return WindowPreparer(
+        WindowedSpec(str(folder), len(windows), split), windows, prepare, job.arguments()["max_steps"]
+    )
 
 
 # Plan
@@ -213,9 +256,15 @@ def tell_store(store: TokenStore, where: str) -> list[str]:
     manifest, notes = store.manifest, []
     if count := manifest["unlearned"]:
         first = first_told(store.folder, left_out=True)
-        notes.append(f"{where}: {count:,} of {manifest['rows'] + count:,} rows are left out, nothing of them is learned; the first: {first}")
+        notes.append(
+            f"{where}: {count:,} of {manifest['rows'] + count:,} rows are left out, nothing of them is learned; the "
+            f"first: {first}"
+        )
     if count := manifest["spread"]:
-        what = f"the chat template renders earlier turns of the assistant otherwise than the last one: {count:,} chats are a row for each such turn"
+        what = (
+            f"the chat template renders earlier turns of the assistant otherwise than the last one: {count:,} chats "
+            f"are a row for each such turn"
+        )
         notes.append(f"{where}: {what}, {manifest['rows']:,} rows in all.")
     return notes
 
@@ -233,7 +282,9 @@ def build_context(tokenizer: Any, labels: list[str], facts: ModelFacts) -> Colla
     return CollateContext(*pad_ids, tokenizer.padding_side, inputs, labels, tokenizer.mask_token_id, len(tokenizer))
 
 
-def build_split(job: TrainJob, store: TokenStore, rows_file: str | None, context: CollateContext, split: str, most_rows: int | None) -> SplitSpec:
+def build_split(
+    job: TrainJob, store: TokenStore, rows_file: str | None, context: CollateContext, split: str, most_rows: int | None
+) -> SplitSpec:
     """One split: its rows, packed into blocks where the task packs, in batches."""
     rows = min(store.num_rows, most_rows or store.num_rows)
     packing, blocks = build_task(job.task).packing(job.data.max_length), None
@@ -243,8 +294,14 @@ def build_split(job: TrainJob, store: TokenStore, rows_file: str | None, context
         if not rows:
             raise InputError(Problem(f"data.{split}", "has not two tokens", "Give a file with text."))
     plan = _train_plan(job, rows, packed=packing is not None) if split == "train" else _eval_plan(job, rows)
-    spec = SplitSpec(str(store.folder), rows_file, str(blocks) if blocks else None, packing, plan, None, job.task, context)
-    return replace(spec, token_counts=tuple(int(count) for count in Split(spec).plan.token_counts)) if plan.batch_tokens else spec
+    spec = SplitSpec(
+        str(store.folder), rows_file, str(blocks) if blocks else None, packing, plan, None, job.task, context
+    )
+    return (
+        replace(spec, token_counts=tuple(int(count) for count in Split(spec).plan.token_counts))
+        if plan.batch_tokens
+        else spec
+    )
 
 
 def _train_plan(job: TrainJob, rows: int, packed: bool) -> PlanSpec:

@@ -1,6 +1,8 @@
-"""What `transformers` says of the section `training` without a model: contradictions, optimizer, scheduler, compiler, packages.
+"""What `transformers` says of the section `training` without a model: contradictions, optimizer, scheduler, compiler,
+packages.
 
-A job of plain numbers says nothing that needs asking; `transformers.TrainingArguments` takes seconds to import and is left alone then.
+A job of plain numbers says nothing that needs asking; `transformers.TrainingArguments` takes seconds to import and is
+left alone then.
 """
 
 from __future__ import annotations
@@ -15,19 +17,68 @@ from typing import Any
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.config.deepspeed import DeepSpeedConfig
 from raytrain_nlp.errors import InputError, Problem, nearest
-from raytrain_nlp.planning.optimizer_checks import OPTIM_KEYS, check_optimizer, check_scheduler, first_line, missing_package
+from raytrain_nlp.planning.optimizer_checks import (
+    OPTIM_KEYS,
+    check_optimizer,
+    check_scheduler,
+    first_line,
+    missing_package,
+)
 
 SETTLED = {
-    "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "per_device_train_batch_size", "per_device_eval_batch_size",
-    "gradient_accumulation_steps", "num_train_epochs", "max_steps", "warmup_steps", "logging_steps", "logging_first_step", "logging_strategy", "seed",
-    "data_seed", "train_sampling_strategy", "dataloader_drop_last", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "save_strategy", "save_steps",
-    "save_total_limit", "neftune_noise_alpha", "bf16", "fp16", "tf32", "gradient_checkpointing", "activation_checkpointing", "label_smoothing_factor",
-    "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "predict_with_generate", "generation_max_length", "generation_num_beams", "ddp_timeout",
-}  # fmt: skip
+    "learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "max_steps",
+    "warmup_steps",
+    "logging_steps",
+    "logging_first_step",
+    "logging_strategy",
+    "seed",
+    "data_seed",
+    "train_sampling_strategy",
+    "dataloader_drop_last",
+    "eval_strategy",
+    "eval_steps",
+    "eval_delay",
+    "eval_on_start",
+    "save_strategy",
+    "save_steps",
+    "save_total_limit",
+    "neftune_noise_alpha",
+    "bf16",
+    "fp16",
+    "tf32",
+    "gradient_checkpointing",
+    "activation_checkpointing",
+    "label_smoothing_factor",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "greater_is_better",
+    "predict_with_generate",
+    "generation_max_length",
+    "generation_num_beams",
+    "ddp_timeout",
+}
 """Fields of which `config.training` and `config.job` have said all there is to say."""
 _SETTLED_VALUES = {
     "optim": {"adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"},
-    "lr_scheduler_type": {"linear", "cosine", "cosine_with_restarts", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial"},
+    "lr_scheduler_type": {
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
+        "polynomial",
+    },
 }
 """Values that need neither a package nor an argument."""
 _RECOMPUTING = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
@@ -40,10 +91,17 @@ _MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagra
 def check_training_values(job: TrainJob) -> list[Problem]:
     """All that `TrainingArguments` and the classes it names would refuse, a problem for each."""
     values = job.arguments()
-    shares = any(0 < (values.get(key) or 1) < 1 for key in ("eval_steps", "save_steps", "logging_steps"))  # of all steps: their multiples are its business
-    if not shares and all(key in SETTLED or (isinstance(value, str) and value in _SETTLED_VALUES.get(key, ())) for key, value in values.items()):
+    shares = any(
+        0 < (values.get(key) or 1) < 1 for key in ("eval_steps", "save_steps", "logging_steps")
+    )  # of all steps: their multiples are its business
+    if not shares and all(
+        key in SETTLED or (isinstance(value, str) and value in _SETTLED_VALUES.get(key, ()))
+        for key, value in values.items()
+    ):
         return []
-    if all(key in SETTLED or key in OPTIM_KEYS for key in values) and (problem := missing_package(str(values.get("optim", "")))):
+    if all(key in SETTLED or key in OPTIM_KEYS for key in values) and (
+        problem := missing_package(str(values.get("optim", "")))
+    ):
         return [problem]
     with _quiet():
         arguments, problems = _ask_arguments(job)
@@ -51,7 +109,13 @@ def check_training_values(job: TrainJob) -> list[Problem]:
             return problems
         if any(key in values for key in OPTIM_KEYS) and "optimizer" not in (job.deepspeed.config or {}):
             problems += check_optimizer(arguments, job)
-        problems += _check_compiler(values) + _check_metric_inputs(values) + _check_recomputing(arguments, values) + _check_packages(values) + _check_generation(values)
+        problems += (
+            _check_compiler(values)
+            + _check_metric_inputs(values)
+            + _check_recomputing(arguments, values)
+            + _check_packages(values)
+            + _check_generation(values)
+        )
         return problems + check_scheduler(job)
 
 
@@ -70,11 +134,15 @@ def _quiet() -> Iterator[None]:
 
 
 def _ask_arguments(job: TrainJob) -> tuple[Any, list[Problem]]:
-    """The arguments as of one process on CPU, and everything they refuse: what is refused is left out and the rest asked again."""
+    """The arguments as of one process on CPU, and everything they refuse: what is refused is left out and the rest
+    asked again.
+    """
     from raytrain_nlp.tasks import build_task
     from raytrain_nlp.worker.arguments import build_arguments
 
-    here = job.model_copy(update={"workers": job.workers.model_copy(update={"use_gpu": False}), "deepspeed": DeepSpeedConfig()})
+    here = job.model_copy(
+        update={"workers": job.workers.model_copy(update={"use_gpu": False}), "deepspeed": DeepSpeedConfig()}
+    )
     generates = build_task(job.task).generates
     problems: list[Problem] = []
 
@@ -84,7 +152,7 @@ def _ask_arguments(job: TrainJob) -> tuple[Any, list[Problem]]:
             return build_arguments(here, "unused", generates), None
         except InputError as error:
             return None, error.problems[0].what
-        except Exception as error:  # what they say of themselves in other words
+        except Exception as error:  # what they say of themselves in other words  # noqa: BLE001
             return None, f"transformers refuses it: {first_line(error)}"
 
     def refuses(same: str, values: dict[str, Any]) -> bool:
@@ -98,8 +166,18 @@ def _ask_arguments(job: TrainJob) -> tuple[Any, list[Problem]]:
         guilty = _smallest(values, functools.partial(refuses, refused))
         where = [f"training.{key}" for key in guilty] or ["training"]
         told = ", ".join(f"{key} {guilty[key]!r}" for key in guilty)
-        problems.append(Problem(where[0], f"{refused.rstrip('.')} ({told})", "Correct one of them." if len(guilty) > 1 else "Correct it."))
-        values = {key: value for key, value in values.items() if key != next((k for k in guilty if k in job.training), next(iter(guilty), None))}
+        problems.append(
+            Problem(
+                where[0],
+                f"{refused.rstrip('.')} ({told})",
+                "Correct one of them." if len(guilty) > 1 else "Correct it.",
+            )
+        )
+        values = {
+            key: value
+            for key, value in values.items()
+            if key != next((k for k in guilty if k in job.training), next(iter(guilty), None))
+        }
         if not guilty:
             break
     return None, problems
@@ -119,9 +197,21 @@ def _check_compiler(values: dict[str, Any]) -> list[Problem]:
 
     problems, known = [], [backend.value.lower() for backend in DynamoBackend if backend.value != "NO"]
     if (backend := values.get("torch_compile_backend")) is not None and backend.lower() not in known:
-        problems.append(Problem("training.torch_compile_backend", f"unknown backend ({backend!r})", nearest(backend.lower(), known) or f"Use one of {', '.join(known)}."))
+        problems.append(
+            Problem(
+                "training.torch_compile_backend",
+                f"unknown backend ({backend!r})",
+                nearest(backend.lower(), known) or f"Use one of {', '.join(known)}.",
+            )
+        )
     if (mode := values.get("torch_compile_mode")) is not None and mode not in _MODES:
-        problems.append(Problem("training.torch_compile_mode", f"unknown mode ({mode!r})", nearest(mode, _MODES) or f"Use one of {', '.join(_MODES)}."))
+        problems.append(
+            Problem(
+                "training.torch_compile_mode",
+                f"unknown mode ({mode!r})",
+                nearest(mode, _MODES) or f"Use one of {', '.join(_MODES)}.",
+            )
+        )
     return problems
 
 
@@ -148,7 +238,7 @@ def _check_recomputing(arguments: Any, values: dict[str, Any]) -> list[Problem]:
         return [Problem(where, f"every_n_layers should be a number of layers, from 1 on ({every!r})", "Correct it.")]
     try:
         checkpoint(torch.nn.Identity(), torch.ones(1, requires_grad=True), **({"use_reentrant": False} | given))
-    except Exception as error:  # whatever it raises over them
+    except Exception as error:  # whatever it raises over them  # noqa: BLE001
         return [Problem(where, f"torch.utils.checkpoint refuses them ({first_line(error)})", "Correct them.")]
     return []
 
@@ -157,7 +247,11 @@ def _check_packages(values: dict[str, Any]) -> list[Problem]:
     from transformers.utils import is_liger_kernel_available
 
     if values.get("use_liger_kernel") and not is_liger_kernel_available():
-        return [Problem("training.use_liger_kernel", "needs liger-kernel, which is not installed", "pip install liger-kernel.")]
+        return [
+            Problem(
+                "training.use_liger_kernel", "needs liger-kernel, which is not installed", "pip install liger-kernel."
+            )
+        ]
     return []
 
 
@@ -169,6 +263,10 @@ def _check_generation(values: dict[str, Any]) -> list[Problem]:
 
     try:
         Seq2SeqTrainer.load_generation_config(given)
-    except Exception as error:  # no such file, no JSON, values that contradict
-        return [Problem("training.generation_config", f"cannot be read ({given}: {first_line(error)})", "Check folder and file.")]
+    except Exception as error:  # no such file, no JSON, values that contradict  # noqa: BLE001
+        return [
+            Problem(
+                "training.generation_config", f"cannot be read ({given}: {first_line(error)})", "Check folder and file."
+            )
+        ]
     return []

@@ -13,12 +13,18 @@ def cut_rows(manifest: dict[str, Any]) -> int:
 
 
 def cut_lengths(manifest: dict[str, Any]) -> dict[str, float]:
-    """Figures of the rows that were cut, of their tokens before: `cut` rows, the longest, the mean; nothing where none was."""
+    """Figures of the rows that were cut, of their tokens before: `cut` rows, the longest, the mean; nothing where none
+    was.
+    """
     counts = {int(length): count for length, count in manifest.get("cut", {}).items()}
     if not counts:
         return {}
     rows = sum(counts.values())
-    return {"cut": rows, "longest_before": max(counts), "mean_before": sum(length * count for length, count in counts.items()) / rows}
+    return {
+        "cut": rows,
+        "longest_before": max(counts),
+        "mean_before": sum(length * count for length, count in counts.items()) / rows,
+    }
 
 
 def cut_notes(split: str, manifest: dict[str, Any], facts: ModelFacts) -> list[str]:

@@ -1,7 +1,8 @@
-"""`data.streaming`: the first window is prepared before the workers start, the others beside training, never far ahead of it.
+"""`data.streaming`: the first window is prepared before the workers start, the others beside training, never far ahead
+of it.
 
-A thread of the driver prepares them (`WindowPreparer.running`). What it raises is written where the workers that wait for a window
-look, so that they end, and is raised by the driver when they have.
+A thread of the driver prepares them (`WindowPreparer.running`). What it raises is written where the workers that wait
+for a window look, so that they end, and is raised by the driver when they have.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ class WindowPreparer:
 
     @contextlib.contextmanager
     def running(self, find_step: Callable[[], int], quarantine: Path, mapping: Mapping) -> Iterator[None]:
-        """While inside, keep ahead of training, which stands at `find_step()`. A failure stops training, and is raised at the end."""
+        """While inside, keep ahead of training, which stands at `find_step()`. A failure stops training, and is raised
+        at the end.
+        """
         for file in (self.spec.failure, self.spec.wanted):  # of the driver before this one
             Path(file).unlink(missing_ok=True)
         stop = threading.Event()
@@ -76,7 +79,11 @@ class WindowPreparer:
             except Exception as error:  # noqa: BLE001 - it is raised by the driver, below
                 if stop.is_set():
                     return
-                self.error = error if isinstance(error, InputError) else RunError(f"window {self._next} cannot be prepared: {error}")
+                self.error = (
+                    error
+                    if isinstance(error, InputError)
+                    else RunError(f"window {self._next} cannot be prepared: {error}")
+                )
                 write_json(Path(self.spec.failure), {"error": str(self.error)})
 
         thread = threading.Thread(target=run, name="windows", daemon=True)
@@ -96,7 +103,9 @@ class WindowPreparer:
         assert newest is not None, "it has been prepared"
         return Split(newest), max(total_bytes / read, 1.0)
 
-    def _keep_ahead(self, find_step: Callable[[], int], quarantine: Path, map_pieces: MapPieces, stop: threading.Event) -> None:
+    def _keep_ahead(
+        self, find_step: Callable[[], int], quarantine: Path, map_pieces: MapPieces, stop: threading.Event
+    ) -> None:
         split = WindowedSplit(self.spec)
         while self._next < self.spec.count and not self._enough() and not stop.is_set():
             known = split.steps_known()
@@ -119,7 +128,10 @@ class WindowPreparer:
         if packing and store.num_rows:
             build_blocks(store, packing, store.num_rows)
         self._lines |= store.manifest["lines"]
-        self._read, self._bad = self._read + store.num_rows + store.manifest["bad_rows"], self._bad + store.manifest["bad_rows"]
+        self._read, self._bad = (
+            self._read + store.num_rows + store.manifest["bad_rows"],
+            self._bad + store.manifest["bad_rows"],
+        )
         made = find_window(self.spec, self._next)
         assert made is not None, "it has just been prepared"
         found = {

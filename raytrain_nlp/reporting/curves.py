@@ -38,19 +38,43 @@ class _Wanted:
 
 _WANTED = (
     _Wanted(
-        "loss", "Training loss", "How wrong the model is on the rows it learns from; lower is better. Faint: as logged; strong: smoothed.",
-        ("loss",), "loss", smooth=True,
+        "loss",
+        "Training loss",
+        "How wrong the model is on the rows it learns from; lower is better. Faint: as logged; strong: smoothed.",
+        ("loss",),
+        "loss",
+        smooth=True,
     ),
-    _Wanted("throughput", "Throughput", "Tokens of text (without padding) that all workers together work through in a second.", ("tokens_per_second",), "tokens/s"),
     _Wanted(
-        "shares", "Waiting and padding",
-        "Of the time, the share in which a worker waited for data; of the tokens in its batches, the share that is filling. Both cost time.",
-        ("data_wait_share", "padding_share"), "share", percent=True,
+        "throughput",
+        "Throughput",
+        "Tokens of text (without padding) that all workers together work through in a second.",
+        ("tokens_per_second",),
+        "tokens/s",
     ),
-    _Wanted("learning-rate", "Learning rate", "How far one update may move the model.", ("learning_rate",), "learning rate"),
-    _Wanted("gradient", "Gradient norm", "How strongly the rows pull at the model; spikes mark hard or broken rows.", ("grad_norm",), "norm"),
-    _Wanted("memory", "Memory", "Main memory of the first worker's process.", ("system/process_memory_megabytes",), "MB"),
-)  # fmt: skip
+    _Wanted(
+        "shares",
+        "Waiting and padding",
+        "Of the time, the share in which a worker waited for data; of the tokens in its batches, the share that is "
+        "filling. Both cost time.",
+        ("data_wait_share", "padding_share"),
+        "share",
+        percent=True,
+    ),
+    _Wanted(
+        "learning-rate", "Learning rate", "How far one update may move the model.", ("learning_rate",), "learning rate"
+    ),
+    _Wanted(
+        "gradient",
+        "Gradient norm",
+        "How strongly the rows pull at the model; spikes mark hard or broken rows.",
+        ("grad_norm",),
+        "norm",
+    ),
+    _Wanted(
+        "memory", "Memory", "Main memory of the first worker's process.", ("system/process_memory_megabytes",), "MB"
+    ),
+)
 
 
 def draw_curves(names: list[str], histories: list[History]) -> list[Curve]:
@@ -92,7 +116,12 @@ def _evaluation(names: list[str], histories: list[History]) -> Curve | None:
         for place in axes[len(figures) :]:
             place.set_axis_off()
 
-    return Curve("evaluation", "Evaluation", "How well the model does on rows it never learns from.", draw(paint, width=9, height=3.2 * rows))
+    return Curve(
+        "evaluation",
+        "Evaluation",
+        "How well the model does on rows it never learns from.",
+        draw(paint, width=9, height=3.2 * rows),
+    )
 
 
 def _paint_line(axes: Any, name: str, names: list[str], histories: list[History], smooth: bool) -> None:
@@ -101,7 +130,15 @@ def _paint_line(axes: Any, name: str, names: list[str], histories: list[History]
         color = _COLORS[number % len(_COLORS)]
         if steps:
             faint = smooth and len(steps) > 20
-            axes.plot(steps, values, color=color, alpha=0.25 if faint else 1, marker="o" if len(steps) <= 20 else None, markersize=4, label=None if faint else label)
+            axes.plot(
+                steps,
+                values,
+                color=color,
+                alpha=0.25 if faint else 1,
+                marker="o" if len(steps) <= 20 else None,
+                markersize=4,
+                label=None if faint else label,
+            )
             if faint:
                 axes.plot(steps, _smoothed(values), color=color, label=label)
         for step in history.resumed:
@@ -121,5 +158,3 @@ def _smoothed(values: list[float]) -> list[float]:
         mean, weight = (1 - new) * mean + new * value, (1 - new) * weight + new
         smoothed.append(mean / weight)
     return smoothed
-
-

@@ -1,4 +1,6 @@
-"""What Ctrl-C does to a run: where training runs, a checkpoint is committed first; the line that says where the run stands."""
+"""What Ctrl-C does to a run: where training runs, a checkpoint is committed first; the line that says where the run
+stands.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ def stops_at_checkpoint(paths: RunPaths, note: Callable[[], None], last_word: Ca
     """While inside, the first signal has training end with a checkpoint; before and after training it interrupts.
 
     Args:
-        note: keeps what was asked for; who sent the signal may not wait for the checkpoint (`ray job stop` waits three seconds).
+        note: keeps what was asked for; who sent the signal may not wait for the checkpoint (`ray job stop` waits three
+            seconds).
         last_word: what is still done when a second signal ends everything.
     """
     offset = paths.events.stat().st_size if paths.events.exists() else 0
@@ -45,7 +48,9 @@ def training_runs(paths: RunPaths, offset: int = 0) -> bool:
             runs = False
         elif event["kind"] == "phase" and event.get("phase") == "train":
             runs = True
-        elif event["kind"] == "log" and "train_runtime" in event["metrics"]:  # what is left is the last evaluation, and the export
+        elif (
+            event["kind"] == "log" and "train_runtime" in event["metrics"]
+        ):  # what is left is the last evaluation, and the export
             runs = False
     return runs
 
@@ -58,4 +63,6 @@ def stopped(paths: RunPaths) -> Stopped:
     if not checkpoints:
         return Stopped("stopped before the first checkpoint. Start it again with --resume.")
     newest = checkpoints[-1]
-    return Stopped(f"stopped; the run stands at step {newest.manifest.step} ({shown(newest.path)}). Continue with --resume.")
+    return Stopped(
+        f"stopped; the run stands at step {newest.manifest.step} ({shown(newest.path)}). Continue with --resume."
+    )

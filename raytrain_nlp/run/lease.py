@@ -4,13 +4,13 @@
     .driver.json.after-HOLDER   who follows a holder that is dead; a lease of the same kind, held for the moment of the change
     .driver.json.beat-HOLDER    in object storage: when the holder was last alive; in a folder the time of `driver.json` says so
 
-Nobody replaces or removes `driver.json` but who holds the right to follow its holder, and has then seen that it is still this
-holder's: of two drivers that both find a dead one, one follows. A holder that slept through its time finds another in its place
-and ends.
+Nobody replaces or removes `driver.json` but who holds the right to follow its holder, and has then seen that it is
+still this holder's: of two drivers that both find a dead one, one follows. A holder that slept through its time finds
+another in its place and ends.
 
-Where object storage does not look at conditions (some servers that speak S3), this is said once, and of two drivers that start
-in the same moment the first finds the other in its place at its next beat, and ends.
-"""
+Where object storage does not look at conditions (some servers that speak S3), this is said once, and of two drivers
+that start in the same moment the first finds the other in its place at its next beat, and ends.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -45,14 +45,18 @@ _TRIES = 5
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Hold the lease while inside. The caller has the lock of this host already: a holder of the same host is therefore dead.
+    """Hold the lease while inside. The caller has the lock of this host already: a holder of the same host is therefore
+    dead.
 
     Raises:
         InputError: a driver on another host holds it.
     """
     mine = {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "id": uuid.uuid4().hex}
     if not has_conditions(path):
-        once(f"{shown(path.parent)}: this storage makes no conditional writes; do not start two drivers of one run at the same time.")
+        once(
+            f"{shown(path.parent)}: this storage makes no conditional writes; do not start two drivers of one run at "
+            f"the same time."
+        )
     _take(path, mine, path)
     done = threading.Event()
     beat = threading.Thread(target=_keep, args=(path, mine, done), name="lease", daemon=True)
@@ -69,7 +73,9 @@ def held(path: Path) -> Iterator[None]:
 
 
 def _take(path: Path, mine: dict[str, Any], lease: Path) -> None:
-    """Make `path`, the lease or the right to follow a holder of it, ours. Raises `InputError` where it is another's who lives."""
+    """Make `path`, the lease or the right to follow a holder of it, ours. Raises `InputError` where it is another's who
+    lives.
+    """
     for _ in range(_TRIES):
         if create(path, json.dumps(mine), _REQUEST_S) or (holder := _holder(path)) == mine:
             return
@@ -78,18 +84,24 @@ def _take(path: Path, mine: dict[str, Any], lease: Path) -> None:
             with _following(path, holder, mine, lease):
                 _write(path, mine)
                 return
-    raise InputError(Problem("name", f"other drivers start the run at the same time ({shown(lease.parent)})", "Start one of them."))
+    raise InputError(
+        Problem("name", f"other drivers start the run at the same time ({shown(lease.parent)})", "Start one of them.")
+    )
 
 
 @contextlib.contextmanager
 def _following(path: Path, holder: dict[str, Any], mine: dict[str, Any], lease: Path) -> Iterator[None]:
-    """While inside, nobody else replaces or removes this holder's file. Raises `InputError` where that is no longer there."""
+    """While inside, nobody else replaces or removes this holder's file. Raises `InputError` where that is no longer
+    there.
+    """
     right = path.with_name(f".{path.name.lstrip('.')}.after-{_name_of(holder)}")
     began = time.monotonic()
     _take(right, mine, lease)
     try:
         found = _holder(path)
-        if found != holder or time.monotonic() - began > _STALE_S / 2:  # another was faster, or may be: this process slept
+        if (
+            found != holder or time.monotonic() - began > _STALE_S / 2
+        ):  # another was faster, or may be: this process slept
             raise InputError(_taken(found or {}, 0.0, lease))
         yield
     finally:
@@ -109,11 +121,14 @@ def _taken(holder: dict[str, Any], age: float, lease: Path) -> Problem:
     who = f"process {holder.get('pid')} on {holder.get('host')}" if holder else "its lease cannot be read"
     who = f"{who}, last heard of {age:.0f} s ago"
     what = f"another driver is writing the run ({who}: {shown(lease.parent)})"
-    return Problem("name", what, f"Wait for it, or stop it; where it is dead already, try again in {max(_STALE_S - age, 1):.0f} s.")
+    return Problem(
+        "name", what, f"Wait for it, or stop it; where it is dead already, try again in {max(_STALE_S - age, 1):.0f} s."
+    )
 
 
 def _keep(path: Path, mine: dict[str, Any], done: threading.Event) -> None:
-    """Say now and then that the holder lives. One that slept too long finds another in its place, and must not write any more.
+    """Say now and then that the holder lives. One that slept too long finds another in its place, and must not write
+    any more.
 
     What fails is told once, and tried again at the next beat: until another takes the lease, this driver has it.
     """
@@ -121,7 +136,12 @@ def _keep(path: Path, mine: dict[str, Any], done: threading.Event) -> None:
         try:
             holder = _holder(path)
             if holder is not None and holder != mine:
-                print(f"error: the run was taken over by process {holder.get('pid')} on {holder.get('host')}; this driver ends.", file=sys.stderr, flush=True)
+                print(
+                    f"error: the run was taken over by process {holder.get('pid')} on {holder.get('host')}; this "
+                    f"driver ends.",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 end_now(1, last_words=False)  # not even a checkpoint: the files are another's
                 return
             if remote_of(path):
@@ -175,8 +195,8 @@ def _holder(path: Path) -> dict[str, Any] | None:
 
 
 def _age(path: Path, holder: dict[str, Any]) -> float:
-    """Seconds since the last beat, by the clock of the storage: those of the hosts may differ. A beat in the future was none of a
-    driver that lives, but of a clock that has been set back."""
+    """Seconds since the last beat, by the clock of the storage: those of the hosts may differ. A beat in the future was
+    none of a driver that lives, but of a clock that has been set back."""
     probe = path.with_name(f".{path.name.lstrip('.')}.{uuid.uuid4().hex}")
     try:
         if remote_of(path):

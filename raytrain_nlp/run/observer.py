@@ -1,7 +1,7 @@
 """Who is told what a run does. The command line shows it; the Python API need not.
 
-A thread of the driver (`followed`) reads what the workers write. What it or the observer raises is told by `observer.warn`, once
-each time it begins; the next events are read all the same. It imports nothing.
+A thread of the driver (`followed`) reads what the workers write. What it or the observer raises is told by
+`observer.warn`, once each time it begins; the next events are read all the same. It imports nothing.
 """
 
 from __future__ import annotations

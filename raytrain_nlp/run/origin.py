@@ -1,4 +1,6 @@
-"""The folder a run was started in: what its job names relative to it keeps its meaning for verbs that are started elsewhere."""
+"""The folder a run was started in: what its job names relative to it keeps its meaning for verbs that are started
+elsewhere.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The record of a run: may this name be used, what was it started with, how did it end; and the lock and lease against a second driver."""
+"""The record of a run: may this name be used, what was it started with, how did it end; and the lock and lease against
+a second driver.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,17 @@ _PROBE_S = 20.0
 _LEFT = re.compile(r"\..+[.-][0-9a-f]{8}")
 """A name that only what is being written has (`files.temporary_name`, and folders before they are put in place)."""
 # What a resumed run may not change: it would no longer be the run that was interrupted.
-_FIXED = ("seed", "task", "model", "data", "training", "deepspeed", "workers.num_workers", "workers.use_gpu", "early_stopping")
+_FIXED = (
+    "seed",
+    "task",
+    "model",
+    "data",
+    "training",
+    "deepspeed",
+    "workers.num_workers",
+    "workers.use_gpu",
+    "early_stopping",
+)
 _FREE = ("training.logging_steps", "training.logging_first_step", "data.feed_cpus_per_worker", "data.max_bad_rows")
 
 
@@ -47,16 +59,32 @@ def check_storage(job: TrainJob) -> list[Problem]:
         probe.unlink()
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
-        return [Problem("storage_path", f"cannot be written ({job.storage_path}: {reason})", "Name a folder you may write to.")]
+        return [
+            Problem(
+                "storage_path", f"cannot be written ({job.storage_path}: {reason})", "Name a folder you may write to."
+            )
+        ]
     return []
 
 
 def _check_bucket(job: TrainJob) -> list[Problem]:
     where, package = "storage_path", SCHEMES[job.storage_path.partition("://")[0]]
     if find_spec(package) is None:
-        return [Problem(where, f"needs the package {package} ({job.storage_path})", f"pip install {package}, here and on the nodes.")]
+        return [
+            Problem(
+                where,
+                f"needs the package {package} ({job.storage_path})",
+                f"pip install {package}, here and on the nodes.",
+            )
+        ]
     if job.data.streaming:
-        return [Problem("data.streaming", "needs a storage_path that is a folder", "Remove it, or name a folder that all nodes share.")]
+        return [
+            Problem(
+                "data.streaming",
+                "needs a storage_path that is a folder",
+                "Remove it, or name a folder that all nodes share.",
+            )
+        ]
     probe = local_folder(job.storage_path) / f".raytrain-nlp-{uuid.uuid4().hex[:8]}"
     try:
         write_marker(probe, "", _PROBE_S)
@@ -73,17 +101,33 @@ def check_name(job: TrainJob, paths: RunPaths, resume: bool, overwrite: bool) ->
     record = read_json(paths.record)
     if record is None:
         if resume:
-            return [Problem("--resume", f"there is no run '{job.name}' in {job.storage_path}", "Start it without --resume.")]
+            return [
+                Problem("--resume", f"there is no run '{job.name}' in {job.storage_path}", "Start it without --resume.")
+            ]
         if paths.run.exists() and not all(is_of_a_start(path, paths) for path in paths.run.iterdir()):
-            return [Problem("name", f"the folder exists and is no run of ours ({shown(paths.run)})", "Choose another name.")]
+            return [
+                Problem("name", f"the folder exists and is no run of ours ({shown(paths.run)})", "Choose another name.")
+            ]
         return []
     if resume and overwrite:
         return [Problem("--overwrite", "excludes --resume", "Give one of them.")]
     if not resume and not overwrite:
         state = record.get("status", "unknown") if isinstance(record, dict) else "unknown"
-        return [Problem("name", f"the run '{job.name}' exists already ({state})", "Add --resume to continue it, --overwrite to replace it, or choose another name.")]
+        return [
+            Problem(
+                "name",
+                f"the run '{job.name}' exists already ({state})",
+                "Add --resume to continue it, --overwrite to replace it, or choose another name.",
+            )
+        ]
     if resume and not (isinstance(record, dict) and isinstance(record.get("job"), dict)):
-        return [Problem("--resume", f"the record of the run holds no job ({paths.record})", "Restore it, or start again with --overwrite.")]
+        return [
+            Problem(
+                "--resume",
+                f"the record of the run holds no job ({paths.record})",
+                "Restore it, or start again with --overwrite.",
+            )
+        ]
     return _changes(record["job"], public_values(job)) + _check_checkpoints(paths) if resume else []
 
 
@@ -93,10 +137,16 @@ def is_of_a_start(path: Path, paths: RunPaths) -> bool:
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[Problem]:
-    old, new = (flatten({**job, "training": check_training(job.get("training", {}))[0]}) for job in (written_out(before), after))
+    old, new = (
+        flatten({**job, "training": check_training(job.get("training", {}))[0]}) for job in (written_out(before), after)
+    )
     changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
     return [
-        Problem(key, f"differs from the run's own value ({new.get(key)!r}, was {old.get(key)!r})", "Resume with the run's value, or start a new run.")
+        Problem(
+            key,
+            f"differs from the run's own value ({new.get(key)!r}, was {old.get(key)!r})",
+            "Resume with the run's value, or start a new run.",
+        )
         for key in changed
         if key.startswith(_FIXED) and key not in _FREE
     ]
@@ -114,7 +164,9 @@ def _check_checkpoints(paths: RunPaths) -> list[Problem]:
 
 
 def check_data(record: RunRecord, fingerprint: str) -> None:
-    """Are the rows, their tokens and the plan still those the run began with? Raises `InputError` where they are not."""
+    """Are the rows, their tokens and the plan still those the run began with? Raises `InputError` where they are
+    not.
+    """
     before = record.values.get("data_fingerprint", fingerprint)
     if before != fingerprint:
         what = "the data, the tokenizer or their libraries have changed since the run began"
@@ -134,7 +186,10 @@ class RunRecord:
 
     def __init__(self, paths: RunPaths):
         self._path = paths.record
-        self.values: dict[str, Any] = read_json(paths.record) or {"created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "drivers": 0}
+        self.values: dict[str, Any] = read_json(paths.record) or {
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "drivers": 0,
+        }
 
     def update(self, **values: Any) -> None:
         self.values |= values
@@ -153,7 +208,9 @@ def open_run(paths: RunPaths, overwrite: bool) -> Iterator[RunRecord]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise InputError(Problem("name", f"another driver is writing the run ({where})", "Wait for it, or stop it.")) from None
+            raise InputError(
+                Problem("name", f"another driver is writing the run ({where})", "Wait for it, or stop it.")
+            ) from None
         with held(paths.lease):
             _clean(paths)
             if overwrite:

@@ -1,4 +1,6 @@
-"""A run that is over, or was interrupted: its job, its labels, its tokenizer, and which of its weights are asked for."""
+"""A run that is over, or was interrupted: its job, its labels, its tokenizer, and which of its weights are asked
+for.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ class Run:
         return [key for key in self.record.get("chosen") or {} if key in WORKERS]
 
     def token_dir(self) -> Path:
-        """The tokenizer's folder in the cache, whose name is part of the key of tokens; as it was while training, where it is still there."""
+        """The tokenizer's folder in the cache, whose name is part of the key of tokens; as it was while training, where
+        it is still there.
+        """
         from raytrain_nlp.modeling.tokenizer import cache_folder
 
         return cache_folder(self.tokenizer, cache_dir(self.storage, "tokenizers"))
@@ -81,16 +85,35 @@ def find_run(folder: str | Path) -> Run:
     if record := read_json(sweep.record):
         best = (record.get("result") or {}).get("best_trial")
         if not isinstance(best, int):
-            raise InputError(Problem("RUN", f"the sweep has no best trial yet ({shown(path)})", "Wait for its end, or name a run below its trials/."))
+            raise InputError(
+                Problem(
+                    "RUN",
+                    f"the sweep has no best trial yet ({shown(path)})",
+                    "Wait for its end, or name a run below its trials/.",
+                )
+            )
         path = sweep.trial(best).run
         if remote_of(path):
             bring_run(RunPaths(path.parent, path.name))
     paths = RunPaths(path.parent, path.name)
     record = read_json(paths.record)
     if not isinstance(record, dict) or not isinstance(record.get("job"), dict):
-        raise InputError(Problem("RUN", f"is no folder of a run ({shown(path)})", _similar(path) or "Name storage_path/name of a run, e.g. runs/quickstart."))
+        raise InputError(
+            Problem(
+                "RUN",
+                f"is no folder of a run ({shown(path)})",
+                _similar(path) or "Name storage_path/name of a run, e.g. runs/quickstart.",
+            )
+        )
     task = {"task": record["task"]} if record.get("task") else {}  # with what the data have said of the labels
-    job = load_job({**from_origin(record["job"], origin_of(record)), **task, "storage_path": shown(paths.storage), "name": path.name})
+    job = load_job(
+        {
+            **from_origin(record["job"], origin_of(record)),
+            **task,
+            "storage_path": shown(paths.storage),
+            "name": path.name,
+        }
+    )
     fetch_tree(paths.model, lambda name: "tokenizer" in name or name in _WEIGHTLESS)
     labels = record.get("labels") or (record.get("result") or {}).get("labels") or []
     trial = (path.parent.parent / sweep.record.name).exists()
@@ -106,16 +129,26 @@ def find_weights(run: Run, which: str | int | None) -> Weights:
     """The weights that are asked for, verified.
 
     Args:
-        which: None: those of `model/`, or of the newest good checkpoint where the run has not ended; `last`, `best`, or a step.
+        which: None: those of `model/`, or of the newest good checkpoint where the run has not ended; `last`, `best`, or
+            a step.
     """
     if which is None:
         fetch_tree(run.paths.model)
-    if which is None and (run.paths.model / "config.json").exists() or which is None and (run.paths.model / "adapter_config.json").exists():
+    if (
+        which is None
+        and (run.paths.model / "config.json").exists()
+        or which is None
+        and (run.paths.model / "adapter_config.json").exists()
+    ):
         return Weights("model", run.paths.model)
     good, damaged = store.scan(run.paths.checkpoints)
     checkpoints = {found.manifest.step: found for found in good}
     if not checkpoints and not damaged:
-        raise InputError(Problem("RUN", f"has neither a model nor a checkpoint ({run.paths.run})", "Continue it with train --resume."))
+        raise InputError(
+            Problem(
+                "RUN", f"has neither a model nor a checkpoint ({run.paths.run})", "Continue it with train --resume."
+            )
+        )
     if which in (None, "last"):
         try:
             found = store.find_checkpoint(run.paths.checkpoints, _damage, scanned=(good, damaged))
@@ -123,14 +156,30 @@ def find_weights(run: Run, which: str | int | None) -> Weights:
             raise InputError(Problem("RUN", str(error))) from None
         assert found is not None, "there are some"
         return Weights(found.path.name, found.path, found)
-    step = _best_step(max(checkpoints.items())[1]) if which == "best" and checkpoints else int(which) if str(which).isdecimal() else None
+    step = (
+        _best_step(max(checkpoints.items())[1])
+        if which == "best" and checkpoints
+        else int(which)
+        if str(which).isdecimal()
+        else None
+    )
     if wrong := next((found.why for found in damaged if store.step_of(found.path.name) == step), None):
-        raise InputError(Problem("--checkpoint", f"the checkpoint of step {step} is damaged ({wrong})", "Choose another."))
+        raise InputError(
+            Problem("--checkpoint", f"the checkpoint of step {step} is damaged ({wrong})", "Choose another.")
+        )
     if step not in checkpoints:
         asked = f"step {step}" if step is not None else "a best step" if which == "best" else repr(which)
-        raise InputError(Problem("--checkpoint", f"there is no checkpoint of {asked}", f"Give last, best or a step: {', '.join(map(str, checkpoints))}."))
+        raise InputError(
+            Problem(
+                "--checkpoint",
+                f"there is no checkpoint of {asked}",
+                f"Give last, best or a step: {', '.join(map(str, checkpoints))}.",
+            )
+        )
     if wrong := _damage(checkpoints[step]):
-        raise InputError(Problem("--checkpoint", f"the checkpoint of step {step} is damaged ({wrong})", "Choose another."))
+        raise InputError(
+            Problem("--checkpoint", f"the checkpoint of step {step} is damaged ({wrong})", "Choose another.")
+        )
     return Weights(checkpoints[step].path.name, checkpoints[step].path, checkpoints[step])
 
 
@@ -147,9 +196,15 @@ def at_hand(folder: str | Path) -> Path:
 
 
 def _find_tokenizer(named: object, paths: RunPaths, storage: Path) -> Path | None:
-    """The tokenizer's folder, of which a record gives the name alone: it lies in the cache of the storage, or in `model/`."""
+    """The tokenizer's folder, of which a record gives the name alone: it lies in the cache of the storage, or in
+    `model/`.
+    """
     name = str(named).rpartition("/")[2]
-    caches = [] if what_is_wrong(name) else [cache_dir(root, "tokenizers") / name for root in dict.fromkeys((storage, paths.storage.resolve()))]
+    caches = (
+        []
+        if what_is_wrong(name)
+        else [cache_dir(root, "tokenizers") / name for root in dict.fromkeys((storage, paths.storage.resolve()))]
+    )
     for folder in caches:
         fetch_tree(folder)
     return next((folder for folder in (*caches, paths.model) if (folder / "tokenizer_config.json").exists()), None)
@@ -170,5 +225,13 @@ def _best_step(newest: store.Checkpoint) -> int | None:
 
 
 def _similar(path: Path) -> str:
-    siblings = [entry.name for entry in path.parent.iterdir() if (entry / "run.json").exists() or (entry / "sweep.json").exists()] if path.parent.is_dir() else []
+    siblings = (
+        [
+            entry.name
+            for entry in path.parent.iterdir()
+            if (entry / "run.json").exists() or (entry / "sweep.json").exists()
+        ]
+        if path.parent.is_dir()
+        else []
+    )
     return nearest(path.name, siblings)

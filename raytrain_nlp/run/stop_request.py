@@ -1,4 +1,6 @@
-"""The driver's word to the ranks that they are to commit a checkpoint after the step they are in, and end: a file of the run's folder."""
+"""The driver's word to the ranks that they are to commit a checkpoint after the step they are in, and end: a file of
+the run's folder.
+"""
 
 from __future__ import annotations
 

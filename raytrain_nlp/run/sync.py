@@ -1,4 +1,5 @@
-"""A run whose `storage_path` is object storage, on the driver's side: what it writes goes there, what the workers send comes from there.
+"""A run whose `storage_path` is object storage, on the driver's side: what it writes goes there, what the workers send
+comes from there.
 
     workers --events/N.jsonl, progress.json--> storage --> driver --joins--> events.jsonl --> storage
 
@@ -47,7 +48,9 @@ def arrived(paths: RunPaths) -> Iterator[None]:
 
 
 def bring_run(paths: RunPaths) -> None:
-    """The small files of a run, in the state of the storage; what an earlier driver has left here is older, or was never sent."""
+    """The small files of a run, in the state of the storage; what an earlier driver has left here is older, or was
+    never sent.
+    """
     for path in paths.run.glob("*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -82,7 +85,12 @@ def carried(paths: RunPaths, warn: Callable[[str], None], tracked: bool = True) 
 class _Carrier:
     def __init__(self, paths: RunPaths, tracked: bool):
         self._paths, self._outbox, self._tracked = paths, Outbox(), tracked
-        self._joined = {name: offset for event, _ in read_events(paths.events) if (found := event.get("from")) for name, offset in [found]}
+        self._joined = {
+            name: offset
+            for event, _ in read_events(paths.events)
+            if (found := event.get("from"))
+            for name, offset in [found]
+        }
         self._next_pull = self._next_database = 0.0
         self._database: tuple[int, int] | None = None
 
@@ -131,8 +139,14 @@ class _Carrier:
     def _own_files(self) -> list[Path]:
         paths = self._paths
         others = {paths.lock, paths.lease, paths.progress, paths.tracking, paths.failure, paths.run / TRIAL}
-        files = [path for path in paths.run.glob("*") if path.is_file() and path not in others and not path.name.startswith(".") and "mlflow.db" not in path.name]
-        files += [path for folder in ("mlartifacts", "plots") for path in (paths.run / folder).rglob("*") if path.is_file()]
+        files = [
+            path
+            for path in paths.run.glob("*")
+            if path.is_file() and path not in others and not path.name.startswith(".") and "mlflow.db" not in path.name
+        ]
+        files += [
+            path for folder in ("mlartifacts", "plots") for path in (paths.run / folder).rglob("*") if path.is_file()
+        ]
         return sorted(files) + (sorted(paths.trials.glob(f"*/{TRIAL}")) if isinstance(paths, SweepPaths) else [])
 
     def _tracking_files(self) -> list[Path]:

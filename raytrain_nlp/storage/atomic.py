@@ -1,4 +1,5 @@
-"""Files and folders that others see whole or not at all, on disk, with the permissions the user's umask gives. Standard library only.
+"""Files and folders that others see whole or not at all, on disk, with the permissions the user's umask gives. Standard
+library only.
 
 A shared run is read by colleagues: nothing here goes through `tempfile`, which makes everything for its owner alone.
 """
@@ -32,7 +33,9 @@ def temporary_name(path: Path) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
-    """A new file, open for writing, that takes the place of `path` at the end and is on disk then. Where the block raises, `path` stays as it was."""
+    """A new file, open for writing, that takes the place of `path` at the end and is on disk then. Where the block
+    raises, `path` stays as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     text = {} if "b" in mode else {"encoding": "utf-8"}
@@ -48,10 +51,11 @@ def replacing(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
 
 
 def create(path: Path, content: str) -> bool:
-    """Make a file with all of its content, where there is none: did this call make it? Of several hosts that try, one does.
+    """Make a file with all of its content, where there is none: did this call make it? Of several hosts that try, one
+    does.
 
-    A link to a complete file is one step on every file system that has links, NFS included, whose answer may get lost: then the
-    number of links tells. Elsewhere the file is opened exclusively, and is empty for a moment.
+    A link to a complete file is one step on every file system that has links, NFS included, whose answer may get lost:
+    then the number of links tells. Elsewhere the file is opened exclusively, and is empty for a moment.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
@@ -98,13 +102,18 @@ def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 def apply_umask(path: Path) -> None:
-    """Give a file the permissions that `open` would have given it: safetensors makes its files for their owner alone."""
+    """Give a file the permissions that `open` would have given it: safetensors makes its files for their owner
+    alone.
+    """
     path.chmod(0o666 & ~_umask())
 
 
 def _umask() -> int:
     """Of this process. Linux shows it; elsewhere it has to be set to be seen, which other threads would notice."""
-    with contextlib.suppress(OSError, StopIteration, ValueError), open("/proc/self/status", encoding="ascii", errors="replace") as lines:
+    with (
+        contextlib.suppress(OSError, StopIteration, ValueError),
+        open("/proc/self/status", encoding="ascii", errors="replace") as lines,
+    ):
         return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
     mask = os.umask(0o077)
     os.umask(mask)
@@ -121,7 +130,9 @@ def fsync_dir(path: Path) -> None:
 
 
 def fsync_tree(folder: Path, files: bool = True) -> None:
-    """Bring a folder to disk: its files, unless their writers have done so, then the folders in it, the innermost first."""
+    """Bring a folder to disk: its files, unless their writers have done so, then the folders in it, the innermost
+    first.
+    """
     for place, _, names in os.walk(folder, topdown=False):
         for name in names if files else ():
             path = os.path.join(place, name)
@@ -137,8 +148,8 @@ def fsync_tree(folder: Path, files: bool = True) -> None:
 def replace_folder(staging: Path, target: Path) -> None:
     """Put a complete folder in the place of `target`, which may exist. A kill leaves the old one or the new one.
 
-    Where the file system cannot exchange two names (NFS, for one), the old folder is put aside first: `recover_folder` brings
-    it back after a kill between the two renames.
+    Where the file system cannot exchange two names (NFS, for one), the old folder is put aside first: `recover_folder`
+    brings it back after a kill between the two renames.
     """
     for path in staging.rglob("*"):
         if path.is_file() and not path.is_symlink():
@@ -159,7 +170,9 @@ def replace_folder(staging: Path, target: Path) -> None:
 
 
 def recover_folder(target: Path) -> None:
-    """Bring back a folder that a killed `replace_folder` had put aside, and remove those it had no time to remove. Only while nobody writes."""
+    """Bring back a folder that a killed `replace_folder` had put aside, and remove those it had no time to remove. Only
+    while nobody writes.
+    """
     aside = sorted(target.parent.glob(f".{glob.escape(target.name)}-{_OLD}*"), key=lambda path: path.lstat().st_mtime)
     if aside and not os.path.lexists(target):
         aside.pop().rename(target)

@@ -1,4 +1,6 @@
-"""The objects of a bucket (`s3://`, `gs://`): files up and down. What fails for a moment is tried again, with growing pauses."""
+"""The objects of a bucket (`s3://`, `gs://`): files up and down. What fails for a moment is tried again, with growing
+pauses.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,8 @@ class Objects:
     Args:
         url: `SCHEME://BUCKET`.
 
-    Methods raise `FileNotFoundError` where there is no such object, `StorageError` where the storage refuses, or has failed
-    for `patience` seconds.
+    Methods raise `FileNotFoundError` where there is no such object, `StorageError` where the storage refuses, or has
+    failed for `patience` seconds.
     """
 
     def __init__(self, url: str):
@@ -54,7 +56,8 @@ class Objects:
         self._try(lambda fs: fs.pipe_file(self._path(key), content), f"write {key}", patience)
 
     def create(self, content: bytes, key: str, patience: float = PATIENCE_S) -> bool:
-        """An object, where there is none of this key: did this call make it? Of several that try, one does (`If-None-Match: *`, or generation 0).
+        """An object, where there is none of this key: did this call make it? Of several that try, one does
+        (`If-None-Match: *`, or generation 0).
 
         Where the storage `has_conditions`; elsewhere what is there is written over, and the answer is True.
         """
@@ -65,7 +68,7 @@ class Objects:
             tries += 1
             try:
                 fs.pipe_file(self._path(key), content, **({"mode": "create"} if conditions else {}))
-            except Exception as error:  # noqa: BLE001 - as `_try`
+            except Exception as error:
                 if is_there(error):
                     return False
                 raise
@@ -73,10 +76,14 @@ class Objects:
 
         conditions = self.has_conditions(patience)
         made = self._try(put, f"write {key}", patience)
-        return made or (tries > 1 and self.get_bytes(key, patience) == content)  # the answer to an earlier try may have been lost
+        return made or (
+            tries > 1 and self.get_bytes(key, patience) == content
+        )  # the answer to an earlier try may have been lost
 
     def has_conditions(self, patience: float = PATIENCE_S) -> bool:
-        """Does the storage refuse to make an object that is there? Not every server that speaks S3 looks at the condition; asked once."""
+        """Does the storage refuse to make an object that is there? Not every server that speaks S3 looks at the
+        condition; asked once.
+        """
         if self._conditions is None:
             probe = self._path(f".raytrain-nlp-{uuid.uuid4().hex}")
             try:
@@ -115,7 +122,11 @@ class Objects:
 
         found = self._try(look, f"list {prefix}", patience)
         cut = len(self._bucket) + 1
-        return {path[cut:]: int(info.get("size") or 0) for path, info in found.items() if path[cut:] and not path.endswith("/")}
+        return {
+            path[cut:]: int(info.get("size") or 0)
+            for path, info in found.items()
+            if path[cut:] and not path.endswith("/")
+        }
 
     def modified(self, key: str) -> float:
         """When an object was written, by the clock of the storage: seconds since the epoch."""
@@ -144,7 +155,7 @@ class Objects:
                 return action(_filesystem(self._scheme, os.getpid(), attempts))
             except FileNotFoundError:
                 raise
-            except Exception as error:  # noqa: BLE001 - the clients of object storage raise kinds of their own
+            except Exception as error:
                 if is_final(error) or time.monotonic() + pause > end:
                     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
                     raise StorageError(f"{self.url} cannot {what}: {type(error).__name__}: {reason}") from error
@@ -178,8 +189,13 @@ def _make_filesystem(scheme: str, pid: int, attempts: int) -> Any:
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if scheme == "s3":
         retries = {"total_max_attempts": attempts, "mode": "standard"}
-        options["config_kwargs"] = {"read_timeout": _READ_TIMEOUT_S, "connect_timeout": _CONNECT_TIMEOUT_S, "retries": retries}
+        options["config_kwargs"] = {
+            "read_timeout": _READ_TIMEOUT_S,
+            "connect_timeout": _CONNECT_TIMEOUT_S,
+            "retries": retries,
+        }
     filesystem = fsspec.filesystem(scheme, **options)
     if scheme == "s3":
-        filesystem.retries = 1  # s3fs's own; botocore tries a request again, and `Objects` the whole, for as long as its caller has patience
+        # s3fs's own; botocore tries a request again, and `Objects` the whole, for as long as its caller has patience
+        filesystem.retries = 1
     return filesystem

@@ -1,4 +1,6 @@
-"""Is the Hugging Face hub there? Its clients try again for up to a minute; one look tells, and what it tells holds for all of them."""
+"""Is the Hugging Face hub there? Its clients try again for up to a minute; one look tells, and what it tells holds for
+all of them.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,11 @@ def check_hub_names(names: dict[str, tuple[str, str | None]]) -> list[Problem]:
         return []
     apply_offline()
     return [
-        Problem(where, f"the hub cannot be asked ({reason}), and nothing of this name is on this machine ({name})", "Name a folder or files, or mend the network.")
+        Problem(
+            where,
+            f"the hub cannot be asked ({reason}), and nothing of this name is on this machine ({name})",
+            "Name a folder or files, or mend the network.",
+        )
         for where, (name, revision) in names.items()
         if not _is_cached(name, revision)
     ]
@@ -33,8 +39,17 @@ def check_hub_names(names: dict[str, tuple[str, str | None]]) -> list[Problem]:
 
 @functools.cache
 def why_unreachable() -> str | None:
-    """Why nobody can connect to the hub (`HF_ENDPOINT`), or None. Behind a proxy only the clients themselves can tell."""
-    if next((value for key in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if (value := os.environ.get(key, "")).upper() in ("1", "ON", "YES", "TRUE")), None):
+    """Why nobody can connect to the hub (`HF_ENDPOINT`), or None. Behind a proxy only the clients themselves can
+    tell.
+    """
+    if next(
+        (
+            value
+            for key in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+            if (value := os.environ.get(key, "")).upper() in ("1", "ON", "YES", "TRUE")
+        ),
+        None,
+    ):
         return "HF_HUB_OFFLINE is set"
     if any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return None
@@ -42,7 +57,9 @@ def why_unreachable() -> str | None:
     reason = None
     for _ in range(_TRIES):
         try:
-            socket.create_connection((place.hostname or "", place.port or (80 if place.scheme == "http" else 443)), timeout=_SECONDS / _TRIES).close()
+            socket.create_connection(
+                (place.hostname or "", place.port or (80 if place.scheme == "http" else 443)), timeout=_SECONDS / _TRIES
+            ).close()
         except OSError as error:
             reason = f"{place.hostname}: {error.strerror or error}"
         else:

@@ -1,7 +1,8 @@
-"""Each node's copy of what it needs of a `storage_path` in object storage. Everything else of the package sees the copy: a folder.
+"""Each node's copy of what it needs of a `storage_path` in object storage. Everything else of the package sees the
+copy: a folder.
 
-Nothing is copied by itself: `fetch` brings what is not here, `push` sends what was made here. On a folder like any other,
-all of this does nothing.
+Nothing is copied by itself: `fetch` brings what is not here, `push` sends what was made here. On a folder like any
+other, all of this does nothing.
 """
 
 from __future__ import annotations
@@ -69,13 +70,19 @@ def push_all(paths: Iterable[Path]) -> None:
     _all(push, list(paths))
 
 
-def push_tree(folder: Path, last: str = "", wanted: Callable[[str], bool] = lambda name: True, again: bool = False) -> None:
-    """Send the files of a folder that the storage has not, or of another size, or all with `again`; the one named `last` after all others."""
+def push_tree(
+    folder: Path, last: str = "", wanted: Callable[[str], bool] = lambda name: True, again: bool = False
+) -> None:
+    """Send the files of a folder that the storage has not, or of another size, or all with `again`; the one named
+    `last` after all others.
+    """
     if (place := _place(folder)) is None or not folder.is_dir():
         return
     objects, key = place
     there = {} if again else objects.find(key)
-    names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()]
+    names = [
+        str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()
+    ]
     new = [name for name in names if wanted(name) and there.get(f"{key}/{name}") != (folder / name).stat().st_size]
     _all(lambda name: objects.put(folder / name, f"{key}/{name}"), [name for name in new if name != last])
     if last in new:
@@ -83,7 +90,9 @@ def push_tree(folder: Path, last: str = "", wanted: Callable[[str], bool] = lamb
 
 
 def list_tree(folder: Path) -> dict[str, int]:
-    """Names below a folder in the storage, with their sizes. Raises `UnsafeName` where one is no path below the folder."""
+    """Names below a folder in the storage, with their sizes. Raises `UnsafeName` where one is no path below the
+    folder.
+    """
     if (place := _place(folder)) is None:
         return {}
     objects, key = place
@@ -101,7 +110,8 @@ def delete(paths: Iterable[Path]) -> None:
 
 
 def delete_tree(folder: Path, first: str = "", keep: str = "") -> None:
-    """Delete a folder in the storage; the file named `first` before all others, so that what it vouches for is never half there.
+    """Delete a folder in the storage; the file named `first` before all others, so that what it vouches for is never
+    half there.
 
     Here keys are never paths: what no copy may have (`a//b`, `../x`) goes, too.
     """

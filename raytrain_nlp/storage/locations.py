@@ -29,7 +29,9 @@ def is_remote(storage_path: str | Path) -> bool:
 
 
 def local_folder(storage_path: str | Path, base: Path | None = None) -> Path:
-    """The folder of a `storage_path` on this node, absolute; of object storage the place of its copies, below `base` or where all share them."""
+    """The folder of a `storage_path` on this node, absolute; of object storage the place of its copies, below `base` or
+    where all share them.
+    """
     if not is_remote(storage_path):
         return Path(storage_path).expanduser().resolve()
     scheme, _, rest = str(storage_path).partition("://")
@@ -55,7 +57,9 @@ def parts_of(path: str | Path) -> tuple[str, str] | None:
 
 @contextlib.contextmanager
 def in_use(folder: Path) -> Iterator[None]:
-    """The copies on this node are needed while inside. Who leaves last removes them; what a killed process left, goes with them."""
+    """The copies on this node are needed while inside. Who leaves last removes them; what a killed process left, goes
+    with them.
+    """
     if (found := _PLACE.match(str(folder))) is None:
         yield
         return

@@ -1,6 +1,8 @@
-"""Names that come from storage (keys of a bucket, paths in a manifest, anything in JSON) become paths here and nowhere else.
+"""Names that come from storage (keys of a bucket, paths in a manifest, anything in JSON) become paths here and nowhere
+else.
 
-Whoever can write to a storage path could otherwise have files read, written and deleted outside of it. Standard library only.
+Whoever can write to a storage path could otherwise have files read, written and deleted outside of it. Standard library
+only.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ def what_is_wrong(name: object) -> str | None:
         return f"leads out of its folder ({shown})"
     if any(part in ("", ".") for part in parts):
         return f"has a part that is no name ({shown})"
-    return f"is longer than a name may be ({shown})" if max(len(os.fsencode(part)) for part in parts) > _LONGEST else None
+    return (
+        f"is longer than a name may be ({shown})" if max(len(os.fsencode(part)) for part in parts) > _LONGEST else None
+    )
 
 
 def below(folder: Path, name: object) -> Path:
@@ -47,7 +51,9 @@ def below(folder: Path, name: object) -> Path:
         raise UnsafeName(f"{folder}: a name in it {wrong}.")
     path = folder / str(name)
     if not os.path.realpath(path).startswith(os.path.realpath(folder).rstrip("/") + "/"):
-        raise UnsafeName(f"{folder}: a name in it goes through a link that leads out of its folder ({str(name)!r:.120}).")
+        raise UnsafeName(
+            f"{folder}: a name in it goes through a link that leads out of its folder ({str(name)!r:.120})."
+        )
     return path
 
 
@@ -57,4 +63,3 @@ def part(name: object) -> str:
     if wrong or "/" in str(name):
         raise UnsafeName(f"a name {wrong or f'is more than one part of a path ({name!r:.120})'}.")
     return str(name)
-

@@ -12,7 +12,9 @@ def is_final(error: BaseException) -> bool:
 
 
 def is_there(error: BaseException | None) -> bool:
-    """Was a conditional request refused because the object exists? s3fs says so for AWS alone, whose answer repeats the condition."""
+    """Was a conditional request refused because the object exists? s3fs says so for AWS alone, whose answer repeats the
+    condition.
+    """
     while error is not None:
         response = getattr(error, "response", None)
         code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
@@ -24,4 +26,8 @@ def is_there(error: BaseException | None) -> bool:
 
 def knows_no_conditions(error: BaseException | None) -> bool:
     """Do client or server not know conditional requests?"""
-    return isinstance(error, (TypeError, NotImplementedError)) or type(error).__name__ == "ParamValidationError" or "NotImplemented" in str(error)
+    return (
+        isinstance(error, (TypeError, NotImplementedError))
+        or type(error).__name__ == "ParamValidationError"
+        or "NotImplemented" in str(error)
+    )

@@ -1,7 +1,9 @@
-"""A thread that carries small files between a node and object storage, so that nobody waits for the storage while training.
+"""A thread that carries small files between a node and object storage, so that nobody waits for the storage while
+training.
 
-What a round raises (a storage that is away, a full disk, a locked database) is told by `warn`, once each time it begins, and the
-next round tries again. What still cannot be carried at the end is raised by `flush`, in the thread of who waits for it.
+What a round raises (a storage that is away, a full disk, a locked database) is told by `warn`, once each time it
+begins, and the next round tries again. What still cannot be carried at the end is raised by `flush`, in the thread of
+who waits for it.
 """
 
 from __future__ import annotations
@@ -49,8 +51,8 @@ class Courier:
         self._warn(f"{reason.removeprefix('StorageError: ')}. Training goes on; it is tried again.")
 
     def flush(self) -> None:
-        """Carry now. Raises `StorageError` where the storage does not answer for minutes, or this node cannot give what is to be sent
-        (a full disk, a locked database), whatever its own error was."""
+        """Carry now. Raises `StorageError` where the storage does not answer for minutes, or this node cannot give what
+        is to be sent (a full disk, a locked database), whatever its own error was."""
         with self._one:
             for attempt in range(_ATTEMPTS):
                 try:
@@ -59,7 +61,9 @@ class Courier:
                     raise
                 except Exception as error:
                     if attempt == _ATTEMPTS - 1:
-                        raise StorageError(f"what the run has written cannot be sent to the storage: {reason_of(error)}") from error
+                        raise StorageError(
+                            f"what the run has written cannot be sent to the storage: {reason_of(error)}"
+                        ) from error
                     time.sleep(_PAUSE_S)
 
     def _look(self) -> None:

@@ -1,4 +1,6 @@
-"""The tasks. A new one is a file here, a line in `_TASKS`, a class in `config/tasks/__init__.py`, a job file and a test."""
+"""The tasks. A new one is a file here, a line in `_TASKS`, a class in `config/tasks/__init__.py`, a job file and a
+test.
+"""
 
 from __future__ import annotations
 

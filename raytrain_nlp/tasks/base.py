@@ -1,7 +1,7 @@
 """What a task is: everything that differs between text classification and the other tasks, and nothing else.
 
-`check_row` and `encode` run where data are prepared, `collate` where the feed runs (NumPy only: no torch is loaded there),
-the rest in the workers.
+`check_row` and `encode` run where data are prepared, `collate` where the feed runs (NumPy only: no torch is loaded
+there), the rest in the workers.
 """
 
 from __future__ import annotations
@@ -125,7 +125,9 @@ class Task(Protocol):
         """What the rows of a split are truncated to."""
 
     def encode(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Columns:
-        """Good rows to token columns; `input_ids` is the column lengths are taken from. `tasks.cutting` names those of lengths before cutting."""
+        """Good rows to token columns; `input_ids` is the column lengths are taken from. `tasks.cutting` names those of
+        lengths before cutting.
+        """
 
     def encode_rows(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Encoded:
         """`encode`, and what cannot be encoded or would teach nothing."""
@@ -155,7 +157,9 @@ class Task(Protocol):
         """`preprocess_logits_for_metrics`: what evaluation keeps of a batch's logits; torch tensors with rows first."""
 
     def build_metrics(self, labels: list[str], tokenizer: Any) -> Callable[[Any], Metrics]:
-        """A `compute_metrics` in Hugging Face's sense; names without the `eval_` prefix. `losses` holds the mean loss."""
+        """A `compute_metrics` in Hugging Face's sense; names without the `eval_` prefix. `losses` holds the mean
+        loss.
+        """
 
     def metric_names(self, labels: list[str] | None) -> tuple[str, ...]:
         """The names of these figures; where `labels` are not known yet (None), of all that may be."""
@@ -186,7 +190,9 @@ class Task(Protocol):
     def collate_inputs(self, columns: Columns, context: CollateContext) -> dict[str, np.ndarray]:
         """The padded inputs of the model; shapes [rows, longest row]."""
 
-    def predict(self, model: Any, inputs: dict[str, Any], labels: list[str], tokenizer: Any, generation: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def predict(
+        self, model: Any, inputs: dict[str, Any], labels: list[str], tokenizer: Any, generation: dict[str, Any]
+    ) -> Iterator[dict[str, Any]]:
         """What the model says of each row, in order: plain values, under the same names for all rows."""
 
 
@@ -264,9 +270,12 @@ class TaskDefaults:
 
     def score_rows(self, predictions: Any, truth: Any, labels: list[str], tokenizer: Any) -> Iterator[dict[str, Any]]:
         """Of language models, which keep two counts of each row."""
-        predictions = predictions[0] if isinstance(predictions, tuple) else predictions  # beside them, what the user's own figures read
-        yield from ({"tokens": int(counted), "accuracy": float(right / max(counted, 1))} for right, counted in predictions)
-
+        predictions = (
+            predictions[0] if isinstance(predictions, tuple) else predictions
+        )  # beside them, what the user's own figures read
+        yield from (
+            {"tokens": int(counted), "accuracy": float(right / max(counted, 1))} for right, counted in predictions
+        )
 
     def input_columns(self) -> list[str]:
         return self.required_columns()
@@ -289,7 +298,10 @@ def join_encoded(parts: list[Encoded]) -> Encoded:
         for name, values in part.columns.items():
             columns.setdefault(name, []).extend(values)
     rows = [place for place, part in enumerate(parts) for _ in part.rows]
-    told = ({place: reason for place, part in enumerate(parts) for reason in of(part).values()} for of in (lambda part: part.refused, lambda part: part.unlearned))
+    told = (
+        {place: reason for place, part in enumerate(parts) for reason in of(part).values()}
+        for of in (lambda part: part.refused, lambda part: part.unlearned)
+    )
     return Encoded(columns, rows, *told)
 
 

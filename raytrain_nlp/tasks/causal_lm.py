@@ -51,7 +51,11 @@ class CausalLmTask(TaskDefaults):
         }
         self.columns = [column for column in columns[self.kind] if column is not None]
         self._packing = config.packing or ("concat" if self.kind == "text" else "none")
-        self._append_eos = config.append_eos if config.append_eos is not None else self.kind == "completion" or self._packing == "best_fit"
+        self._append_eos = (
+            config.append_eos
+            if config.append_eos is not None
+            else self.kind == "completion" or self._packing == "best_fit"
+        )
 
     def required_columns(self) -> list[str]:
         return list(self.columns)
@@ -73,7 +77,11 @@ class CausalLmTask(TaskDefaults):
     def check_tokenizer(self, tokenizer: Any) -> str | None:
         if self.kind == "messages" and not tokenizer.chat_template:
             return "has no chat template, which `messages` need"
-        return "has no end-of-sequence token, which task.append_eos needs" if self._append_eos and tokenizer.eos_token_id is None else None
+        return (
+            "has no end-of-sequence token, which task.append_eos needs"
+            if self._append_eos and tokenizer.eos_token_id is None
+            else None
+        )
 
     def packing(self, max_length: int) -> Packing | None:
         return None if self._packing == "none" else Packing(self._packing, self.config.block_size or max_length)
@@ -89,17 +97,27 @@ class CausalLmTask(TaskDefaults):
         if lengths.source is None:  # packed: nothing is cut
             return encoded
         columns = encoded.columns
-        learned = [any(row[1:]) for row in columns["targets"]] if "targets" in columns else [len(row) > 1 for row in columns.get("input_ids", [])]
+        learned = (
+            [any(row[1:]) for row in columns["targets"]]
+            if "targets" in columns
+            else [len(row) > 1 for row in columns.get("input_ids", [])]
+        )
         kept = [place for place, row in enumerate(learned) if row]
         left = {encoded.rows[place] for place in kept}
-        reasons = {row: self._unlearned(encoded, row, lengths.source) for row in dict.fromkeys(encoded.rows) if row not in left}
+        reasons = {
+            row: self._unlearned(encoded, row, lengths.source) for row in dict.fromkeys(encoded.rows) if row not in left
+        }
         columns = {name: [values[place] for place in kept] for name, values in columns.items()}
         return Encoded(columns, [encoded.rows[place] for place in kept], encoded.refused, reasons)
 
     def _unlearned(self, encoded: Encoded, row: int, length: int) -> str:
         longest = max(len(ids) for ids, of in zip(encoded.columns["input_ids"], encoded.rows, strict=True) if of == row)
         what = "the answer begins" if "targets" in encoded.columns else "what is to be predicted lies"
-        return f"{what} behind the first {length} tokens (data.max_length)" if longest >= length else "it has no token to learn"
+        return (
+            f"{what} behind the first {length} tokens (data.max_length)"
+            if longest >= length
+            else "it has no token to learn"
+        )
 
     def refusal(self, error: Exception) -> str:
         return chat.refusal(error) if self.kind == "messages" else super().refusal(error)
@@ -111,11 +129,18 @@ class CausalLmTask(TaskDefaults):
         """A chat may become several rows of tokens."""
         if self.kind == "text":
             texts = [unicode_text(row[self.columns[0]]) for row in rows]
-            made_ids = tokenizer(texts, truncation=lengths.source is not None, max_length=lengths.source, return_attention_mask=False)
+            made_ids = tokenizer(
+                texts, truncation=lengths.source is not None, max_length=lengths.source, return_attention_mask=False
+            )
             ended = [self._ended(row, tokenizer, lengths) for row in made_ids["input_ids"]]
-            return Encoded({"input_ids": ended, FULL: full_lengths(tokenizer, made_ids, (texts,), lengths.source)}, list(range(len(rows))))
+            return Encoded(
+                {"input_ids": ended, FULL: full_lengths(tokenizer, made_ids, (texts,), lengths.source)},
+                list(range(len(rows))),
+            )
         if self.kind == "messages":
-            made = [chat.encode_messages(row[self.columns[0]], tokenizer, self.config.completion_only_loss) for row in rows]
+            made = [
+                chat.encode_messages(row[self.columns[0]], tokenizer, self.config.completion_only_loss) for row in rows
+            ]
         else:
             made = [[pair] for pair in self._encode_completions(rows, tokenizer)]
         ids, targets = ([pair[i][: lengths.source] for pairs in made for pair in pairs] for i in (0, 1))
@@ -125,17 +150,28 @@ class CausalLmTask(TaskDefaults):
 
     def _encode_completions(self, rows: list[dict[str, Any]], tokenizer: Any) -> list[tuple[list[int], list[int]]]:
         """Prompt and completion are tokenized apart, so that no token stands on both sides of the border."""
-        prompts = tokenizer([unicode_text(row[self.columns[0]]) for row in rows], return_attention_mask=False)["input_ids"]
+        prompts = tokenizer([unicode_text(row[self.columns[0]]) for row in rows], return_attention_mask=False)[
+            "input_ids"
+        ]
         eos = tokenizer.eos_token_id
         prompts = [row[:-1] if row and eos is not None and row[-1] == eos else row for row in prompts]
-        completions = tokenizer([unicode_text(row[self.columns[1]]) for row in rows], add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        completions = tokenizer(
+            [unicode_text(row[self.columns[1]]) for row in rows], add_special_tokens=False, return_attention_mask=False
+        )["input_ids"]
         completions = [self._ended(row, tokenizer, Lengths(None)) for row in completions]
-        return [(prompt + completion, [0] * len(prompt) + [1] * len(completion)) for prompt, completion in zip(prompts, completions, strict=True)]
+        return [
+            (prompt + completion, [0] * len(prompt) + [1] * len(completion))
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
 
     def _ended(self, ids: list[int], tokenizer: Any, lengths: Lengths) -> list[int]:
         """With the end-of-sequence token, unless the row was cut before its end."""
         full = lengths.source is not None and len(ids) >= lengths.source
-        return [*ids, tokenizer.eos_token_id] if self._append_eos and not full and ids[-1:] != [tokenizer.eos_token_id] else ids
+        return (
+            [*ids, tokenizer.eos_token_id]
+            if self._append_eos and not full and ids[-1:] != [tokenizer.eos_token_id]
+            else ids
+        )
 
     def collate(self, columns: Columns, context: CollateContext, place: Place) -> dict[str, np.ndarray]:
         rows, side = columns["input_ids"], context.padding_side
@@ -153,7 +189,9 @@ class CausalLmTask(TaskDefaults):
         return {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
 
     def forward_kwargs(self) -> dict[str, Any]:
-        return {"use_cache": False}  # a cache costs memory, and hides the borders of packed documents from the attention mask
+        return {
+            "use_cache": False
+        }  # a cache costs memory, and hides the borders of packed documents from the attention mask
 
     def reduce_logits(self, logits: Any, labels: Any) -> Any:
         """Of each row: tokens predicted right, and tokens predicted: int64 [rows, 2]."""
@@ -185,7 +223,9 @@ class CausalLmTask(TaskDefaults):
         if self.kind == "messages":
             ids = [chat.encode_question(row[self.columns[0]], tokenizer) for row in rows]
         else:
-            ids = tokenizer([unicode_text(row[self.columns[0]]) for row in rows], return_attention_mask=False)["input_ids"]
+            ids = tokenizer([unicode_text(row[self.columns[0]]) for row in rows], return_attention_mask=False)[
+                "input_ids"
+            ]
             eos = tokenizer.eos_token_id
             ids = [row[:-1] if row and eos is not None and row[-1] == eos else row for row in ids]
         return {"input_ids": [row[-lengths.source :] if lengths.source else row for row in ids]}
@@ -193,8 +233,12 @@ class CausalLmTask(TaskDefaults):
     def collate_inputs(self, columns: Columns, context: CollateContext) -> dict[str, np.ndarray]:
         return super().collate_inputs(columns, replace(context, padding_side="left"))  # generation goes on at the right
 
-    def predict(self, model: Any, inputs: dict[str, Any], labels: list[str], tokenizer: Any, generation: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        generated = model.generate(**inputs, **{"pad_token_id": tokenizer.pad_token_id, **generation})[:, inputs["input_ids"].shape[1] :]
+    def predict(
+        self, model: Any, inputs: dict[str, Any], labels: list[str], tokenizer: Any, generation: dict[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        generated = model.generate(**inputs, **{"pad_token_id": tokenizer.pad_token_id, **generation})[
+            :, inputs["input_ids"].shape[1] :
+        ]
         yield from ({"prediction": text} for text in tokenizer.batch_decode(generated, skip_special_tokens=True))
 
 

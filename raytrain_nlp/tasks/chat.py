@@ -17,8 +17,15 @@ def check_messages(values: dict[str, Any], column: str, answered: bool = True) -
         return f"field '{column}' is missing"
     messages = values[column]
     if not isinstance(messages, list) or not messages:
-        return f"field '{column}' is {'null' if messages is None else 'empty' if messages == [] else type(messages).__name__}, not a list of messages"
-    if reason := next((f"message {i} of field '{column}' {why}" for i, message in enumerate(messages, 1) if (why := _no_message(message))), None):
+        return f"field '{column}' is {'null' if messages is None else 'empty' if messages == [] else type(messages).__name__}, not a list of messages"  # noqa: E501
+    if reason := next(
+        (
+            f"message {i} of field '{column}' {why}"
+            for i, message in enumerate(messages, 1)
+            if (why := _no_message(message))
+        ),
+        None,
+    ):
         return reason
     if answered and not any(message["role"] == "assistant" for message in messages):
         return f"field '{column}' has no message of the assistant"
@@ -43,17 +50,24 @@ def encode_question(messages: list[dict[str, Any]], tokenizer: Any) -> list[int]
     """Tokens of a chat up to where the assistant answers; an answer that is there already is left out."""
     while messages[-1]["role"] == "assistant":
         messages = messages[:-1]
-    return _tokens(tokenizer, [{**message, "content": unicode_text(message["content"])} for message in messages], add_generation_prompt=True)
+    return _tokens(
+        tokenizer,
+        [{**message, "content": unicode_text(message["content"])} for message in messages],
+        add_generation_prompt=True,
+    )
 
 
-def encode_messages(messages: list[dict[str, Any]], tokenizer: Any, answers_only: bool = True) -> list[tuple[list[int], list[int]]]:
-    """The rows a chat becomes: tokens, and 1 for each token the assistant has to produce, which are its words and what ends its turn.
+def encode_messages(
+    messages: list[dict[str, Any]], tokenizer: Any, answers_only: bool = True
+) -> list[tuple[list[int], list[int]]]:
+    """The rows a chat becomes: tokens, and 1 for each token the assistant has to produce, which are its words and what
+    ends its turn.
 
-    Templates that mark generation themselves (`{% generation %}`) are asked, and give one row. For others the chat up to each turn
-    of the assistant is rendered with and without that turn, and what is new belongs to it. A turn that a template renders otherwise
-    once more turns follow (those of reasoning models drop what was thought, some move the system's words) is learned as it is
-    rendered when it is the last one: in a row of its own, which ends with it. Without `answers_only` all of a chat is learned, as one
-    row. Raises what the template raises.
+    Templates that mark generation themselves (`{% generation %}`) are asked, and give one row. For others the chat up
+    to each turn of the assistant is rendered with and without that turn, and what is new belongs to it. A turn that a
+    template renders otherwise once more turns follow (those of reasoning models drop what was thought, some move the
+    system's words) is learned as it is rendered when it is the last one: in a row of its own, which ends with it.
+    Without `answers_only` all of a chat is learned, as one row. Raises what the template raises.
     """
     messages = [{**copy.copy(message), "content": unicode_text(message["content"])} for message in messages]
     if _MARKED.search(_template_of(tokenizer)):
@@ -66,7 +80,10 @@ def encode_messages(messages: list[dict[str, Any]], tokenizer: Any, answers_only
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        prompt, turn = _tokens(tokenizer, messages[:i], add_generation_prompt=True), _tokens(tokenizer, messages[: i + 1])
+        prompt, turn = (
+            _tokens(tokenizer, messages[:i], add_generation_prompt=True),
+            _tokens(tokenizer, messages[: i + 1]),
+        )
         stop = _common(turn, ids)
         if stop < len(turn) and tail is None:
             tail = _tail(tokenizer)
@@ -87,13 +104,24 @@ def refusal(error: Exception) -> str:
 
 def _template_of(tokenizer: Any) -> str:
     template = tokenizer.chat_template
-    return template if isinstance(template, str) else "".join(map(str, template.values())) if isinstance(template, dict) else ""
+    return (
+        template
+        if isinstance(template, str)
+        else "".join(map(str, template.values()))
+        if isinstance(template, dict)
+        else ""
+    )
 
 
 def _tail(tokenizer: Any) -> int:
-    """How many tokens a template may put behind the words of the last turn, which stand there only as long as it is the last one."""
+    """How many tokens a template may put behind the words of the last turn, which stand there only as long as it is the
+    last one.
+    """
     try:
-        one, other = (_tokens(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": word}])[::-1] for word in ("b", "c"))
+        one, other = (
+            _tokens(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": word}])[::-1]
+            for word in ("b", "c")
+        )
     except Exception:  # noqa: BLE001 - a template that takes no chat as short as this
         return 1
     return _common(one, other)
@@ -108,4 +136,6 @@ def _tokens(tokenizer: Any, messages: list[dict[str, Any]], **kwargs: Any) -> li
 
 def _common(first: list[int], second: list[int]) -> int:
     """Length of the common beginning."""
-    return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )

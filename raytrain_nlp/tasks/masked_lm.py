@@ -1,4 +1,6 @@
-"""Masked language models. Which tokens are masked is drawn from (seed, epoch, row id): new in each epoch, the same after a resume."""
+"""Masked language models. Which tokens are masked is drawn from (seed, epoch, row id): new in each epoch, the same
+after a resume.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,20 @@ from typing import Any
 import numpy as np
 
 from raytrain_nlp.config.tasks.language import MaskedLm
-from raytrain_nlp.tasks.base import IGNORED, CollateContext, Columns, Lengths, Metrics, Packing, Place, TaskDefaults, attention_mask, check_text, pad, unicode_text
+from raytrain_nlp.tasks.base import (
+    IGNORED,
+    CollateContext,
+    Columns,
+    Lengths,
+    Metrics,
+    Packing,
+    Place,
+    TaskDefaults,
+    attention_mask,
+    check_text,
+    pad,
+    unicode_text,
+)
 from raytrain_nlp.tasks.causal_lm import perplexity, token_metrics
 from raytrain_nlp.tasks.truncation import FULL, full_lengths
 
@@ -42,7 +57,11 @@ class MaskedLmTask(TaskDefaults):
     def check_tokenizer(self, tokenizer: Any) -> str | None:
         if tokenizer.mask_token_id is None:
             return "has no mask token"
-        return "is no fast tokenizer, which whole_word_mask needs" if self.config.whole_word_mask and not tokenizer.is_fast else None
+        return (
+            "is no fast tokenizer, which whole_word_mask needs"
+            if self.config.whole_word_mask and not tokenizer.is_fast
+            else None
+        )
 
     def packing(self, max_length: int) -> Packing | None:
         return None if self.config.line_by_line else Packing("concat", self.config.block_size or max_length)
@@ -56,12 +75,21 @@ class MaskedLmTask(TaskDefaults):
             texts, truncation=lengths.source is not None, max_length=lengths.source,
             return_special_tokens_mask=True, return_attention_mask=False,
         )  # fmt: skip
-        columns: Columns = {"input_ids": encoded["input_ids"], "words": [], FULL: full_lengths(tokenizer, encoded, (texts,), lengths.source)}
+        columns: Columns = {
+            "input_ids": encoded["input_ids"],
+            "words": [],
+            FULL: full_lengths(tokenizer, encoded, (texts,), lengths.source),
+        }
         for i, special in enumerate(encoded["special_tokens_mask"]):
             words = encoded.word_ids(i) if self.config.whole_word_mask else range(len(special))
             before = [None, *words][: len(special)]
-            marks = [_INSIDE if word == last and word is not None else _WORD for word, last in zip(words, before, strict=True)]
-            columns["words"].append([_SPECIAL if skipped else mark for mark, skipped in zip(marks, special, strict=True)])
+            marks = [
+                _INSIDE if word == last and word is not None else _WORD
+                for word, last in zip(words, before, strict=True)
+            ]
+            columns["words"].append(
+                [_SPECIAL if skipped else mark for mark, skipped in zip(marks, special, strict=True)]
+            )
         return columns
 
     def collate(self, columns: Columns, context: CollateContext, place: Place) -> dict[str, np.ndarray]:
@@ -71,9 +99,15 @@ class MaskedLmTask(TaskDefaults):
             rows.append(masked)
             labels.append(label)
         side = context.padding_side
-        return {"input_ids": pad(rows, context.pad_token_id, side), "attention_mask": attention_mask(rows, side), "labels": pad(labels, IGNORED, side)}
+        return {
+            "input_ids": pad(rows, context.pad_token_id, side),
+            "attention_mask": attention_mask(rows, side),
+            "labels": pad(labels, IGNORED, side),
+        }
 
-    def _mask(self, ids: np.ndarray, words: np.ndarray, context: CollateContext, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _mask(
+        self, ids: np.ndarray, words: np.ndarray, context: CollateContext, random: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Devlin et al. 2019, section 3.1: of the chosen tokens 80 % are masked, 10 % are another token, 10 % stay."""
         word = np.cumsum(words != _INSIDE)  # number of the word a token is in; 0 where a block begins inside a word
         chosen = (random.random(len(words) + 1) < self.config.mlm_probability)[word] & (words != _SPECIAL)
@@ -101,12 +135,22 @@ class MaskedLmTask(TaskDefaults):
 
     def encode_inputs(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Columns:
         texts = [unicode_text(row[self.config.text_column]) for row in rows]
-        return {"input_ids": tokenizer(texts, truncation=True, max_length=lengths.source, return_attention_mask=False)["input_ids"]}
+        return {
+            "input_ids": tokenizer(texts, truncation=True, max_length=lengths.source, return_attention_mask=False)[
+                "input_ids"
+            ]
+        }
 
-    def predict(self, model: Any, inputs: dict[str, Any], labels: list[str], tokenizer: Any, generation: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def predict(
+        self, model: Any, inputs: dict[str, Any], labels: list[str], tokenizer: Any, generation: dict[str, Any]
+    ) -> Iterator[dict[str, Any]]:
         """The text with its masks filled, the likeliest token of each mask and its probability."""
         probabilities, best = model(**inputs).logits.float().softmax(-1).max(-1)
         masks = inputs["input_ids"] == tokenizer.mask_token_id
         for ids, mask, guess, score in zip(inputs["input_ids"], masks, best, probabilities, strict=True):
             filled = tokenizer.decode(ids.where(~mask, guess), skip_special_tokens=True)
-            yield {"prediction": filled, "tokens": [tokenizer.decode(token).strip() for token in guess[mask]], "scores": score[mask].tolist()}
+            yield {
+                "prediction": filled,
+                "tokens": [tokenizer.decode(token).strip() for token in guess[mask]],
+                "scores": score[mask].tolist(),
+            }

@@ -1,4 +1,5 @@
-"""What the label of a text is: one class, several classes, or a number. Names are those of `config.problem_type` in transformers.
+"""What the label of a text is: one class, several classes, or a number. Names are those of `config.problem_type` in
+transformers.
 
 Each kind knows which values it takes, how a value is stored with the tokens, and the tensor and the figures it becomes.
 """
@@ -16,9 +17,16 @@ from raytrain_nlp.config.labels import declared_names, is_multi_hot, is_whole, l
 from raytrain_nlp.tasks.base import Metrics
 
 GLUE_METRICS = {
-    "cola": ("matthews_correlation",), "mnli": ("accuracy",), "mrpc": ("accuracy", "f1"), "qnli": ("accuracy",), "qqp": ("accuracy", "f1"),
-    "rte": ("accuracy",), "sst2": ("accuracy",), "stsb": ("pearson", "spearmanr"), "wnli": ("accuracy",),
-}  # fmt: skip
+    "cola": ("matthews_correlation",),
+    "mnli": ("accuracy",),
+    "mrpc": ("accuracy", "f1"),
+    "qnli": ("accuracy",),
+    "qqp": ("accuracy", "f1"),
+    "rte": ("accuracy",),
+    "sst2": ("accuracy",),
+    "stsb": ("pearson", "spearmanr"),
+    "wnli": ("accuracy",),
+}
 """The figures of each GLUE task (Wang et al. 2019, table 1), by the names of Hugging Face's `evaluate`."""
 
 
@@ -37,12 +45,18 @@ class SingleLabel:
         if label is None or label == "":
             return "is null or empty"
         if not isinstance(label, (str, int, bool)) and not (isinstance(label, (float, Decimal)) and is_whole(label)):
-            hint = {float: " (numbers: task.problem_type: regression)", list: " (lists: task.problem_type: multi_label_classification)"}
+            hint = {
+                float: " (numbers: task.problem_type: regression)",
+                list: " (lists: task.problem_type: multi_label_classification)",
+            }
             return f"is {type(label).__name__}, not an integer or text{hint.get(type(label), '')}"
         if not _is_unicode(label_text(label)):
             return "has a lone surrogate, which is no Unicode text"
         if self._named is not None and label_text(label) not in self._named:
-            return f"has label '{label_text(label)}', which is none of the names ({', '.join(self.label_names or [])[:80]})"
+            return (
+                f"has label '{label_text(label)}', which is none of the names "
+                f"({', '.join(self.label_names or [])[:80]})"
+            )
         return None
 
     def stored(self, label: Any) -> Any:
@@ -63,15 +77,20 @@ class SingleLabel:
         return {"num_labels": len(labels), **named, "problem_type": "single_label_classification"}
 
     def metrics(self, logits: np.ndarray, truth: np.ndarray, labels: list[str]) -> Metrics:
-        """Accuracy, F1 (of label 1 for two classes, as GLUE; else macro) and, for two classes, Matthews' correlation."""
+        """Accuracy, F1 (of label 1 for two classes, as GLUE; else macro) and, for two classes, Matthews'
+        correlation.
+        """
         from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
         best = np.argmax(logits, axis=-1)
         if len(labels) != 2:
             macro = f1_score(truth, best, average="macro", labels=list(range(len(labels))), zero_division=0)
             return {"accuracy": accuracy_score(truth, best), "f1": macro}
-        return {"accuracy": accuracy_score(truth, best), "f1": f1_score(truth, best, zero_division=0), "mcc": matthews_corrcoef(truth, best)}
-
+        return {
+            "accuracy": accuracy_score(truth, best),
+            "f1": f1_score(truth, best, zero_division=0),
+            "mcc": matthews_corrcoef(truth, best),
+        }
 
     def metric_names(self, labels: list[str] | None) -> tuple[str, ...]:
         """Names of `metrics`; of any number of classes where `labels` is None."""
@@ -82,12 +101,18 @@ class SingleLabel:
         from sklearn.metrics import confusion_matrix
 
         best, ids = np.argmax(logits, axis=-1), list(range(len(labels)))
-        return {**_of_classes(truth, best, labels), "confusion_matrix": confusion_matrix(truth, best, labels=ids).tolist()}
+        return {
+            **_of_classes(truth, best, labels),
+            "confusion_matrix": confusion_matrix(truth, best, labels=ids).tolist(),
+        }
 
     def rows(self, logits: np.ndarray, labels: list[str]) -> Iterator[dict[str, Any]]:
         """The likeliest class of each row, and the probability of each class."""
         for row in _softmax(logits):
-            yield {"prediction": labels[int(row.argmax())], "probabilities": {name: float(value) for name, value in zip(labels, row, strict=True)}}
+            yield {
+                "prediction": labels[int(row.argmax())],
+                "probabilities": {name: float(value) for name, value in zip(labels, row, strict=True)},
+            }
 
     def truth(self, value: Any, labels: list[str]) -> Any:
         """A row of `tensor` as the user wrote it."""
@@ -95,7 +120,9 @@ class SingleLabel:
 
 
 class MultiLabel(SingleLabel):
-    """Any number of classes, none included: a list of integers or texts, or (`multi_hot`) a 0 or 1 for each of `label_names`."""
+    """Any number of classes, none included: a list of integers or texts, or (`multi_hot`) a 0 or 1 for each of
+    `label_names`.
+    """
 
     single_class = False
 
@@ -110,7 +137,14 @@ class MultiLabel(SingleLabel):
             if len(label) != len(self._columns):
                 return f"has {len(label)} values where there are {len(self._columns)} classes"
             return None if is_multi_hot(label) else f"holds more than 0 and 1 ({str(label)[:60]})"
-        return next((reason.replace("is ", "holds a label that is ", 1) for one in label if (reason := super(MultiLabel, self).check(one))), None)
+        return next(
+            (
+                reason.replace("is ", "holds a label that is ", 1)
+                for one in label
+                if (reason := super(MultiLabel, self).check(one))
+            ),
+            None,
+        )
 
     def stored(self, label: Any) -> Any:
         if self._columns is not None:
@@ -135,7 +169,9 @@ class MultiLabel(SingleLabel):
         from sklearn.metrics import accuracy_score, f1_score
 
         chosen, truth = (logits >= 0).astype(int), truth.astype(int)
-        figures = {f"f1_{average}": f1_score(truth, chosen, average=average, zero_division=0) for average in ("micro", "macro")}
+        figures = {
+            f"f1_{average}": f1_score(truth, chosen, average=average, zero_division=0) for average in ("micro", "macro")
+        }
         return {**figures, "accuracy": accuracy_score(truth, chosen)}
 
     def metric_names(self, labels: list[str] | None) -> tuple[str, ...]:
@@ -148,7 +184,10 @@ class MultiLabel(SingleLabel):
         """The classes of each row, and the probability of each."""
         for row in 1 / (1 + np.exp(-logits.astype(np.float64))):
             chosen = [name for name, value in zip(labels, row, strict=True) if value >= 0.5]
-            yield {"prediction": chosen, "probabilities": {name: float(value) for name, value in zip(labels, row, strict=True)}}
+            yield {
+                "prediction": chosen,
+                "probabilities": {name: float(value) for name, value in zip(labels, row, strict=True)},
+            }
 
     def truth(self, value: Any, labels: list[str]) -> Any:
         return [name for name, chosen in zip(labels, value, strict=True) if chosen]
@@ -182,13 +221,19 @@ class Regression:
         return {"num_labels": 1, "problem_type": "regression"}
 
     def metrics(self, logits: np.ndarray, truth: np.ndarray, labels: list[str]) -> Metrics:
-        """Pearson's and Spearman's correlation (0 where one side is constant, and it is not defined) and the mean squared error."""
+        """Pearson's and Spearman's correlation (0 where one side is constant, and it is not defined) and the mean
+        squared error.
+        """
         from scipy.stats import pearsonr, spearmanr
 
         guess: np.ndarray = logits.reshape(-1).astype(np.float64)
         truth = truth.reshape(-1).astype(np.float64)
         defined = len(truth) > 1 and np.ptp(guess) > 0 and np.ptp(truth) > 0
-        figures = {"pearson": pearsonr(guess, truth).statistic, "spearmanr": spearmanr(guess, truth).statistic} if defined else {"pearson": 0.0, "spearmanr": 0.0}
+        figures = (
+            {"pearson": pearsonr(guess, truth).statistic, "spearmanr": spearmanr(guess, truth).statistic}
+            if defined
+            else {"pearson": 0.0, "spearmanr": 0.0}
+        )
         return {**figures, "mse": np.mean((guess - truth) ** 2)}
 
     def metric_names(self, labels: list[str] | None) -> tuple[str, ...]:
@@ -209,7 +254,11 @@ def _of_classes(truth: np.ndarray, chosen: np.ndarray, labels: list[str]) -> dic
     from sklearn.metrics import classification_report
 
     ids = list(range(len(labels)))
-    return {"classes": classification_report(truth, chosen, labels=ids, target_names=labels, output_dict=True, zero_division=0)}
+    return {
+        "classes": classification_report(
+            truth, chosen, labels=ids, target_names=labels, output_dict=True, zero_division=0
+        )
+    }
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

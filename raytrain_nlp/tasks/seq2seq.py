@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 
 from raytrain_nlp.config.tasks.seq2seq import Seq2Seq, Summarization, Translation
-from raytrain_nlp.tasks.base import IGNORED, CollateContext, Columns, Lengths, Metrics, Place, TaskDefaults, attention_mask, check_text, pad, unicode_text
+from raytrain_nlp.tasks.base import (
+    IGNORED,
+    CollateContext,
+    Columns,
+    Lengths,
+    Metrics,
+    Place,
+    TaskDefaults,
+    attention_mask,
+    check_text,
+    pad,
+    unicode_text,
+)
 from raytrain_nlp.tasks.truncation import FULL, FULL_TARGET, full_lengths
 
 
@@ -57,16 +69,26 @@ class Seq2SeqTask(TaskDefaults):
     def lengths(self, max_length: int, split: str) -> Lengths:
         config = self.config
         evaluated = config.val_max_target_length or config.max_target_length
-        return Lengths(config.max_source_length or max_length, config.max_target_length if split == "train" else evaluated)
+        return Lengths(
+            config.max_source_length or max_length, config.max_target_length if split == "train" else evaluated
+        )
 
     def encode(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Columns:
         columns, target = self.encode_inputs(rows, tokenizer, lengths), self.source_and_target()[1]
         texts = [unicode_text(self.pair(row)[target]) for row in rows]
         encoded = tokenizer(text_target=texts, truncation=True, max_length=lengths.target, return_attention_mask=False)
-        return {**columns, "labels": encoded["input_ids"], FULL_TARGET: full_lengths(tokenizer, encoded, (texts,), lengths.target)}
+        return {
+            **columns,
+            "labels": encoded["input_ids"],
+            FULL_TARGET: full_lengths(tokenizer, encoded, (texts,), lengths.target),
+        }
 
     def check_tokenizer(self, tokenizer: Any) -> str | None:
-        return "has no end-of-sequence token, with which the decoder ends a text" if tokenizer.eos_token_id is None else None
+        return (
+            "has no end-of-sequence token, with which the decoder ends a text"
+            if tokenizer.eos_token_id is None
+            else None
+        )
 
     def apply_languages(self, tokenizer: Any) -> None:
         """Tell a multilingual tokenizer what it reads and writes."""
@@ -110,7 +132,6 @@ class Seq2SeqTask(TaskDefaults):
         for guess, reference in zip(decode(predictions, tokenizer), decode(truth, tokenizer), strict=True):
             yield {"prediction": guess, "reference": reference}
 
-
     # Prediction
 
     def input_columns(self) -> list[str]:
@@ -126,8 +147,12 @@ class Seq2SeqTask(TaskDefaults):
         encoded = tokenizer(sources, truncation=True, max_length=lengths.source, return_attention_mask=False)
         return {"input_ids": encoded["input_ids"], FULL: full_lengths(tokenizer, encoded, (sources,), lengths.source)}
 
-    def predict(self, model: Any, inputs: dict[str, Any], labels: list[str], tokenizer: Any, generation: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        yield from ({"prediction": text} for text in decode(model.generate(**inputs, **generation).cpu().numpy(), tokenizer))
+    def predict(
+        self, model: Any, inputs: dict[str, Any], labels: list[str], tokenizer: Any, generation: dict[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        yield from (
+            {"prediction": text} for text in decode(model.generate(**inputs, **generation).cpu().numpy(), tokenizer)
+        )
 
 
 class SummarizationTask(Seq2SeqTask):
@@ -140,14 +165,16 @@ class SummarizationTask(Seq2SeqTask):
         return self.config.text_column, self.config.summary_column
 
     def score(self, predictions: list[str], references: list[str]) -> Metrics:
-        """ROUGE-1, 2, L and Lsum as F-measures from 0 to 100, means over rows (Lin 2004, `rouge-score` with stemming); a
-        sentence a line for Lsum, as in the paper.
+        """ROUGE-1, 2, L and Lsum as F-measures from 0 to 100, means over rows (Lin 2004, `rouge-score` with stemming);
+        a sentence a line for Lsum, as in the paper.
         """
         from rouge_score.rouge_scorer import RougeScorer
 
         kinds = self.scores
         scorer = RougeScorer(list(kinds), use_stemmer=True)
-        scores = [scorer.score(_lines(truth), _lines(guess)) for guess, truth in zip(predictions, references, strict=True)]
+        scores = [
+            scorer.score(_lines(truth), _lines(guess)) for guess, truth in zip(predictions, references, strict=True)
+        ]
         return {kind: 100 * float(np.mean([score[kind].fmeasure for score in scores])) for kind in kinds}
 
 
@@ -176,7 +203,11 @@ class TranslationTask(Seq2SeqTask):
         needed = {"task.forced_bos_token": self.config.forced_bos_token}
         if hasattr(tokenizer, "src_lang"):  # mBART, NLLB, M2M100: the languages are tokens
             needed |= {"task.source_lang": self.config.source_lang, "task.target_lang": self.config.target_lang}
-        missing = [f"{token!r} ({key})" for key, token in needed.items() if token and tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)]
+        missing = [
+            f"{token!r} ({key})"
+            for key, token in needed.items()
+            if token and tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)
+        ]
         return f"has no token {' and none '.join(missing)}" if missing else super().check_tokenizer(tokenizer)
 
     def apply_to_model(self, model: Any, tokenizer: Any) -> None:
@@ -196,13 +227,19 @@ class TranslationTask(Seq2SeqTask):
         return {
             "bleu": sacrebleu.corpus_bleu(predictions, [references]).score,
             "chrf": sacrebleu.corpus_chrf(predictions, [references]).score,
-            "exact_match": 100 * float(np.mean([guess == truth for guess, truth in zip(predictions, references, strict=True)])),
+            "exact_match": 100
+            * float(np.mean([guess == truth for guess, truth in zip(predictions, references, strict=True)])),
         }
 
 
 def decode(ids: np.ndarray, tokenizer: Any) -> list[str]:
     """Rows of token ids, filled up with padding or `IGNORED`, as texts."""
-    return [text.strip() for text in tokenizer.batch_decode(np.where(ids == IGNORED, tokenizer.pad_token_id, ids), skip_special_tokens=True)]
+    return [
+        text.strip()
+        for text in tokenizer.batch_decode(
+            np.where(ids == IGNORED, tokenizer.pad_token_id, ids), skip_special_tokens=True
+        )
+    ]
 
 
 def _lines(text: str) -> str:

@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 
 from raytrain_nlp.config.tasks.classification import TextClassification
-from raytrain_nlp.tasks.base import CollateContext, Columns, Lengths, Metrics, Place, TaskDefaults, check_text, unicode_text
+from raytrain_nlp.tasks.base import (
+    CollateContext,
+    Columns,
+    Lengths,
+    Metrics,
+    Place,
+    TaskDefaults,
+    check_text,
+    unicode_text,
+)
 from raytrain_nlp.tasks.problem_types import MultiLabel, Regression, SingleLabel, glue_metrics, glue_names
 from raytrain_nlp.tasks.truncation import FULL, full_lengths
 
@@ -55,7 +64,10 @@ class TextClassificationTask(TaskDefaults):
         return {**self.encode_inputs(rows, tokenizer, lengths), "label": labels}
 
     def collate(self, columns: Columns, context: CollateContext, place: Place) -> dict[str, np.ndarray]:
-        return {**self.collate_inputs(columns, context), "labels": self.problem.tensor(columns["label"], context.label_ids)}
+        return {
+            **self.collate_inputs(columns, context),
+            "labels": self.problem.tensor(columns["label"], context.label_ids),
+        }
 
     def classes(self, columns: Columns) -> Iterable[str]:
         return self.problem.classes(columns["label"])
@@ -95,7 +107,9 @@ class TextClassificationTask(TaskDefaults):
             _spell_out(columns, texts, tokenizer, lengths)
         return columns
 
-    def predict(self, model: Any, inputs: dict[str, Any], labels: list[str], tokenizer: Any, generation: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def predict(
+        self, model: Any, inputs: dict[str, Any], labels: list[str], tokenizer: Any, generation: dict[str, Any]
+    ) -> Iterator[dict[str, Any]]:
         yield from self.problem.rows(model(**inputs).logits.float().cpu().numpy(), labels)
 
 
@@ -105,7 +119,13 @@ def _spell_out(columns: Columns, texts: list[list[str]], tokenizer: Any, lengths
     odd = [i for i, row in enumerate(columns["input_ids"]) if list(row).count(lengths.ends) != usual]
     if not odd:
         return
-    again = tokenizer(*([text[i] for i in odd] for text in texts), truncation=True, max_length=lengths.source, return_attention_mask=False, split_special_tokens=True)
+    again = tokenizer(
+        *([text[i] for i in odd] for text in texts),
+        truncation=True,
+        max_length=lengths.source,
+        return_attention_mask=False,
+        split_special_tokens=True,
+    )
     for number, i in enumerate(odd):
         row = list(again["input_ids"][number])
         extra = max(row.count(lengths.ends) - usual, 0)  # of a tokenizer that cannot spell it

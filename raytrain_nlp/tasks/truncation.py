@@ -8,7 +8,9 @@ FULL, FULL_TARGET = "full_length", "full_target_length"
 """Columns beside the tokens, which preparing takes out again: tokens of a row, and of its target, before cutting."""
 
 
-def full_lengths(tokenizer: Any, encoded: Any, texts: tuple[list[str], ...], max_length: int | None, **kwargs: Any) -> list[int]:
+def full_lengths(
+    tokenizer: Any, encoded: Any, texts: tuple[list[str], ...], max_length: int | None, **kwargs: Any
+) -> list[int]:
     """Tokens of each row before it was cut to `max_length`.
 
     Args:
@@ -28,7 +30,9 @@ def full_lengths(tokenizer: Any, encoded: Any, texts: tuple[list[str], ...], max
             else:
                 full[i] += sum(len(part) - sum(part.special_tokens_mask) for part in rest)
     if unknown:
-        again = tokenizer(*([text[i] for i in unknown] for text in texts), return_attention_mask=False, verbose=False, **kwargs)["input_ids"]
+        again = tokenizer(
+            *([text[i] for i in unknown] for text in texts), return_attention_mask=False, verbose=False, **kwargs
+        )["input_ids"]
         for i, row in zip(unknown, again, strict=True):
             full[i] = len(row)
     return full

@@ -1,8 +1,9 @@
-"""TensorBoard and Weights & Biases beside MLflow: each follows the same event log in a thread of its own, and stops nothing.
+"""TensorBoard and Weights & Biases beside MLflow: each follows the same event log in a thread of its own, and stops
+nothing.
 
-What a thread raises is told by `warn` and ends it: its tracker may be in any state. MLflow and the event log have all figures, and
-the next --resume mirrors what is missing. A figure is written once through every restart: how far the log has been mirrored, and
-each figure's last step, are kept beside the run.
+What a thread raises is told by `warn` and ends it: its tracker may be in any state. MLflow and the event log have all
+figures, and the next --resume mirrors what is missing. A figure is written once through every restart: how far the log
+has been mirrored, and each figure's last step, are kept beside the run.
 """
 
 from __future__ import annotations
@@ -67,9 +68,16 @@ class WandbSink:
         import wandb
 
         self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", experiment), name=paths.run.name, id=state["run_uid"], resume="allow", dir=str(paths.run), config=params,
-            settings=wandb.Settings(silent=True, console="off", disable_code=True, disable_git=True, x_disable_meta=True),
-        )  # fmt: skip
+            project=os.environ.get("WANDB_PROJECT", experiment),
+            name=paths.run.name,
+            id=state["run_uid"],
+            resume="allow",
+            dir=str(paths.run),
+            config=params,
+            settings=wandb.Settings(
+                silent=True, console="off", disable_code=True, disable_git=True, x_disable_meta=True
+            ),
+        )
         self._run.define_metric(_STEP)
         self._run.define_metric("*", step_metric=_STEP)
 
@@ -89,11 +97,18 @@ SINKS: dict[str, Callable[..., Sink]] = {"tensorboard": TensorBoardSink, "wandb"
 class Mirror:
     """Sends a run's events to one sink."""
 
-    def __init__(self, name: str, paths: RunPaths, params: dict[str, Any], experiment: str, warn: Callable[[str], None]):
+    def __init__(
+        self, name: str, paths: RunPaths, params: dict[str, Any], experiment: str, warn: Callable[[str], None]
+    ):
         self._name, self._paths, self._params, self._experiment, self._warn = name, paths, params, experiment, warn
         self._file: Path = paths.run / f"{name}.json"
         tracked = read_json(paths.tracking) or {}
-        self._state: dict[str, Any] = {"run_uid": tracked.get("run_uid"), "offset": 0, "last_step": {}, **(read_json(self._file) or {})}
+        self._state: dict[str, Any] = {
+            "run_uid": tracked.get("run_uid"),
+            "offset": 0,
+            "last_step": {},
+            **(read_json(self._file) or {}),
+        }
         self._closing = threading.Event()
         self._failed = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -120,7 +135,10 @@ class Mirror:
         except Exception as error:  # noqa: BLE001 - whatever a tracker does, training goes on
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             with contextlib.suppress(Exception):
-                self._warn(f"{self._name} fails: {reason}. Training goes on; its figures are in {self._paths.events} and in MLflow.")
+                self._warn(
+                    f"{self._name} fails: {reason}. Training goes on; its figures are in {self._paths.events} and in "
+                    f"MLflow."
+                )
 
     def _ship(self, sink: Sink) -> None:
         start, last_step = self._state["offset"], dict(self._state["last_step"])
@@ -128,7 +146,11 @@ class Mirror:
         for event, end in read_events(self._paths.events, start):
             offset = end
             if event["kind"] == "log":
-                new = {key: value for key, value in event["metrics"].items() if isinstance(value, (int, float)) and event["step"] > last_step.get(key, -1)}
+                new = {
+                    key: value
+                    for key, value in event["metrics"].items()
+                    if isinstance(value, (int, float)) and event["step"] > last_step.get(key, -1)
+                }
                 if new:
                     sink.write(new, event["step"], event["time"] / 1000)
                     last_step |= dict.fromkeys(new, event["step"])

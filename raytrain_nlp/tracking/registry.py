@@ -15,19 +15,31 @@ from raytrain_nlp.paths import redact
 from raytrain_nlp.tracking.tracker import default_uri
 
 PIPELINES = {"text-classification": "text-classification", "causal-lm": "text-generation", "masked-lm": "fill-mask"}
-"""Task -> pipeline of transformers. Release 5 has none for summarization and translation, and MLflow's flavour is a pipeline."""
+"""Task -> pipeline of transformers. Release 5 has none for summarization and translation, and MLflow's flavour is a
+pipeline.
+"""
 
 
 def check_registrable(task: str, folder: Path) -> None:
     """Raises `InputError` for what the flavour does not take."""
     if task not in PIPELINES:
-        raise InputError(Problem("--register", f"is not possible for {task}: transformers 5 has no pipeline for it", "Export it, and log the folder yourself."))
+        raise InputError(
+            Problem(
+                "--register",
+                f"is not possible for {task}: transformers 5 has no pipeline for it",
+                "Export it, and log the folder yourself.",
+            )
+        )
     if (folder / "adapter_config.json").exists():
         raise InputError(Problem("--register", "takes a whole model, and this is an adapter", "Add --merge-lora."))
 
 
-def register_model(config: TrackingConfig, storage: Path, run_id: str | None, folder: Path, task: str, name: str) -> str:
-    """Log the model of a folder to its run, and register it under `name`. Returns the version. Raises `RunError` where MLflow fails."""
+def register_model(
+    config: TrackingConfig, storage: Path, run_id: str | None, folder: Path, task: str, name: str
+) -> str:
+    """Log the model of a folder to its run, and register it under `name`. Returns the version. Raises `RunError` where
+    MLflow fails.
+    """
     from mlflow import MlflowClient
 
     uri = config.tracking_uri or default_uri(storage)
@@ -54,7 +66,10 @@ def save_flavour(folder: Path, target: Path, task: str) -> None:
 
     card: Any = ModelCard.load(folder / "README.md") if (folder / "README.md").exists() else None
     pipeline = transformers.pipeline(PIPELINES[task], model=str(folder))
-    packages = [f"{package.__name__}=={package.__version__.partition('+')[0]}" for package in (transformers, __import__("torch"))]
+    packages = [
+        f"{package.__name__}=={package.__version__.partition('+')[0]}"
+        for package in (transformers, __import__("torch"))
+    ]
     mlflow.transformers.save_model(pipeline, str(target), model_card=card, pip_requirements=packages)
 
 

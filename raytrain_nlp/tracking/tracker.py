@@ -1,11 +1,11 @@
 """Ships a run's events to MLflow from a thread of the driver. Never raises into the run, never loses a figure silently.
 
-What the thread raises is told by `warn`, once each time the tracker begins to fail, and tried again with growing pauses; what is
-not shipped at the end is told by `close`, and sent by the next --resume.
+What the thread raises is told by `warn`, once each time the tracker begins to fail, and tried again with growing
+pauses; what is not shipped at the end is told by `close`, and sent by the next --resume.
 
 Exactly once: `tracking.json` holds how far the event log is shipped and, for each figure, its last step. A step that a
-restarted worker repeats is passed over. A batch that was sent but not confirmed is sent again with the same time stamps,
-and MLflow's stores keep one of two equal (key, step, time, value).
+restarted worker repeats is passed over. A batch that was sent but not confirmed is sent again with the same time
+stamps, and MLflow's stores keep one of two equal (key, step, time, value).
 """
 
 from __future__ import annotations
@@ -44,13 +44,18 @@ def default_uri(storage: Path) -> str:
         return f"sqlite:///{path}"
     from sqlalchemy import make_url
 
-    # MLflow takes what is behind `sqlite:///` for a path as it stands, and would make its folder; the driver's name beside it keeps it from that
+    # MLflow takes what is behind `sqlite:///` for a path as it stands, and would make its folder; the driver's name
+    # beside it keeps it from that
     uri = f"sqlite+pysqlite:///{quote(path)}"
-    return uri if make_url(uri).database == path else f"sqlite+pysqlite:///file:{quote(path)}?uri=true"  # SQLAlchemy 2.1; before it
+    return (
+        uri if make_url(uri).database == path else f"sqlite+pysqlite:///file:{quote(path)}?uri=true"
+    )  # SQLAlchemy 2.1; before it
 
 
 def database_folder(paths: RunPaths) -> Path:
-    """Where the default database is: shared by all runs of a storage path; in object storage, which two cannot write to, each has its own."""
+    """Where the default database is: shared by all runs of a storage path; in object storage, which two cannot write
+    to, each has its own.
+    """
     return paths.run if remote_of(paths.run) else paths.storage
 
 
@@ -65,11 +70,24 @@ class Tracker:
         warn: told once each time the tracker stops answering.
     """
 
-    def __init__(self, paths: RunPaths, config: TrackingConfig, params: dict[str, Any], job_text: str, warn: Callable[[str], None]):
+    def __init__(
+        self,
+        paths: RunPaths,
+        config: TrackingConfig,
+        params: dict[str, Any],
+        job_text: str,
+        warn: Callable[[str], None],
+    ):
         self._paths, self._config, self._params, self._job_text, self._warn = paths, config, params, job_text, warn
         self.uri = config.tracking_uri or default_uri(database_folder(paths))
         state = read_json(paths.tracking) or {}
-        self._state: dict[str, Any] = {"run_uid": uuid.uuid4().hex, "run_id": None, "offset": 0, "last_step": {}, **state}
+        self._state: dict[str, Any] = {
+            "run_uid": uuid.uuid4().hex,
+            "run_id": None,
+            "offset": 0,
+            "last_step": {},
+            **state,
+        }
         self._client: Any = None
         self._pending: list[dict[str, Any]] = []
         self._closing = threading.Event()
@@ -88,12 +106,17 @@ class Tracker:
         return self
 
     def close(self, status: str) -> bool:
-        """Ship what is left and end the MLflow run with `status` (FINISHED, FAILED or KILLED); False where that did not succeed in time."""
+        """Ship what is left and end the MLflow run with `status` (FINISHED, FAILED or KILLED); False where that did not
+        succeed in time.
+        """
         self.finish(status)
         self._thread.join(self._config.close_timeout_s)
         if self._thread.is_alive() or self._backlog():
             self._abandoned.set()  # from here on the files may be another tracker's, which sends what is left
-            self._warn(f"the tracker ({redact(self.uri)}) does not answer; its figures are kept in {self._paths.events} and are sent by the next --resume.")
+            self._warn(
+                f"the tracker ({redact(self.uri)}) does not answer; its figures are kept in {self._paths.events} and "
+                f"are sent by the next --resume."
+            )
             return False
         return True
 
@@ -109,7 +132,9 @@ class Tracker:
         self._thread.join(_MOMENT_S)
 
     def _backlog(self) -> bool:
-        return self._status is not None or next(read_events(self._paths.events, self._state["offset"]), None) is not None
+        return (
+            self._status is not None or next(read_events(self._paths.events, self._state["offset"]), None) is not None
+        )
 
     def _run(self) -> None:
         with contextlib.suppress(OSError):  # training needs the CPU more than tracking does
@@ -131,7 +156,10 @@ class Tracker:
                 if failures == 1 and not self._abandoned.is_set():
                     reason = self._without_secrets(_first_line(error))[:200]
                     with contextlib.suppress(Exception):
-                        self._warn(f"the tracker ({redact(self.uri)}) fails: {reason}. Training goes on, figures are kept and sent later.")
+                        self._warn(
+                            f"the tracker ({redact(self.uri)}) fails: {reason}. Training goes on, figures are kept and "
+                            f"sent later."
+                        )
             pause = _POLL_S if not failures else min(_POLL_S * 2**failures, _MAX_BACKOFF_S)
             if self._closing.is_set():
                 time.sleep(min(pause, 1.0))
@@ -169,7 +197,9 @@ class Tracker:
 
     def _save(self) -> None:
         if self._abandoned.is_set():
-            raise RuntimeError("abandoned")  # an answer that came too late: what was sent is sent again, with the same time stamps
+            raise RuntimeError(
+                "abandoned"
+            )  # an answer that came too late: what was sent is sent again, with the same time stamps
         write_json(self._paths.tracking, self._state)
 
     def _finish(self) -> None:
@@ -184,7 +214,11 @@ class Tracker:
         if self._client is not None:
             return self._client
         # a server that hangs must cost seconds, not the quarter of an hour of MLflow's defaults
-        for name, value in {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}.items():
+        for name, value in {
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+        }.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
 
@@ -204,16 +238,27 @@ class Tracker:
 
         experiment = self._experiment(client)
         # a creation that timed out may have succeeded: look for our own mark first
-        found = client.search_runs([experiment], filter_string=f"tags.`{RUN_TAG}` = '{self._state['run_uid']}'", max_results=1)
-        tags = {**{_name(key): _text(value) for key, value in self._config.tags.items()}, RUN_TAG: self._state["run_uid"]}
-        run_id = found[0].info.run_id if found else client.create_run(experiment, run_name=self._paths.run.name, tags=tags).info.run_id
+        found = client.search_runs(
+            [experiment], filter_string=f"tags.`{RUN_TAG}` = '{self._state['run_uid']}'", max_results=1
+        )
+        tags = {
+            **{_name(key): _text(value) for key, value in self._config.tags.items()},
+            RUN_TAG: self._state["run_uid"],
+        }
+        run_id = (
+            found[0].info.run_id
+            if found
+            else client.create_run(experiment, run_name=self._paths.run.name, tags=tags).info.run_id
+        )
         known = found[0].data.params if found else {}  # a parameter may not be given another value
         named = {_name(key): self._without_secrets(_text(value)) for key, value in self._params.items()}
         params = [Param(key, value[:500]) for key, value in named.items() if key not in known]
         for start in range(0, len(params), 100):
             client.log_batch(run_id, params=params[start : start + 100])
         client.log_batch(run_id, tags=[RunTag("raytrain_nlp.run_dir", str(self._paths.run))])
-        with contextlib.suppress(Exception):  # artifacts may live in a store this machine cannot reach; the job is in the run's folder too
+        with contextlib.suppress(
+            Exception
+        ):  # artifacts may live in a store this machine cannot reach; the job is in the run's folder too
             client.log_text(run_id, self._without_secrets(self._job_text), "job.yaml")
         return run_id
 
@@ -223,7 +268,9 @@ class Tracker:
         if experiment is not None:
             return experiment.experiment_id
         # only our own database needs to be told where artifacts go: its default is the current directory
-        artifacts = None if self._config.tracking_uri else (database_folder(self._paths).resolve() / "mlartifacts").as_uri()
+        artifacts = (
+            None if self._config.tracking_uri else (database_folder(self._paths).resolve() / "mlartifacts").as_uri()
+        )
         try:
             return client.create_experiment(name, artifact_location=artifacts)
         except Exception:  # another run created it meanwhile
@@ -244,7 +291,11 @@ class Tracker:
 def _name(key: str) -> str:
     """A name MLflow takes: one it refuses (`recall@10`) would hold up all figures behind it for ever."""
     name = _NO_NAME.sub("_", key)[:250]
-    return name if posixpath.normpath(name) == name and not name.startswith((".", "/")) else name.replace("/", "_").replace(".", "_") or "_"
+    return (
+        name
+        if posixpath.normpath(name) == name and not name.startswith((".", "/"))
+        else name.replace("/", "_").replace(".", "_") or "_"
+    )
 
 
 def _text(value: Any) -> str:

@@ -1,1 +1,3 @@
-"""Between a user's `Trainer` and `transformers.Trainer`: what feeds it, what its losses are means of, how it evaluates."""
+"""Between a user's `Trainer` and `transformers.Trainer`: what feeds it, what its losses are means of, how it
+evaluates.
+"""

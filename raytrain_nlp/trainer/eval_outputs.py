@@ -38,7 +38,11 @@ class Part:
 def mean_loss(parts: list[Part]) -> float | None:
     """The mean over rows or predicted tokens; None where rows have no labels."""
     known = [(part.loss, part.weight) for part in parts if part.loss is not None]
-    return sum(loss * weight for loss, weight in known if weight) / max(sum(weight for _, weight in known), 1) if known else None
+    return (
+        sum(loss * weight for loss, weight in known if weight) / max(sum(weight for _, weight in known), 1)
+        if known
+        else None
+    )
 
 
 class Joined:
@@ -55,33 +59,44 @@ class Joined:
 
     def losses(self) -> np.ndarray:
         """The mean loss of its micro-batch for each row, as `Trainer` repeats it: float32 [rows]."""
-        return np.concatenate([np.full(len(part.rows), part.loss or 0.0, dtype=np.float32) for part in self._parts])[self._order]
+        return np.concatenate([np.full(len(part.rows), part.loss or 0.0, dtype=np.float32) for part in self._parts])[
+            self._order
+        ]
 
     def prediction(self, wanted: list[str], batch_rows: int | None) -> EvalPrediction:
         """What the user's function gets.
 
         Args:
             wanted: `include_for_metrics`.
-            batch_rows: None: arrays of all rows; else lists of arrays of so many rows (`eval_do_concat_batches: false`).
+            batch_rows: None: arrays of all rows; else lists of arrays of so many rows (`eval_do_concat_batches:
+                false`).
         """
         values = {"predictions": self.of("predictions"), "label_ids": self.of("labels")}
         values |= {"inputs": self.of("inputs")} if "inputs" in wanted else {}
         values |= {"losses": self.losses()} if "loss" in wanted else {}
         if batch_rows:
-            values = {name: list(_cut(value, batch_rows)) if value is not None else None for name, value in values.items()}
+            values = {
+                name: list(_cut(value, batch_rows)) if value is not None else None for name, value in values.items()
+            }
         return EvalPrediction(**values)
 
 
 def batch_prediction(parts: list[Part], wanted: list[str]) -> EvalPrediction:
     """The parts of one batch, as tensors: what the user's function gets with `batch_eval_metrics`."""
     joined = Joined(parts)
-    values = {"predictions": joined.of("predictions"), "label_ids": joined.of("labels"), "losses": joined.losses() if "loss" in wanted else None}
+    values = {
+        "predictions": joined.of("predictions"),
+        "label_ids": joined.of("labels"),
+        "losses": joined.losses() if "loss" in wanted else None,
+    }
     values["inputs"] = joined.of("inputs") if "inputs" in wanted else None
     return EvalPrediction(**{name: _to_tensors(value) for name, value in values.items()})
 
 
 def join(values: list[Any], order: np.ndarray) -> Any:
-    """Arrays of batches, or tuples or dicts of them, to one array in row order; rows of unequal width are filled with -100."""
+    """Arrays of batches, or tuples or dicts of them, to one array in row order; rows of unequal width are filled with
+    -100.
+    """
     first = values[0]
     if isinstance(first, dict):
         return {name: join([value[name] for value in values], order) for name in first}
@@ -91,7 +106,10 @@ def join(values: list[Any], order: np.ndarray) -> Any:
         return None
     if first.ndim > 1 and len({value.shape[1] for value in values}) > 1:
         width = max(value.shape[1] for value in values)
-        values = [np.pad(value, [(0, 0), (0, width - value.shape[1])] + [(0, 0)] * (value.ndim - 2), constant_values=IGNORED) for value in values]
+        values = [
+            np.pad(value, [(0, 0), (0, width - value.shape[1])] + [(0, 0)] * (value.ndim - 2), constant_values=IGNORED)
+            for value in values
+        ]
     return np.concatenate(values)[order]
 
 
@@ -112,7 +130,9 @@ def _to_tensors(value: Any) -> Any:
 
 
 def _cut(value: Any, batch_rows: int) -> Iterator[Any]:
-    """Consecutive batches; columns that are filled up in all rows of one are cut off, as if it had been filled up alone."""
+    """Consecutive batches; columns that are filled up in all rows of one are cut off, as if it had been filled up
+    alone.
+    """
     if isinstance(value, tuple):
         yield from zip(*(_cut(item, batch_rows) for item in value), strict=True)
         return
@@ -125,7 +145,9 @@ def _cut(value: Any, batch_rows: int) -> Iterator[Any]:
 
 
 class NamedLogits:
-    """The logits of the newest forward by their name: families put router losses before them, and encoder states behind."""
+    """The logits of the newest forward by their name: families put router losses before them, and encoder states
+    behind.
+    """
 
     def __init__(self) -> None:
         self._logits: torch.Tensor | None = None
@@ -141,11 +163,17 @@ class NamedLogits:
             self._logits = None
 
     def first(self, outputs: Any) -> Any:
-        """What `prediction_step` returned as logits, with them before everything else; numbers of a whole batch are none of a row's, and left out."""
+        """What `prediction_step` returned as logits, with them before everything else; numbers of a whole batch are
+        none of a row's, and left out.
+        """
         if not isinstance(outputs, tuple) or self._logits is None:
             return outputs
         known = self._logits.data_ptr()
-        rest = (value for value in outputs if not (isinstance(value, torch.Tensor) and (value.dim() == 0 or value.data_ptr() == known)))
+        rest = (
+            value
+            for value in outputs
+            if not (isinstance(value, torch.Tensor) and (value.dim() == 0 or value.data_ptr() == known))
+        )
         return self._logits, *rest
 
     def _see(self, module: Any, args: Any, output: Any) -> None:

@@ -1,4 +1,6 @@
-"""Evaluation of a `Trainer` on our feed: every row once, whatever the ranks, and metrics on the rows in their own order."""
+"""Evaluation of a `Trainer` on our feed: every row once, whatever the ranks, and metrics on the rows in their own
+order.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,16 @@ class EvaluationMixin(TrainerHost):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Of the job's validation rows, or of rows the user's code gives."""
         for name, loader in self._feed.eval_loaders.items():
-            if eval_dataset in (None, name) if eval_dataset is None or isinstance(eval_dataset, str) else eval_dataset is loader.dataset:
+            if (
+                eval_dataset in (None, name)
+                if eval_dataset is None or isinstance(eval_dataset, str)
+                else eval_dataset is loader.dataset
+            ):
                 return loader
         if eval_dataset is None:
-            raise ValueError("there is nothing to evaluate: the job has no data.validation, and no eval_dataset is given.")
+            raise ValueError(
+                "there is nothing to evaluate: the job has no data.validation, and no eval_dataset is given."
+            )
         return self.get_test_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
@@ -61,7 +69,11 @@ class EvaluationMixin(TrainerHost):
             with self._feed_named.watching(self.accelerator.unwrap_model(model)):
                 parts, batch_metrics = self._feed_predict_all(model, dataloader, loss_only, ignore_keys, predicts)
         gathered: list[Part] = sum(gather_objects(parts, to_rank=0), [])
-        output = self._feed_score(gathered, loss_only, metric_key_prefix, predicts, batch_metrics) if self.is_world_process_zero() else None
+        output = (
+            self._feed_score(gathered, loss_only, metric_key_prefix, predicts, batch_metrics)
+            if self.is_world_process_zero()
+            else None
+        )
         if predicts:
             return broadcast_object(output)
         for name, loader in feed.eval_loaders.items():
@@ -81,8 +93,12 @@ class EvaluationMixin(TrainerHost):
             return
         self.model_wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=True)
 
-    def _feed_predict_all(self, model: Any, dataloader: Any, loss_only: bool, ignore_keys: list[str] | None, predicts: bool) -> tuple[list[Part], Any]:
-        """The parts of this rank, and what the user's function said last where it sees batch after batch (on the first rank)."""
+    def _feed_predict_all(
+        self, model: Any, dataloader: Any, loss_only: bool, ignore_keys: list[str] | None, predicts: bool
+    ) -> tuple[list[Part], Any]:
+        """The parts of this rank, and what the user's function said last where it sees batch after batch (on the first
+        rank).
+        """
         parts, metrics = [], None
         by_batch = self.args.batch_eval_metrics and not loss_only
         compute, last = self._feed_metrics(), len(dataloader) - 1
@@ -91,8 +107,12 @@ class EvaluationMixin(TrainerHost):
             if by_batch and compute is not None:
                 batch = [found for found in gather_objects(part, to_rank=0) if found is not None]
                 if batch:
-                    metrics = compute(batch_prediction(batch, self.args.include_for_metrics), compute_result=number == last)
-                part = part and Part(part.rows, part.weight, part.loss, part.own, part.labels, part.shown if predicts else None)
+                    metrics = compute(
+                        batch_prediction(batch, self.args.include_for_metrics), compute_result=number == last
+                    )
+                part = part and Part(
+                    part.rows, part.weight, part.loss, part.own, part.labels, part.shown if predicts else None
+                )
             if part is not None:
                 parts.append(part)
         return parts, metrics
@@ -102,7 +122,9 @@ class EvaluationMixin(TrainerHost):
         found = self.compute_metrics
         return found.user if isinstance(found, Figures) else found
 
-    def _feed_predict(self, model: Any, inputs: FeedBatch, loss_only: bool, ignore_keys: list[str] | None, predicts: bool) -> Part | None:
+    def _feed_predict(
+        self, model: Any, inputs: FeedBatch, loss_only: bool, ignore_keys: list[str] | None, predicts: bool
+    ) -> Part | None:
         """One micro-batch; None where this rank only kept the others company."""
         micro_batch, figures = inputs.micro_batch, self._feed.figures
         loss, logits, labels = self.prediction_step(model, dict(inputs), loss_only, ignore_keys=ignore_keys)
@@ -121,15 +143,26 @@ class EvaluationMixin(TrainerHost):
                 shown = figures.shown(logits, own) if isinstance(self.compute_metrics, Figures) else logits
         if not (figures.task.scores_labels or predicts or shown is not None):
             labels = None
-        return Part(micro_batch.rows, micro_batch.weight, loss.item() if loss is not None else None, *map(to_numpy, (own, labels, shown, self._feed_kept(inputs))))
+        return Part(
+            micro_batch.rows,
+            micro_batch.weight,
+            loss.item() if loss is not None else None,
+            *map(to_numpy, (own, labels, shown, self._feed_kept(inputs))),
+        )
 
     def _feed_kept(self, inputs: FeedBatch) -> Any:
         """What `include_for_metrics` asks for."""
         if "inputs" not in self.args.include_for_metrics:
             return None
-        return dict(inputs) if self.args.batch_eval_metrics else inputs[getattr(self.model, "main_input_name", "input_ids")]
+        return (
+            dict(inputs)
+            if self.args.batch_eval_metrics
+            else inputs[getattr(self.model, "main_input_name", "input_ids")]
+        )
 
-    def _feed_score(self, parts: list[Part], loss_only: bool, prefix: str, predicts: bool, batch_metrics: dict[str, Any] | None) -> EvalLoopOutput:
+    def _feed_score(
+        self, parts: list[Part], loss_only: bool, prefix: str, predicts: bool, batch_metrics: dict[str, Any] | None
+    ) -> EvalLoopOutput:
         joined, loss = Joined(parts), mean_loss(parts)
         predictions = labels = None
         metrics: dict[str, Any] = {}
@@ -140,12 +173,17 @@ class EvaluationMixin(TrainerHost):
             if batch_metrics is not None:
                 metrics |= batch_metrics
             elif (compute := self._feed_metrics()) is not None and labels is not None:
-                batch_rows = None if self.args.eval_do_concat_batches else self.args.eval_batch_size * self.args.world_size
+                batch_rows = (
+                    None if self.args.eval_do_concat_batches else self.args.eval_batch_size * self.args.world_size
+                )
                 metrics |= compute(joined.prediction(self.args.include_for_metrics, batch_rows))
             predictions = joined.of("predictions") if predicts else own
         elif loss is not None:
             metrics |= self._feed.task.loss_figures(loss)
-        metrics = {key if key.startswith(f"{prefix}_") else f"{prefix}_{key}": value for key, value in denumpify_detensorize(metrics).items()}
+        metrics = {
+            key if key.startswith(f"{prefix}_") else f"{prefix}_{key}": value
+            for key, value in denumpify_detensorize(metrics).items()
+        }
         metrics |= {} if loss is None else {f"{prefix}_loss": loss}
         metrics[f"{prefix}_samples"] = len(joined.rows)
         return EvalLoopOutput(predictions=predictions, label_ids=labels, metrics=metrics, num_samples=len(joined.rows))

@@ -16,18 +16,26 @@ _SHARE = 0.8
 
 @contextlib.contextmanager
 def gathered_weights(trainer: Any) -> Iterator[Any]:
-    """The plain model with whole weights on every rank, without DeepSpeed's hooks, which would release them layer by layer.
+    """The plain model with whole weights on every rank, without DeepSpeed's hooks, which would release them layer by
+    layer.
 
-    Yields None where the weights stay sharded: not ZeRO-3, or no memory for them on some rank. Every rank must enter it.
+    Yields None where the weights stay sharded: not ZeRO-3, or no memory for them on some rank. Every rank must enter
+    it.
     """
-    offload = getattr(getattr(trainer.deepspeed, "optimizer", None), "parameter_offload", None) if trainer.is_deepspeed_enabled else None
+    offload = (
+        getattr(getattr(trainer.deepspeed, "optimizer", None), "parameter_offload", None)
+        if trainer.is_deepspeed_enabled
+        else None
+    )
     if offload is None:
         yield None
         return
     import deepspeed
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
-    sharded = [parameter for parameter in offload.module.parameters() if parameter.ds_status == ZeroParamStatus.NOT_AVAILABLE]
+    sharded = [
+        parameter for parameter in offload.module.parameters() if parameter.ds_status == ZeroParamStatus.NOT_AVAILABLE
+    ]
     whole = sum(parameter.ds_numel * parameter.element_size() for parameter in sharded)
     if not all(gather_objects(whole < _SHARE * free_memory())):
         yield None

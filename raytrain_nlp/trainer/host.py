@@ -1,4 +1,6 @@
-"""What the classes of this room that are mixed into a `transformers.Trainer` use of it, for the type checker: transformers' own types are not read."""
+"""What the classes of this room that are mixed into a `transformers.Trainer` use of it, for the type checker:
+transformers' own types are not read.
+"""
 
 from __future__ import annotations
 

@@ -25,7 +25,10 @@ class Count(torch.Tensor):
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         reads = getattr(function, "__name__", "") != "__get__"  # its device, shape or type says nothing of its value
         with plain_functions():
-            return function(*(_plain(value, reads) for value in args), **{name: _plain(value, reads) for name, value in (kwargs or {}).items()})
+            return function(
+                *(_plain(value, reads) for value in args),
+                **{name: _plain(value, reads) for name, value in (kwargs or {}).items()},
+            )
 
 
 def _plain(value: Any, reads: bool) -> Any:

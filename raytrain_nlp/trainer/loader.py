@@ -1,7 +1,7 @@
 """The stream of a rank as the `DataLoader` that `Trainer` expects: sized, skippable, several epochs long.
 
-A thread runs the stream ahead of training (`_Ahead`). What it raises is raised where the next batch is asked for, in the rank's
-main thread; it ends with the stream, or when the loader is closed.
+A thread runs the stream ahead of training (`_Ahead`). What it raises is raised where the next batch is asked for, in
+the rank's main thread; it ends with the stream, or when the loader is closed.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class FeedBatch(dict[str, Any]):
 class FeedDataset(Dataset):
     """Micro-batches by number in the epoch, in order only: it is a stream underneath.
 
-    `Trainer` resumes through accelerate's `skip_first_batches`, which skips numbers of the batch sampler, not batches: the
-    stream starts where training resumes, so nothing is read to be thrown away. Where a callback ends an epoch early
+    `Trainer` resumes through accelerate's `skip_first_batches`, which skips numbers of the batch sampler, not batches:
+    the stream starts where training resumes, so nothing is read to be thrown away. Where a callback ends an epoch early
     (`control.should_epoch_stop`), another stream goes on with the next one.
     """
 
@@ -68,7 +68,9 @@ class FeedDataset(Dataset):
             self._position += -self._position % self._per_epoch
             self._batches = self._open_at(self._position)
         if index != self._position % self._per_epoch:
-            raise FeedError(f"the trainer asked for micro-batch {index}, the feed stands at {self._position % self._per_epoch}.")
+            raise FeedError(
+                f"the trainer asked for micro-batch {index}, the feed stands at {self._position % self._per_epoch}."
+            )
         started = time.perf_counter()
         micro_batch = next(self._batches, None)
         self.wait_s += time.perf_counter() - started
@@ -85,7 +87,18 @@ class TrainLoader(DataLoader):
     The stream starts at once, in the background: data get ready while the model is being built.
     """
 
-    def __init__(self, spec: SplitSpec | WindowedSpec, steps_per_epoch: int, *, start: int, stop: int, world_size: int, rank: int, accumulation: int, cpus: float):
+    def __init__(
+        self,
+        spec: SplitSpec | WindowedSpec,
+        steps_per_epoch: int,
+        *,
+        start: int,
+        stop: int,
+        world_size: int,
+        rank: int,
+        accumulation: int,
+        cpus: float,
+    ):
         num_rows = 0 if isinstance(spec, WindowedSpec) else spec.plan.num_rows
         self._ahead: _Ahead | None = None
 
@@ -93,13 +106,20 @@ class TrainLoader(DataLoader):
             if self._ahead is not None:
                 self._ahead.close()
             start = position // accumulation
-            batches = stream(spec, start=start, stop=stop, world_size=world_size, rank=rank, accumulation=accumulation, cpus=cpus)
+            batches = stream(
+                spec, start=start, stop=stop, world_size=world_size, rank=rank, accumulation=accumulation, cpus=cpus
+            )
             self._ahead = _Ahead(_checked(batches, start, accumulation))
             return iter(self._ahead)
 
         self.feed = FeedDataset(open_at, steps_per_epoch * accumulation, num_rows, start * accumulation)
         # a generator of its own: the loader must not draw from the RNG that dropout uses
-        super().__init__(self.feed, batch_sampler=BatchSampler(SequentialSampler(self.feed), 1, False), collate_fn=_single, generator=torch.Generator())
+        super().__init__(
+            self.feed,
+            batch_sampler=BatchSampler(SequentialSampler(self.feed), 1, False),
+            collate_fn=_single,
+            generator=torch.Generator(),
+        )
 
     def close(self) -> None:
         """End the stream, wherever it stands."""
@@ -110,11 +130,23 @@ class TrainLoader(DataLoader):
 class EvalLoader:
     """A rank's evaluation batches. Small data stay collated between evaluations, large data are streamed again."""
 
-    def __init__(self, spec: SplitSpec, dataset: Dataset, *, steps: int, world_size: int, rank: int, cpus: float, accumulation: int = 1):
+    def __init__(
+        self,
+        spec: SplitSpec,
+        dataset: Dataset,
+        *,
+        steps: int,
+        world_size: int,
+        rank: int,
+        cpus: float,
+        accumulation: int = 1,
+    ):
         self.dataset = dataset
         self._steps = steps * accumulation
         self._open = lambda: _checked(
-            stream(spec, start=0, stop=steps, world_size=world_size, rank=rank, accumulation=accumulation, cpus=cpus), 0, accumulation
+            stream(spec, start=0, stop=steps, world_size=world_size, rank=rank, accumulation=accumulation, cpus=cpus),
+            0,
+            accumulation,
         )
         self._kept: list[MicroBatch] = []
         self._stream: Generator[MicroBatch, None, None] | None = None
@@ -196,7 +228,10 @@ def _checked(batches: Iterator[MicroBatch], start: int, accumulation: int) -> Ge
     """The stream, each batch compared with the place the plan gives it: exact by construction, and made sure of."""
     for position, micro_batch in enumerate(batches, start * accumulation):
         if (micro_batch.step, micro_batch.micro) != divmod(position, accumulation):
-            raise FeedError(f"the feed gave step {micro_batch.step}.{micro_batch.micro} where {divmod(position, accumulation)} was due.")
+            raise FeedError(
+                f"the feed gave step {micro_batch.step}.{micro_batch.micro} where {divmod(position, accumulation)} was "
+                f"due."
+            )
         yield micro_batch
 
 

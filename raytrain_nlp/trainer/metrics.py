@@ -17,8 +17,8 @@ Compute = Callable[..., Metrics]
 class Figures:
     """What evaluation computes; `Trainer` has it as its `compute_metrics`, where the user's class gives no other.
 
-    A language model's logits are reduced to two counts for each row, which the task's figures read. The user's function gets
-    the likeliest tokens and the labels, as in run_clm.py and run_mlm.py; for other tasks what the task gets.
+    A language model's logits are reduced to two counts for each row, which the task's figures read. The user's function
+    gets the likeliest tokens and the labels, as in run_clm.py and run_mlm.py; for other tasks what the task gets.
     """
 
     def __init__(self, task: Task, labels: list[str], tokenizer: Any, user: Compute | None = None):
@@ -39,7 +39,11 @@ class Figures:
 
 
 def write_generated(path: Path, predictions: Any, labels: Any, tokenizer: Any) -> None:
-    """What the exported model generated for each validation row, in their order: JSON Lines of prediction and reference."""
+    """What the exported model generated for each validation row, in their order: JSON Lines of prediction and
+    reference.
+    """
     pairs = zip(decode(predictions, tokenizer), decode(labels, tokenizer), strict=True)
     with replacing(path) as file:
-        file.writelines(json.dumps({"prediction": guess, "reference": truth}, ensure_ascii=False) + "\n" for guess, truth in pairs)
+        file.writelines(
+            json.dumps({"prediction": guess, "reference": truth}, ensure_ascii=False) + "\n" for guess, truth in pairs
+        )

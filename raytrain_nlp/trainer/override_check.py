@@ -1,4 +1,6 @@
-"""A user's `Trainer` class, read against `honoured.py` before a job starts: what would never be called is told, with what to use instead."""
+"""A user's `Trainer` class, read against `honoured.py` before a job starts: what would never be called is told, with
+what to use instead.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,15 @@ _MADE_WITH = ("model", "args", "processing_class", "train_dataset", "eval_datase
 """What every trainer of a run is made with, by name."""
 
 
-def check_overrides(cls: type[Trainer], arguments: dict[str, Any], functions: list[str], deepspeed: bool) -> list[Problem]:
+def check_overrides(
+    cls: type[Trainer], arguments: dict[str, Any], functions: list[str], deepspeed: bool
+) -> list[Problem]:
     """Everything that would not mean here what it means there.
 
     Args:
         arguments: `trainer.arguments` of the job.
-        functions: `compute_loss_func`, `preprocess_logits_for_metrics` where the job names them: `__init__` gets them too.
+        functions: `compute_loss_func`, `preprocess_logits_for_metrics` where the job names them: `__init__` gets them
+            too.
         deepspeed: does DeepSpeed make the optimizer's engine?
     """
     problems = []
@@ -52,7 +57,10 @@ def _wrong_override(name: str, value: Any) -> tuple[str, str] | None:
     if rule.kind == REFUSED:
         return rule.why, rule.instead
     if rule.kind == AROUND and not _calls_base(name, value):
-        return f"does not call super().{name}: {rule.why}", f"Call super().{name}, and do what is yours before or after it."
+        return (
+            f"does not call super().{name}: {rule.why}",
+            f"Call super().{name}, and do what is yours before or after it.",
+        )
     return None
 
 
@@ -76,7 +84,9 @@ class _Reached(Exception):
 
 
 def _check_init(cls: type[Trainer], given: dict[str, Any], deepspeed: bool) -> list[Problem]:
-    """What the user's `__init__` gives `Trainer.__init__`, as far as code before that runs with a model of one weight."""
+    """What the user's `__init__` gives `Trainer.__init__`, as far as code before that runs with a model of one
+    weight.
+    """
     import torch
 
     if not any("__init__" in vars(owner) for owner in users_classes(cls)):
@@ -87,7 +97,12 @@ def _check_init(cls: type[Trainer], given: dict[str, Any], deepspeed: bool) -> l
         raise _Reached(dict(signature.bind(self, *args, **kwargs).arguments))
 
     callback = object()
-    made = {**given, "model": torch.nn.Linear(1, 1), "args": TrainingArguments(output_dir="unused", use_cpu=True, report_to=[]), "callbacks": [callback]}
+    made = {
+        **given,
+        "model": torch.nn.Linear(1, 1),
+        "args": TrainingArguments(output_dir="unused", use_cpu=True, report_to=[]),
+        "callbacks": [callback],
+    }
     made |= {"train_dataset": [{}], "eval_dataset": [{}]}
     try:
         with replaced_init(reached):
@@ -104,7 +119,19 @@ def _check_init(cls: type[Trainer], given: dict[str, Any], deepspeed: bool) -> l
         if rule.kind == REFUSED and passed.get(name) is not None and passed.get(name) is not made.get(name)
     ]
     if deepspeed and any(part is not None for part in passed.get("optimizers") or ()):
-        problems.append(Problem(_WHERE, f"{cls.__name__}.__init__ gives the base `optimizers`, which DeepSpeed makes anew", "Override create_optimizer."))
+        problems.append(
+            Problem(
+                _WHERE,
+                f"{cls.__name__}.__init__ gives the base `optimizers`, which DeepSpeed makes anew",
+                "Override create_optimizer.",
+            )
+        )
     if callback not in (passed.get("callbacks") or []):
-        problems.append(Problem(_WHERE, f"{cls.__name__}.__init__ drops the callbacks it is given", "Pass them on to super().__init__, with yours."))
+        problems.append(
+            Problem(
+                _WHERE,
+                f"{cls.__name__}.__init__ drops the callbacks it is given",
+                "Pass them on to super().__init__, with yours.",
+            )
+        )
     return problems

@@ -1,4 +1,5 @@
-"""The joint between the plan and the Hugging Face `Trainer`: our feed, exact losses, exact evaluation, committed checkpoints.
+"""The joint between the plan and the Hugging Face `Trainer`: our feed, exact losses, exact evaluation, committed
+checkpoints.
 
 `build_trainer_class` puts the user's class between two of ours: what it overrides is called, and its `super()` reaches
 `FeedTrainer`, which changes only where data come from and where state goes. What is not to be overridden stands in
@@ -30,7 +31,9 @@ class FeedTrainer(EvaluationMixin, Trainer):
     """The innermost overrides of `Trainer`. Reads `self._feed`, a `worker.stepping.Feed`."""
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
-        """DDP without what costs time and changes nothing: a second copy of the gradients, and a broadcast of constant buffers."""
+        """DDP without what costs time and changes nothing: a second copy of the gradients, and a broadcast of constant
+        buffers.
+        """
         values = super()._build_accelerator_args(**kwargs)
         for handler in values["kwargs_handlers"]:
             if isinstance(handler, DistributedDataParallelKwargs):
@@ -44,7 +47,9 @@ class FeedTrainer(EvaluationMixin, Trainer):
             self.accelerator.ddp_handler = SharedMeanKwargs(**vars(self.accelerator.ddp_handler))
 
     def release(self) -> None:
-        """Let go of what would outlive the trainer in its process: hooks, DeepSpeed's buffers, accelerate's references."""
+        """Let go of what would outlive the trainer in its process: hooks, DeepSpeed's buffers, accelerate's
+        references.
+        """
         if self.is_deepspeed_enabled and self.deepspeed is not None:
             self.deepspeed.destroy()
         self.accelerator.free_memory()
@@ -58,10 +63,15 @@ class FeedTrainer(EvaluationMixin, Trainer):
         return dataloader.feed.num_rows if isinstance(dataloader, TrainLoader) else len(dataloader.dataset)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> torch.Tensor | None:
-        """Rows or predicted tokens, as `Trainer` counts them: of the whole global batch in training, else of these batches. A
-        float32 tensor of shape [] on the device; None where it is not asked for."""
+        """Rows or predicted tokens, as `Trainer` counts them: of the whole global batch in training, else of these
+        batches. A float32 tensor of shape [] on the device; None where it is not asked for."""
         feed = self._feed
-        if not feed.counts or not batch_samples or "labels" not in batch_samples[0] or not (self.model_accepts_loss_kwargs or self.compute_loss_func):
+        if (
+            not feed.counts
+            or not batch_samples
+            or "labels" not in batch_samples[0]
+            or not (self.model_accepts_loss_kwargs or self.compute_loss_func)
+        ):
             return None
         training = all(hasattr(batch, "micro_batch") for batch in batch_samples)
         real = [batch for batch in batch_samples if not training or batch.micro_batch.weight]
@@ -75,8 +85,12 @@ class FeedTrainer(EvaluationMixin, Trainer):
 
     # Loss
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        """As `Trainer.compute_loss`: a mean, or with `num_items_in_batch` a sum divided by it, times the number of ranks."""
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """As `Trainer.compute_loss`: a mean, or with `num_items_in_batch` a sum divided by it, times the number of
+        ranks.
+        """
         step, count = self._feed.step, num_items_in_batch
         if count is None or (step is None and self.compute_loss_func is None):
             return super().compute_loss(model, inputs, return_outputs=return_outputs)
@@ -101,7 +115,9 @@ class FeedTrainer(EvaluationMixin, Trainer):
     # State
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Weights, config and tokenizer, gathered where they are sharded; the run's `model/` is replaced as a whole. Every rank must call it."""
+        """Weights, config and tokenizer, gathered where they are sharded; the run's `model/` is replaced as a whole.
+        Every rank must call it.
+        """
         if output_dir is not None and output_dir == self._feed.model_dir:
             export_model(self, Path(output_dir), self._feed.merge)
         else:
@@ -111,9 +127,20 @@ class FeedTrainer(EvaluationMixin, Trainer):
         self.store_flos()
         trained(self._feed.checkpointer).save(self)
 
-    def _init_training_state(self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, resume_from_checkpoint: Any, trial: Any) -> tuple[int, int]:
-        state = super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial)
-        self.state.best_model_checkpoint = trained(self._feed.checkpointer).path_of(self.state.best_global_step)  # the run may have been moved
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: Any,
+        trial: Any,
+    ) -> tuple[int, int]:
+        state = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        self.state.best_model_checkpoint = trained(self._feed.checkpointer).path_of(
+            self.state.best_global_step
+        )  # the run may have been moved
         if resume_from_checkpoint is None:
             return state
         epochs, steps = divmod(find_position(self.state, num_update_steps_per_epoch), num_update_steps_per_epoch)

@@ -1,7 +1,8 @@
-"""What goes around the user's own methods, whatever they do inside: the part of the global batch a micro-batch has, what ranks
-agree on before an update, and figures of a whole training.
+"""What goes around the user's own methods, whatever they do inside: the part of the global batch a micro-batch has,
+what ranks agree on before an update, and figures of a whole training.
 
-`StepMixin` is the outermost class of a run's trainer, `worker.trainer.FeedTrainer` the innermost; the user's stands between.
+`StepMixin` is the outermost class of a run's trainer, `worker.trainer.FeedTrainer` the innermost; the user's stands
+between.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ T = TypeVar("T")
 
 @dataclass
 class Feed:
-    """What a run gives its trainer besides the arguments of `Trainer`; kept in one attribute, so that no name of the user's
-    class meets one of ours."""
+    """What a run gives its trainer besides the arguments of `Trainer`; kept in one attribute, so that no name of the
+    user's class meets one of ours."""
 
     task: Task
     figures: Figures
@@ -78,7 +79,9 @@ class Feed:
     scored_step: int | None = None
     """Step of the newest evaluation."""
     scored: dict[str, tuple[Any, Any]] = field(default_factory=dict)
-    """Predictions and labels of the newest evaluation of each validation set, in the order of the rows; on the first rank."""
+    """Predictions and labels of the newest evaluation of each validation set, in the order of the rows; on the first
+    rank.
+    """
 
 
 def trained(part: T | None) -> T:
@@ -105,8 +108,9 @@ class Step:
 class StepMixin(TrainerHost):
     """The outermost overrides of `Trainer`.
 
-    A mean is weighted where the backward pass begins, by what its micro-batch has of the global batch in comparison with the
-    equal parts that `Trainer` takes for granted, so that methods of the user see the losses that they see there.
+    A mean is weighted where the backward pass begins, by what its micro-batch has of the global batch in comparison
+    with the equal parts that `Trainer` takes for granted, so that methods of the user see the losses that they see
+    there.
     """
 
     def __init__(self, *args: Any, feed: Feed, **kwargs: Any):
@@ -114,18 +118,24 @@ class StepMixin(TrainerHost):
         super().__init__(*args, **kwargs)
         check_made(self, feed)
         plain = self.accelerator.unwrap_model(self.model)
-        feed.forward_kwargs = {name: value for name, value in feed.task.forward_kwargs().items() if _takes(plain.forward, name)}
+        feed.forward_kwargs = {
+            name: value for name, value in feed.task.forward_kwargs().items() if _takes(plain.forward, name)
+        }
         feed.step_is_counted = _takes(super().training_step, "num_items_in_batch")
         feed.loss_is_counted = _takes(super().compute_loss, "num_items_in_batch")
         feed.log_is_timed = _takes(super().log, "start_time")
         classes = users_classes(type(self))
         own = [vars(cls)[name] for cls in classes for name in ("compute_loss", "training_step") if name in vars(cls)]
         feed.counts = bool(classes) or self.compute_loss_func is not None
-        feed.knows_ranks = any({"num_processes", "world_size"} & set(getattr(method, "__code__", _NO_CODE).co_names) for method in own)
+        feed.knows_ranks = any(
+            {"num_processes", "world_size"} & set(getattr(method, "__code__", _NO_CODE).co_names) for method in own
+        )
 
     @property
     def loss_is_scaled_for_ga(self) -> bool:
-        """Read by `Trainer.training_step` after the loss is known: False has it divide by the number of micro-batches."""
+        """Read by `Trainer.training_step` after the loss is known: False has it divide by the number of
+        micro-batches.
+        """
         declared = self._feed.declared if self._feed.declared is not None else super().loss_is_scaled_for_ga
         return declared if declared is not None else bool(self._feed.step and self._feed.step.counted)
 
@@ -135,7 +145,9 @@ class StepMixin(TrainerHost):
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
-        once = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}  # as `Trainer` has it: one division by the micro-batches is enough
+        once = (
+            {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+        )  # as `Trainer` has it: one division by the micro-batches is enough
         apply_backward(self.accelerator, self._feed_weighted, **once)
 
     # A step
@@ -147,7 +159,10 @@ class StepMixin(TrainerHost):
         taken.clear()
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if len(batches) != len(taken):
-            raise RunError(f"get_batch_samples took {len(taken)} micro-batches of the feed and returned {len(batches)}; it must return what it takes.")
+            raise RunError(
+                f"get_batch_samples took {len(taken)} micro-batches of the feed and returned {len(batches)}; it must "
+                f"return what it takes."
+            )
         feed.micro_batches = deque(taken)
         feed.meter.add(taken, train.wait_s)
         feed.weight = GlobalWeight(taken, feed.task.rows_weigh, device) if taken else None
@@ -167,9 +182,15 @@ class StepMixin(TrainerHost):
             feed.step = None
             trained(feed.agreement).drop()
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         step = self._feed.step
-        count = Count.of(num_items_in_batch) if isinstance(num_items_in_batch, torch.Tensor) and step else num_items_in_batch
+        count = (
+            Count.of(num_items_in_batch)
+            if isinstance(num_items_in_batch, torch.Tensor) and step
+            else num_items_in_batch
+        )
         counted = {"num_items_in_batch": count} if self._feed.loss_is_counted else {}
         if step is not None:
             step.counted = step.over_ranks = False
@@ -184,7 +205,9 @@ class StepMixin(TrainerHost):
         return (loss, *outputs) if return_outputs else loss
 
     def _feed_weighted(self, loss: torch.Tensor) -> torch.Tensor:
-        """What goes into the backward pass: the loss by its share of the global batch. The other ranks hear of it meanwhile."""
+        """What goes into the backward pass: the loss by its share of the global batch. The other ranks hear of it
+        meanwhile.
+        """
         step, feed = self._feed.step, self._feed
         if step is None:
             return loss
@@ -196,8 +219,14 @@ class StepMixin(TrainerHost):
         if step.counted or (self.loss_is_scaled_for_ga and micro_batch.weight):
             step.share = 1.0 if micro_batch.weight else 0.0
         else:
-            # mean over this micro-batch -> its part of the mean over the global batch; gradients are averaged over ranks
-            share = micro_batch.weight * self.accelerator.num_processes * self.current_gradient_accumulation_steps / trained(feed.weight).value()
+            # mean over this micro-batch -> its part of the mean over the global batch; gradients are averaged over
+            # ranks
+            share = (
+                micro_batch.weight
+                * self.accelerator.num_processes
+                * self.current_gradient_accumulation_steps
+                / trained(feed.weight).value()
+            )
             step.share = share.to(loss.dtype) if isinstance(share, torch.Tensor) else share
         return loss * step.share
 
@@ -257,15 +286,26 @@ _NO_CODE = _NoCode()
 def check_made(trainer: Any, feed: Feed) -> None:
     """What the driver cannot see of a user's `__init__`. Raises `InputError`, alike on all ranks."""
     collates = type(trainer.data_collator) is not DataCollatorWithPadding
-    for name, replaced in (("data_collator", collates), ("train_dataset", trainer.train_dataset is not feed.train_rows)):
+    for name, replaced in (
+        ("data_collator", collates),
+        ("train_dataset", trainer.train_dataset is not feed.train_rows),
+    ):
         if replaced:
             rule = ARGUMENTS[name]
-            raise InputError(Problem("trainer.class", f"{type(trainer).__name__[4:]} has a {name} of its own: {rule.why}", rule.instead))
+            raise InputError(
+                Problem(
+                    "trainer.class", f"{type(trainer).__name__[4:]} has a {name} of its own: {rule.why}", rule.instead
+                )
+            )
 
 
 def users_classes(cls: type) -> list[type]:
     """What stands in the line of a trainer's classes and is neither Hugging Face's nor this package's."""
-    return [found for found in cls.__mro__ if found.__module__.partition(".")[0] not in ("transformers", "raytrain_nlp", "builtins")]
+    return [
+        found
+        for found in cls.__mro__
+        if found.__module__.partition(".")[0] not in ("transformers", "raytrain_nlp", "builtins")
+    ]
 
 
 def _takes(function: Any, name: str) -> bool:

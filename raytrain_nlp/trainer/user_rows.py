@@ -1,7 +1,9 @@
-"""Rows that the user's code gives to `evaluate` and `predict`, and the rows of the job as the dataset that `Trainer` shows it.
+"""Rows that the user's code gives to `evaluate` and `predict`, and the rows of the job as the dataset that `Trainer`
+shows it.
 
-They may be rows as the job's files have them, which become tokens exactly as `data.validation` does; tokenized rows (with
-`input_ids`), which are padded as Hugging Face's collators do; or the trainer's own datasets. Each is scored once, on one rank.
+They may be rows as the job's files have them, which become tokens exactly as `data.validation` does; tokenized rows
+(with `input_ids`), which are padded as Hugging Face's collators do; or the trainer's own datasets. Each is scored once,
+on one rank.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ MicroBatches = Callable[[np.ndarray], tuple[dict[str, Any], int]]
 
 
 class PlanRows(Dataset):
-    """A split of the job as `Trainer.train_dataset` or `eval_dataset`: tokenized rows by number, blocks where the task packs."""
+    """A split of the job as `Trainer.train_dataset` or `eval_dataset`: tokenized rows by number, blocks where the task
+    packs.
+    """
 
     def __init__(self, spec: SplitSpec):
         self.spec = spec
@@ -79,7 +83,9 @@ class RowsLoader:
             part = split_batch(batch, self._world_size, 1)[0][self._rank]
             shown = part if len(part) else batch[:1]  # a rank without rows keeps the others company
             tensors, weight = self._collate(shown)
-            yield FeedBatch(tensors, MicroBatch(step, 0, part, weight if len(part) else 0, len(batch), 0, 0, 0, tensors))
+            yield FeedBatch(
+                tensors, MicroBatch(step, 0, part, weight if len(part) else 0, len(batch), 0, 0, 0, tensors)
+            )
 
 
 @dataclass
@@ -125,12 +131,21 @@ class RowsReader:
         return self._loader(dataset, len(dataset), functools.partial(self._inputs, dataset, task))
 
     def _loader(self, dataset: Any, num_rows: int, collate: MicroBatches) -> RowsLoader:
-        return RowsLoader(dataset, num_rows, collate, self.arguments.eval_batch_size, self.arguments.world_size, self.arguments.process_index)
+        return RowsLoader(
+            dataset,
+            num_rows,
+            collate,
+            self.arguments.eval_batch_size,
+            self.arguments.world_size,
+            self.arguments.process_index,
+        )
 
     def _tokenized(self, dataset: Any, columns: list[str], rows: np.ndarray) -> tuple[dict[str, Any], int]:
         from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
 
-        features = [{name: _plain(value) for name, value in dataset[int(row)].items() if name in columns} for row in rows]
+        features = [
+            {name: _plain(value) for name, value in dataset[int(row)].items() if name in columns} for row in rows
+        ]
         listed = isinstance(features[0].get("labels"), list) and build_task(self.job.task).rows_weigh is False
         batch = dict((DataCollatorForSeq2Seq if listed else DataCollatorWithPadding)(self.tokenizer)(features))
         return batch, self._weigh(batch)
@@ -148,21 +163,31 @@ class RowsReader:
             if reason := task.check_input(values):
                 raise ValueError(f"row {row} cannot be predicted: {reason}.")
         lengths = task.lengths(self.job.data.max_length, "validation")
-        columns = task.encode_inputs(found, self.tokenizer, lengths if lengths.source else Lengths(self.job.data.max_length))
+        columns = task.encode_inputs(
+            found, self.tokenizer, lengths if lengths.source else Lengths(self.job.data.max_length)
+        )
         tokens = {name: [np.asarray(value, dtype=np.int32) for value in column] for name, column in columns.items()}
         return _as_torch(task.collate_inputs(tokens, self.context)), len(rows)
 
     def _prepared(self, dataset: Any, task: Task) -> SplitSpec:
-        """Rows as the job's files have them: checked, tokenized and packed as those of `data.validation` are, on this rank's disk."""
+        """Rows as the job's files have them: checked, tokenized and packed as those of `data.validation` are, on this
+        rank's disk.
+        """
         job, folder = self.job, self.scratch / f"rows-{uuid.uuid4().hex[:8]}"
         folder.mkdir(parents=True)
         source = folder / "rows.jsonl"
         with source.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(json.dumps(_plain(dataset[row]), ensure_ascii=False) + "\n" for row in range(len(dataset)))
-        preprocess = UserObject(job.trainer.preprocess, "trainer.preprocess", self.code_folder) if job.trainer.preprocess else None
+        preprocess = (
+            UserObject(job.trainer.preprocess, "trainer.preprocess", self.code_folder)
+            if job.trainer.preprocess
+            else None
+        )
         lengths = task.lengths(job.data.max_length, "validation")
         prepare = PrepareSpec(job.task, self.tokenizer_dir, Path(self.tokenizer_dir).name, lengths, 0.0, preprocess)
-        store = TokenStore(prepare_tokens(find_files([str(source)], "eval_dataset"), prepare, folder / "tokens", map, "eval_dataset"))
+        store = TokenStore(
+            prepare_tokens(find_files([str(source)], "eval_dataset"), prepare, folder / "tokens", map, "eval_dataset")
+        )
         if unseen := sorted(set(store.manifest["labels"]) - set(self.context.label_ids)):
             raise ValueError(f"rows to score have labels that training never saw: {', '.join(unseen[:5])}.")
         packing, blocks, rows = task.packing(job.data.max_length), None, store.num_rows
@@ -170,7 +195,9 @@ class RowsReader:
             blocks, _ = build_blocks(store, packing, rows)
             rows = len(Blocks(blocks, packing))
         plan = PlanSpec(rows, 0, "sequential", self.arguments.eval_batch_size)
-        return SplitSpec(str(store.folder), None, str(blocks) if blocks else None, packing, plan, None, job.task, self.context)
+        return SplitSpec(
+            str(store.folder), None, str(blocks) if blocks else None, packing, plan, None, job.task, self.context
+        )
 
 
 def _as_torch(tensors: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:

@@ -1,4 +1,6 @@
-"""How many trials run at once: from what the cluster has, or could add, and what a trial needs. None holds what another waits for."""
+"""How many trials run at once: from what the cluster has, or could add, and what a trial needs. None holds what another
+waits for.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ def plan_concurrency(jobs: Iterable[TrainJob], nodes: Sequence[Resources], most:
 
 
 def plan_local(job: TrainJob, most: int | None) -> int:
-    """The same for a Ray started for this sweep, where logical CPUs are as many as are asked for: not more than keep busy, and of GPUs
-    no more than there are."""
+    """The same for a Ray started for this sweep, where logical CPUs are as many as are asked for: not more than keep
+    busy, and of GPUs no more than there are."""
     busy = most or max(int((os.cpu_count() or 1) // max(worker_of(job)["CPU"] * job.workers.num_workers, 1)), 1)
     each = worker_of(job).get("GPU", 0) * job.workers.num_workers
     return max(min(busy, int(len(gpus.local_gpus()) // each)), 1) if each else busy
@@ -40,11 +42,21 @@ def _fits(job: TrainJob, nodes: Sequence[Resources]) -> int:
         have = sum(node.get(name, 0) for node in nodes)
         if amount > have + _SLACK:
             extra = f" (with {job.data.feed_cpus_per_worker:g} CPU for each worker's feed)" if name == "CPU" else ""
-            what = f"a trial of {job.workers.num_workers} workers needs {amount:g} {name}{extra}, the cluster can give {have:g}"
+            what = (
+                f"a trial of {job.workers.num_workers} workers needs {amount:g} {name}{extra}, the cluster can give "
+                f"{have:g}"
+            )
             raise InputError(Problem("job.workers", what, "Lower num_workers or resources_per_worker, or add nodes."))
-    places = sum(min(math.floor((node.get(name, 0) + _SLACK) / amount) for name, amount in worker.items() if amount) for node in nodes)
+    places = sum(
+        min(math.floor((node.get(name, 0) + _SLACK) / amount) for name, amount in worker.items() if amount)
+        for node in nodes
+    )
     if places < job.workers.num_workers:
         what = f"{job.workers.num_workers} workers x {worker} do not fit on the nodes, which have places for {places}"
         raise InputError(Problem("job.workers", what, "Lower resources_per_worker, or add larger nodes."))
-    total = min(math.floor((sum(node.get(name, 0) for node in nodes) + _SLACK) / amount) for name, amount in need.items() if amount)
+    total = min(
+        math.floor((sum(node.get(name, 0) for node in nodes) + _SLACK) / amount)
+        for name, amount in need.items()
+        if amount
+    )
     return min(total, places // job.workers.num_workers)

@@ -1,4 +1,6 @@
-"""Checkpoints that go from one trial to another: a pointer is passed on, never weights; files are linked, and verified."""
+"""Checkpoints that go from one trial to another: a pointer is passed on, never weights; files are linked, and
+verified.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from raytrain_nlp.storage.names import below, part
 
 _GIVEN = "donated"
 _KEPT = 3
-"""Checkpoints of a trial that others may still ask for; links, so they take no room while the trial keeps them itself."""
+"""Checkpoints of a trial that others may still ask for; links, so they take no room while the trial keeps them
+itself.
+"""
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,15 @@ def apply_pointer(pointer: Pointer, paths: RunPaths, note: Callable[[str], None]
     for checkpoint in store.list_checkpoints(paths.checkpoints):
         if checkpoint.manifest.step > pointer.step:
             store.retire(checkpoint.path)
-    if not pointer.folder or (pointer.trial == paths.run.name and (paths.checkpoints / Path(pointer.folder).name).exists()):
+    if not pointer.folder or (
+        pointer.trial == paths.run.name and (paths.checkpoints / Path(pointer.folder).name).exists()
+    ):
         return
     donor = _find(pointer, paths.storage, note)
     if wrong := store.damage(donor):
-        raise CheckpointError(f"the checkpoint of {pointer.trial} at step {donor.manifest.step} cannot be inherited: {wrong}.")
+        raise CheckpointError(
+            f"the checkpoint of {pointer.trial} at step {donor.manifest.step} cannot be inherited: {wrong}."
+        )
     paths.checkpoints.mkdir(parents=True, exist_ok=True)
     target = paths.checkpoints / donor.path.name
     if target.exists():
@@ -72,14 +80,18 @@ def _find(pointer: Pointer, trials: Path, note: Callable[[str], None]) -> store.
     given = store.list_checkpoints(below(trials, part(pointer.trial)) / _GIVEN)
     wanted = next((checkpoint for checkpoint in given if checkpoint.path.name == Path(pointer.folder).name), None)
     if wanted is None and given:
-        note(f"step {pointer.step} of {pointer.trial} is not kept any more; its step {given[-1].manifest.step} is taken.")
+        note(
+            f"step {pointer.step} of {pointer.trial} is not kept any more; its step {given[-1].manifest.step} is taken."
+        )
     if not given:
         raise CheckpointError(f"{pointer.trial} keeps no checkpoint to inherit.")
     return wanted or given[-1]
 
 
 def _link(checkpoint: store.Checkpoint, target: Path) -> None:
-    """A checkpoint's files under another name: hard links, or copies where the file system has none. There when it is whole."""
+    """A checkpoint's files under another name: hard links, or copies where the file system has none. There when it is
+    whole.
+    """
     staging = target.parent / f".linked-{target.name}-{uuid.uuid4().hex[:8]}"
     for name in (*(entry.path for entry in checkpoint.manifest.files), store.MANIFEST):
         source, there = below(checkpoint.path, name), staging / name

@@ -41,15 +41,28 @@ class Mailbox:
     async def put(self, pool: str, spec: Any) -> int:
         """Lay down a run; returns its number."""
         place = self._place(pool)
-        place.number, place.spec, place.finished, place.starts, place.stop, place.wanted = place.number + 1, spec, {}, 0, False, 1
+        place.number, place.spec, place.finished, place.starts, place.stop, place.wanted = (
+            place.number + 1,
+            spec,
+            {},
+            0,
+            False,
+            1,
+        )
         await self._tell()
         return place.number
 
     async def result(self, pool: str, number: int) -> dict[str, Any]:
-        """Of a run that all ranks have ended: the first rank's result, restarts, the largest memory of a rank in bytes."""
+        """Of a run that all ranks have ended: the first rank's result, restarts, the largest memory of a rank in
+        bytes.
+        """
         place = self._place(pool)
         await self._until(lambda: place.ended)
-        return {"outcome": place.finished[0][0], "restarts": place.starts - 1, "memory": max(memory for _, memory in place.finished.values())}
+        return {
+            "outcome": place.finished[0][0],
+            "restarts": place.starts - 1,
+            "memory": max(memory for _, memory in place.finished.values()),
+        }
 
     async def stop(self, pool: str, number: int) -> None:
         """Ask a run to stop."""

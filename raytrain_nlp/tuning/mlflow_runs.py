@@ -1,4 +1,5 @@
-"""The sweep in MLflow: one parent run, a child for each trial. The sweep's driver ships all of them, from the files of the runs.
+"""The sweep in MLflow: one parent run, a child for each trial. The sweep's driver ships all of them, from the files of
+the runs.
 
 A trial whose workers are stopped at once closes nothing itself; and MLflow is loaded once, not in each trial.
 """
@@ -24,13 +25,17 @@ _POLL_S = 0.1
 
 
 class Tree:
-    """Parent and children. Nothing here raises into the sweep; what a tracker does not take, the next --resume sends."""
+    """Parent and children. Nothing here raises into the sweep; what a tracker does not take, the next --resume
+    sends.
+    """
 
     def __init__(self, sweep: Sweep, paths: SweepPaths, book: Book, text: str, warn: Callable[[str], None]):
         self._sweep, self._paths, self._book, self._warn = sweep, paths, book, warn
         self._config = sweep.tracking
         self._events = EventLog(paths.events)
-        params = flatten(sweep.config.model_dump(mode="json", exclude={"job", "tracking"}, by_alias=True, exclude_none=True))
+        params = flatten(
+            sweep.config.model_dump(mode="json", exclude={"job", "tracking"}, by_alias=True, exclude_none=True)
+        )
         self._parent = Tracker(paths, self._config, params, text, warn)
         self._children: dict[int, Tracker] = {}
         self._ended = 0
@@ -52,7 +57,11 @@ class Tree:
         """A trial has ended; its child closes in a thread of its own."""
         self._ended += 1
         if best is not None:
-            self._events.write("log", step=self._ended, metrics={f"best/{self._sweep.config.metric}": best, "trials/ended": self._ended})
+            self._events.write(
+                "log",
+                step=self._ended,
+                metrics={f"best/{self._sweep.config.metric}": best, "trials/ended": self._ended},
+            )
         self.follow(record)
         if child := self._children.get(record.number):
             child.finish(_ENDS[record.status])
@@ -82,7 +91,9 @@ class Tree:
 
     def _child(self, record: TrialRecord) -> Tracker:
         paths = self._paths.trial(record.number)
-        job = load_job({**self._sweep.trial_values(record.params), "name": record.name, "storage_path": str(self._paths.trials)})
+        job = load_job(
+            {**self._sweep.trial_values(record.params), "name": record.name, "storage_path": str(self._paths.trials)}
+        )
         tags = {
             **self._config.tags,
             "mlflow.parentRunId": self.run_id,
@@ -103,12 +114,17 @@ class Tree:
             if record.mlflow_run_id:
                 tags = {"raytrain_nlp.status": record.status, "raytrain_nlp.attempts": str(record.attempts)}
                 tags |= {"raytrain_nlp.best": "true"} if best is record else {}
-                tags |= {"raytrain_nlp.reason": record.reason[:5000]} if record.status == FAILED and record.reason else {}
+                tags |= (
+                    {"raytrain_nlp.reason": record.reason[:5000]} if record.status == FAILED and record.reason else {}
+                )
                 tags |= {"raytrain_nlp.exploits": str(len(record.exploits))} if record.exploits else {}
                 for key, value in tags.items():
                     client.set_tag(record.mlflow_run_id, key, value)
         counts = {status: len(self._book.with_status(status)) for status in ("finished", "stopped", "failed", RUNNING)}
-        for key, told in {**counts, **({"best_trial": best.number, "best_run_id": best.mlflow_run_id} if best else {})}.items():
+        for key, told in {
+            **counts,
+            **({"best_trial": best.number, "best_run_id": best.mlflow_run_id} if best else {}),
+        }.items():
             client.set_tag(self.run_id, f"raytrain_nlp.{key}", str(told))
         for path in artifacts:
             client.log_artifact(self.run_id, str(path), "plots" if path.suffix == ".png" else None)
@@ -120,8 +136,13 @@ class Tree:
             action(MlflowClient(tracking_uri=self._parent.uri))
         except Exception as error:  # noqa: BLE001 - a tracker never ends a sweep
             shown = redact(self._parent.uri)
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(self._parent.uri, shown)[:200]
-            self._warn(f"the tracker ({shown}) fails: {reason}. Tags and artifacts of the sweep may be missing; its files are in {self._paths.run}.")
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(self._parent.uri, shown)[
+                :200
+            ]
+            self._warn(
+                f"the tracker ({shown}) fails: {reason}. Tags and artifacts of the sweep may be missing; its files are "
+                f"in {self._paths.run}."
+            )
 
 
 def _dump(values: dict[str, Any]) -> str:

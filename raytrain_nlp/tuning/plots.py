@@ -19,7 +19,9 @@ _FEW = 3
 def write_plots(config: SweepJob, book: Book, study: Any, folder: Path) -> list[Path]:
     """All pictures that these trials allow."""
     folder.mkdir(exist_ok=True)
-    trials = [record for record in book.trials.values() if record.status != FAILED and _finite(record.value(config.metric))]
+    trials = [
+        record for record in book.trials.values() if record.status != FAILED and _finite(record.value(config.metric))
+    ]
     keys = [key for key, entry in config.search_space.items() if entry.searched]
     drawn = []
 

@@ -17,11 +17,19 @@ def check_registration(plan: Sweep) -> list[Problem]:
 
     if plan.config.register_model is None or plan.job.task.type in PIPELINES:
         return []
-    return [Problem("register_model", f"is not possible for {plan.job.task.type}: transformers 5 has no pipeline for it", "Leave it out.")]
+    return [
+        Problem(
+            "register_model",
+            f"is not possible for {plan.job.task.type}: transformers 5 has no pipeline for it",
+            "Leave it out.",
+        )
+    ]
 
 
 def register_best(plan: Sweep, paths: SweepPaths, best: TrialRecord, warn: Callable[[str], None]) -> str | None:
-    """A new version of the registered model, merged where it is an adapter. Returns the version; None, with a warning, where MLflow fails."""
+    """A new version of the registered model, merged where it is an adapter. Returns the version; None, with a warning,
+    where MLflow fails.
+    """
     from raytrain_nlp.host.scratch import scratch_folder
     from raytrain_nlp.run.saved_run import find_run, find_weights
     from raytrain_nlp.tracking.registry import register_model
@@ -32,8 +40,20 @@ def register_best(plan: Sweep, paths: SweepPaths, best: TrialRecord, warn: Calla
     run = find_run(paths.trial(best.number).run)
     try:
         with scratch_folder() as folder:
-            write_weights(run, find_weights(run, None), folder / "model", None, merge_lora=True, stage=lambda text: None)
-            return register_model(plan.job.tracking, database_folder(paths), best.mlflow_run_id, folder / "model", plan.job.task.type, name)
+            write_weights(
+                run, find_weights(run, None), folder / "model", None, merge_lora=True, stage=lambda text: None
+            )
+            return register_model(
+                plan.job.tracking,
+                database_folder(paths),
+                best.mlflow_run_id,
+                folder / "model",
+                plan.job.task.type,
+                name,
+            )
     except RaytrainNlpError as error:
-        warn(f"{error} Register it by hand: raytrain-nlp export {run.paths.run} --output DIR --merge-lora --register {name}.")
+        warn(
+            f"{error} Register it by hand: raytrain-nlp export {run.paths.run} --output DIR --merge-lora --register "
+            f"{name}."
+        )
         return None

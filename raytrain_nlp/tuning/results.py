@@ -58,7 +58,9 @@ class SweepResult:
 def table_of(sweep: Sweep, book: Book) -> list[dict[str, Any]]:
     """A row for each trial: how it ended, its values with ties, its figures; the same columns in all."""
     space, metric = sweep.config.search_space, sweep.config.metric
-    figures = sorted({key for record in book.trials.values() for key in record.metrics if key.startswith("eval_")} | {metric})
+    figures = sorted(
+        {key for record in book.trials.values() for key in record.metrics if key.startswith("eval_")} | {metric}
+    )
     rows = []
     for _, record in sorted(book.trials.items()):
         ties = {key: tie(sweep.values, record.params, entry.multiply) for key, entry in space.items() if entry.multiply}
@@ -90,7 +92,7 @@ def write_table(rows: list[dict[str, Any]], paths: SweepPaths) -> None:
 def write_best(sweep: Sweep, paths: SweepPaths, best: TrialRecord) -> None:
     """The best job as a file, and its model as `model/`, replaced as a whole."""
     values = {**sweep.trial_values(best.params), "name": f"{sweep.config.name[:95]}-best"}
-    head = f"# Trial {best.number} of the sweep {sweep.config.name}: {sweep.config.metric} {best.value(sweep.config.metric):.6g}.\n"
+    head = f"# Trial {best.number} of the sweep {sweep.config.name}: {sweep.config.metric} {best.value(sweep.config.metric):.6g}.\n"  # noqa: E501
     with replacing(paths.best) as file:
         file.write(head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     fetch_tree(paths.trial(best.number).model)

@@ -38,15 +38,26 @@ def build_scheduler(config: SweepJob, length: Mapping[str, float], slots: int = 
     if isinstance(section, (Asha, HyperBand)):
         whole = length[section.time_attr]
         if section.max_t and section.max_t < whole:
-            what = f"stops every trial at {section.time_attr} {section.max_t}, a whole one has {whole:g}, so that none would leave a model"
+            what = (
+                f"stops every trial at {section.time_attr} {section.max_t}, a whole one has {whole:g}, so that none "
+                f"would leave a model"
+            )
             raise InputError(Problem("scheduler.max_t", what, "Raise it, leave it out, or shorten the job."))
-        kind = schedulers.ASHAScheduler if isinstance(section, Asha) else keeping_actors(schedulers.HyperBandScheduler, slots)
-        return _to_the_end(kind)(**common, max_t=section.max_t or (_NO_END if isinstance(section, Asha) else max(math.ceil(whole), 1)))
+        kind = (
+            schedulers.ASHAScheduler
+            if isinstance(section, Asha)
+            else keeping_actors(schedulers.HyperBandScheduler, slots)
+        )
+        return _to_the_end(kind)(
+            **common, max_t=section.max_t or (_NO_END if isinstance(section, Asha) else max(math.ceil(whole), 1))
+        )
     if isinstance(section, MedianStopping):
         return _to_the_end(schedulers.MedianStoppingRule)(**common)
     if isinstance(section, Pbt):
         mutations = {key: _mutation(entry) for key, entry in config.search_space.items() if entry.searched}
-        return keeping_actors(seeded_exploits(schedulers.PopulationBasedTraining, config.seed), slots)(**common, hyperparam_mutations=mutations, log_config=False)
+        return keeping_actors(seeded_exploits(schedulers.PopulationBasedTraining, config.seed), slots)(
+            **common, hyperparam_mutations=mutations, log_config=False
+        )
     return schedulers.FIFOScheduler()
 
 
@@ -63,7 +74,9 @@ def length_of(job: TrainJob, spec: WorkerSpec) -> dict[str, float]:
 
 
 def replay(scheduler: Any, book: Book, config: SweepJob) -> None:
-    """Tell what ended before this driver, so that new trials are compared with it. For schedulers that judge each trial alone."""
+    """Tell what ended before this driver, so that new trials are compared with it. For schedulers that judge each trial
+    alone.
+    """
     if not isinstance(config.scheduler, (Asha, MedianStopping)):
         return
     for record in book.trials.values():
@@ -76,7 +89,9 @@ def replay(scheduler: Any, book: Book, config: SweepJob) -> None:
 
 
 def _to_the_end(kind: type) -> Any:
-    """Such a scheduler, which is not asked about a trial's last evaluation: only the model is left to write, and the end it hears of anyway."""
+    """Such a scheduler, which is not asked about a trial's last evaluation: only the model is left to write, and the
+    end it hears of anyway.
+    """
     from ray.tune.schedulers import TrialScheduler
 
     class ToTheEnd(kind):

@@ -18,7 +18,19 @@ from raytrain_nlp.tuning.trial import NUMBER
 from raytrain_nlp.tuning.trial_records import FAILED, FINISHED, STOPPED, Book, TrialRecord
 
 _LOOK_S = 5.0
-_TUNES_OWN = (LAST, "trial_id", "config", "done", "pid", "date", "timestamp", "hostname", "node_ip", "should_checkpoint", "iterations_since_restore")
+_TUNES_OWN = (
+    LAST,
+    "trial_id",
+    "config",
+    "done",
+    "pid",
+    "date",
+    "timestamp",
+    "hostname",
+    "node_ip",
+    "should_checkpoint",
+    "iterations_since_restore",
+)
 
 
 class StudySearcher(Searcher):
@@ -71,7 +83,14 @@ class PointSource:
 class Bookkeeper(Callback):
     """Writes what happens to trials into the book and the study, and tells who watches."""
 
-    def __init__(self, book: Book, study: Study, metric: str, changed: Callable[[TrialRecord], None], began: Callable[[TrialRecord], None]):
+    def __init__(
+        self,
+        book: Book,
+        study: Study,
+        metric: str,
+        changed: Callable[[TrialRecord], None],
+        began: Callable[[TrialRecord], None],
+    ):
         self._book, self._study, self._metric = book, study, metric
         self._changed, self._began = changed, began
         self._looked = 0.0
@@ -85,11 +104,17 @@ class Bookkeeper(Callback):
         self._began(record)
         self._changed(record)
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         number, _ = _identity(trial)
         if result.get("done") and "status" in result:
             return
-        entry = {key: value for key, value in result.items() if key not in _TUNES_OWN and not key.startswith("time") and isinstance(value, (int, float))}
+        entry = {
+            key: value
+            for key, value in result.items()
+            if key not in _TUNES_OWN and not key.startswith("time") and isinstance(value, (int, float))
+        }
         self._book.add(number, entry)
         if isinstance(result.get(self._metric), (int, float)):
             self._study.report(number, result[self._metric], result["training_iteration"])
@@ -101,7 +126,12 @@ class Bookkeeper(Callback):
         status = last.get("status", STOPPED)
         if last.get("wrong_metric"):
             self._book.wrong_metric = last["reason"]
-        self._end(number, status, last.get("metrics") if status == FINISHED else None, last.get("reason") if status == FAILED else None)
+        self._end(
+            number,
+            status,
+            last.get("metrics") if status == FINISHED else None,
+            last.get("reason") if status == FAILED else None,
+        )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number, _ = _identity(trial)
@@ -131,7 +161,11 @@ class NoUseToGoOn(Stopper):
         return False
 
     def stop_all(self) -> bool:
-        return self._book.wrong_metric is not None or self._most is not None and len(self._book.with_status(FAILED)) > self._most
+        return (
+            self._book.wrong_metric is not None
+            or self._most is not None
+            and len(self._book.with_status(FAILED)) > self._most
+        )
 
 
 def name_trial(trial: Any) -> str:

@@ -1,4 +1,6 @@
-"""The searcher's memory: an Optuna study in a journal of JSON lines, asked for points and told figures. No pickle in it."""
+"""The searcher's memory: an Optuna study in a journal of JSON lines, asked for points and told figures. No pickle in
+it.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class Study:
         self._open: dict[int, Any] = {}
         if config.searcher.type == "grid" and not self._study.trials:
             for point in grid_points(config.search_space):
-                self._study.enqueue_trial({key: _coded(config.search_space[key], value) for key, value in point.items()})
+                self._study.enqueue_trial(
+                    {key: _coded(config.search_space[key], value) for key, value in point.items()}
+                )
 
     @property
     def study(self) -> Any:
@@ -87,7 +91,9 @@ def _sampler(config: SweepJob, seed: int) -> Any:
     from optuna.samplers import RandomSampler, TPESampler
 
     if config.searcher.type == "optuna":
-        return TPESampler(seed=seed, n_startup_trials=config.searcher.n_startup_trials, multivariate=config.searcher.multivariate)
+        return TPESampler(
+            seed=seed, n_startup_trials=config.searcher.n_startup_trials, multivariate=config.searcher.multivariate
+        )
     return RandomSampler(seed=seed)
 
 

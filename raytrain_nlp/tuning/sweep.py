@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from raytrain_nlp.tuning.study import Study
 
 _LOCAL_RAY = {"RAY_worker_maximum_startup_concurrency": "16"}
-"""Processes are forked, not booted: many at once cost little. Ray would also warn of more than four times its default."""
+"""Processes are forked, not booted: many at once cost little. Ray would also warn of more than four times its
+default.
+"""
 
 
 @stoppable("stopped before the trials started. Run the same command again.")
@@ -50,11 +52,13 @@ def sweep(
     Args:
         job: path of a sweep's job file, a dict of its sections, or a `SweepJob`.
         overrides: `dotted.key=value`, as `--set`; `job.` reaches into the job.
-        resume: continue the sweep of this name; finished trials stay, interrupted ones go on from their newest good checkpoint.
+        resume: continue the sweep of this name; finished trials stay, interrupted ones go on from their newest good
+            checkpoint.
         overwrite: delete the sweep of this name first.
 
     Raises:
-        InputError: the sweep, its job, data or model are wrong, or no trial could ever be placed; nothing has been started.
+        InputError: the sweep, its job, data or model are wrong, or no trial could ever be placed; nothing has been
+            started.
         RunError: all trials failed, or more than `max_trial_failures`.
     """
     observer = observer or SweepObserver()
@@ -73,7 +77,13 @@ def sweep(
 
 
 def _sweep(
-    plan: Sweep, chosen: dict[str, Any], paths: SweepPaths, largest: TrainJob, overwrite: bool, verbose: bool, observer: SweepObserver
+    plan: Sweep,
+    chosen: dict[str, Any],
+    paths: SweepPaths,
+    largest: TrainJob,
+    overwrite: bool,
+    verbose: bool,
+    observer: SweepObserver,
 ) -> SweepResult:
     from raytrain_nlp.planning.inputs import find_job_files
 
@@ -86,7 +96,10 @@ def _sweep(
     with environment(_LOCAL_RAY if local else {}), connect_ahead(largest, verbose, slots, observer.stage) as connection:
         resolved = prepare(plan.job, files, paths.storage, connection, observer, verbose)
         connection()
-        concurrent = min(slots if local else plan_concurrency(plan.jobs, nodes_of_cluster(), plan.config.max_concurrent_trials), plan.num_trials)
+        concurrent = min(
+            slots if local else plan_concurrency(plan.jobs, nodes_of_cluster(), plan.config.max_concurrent_trials),
+            plan.num_trials,
+        )
         from raytrain_nlp.tuning.schedulers import build_scheduler, length_of
 
         scheduler = build_scheduler(plan.config, length_of(plan.job, resolved.spec), concurrent)
@@ -96,7 +109,15 @@ def _sweep(
 
 
 def _run(
-    plan: Sweep, paths: SweepPaths, record: RunRecord, resolved: Resolved, concurrent: int, scheduler: Any, observer: SweepObserver, text: str, verbose: bool
+    plan: Sweep,
+    paths: SweepPaths,
+    record: RunRecord,
+    resolved: Resolved,
+    concurrent: int,
+    scheduler: Any,
+    observer: SweepObserver,
+    text: str,
+    verbose: bool,
 ) -> SweepResult:
     """Trials, then what they leave; the record and the tracker learn how it ended, whatever happens."""
     from raytrain_nlp.tuning.mlflow_runs import Tree
@@ -132,14 +153,25 @@ def _run(
     rows = table_of(plan, book)
     write_table(rows, paths)  # now with the ids of the MLflow runs
     result = SweepResult(
-        sweep_dir=shown(paths.run), best_trial=best.number, best_params=best.params, best_metrics=best.metrics, best_job=shown(paths.best),
-        model_dir=shown(paths.model), trials=counts_of(book), mlflow_run_id=run_id, tokenized_rows=record.values["tokenized_rows"], model_version=version, table=rows,
-    )  # fmt: skip
+        sweep_dir=shown(paths.run),
+        best_trial=best.number,
+        best_params=best.params,
+        best_metrics=best.metrics,
+        best_job=shown(paths.best),
+        model_dir=shown(paths.model),
+        trials=counts_of(book),
+        mlflow_run_id=run_id,
+        tokenized_rows=record.values["tokenized_rows"],
+        model_version=version,
+        table=rows,
+    )
     record.update(result=result.to_dict(), mlflow_run_id=run_id)
     return result
 
 
-def _leave(plan: Sweep, paths: SweepPaths, book: Book, study: Study, best: TrialRecord | None, observer: SweepObserver) -> list[Path]:
+def _leave(
+    plan: Sweep, paths: SweepPaths, book: Book, study: Study, best: TrialRecord | None, observer: SweepObserver
+) -> list[Path]:
     """Table, best job, model and pictures."""
     from raytrain_nlp.tuning.plots import write_plots
 
@@ -158,7 +190,13 @@ def _leave(plan: Sweep, paths: SweepPaths, book: Book, study: Study, best: Trial
 
 def _judge(plan: Sweep, book: Book, best: TrialRecord | None) -> str:
     if book.wrong_metric:
-        raise InputError(Problem("metric", f"{book.wrong_metric} ({plan.config.metric})", "Name one of them, and start the sweep again with --overwrite."))
+        raise InputError(
+            Problem(
+                "metric",
+                f"{book.wrong_metric} ({plan.config.metric})",
+                "Name one of them, and start the sweep again with --overwrite.",
+            )
+        )
     failed, most = book.with_status(FAILED), plan.config.max_trial_failures
     reasons = "; ".join(f"{trial.name}: {trial.reason}" for trial in failed[:3])
     if most is not None and len(failed) > most:

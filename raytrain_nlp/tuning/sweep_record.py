@@ -22,7 +22,9 @@ _FIXED = ("search_space", "metric", "mode", "scheduler", "searcher", "seed", "jo
 
 
 def settle_sweep(plan: Sweep, record: Any) -> tuple[Sweep, Settled]:
-    """The sweep with what its job leaves to the machine written out, for all trials alike. `record`: of the sweep that is continued, or None."""
+    """The sweep with what its job leaves to the machine written out, for all trials alike. `record`: of the sweep that
+    is continued, or None.
+    """
     found = settled(plan.job, record, no_precision=any(key in _PRECISION for key in plan.config.search_space))
     values = plan.config.model_dump(exclude_unset=True, by_alias=True)
     return (load_sweep({**values, "job": put_values(values["job"], found.chosen)}) if found.chosen else plan), found
@@ -31,8 +33,13 @@ def settle_sweep(plan: Sweep, record: Any) -> tuple[Sweep, Settled]:
 def check_scheduler(plan: Sweep) -> list[Problem]:
     if not plan.pauses or not is_remote(plan.job.storage_path):
         return []
-    what = f"{plan.config.scheduler.type} passes checkpoints from trial to trial, which needs a storage_path that is a folder"
-    return [Problem("scheduler.type", what, "Use asha, median_stopping or fifo, or name a folder that all nodes share.")]
+    what = (
+        f"{plan.config.scheduler.type} passes checkpoints from trial to trial, which needs a storage_path that is a "
+        f"folder"
+    )
+    return [
+        Problem("scheduler.type", what, "Use asha, median_stopping or fifo, or name a folder that all nodes share.")
+    ]
 
 
 def check_trials(plan: Sweep) -> list[Problem]:
@@ -40,7 +47,14 @@ def check_trials(plan: Sweep) -> list[Problem]:
     from raytrain_nlp.planning.library_checks import check_values
     from raytrain_nlp.planning.metric_checks import check_objective
 
-    return list(dict.fromkeys([*check_objective(plan.job, plan.config.metric, "metric"), *(problem for job in plan.jobs for problem in check_values(job))]))
+    return list(
+        dict.fromkeys(
+            [
+                *check_objective(plan.job, plan.config.metric, "metric"),
+                *(problem for job in plan.jobs for problem in check_values(job)),
+            ]
+        )
+    )
 
 
 def check_name(plan: Sweep, paths: SweepPaths, resume: bool, overwrite: bool) -> list[Problem]:
@@ -53,13 +67,23 @@ def check_name(plan: Sweep, paths: SweepPaths, resume: bool, overwrite: bool) ->
     record = read_json(paths.record)
     if record is None:
         if resume:
-            return [Problem("--resume", f"there is no sweep '{name}' in {plan.job.storage_path}", "Start it without --resume.")]
+            return [
+                Problem(
+                    "--resume", f"there is no sweep '{name}' in {plan.job.storage_path}", "Start it without --resume."
+                )
+            ]
         if paths.run.exists() and not all(is_of_a_start(path, paths) for path in paths.run.iterdir()):
-            return [Problem("name", f"the folder exists and is no sweep of ours ({shown(paths.run)})", "Choose another name.")]
+            return [
+                Problem(
+                    "name", f"the folder exists and is no sweep of ours ({shown(paths.run)})", "Choose another name."
+                )
+            ]
         return []
     if not resume:
         what = f"the sweep '{name}' exists already ({record.get('status')})"
-        return [Problem("name", what, "Add --resume to continue it, --overwrite to replace it, or choose another name.")]
+        return [
+            Problem("name", what, "Add --resume to continue it, --overwrite to replace it, or choose another name.")
+        ]
     before, after = record.get("sweep", {}), _settings(plan)
     return [
         Problem(key, "differs from the sweep's own", "Resume with what it began with, or start a new sweep.")
@@ -82,7 +106,9 @@ def open_sweep(plan: Sweep, paths: SweepPaths, record: RunRecord, chosen: dict[s
     with replacing(paths.job) as file:
         file.write(text)
     paths.trials.mkdir(exist_ok=True)
-    record.update(kind="sweep", status="running", sweep=values, chosen=chosen or {}, drivers=record.values["drivers"] + 1)
+    record.update(
+        kind="sweep", status="running", sweep=values, chosen=chosen or {}, drivers=record.values["drivers"] + 1
+    )
     return text
 
 

@@ -6,8 +6,8 @@
 A class trainable, not a function: its `cleanup` ends the workers at once where the scheduler stops the trial, and its
 `reset_config` lets one process, with everything imported, be the driver of one trial after another.
 
-The trial runs in a thread of its actor (`Trial._run`). What it raises is the trial's last result, `failed` with the reason, and the
-sweep goes on without it.
+The trial runs in a thread of its actor (`Trial._run`). What it raises is the trial's last result, `failed` with the
+reason, and the sweep goes on without it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ from raytrain_nlp.tuning.trial_records import FAILED, FINISHED
 from raytrain_nlp.verbs.train import prepare, run_resolved
 
 NUMBER = "trial_number"
-"""Beside the searched values in Tune's `config`; pbt copies it with them, so that only the name, which is made of it once, says which trial it is."""
+"""Beside the searched values in Tune's `config`; pbt copies it with them, so that only the name, which is made of it
+once, says which trial it is.
+"""
 _POINTER = "pointer.json"
 _END_S = 45.0
 _LOCK_S = 60.0
@@ -130,7 +132,9 @@ class Trial(Observer):
         result = self._results.get()
         if not result.get("done"):
             self._iteration += 1
-        elif result["status"] == FINISHED:  # where it stood when it was last asked; its thread may have been ahead of that
+        elif (
+            result["status"] == FINISHED
+        ):  # where it stood when it was last asked; its thread may have been ahead of that
             result["step"] = self._last.get("step", 0)
         self._last = {**result, "training_iteration": self._iteration}
         return dict(self._last)
@@ -164,7 +168,9 @@ class Trial(Observer):
 
         storage = Path(self._settings.storage)
         EventLog(self._ready_folder()).write("phase", phase="trial")
-        with _one_at_a_time(cache_dir(storage, "sweeps") / "prepare.lock"):  # trials that need other tokens make them once
+        with _one_at_a_time(
+            cache_dir(storage, "sweeps") / "prepare.lock"
+        ):  # trials that need other tokens make them once
             files = find_job_files(self._job, storage)
             resolved = prepare(self._job, files, storage, None, self)
         self._total_steps = resolved.spec.total_steps
@@ -177,9 +183,15 @@ class Trial(Observer):
             try:
                 resume = began and not self._pointer
                 planned, chosen = replace(resolved, spec=spec), self._settings.chosen
-                return run_resolved(self._job, planned, self._paths, self, resume=resume, tracked=False, fit=self._fit, chosen=chosen).metrics
+                return run_resolved(
+                    self._job, planned, self._paths, self, resume=resume, tracked=False, fit=self._fit, chosen=chosen
+                ).metrics
             except InputError as error:  # the processes of a driver that was killed may take a moment to end
-                if "another driver is writing" not in str(error) or time.monotonic() > deadline or self._fit.aborted.is_set():
+                if (
+                    "another driver is writing" not in str(error)
+                    or time.monotonic() > deadline
+                    or self._fit.aborted.is_set()
+                ):
                     raise
                 time.sleep(0.5)
 
@@ -192,13 +204,25 @@ class Trial(Observer):
     def event(self, event: dict[str, Any]) -> None:
         if event["kind"] == "log" and any(key.startswith("eval_") for key in event["metrics"]):
             figures = {key: value for key, value in event["metrics"].items() if key.startswith("eval_")}
-            self._held = {**figures, "step": event["step"], "epoch": event["metrics"].get("epoch"), LAST: event["step"] >= self._total_steps}
+            self._held = {
+                **figures,
+                "step": event["step"],
+                "epoch": event["metrics"].get("epoch"),
+                LAST: event["step"] >= self._total_steps,
+            }
             if self._settings.metric not in figures:
                 self._fit.abort()
-                self._fail(f"is no figure of the evaluations, which have {', '.join(sorted(figures))}", wrong_metric=True)
+                self._fail(
+                    f"is no figure of the evaluations, which have {', '.join(sorted(figures))}", wrong_metric=True
+                )
             elif not self._settings.waits_for_checkpoints:
                 self._results.put(self._held)
-        elif event["kind"] == "checkpoint" and self._settings.waits_for_checkpoints and self._held and self._held["step"] == event["step"]:
+        elif (
+            event["kind"] == "checkpoint"
+            and self._settings.waits_for_checkpoints
+            and self._held
+            and self._held["step"] == event["step"]
+        ):
             self._results.put(self._held)
 
     def warn(self, text: str) -> None:
@@ -206,7 +230,9 @@ class Trial(Observer):
 
 
 def _load_libraries() -> None:
-    """What the threads of worker pool and trial will use: two that import at the same time can find each other's modules half made."""
+    """What the threads of worker pool and trial will use: two that import at the same time can find each other's
+    modules half made.
+    """
     import torch  # noqa: F401
     import transformers  # noqa: F401
 

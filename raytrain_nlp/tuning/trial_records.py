@@ -1,4 +1,6 @@
-"""The book of a sweep: a record for each trial, kept in `trial.json` beside its run. What is in it survives the driver."""
+"""The book of a sweep: a record for each trial, kept in `trial.json` beside its run. What is in it survives the
+driver.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +91,11 @@ class Book:
 
     def best(self, metric: str, mode: str) -> TrialRecord | None:
         """The finished trial with the best model; of equal ones the first."""
-        scored = [(value, record) for record in self.with_status(FINISHED) if (value := record.value(metric)) is not None and math.isfinite(value)]
+        scored = [
+            (value, record)
+            for record in self.with_status(FINISHED)
+            if (value := record.value(metric)) is not None and math.isfinite(value)
+        ]
         if not scored:
             return None
         sign = 1 if mode == "max" else -1

@@ -23,8 +23,8 @@ _SETTINGS = {
 
 @contextlib.contextmanager
 def tune_environment(more: dict[str, str]) -> Iterator[None]:
-    """Tune's settings, and `more`; and it must not copy the driver's keys of object storage into the actors' runtime environment.
-    Processes have the environment of their node anyway."""
+    """Tune's settings, and `more`; and it must not copy the driver's keys of object storage into the actors' runtime
+    environment. Processes have the environment of their node anyway."""
     with variables_kept_back("AWS_"), environment({**_SETTINGS, **more}):
         yield
 

@@ -17,11 +17,21 @@ if TYPE_CHECKING:
     from raytrain_nlp.tuning.study import Study
 
 _HEAD = "node:__internal_head__"
-"""A resource of which every cluster has one, and nothing else takes a share that counts: what limits trials at a time."""
+"""A resource of which every cluster has one, and nothing else takes a share that counts: what limits trials at a
+time.
+"""
 
 
 def run_trials(
-    plan: Sweep, paths: SweepPaths, book: Book, study: Study, tree: Tree, concurrent: int, scheduler: Any, observer: SweepObserver, verbose: bool
+    plan: Sweep,
+    paths: SweepPaths,
+    book: Book,
+    study: Study,
+    tree: Tree,
+    concurrent: int,
+    scheduler: Any,
+    observer: SweepObserver,
+    verbose: bool,
 ) -> None:
     """Ray Tune's part. Its own files go to a folder that is deleted: nothing is ever resumed from them."""
     import ray
@@ -41,7 +51,15 @@ def run_trials(
     mailbox = open_mailbox() if config.reuse_workers else None
     chosen = (read_json(paths.record) or {}).get("chosen") or {}
     settings = TrialSettings(
-        _without_tracker(plan), config.search_space, str(paths.storage), str(paths.trials), config.metric, plan.pauses, config.scheduler.type == "pbt", mailbox, chosen
+        _without_tracker(plan),
+        config.search_space,
+        str(paths.storage),
+        str(paths.trials),
+        config.metric,
+        plan.pauses,
+        config.scheduler.type == "pbt",
+        mailbox,
+        chosen,
     )
 
     def changed(trial: TrialRecord) -> None:
@@ -55,11 +73,17 @@ def run_trials(
         first = points.all()
         if not first:
             return
-        population = {"search_alg": _population(first), "config": {key: tune.choice([None]) for key in first[0]}, "num_samples": len(first)}
+        population = {
+            "search_alg": _population(first),
+            "config": {key: tune.choice([None]) for key in first[0]},
+            "num_samples": len(first),
+        }
     elif not interrupted and len(book.trials) >= plan.num_trials:
         return
     else:
-        limit = {} if plan.pauses else {"max_concurrent_trials": concurrent}  # a paused trial would count, and the others wait for ever
+        limit = (
+            {} if plan.pauses else {"max_concurrent_trials": concurrent}
+        )  # a paused trial would count, and the others wait for ever
         population = {"search_alg": StudySearcher(points), "num_samples": -1, **limit}
     # a bracket of hyperband is filled by trials that wait, while Tune would ask for one at a time
     waiting = {"TUNE_MAX_PENDING_TRIALS_PG": str(plan.num_trials)} if config.scheduler.type == "hyperband" else {}
@@ -69,7 +93,9 @@ def run_trials(
             name="tune",
             storage_path=str(paths.ray),
             scheduler=scheduler,
-            resources_per_trial=tune.PlacementGroupFactory([{_trial_resource(paths): int(0.99 / concurrent * 10_000) / 10_000}]),
+            resources_per_trial=tune.PlacementGroupFactory(
+                [{_trial_resource(paths): int(0.99 / concurrent * 10_000) / 10_000}]
+            ),
             stop=NoUseToGoOn(book, config.max_trial_failures),
             trial_name_creator=name_trial,
             callbacks=[Bookkeeper(book, study, config.metric, changed, tree.follow)],
@@ -84,7 +110,9 @@ def run_trials(
 
 
 def _trial_resource(paths: SweepPaths) -> str:
-    """The resource of the node on which trials are driven: the head; in object storage this one, for a trial's files are then here."""
+    """The resource of the node on which trials are driven: the head; in object storage this one, for a trial's files
+    are then here.
+    """
     import ray
 
     return f"node:{ray.util.get_node_ip_address()}" if remote_of(paths.run) else _HEAD

@@ -57,8 +57,10 @@ class Calibration:
         """Name and text of each line of the table."""
         evaluation = f", {self.evaluations} evaluations of {self.evaluation_seconds:.1f} s" if self.evaluations else ""
         return {
-            "time of a step": f"{self.step_seconds:.3g} s, {self.rows_per_second:,.1f} rows/s (mean of {self.steps} steps)",
-            "time of the run": f"{_duration(self.total_seconds)} (start {self.start_seconds:.0f} s{evaluation}; without checkpoints)",
+            "time of a step": f"{self.step_seconds:.3g} s, {self.rows_per_second:,.1f} rows/s (mean of {self.steps} "
+            f"steps)",
+            "time of the run": f"{_duration(self.total_seconds)} (start {self.start_seconds:.0f} s{evaluation}; "
+            f"without checkpoints)",
             **({"cost": f"{self.cost:,.2f}"} if self.cost is not None else {}),
             "memory of a worker, measured": f"{max(self.peak_memory) / 1e6:,.0f} MB",
         }
@@ -79,7 +81,15 @@ def calibrate(job: TrainJob, resolved: Resolved, steps: int, price: float | None
     paths = RunPaths(f"{spec.storage_path}/.calibration-{uuid.uuid4().hex[:8]}", job.name)
     short = _shortened(job, steps)
     eval_steps = min(spec.eval_steps, _EVAL_STEPS)
-    spec = replace(spec, job=public_values(short), storage_path=str(paths.storage), total_steps=steps, eval_steps=eval_steps, named_validations={}, exports=False)
+    spec = replace(
+        spec,
+        job=public_values(short),
+        storage_path=str(paths.storage),
+        total_steps=steps,
+        eval_steps=eval_steps,
+        named_validations={},
+        exports=False,
+    )
     observer.stage(f"calibrating: {steps} steps")
     started = time.time()
     try:
@@ -94,33 +104,71 @@ def calibrate(job: TrainJob, resolved: Resolved, steps: int, price: float | None
 def _shortened(job: TrainJob, steps: int) -> TrainJob:
     """The job for so many steps: each step logged, nothing saved, scored once at the end."""
     values = public_values(job)
-    training = {key: value for key, value in values.get("training", {}).items() if key not in ("load_best_model_at_end", "save_steps", "eval_steps", "num_train_epochs")}
-    values["training"] = {**training, "max_steps": steps, "logging_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
+    training = {
+        key: value
+        for key, value in values.get("training", {}).items()
+        if key not in ("load_best_model_at_end", "save_steps", "eval_steps", "num_train_epochs")
+    }
+    values["training"] = {
+        **training,
+        "max_steps": steps,
+        "logging_steps": 1,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+    }
     return load_job({**values, "checkpoint": {}, "early_stopping": None, "tracking": {}})
 
 
-def _read(events: list[dict[str, Any]], job: TrainJob, resolved: Resolved, started: float, eval_steps: int, price: float | None) -> Calibration:
+def _read(
+    events: list[dict[str, Any]],
+    job: TrainJob,
+    resolved: Resolved,
+    started: float,
+    eval_steps: int,
+    price: float | None,
+) -> Calibration:
     spec = resolved.spec
-    ends = {event["step"]: event["time"] / 1000 for event in events if event["kind"] == "log" and "loss" in event["metrics"]}
+    ends = {
+        event["step"]: event["time"] / 1000 for event in events if event["kind"] == "log" and "loss" in event["metrics"]
+    }
     seconds = {step: ends[step] - ends[step - 1] for step in ends if step - 1 in ends}
-    kept = {step: value for step, value in seconds.items() if step > min(_WARM_STEPS, len(ends) // 2)} or seconds or {1: ends[1] - started}
+    kept = (
+        {step: value for step, value in seconds.items() if step > min(_WARM_STEPS, len(ends) // 2)}
+        or seconds
+        or {1: ends[1] - started}
+    )
     step_seconds, rows = _mean_step(kept, job, resolved)
-    scored = next((event["metrics"]["eval_runtime"] for event in reversed(events) if event["kind"] == "log" and "eval_runtime" in event["metrics"]), 0.0)
+    scored = next(
+        (
+            event["metrics"]["eval_runtime"]
+            for event in reversed(events)
+            if event["kind"] == "log" and "eval_runtime" in event["metrics"]
+        ),
+        0.0,
+    )
     evaluation_seconds = scored * spec.eval_steps / max(eval_steps, 1)
     evaluations, start_seconds = _count_evaluations(job, spec), min(ends.values()) - started
     total = start_seconds + (spec.total_steps - 1) * step_seconds + evaluations * evaluation_seconds
     return Calibration(
-        steps=len(kept), step_seconds=step_seconds, rows_per_second=rows / step_seconds, start_seconds=start_seconds, evaluation_seconds=evaluation_seconds,
-        evaluations=evaluations, total_seconds=total, peak_memory=next(event["peak_memory"] for event in reversed(events) if event["kind"] == "end"),
+        steps=len(kept),
+        step_seconds=step_seconds,
+        rows_per_second=rows / step_seconds,
+        start_seconds=start_seconds,
+        evaluation_seconds=evaluation_seconds,
+        evaluations=evaluations,
+        total_seconds=total,
+        peak_memory=next(event["peak_memory"] for event in reversed(events) if event["kind"] == "end"),
         cost=None if price is None else total / 3600 * price,
-    )  # fmt: skip
+    )
 
 
 def _mean_step(seconds: dict[int, float], job: TrainJob, resolved: Resolved) -> tuple[float, float]:
     """Seconds and rows of a mean step of the plan, from those of the steps that were timed."""
     if resolved.windows:  # the plan of rows that are not there yet is not known
         split, _ = resolved.windows.sample(0)
-        return float(np.mean(list(seconds.values()))), float(split.plan.spec.global_batch_size or len(split.plan.batch(0, 0)))
+        return float(np.mean(list(seconds.values()))), float(
+            split.plan.spec.global_batch_size or len(split.plan.batch(0, 0))
+        )
     assert isinstance(resolved.spec.train, SplitSpec), "not a stream"
     split = Split(resolved.spec.train)
     cost = _step_cost(split, job)
@@ -133,7 +181,9 @@ def _mean_step(seconds: dict[int, float], job: TrainJob, resolved: Resolved) -> 
 
 
 def predict_mean(timed: np.ndarray, seconds: np.ndarray, mean: float) -> float:
-    """Seconds of a step with `mean` padded tokens, by a line through the timed steps that falls neither with tokens nor below 0."""
+    """Seconds of a step with `mean` padded tokens, by a line through the timed steps that falls neither with tokens nor
+    below 0.
+    """
     if np.ptp(timed) > 0.1 * timed.mean():
         slope, constant = np.polyfit(timed, seconds, 1)
         if slope < 0:
@@ -145,7 +195,9 @@ def predict_mean(timed: np.ndarray, seconds: np.ndarray, mean: float) -> float:
 
 
 def _step_cost(split: Split, job: TrainJob) -> Callable[[int], int]:
-    """Padded tokens of a step as its time counts them: of the fullest rank in each micro-batch, on which the others wait."""
+    """Padded tokens of a step as its time counts them: of the fullest rank in each micro-batch, on which the others
+    wait.
+    """
     lengths = split.plan.lengths
 
     def cost(step: int) -> int:

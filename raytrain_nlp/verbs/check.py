@@ -73,13 +73,30 @@ class CheckReport:
         return {
             "job": self.name,
             "workers": self.workers,
-            "rows": ", ".join(f"{split} {about if split == 'train' else ''}{count:,}" for split, count in self.rows.items()),
+            "rows": ", ".join(
+                f"{split} {about if split == 'train' else ''}{count:,}" for split, count in self.rows.items()
+            ),
             "rows in quarantine": ", ".join(f"{split} {count:,}" for split, count in self.bad_rows.items()),
-            **({"rows cut": ", ".join(f"{split} {count:,}" for split, count in self.cut_rows.items())} if any(self.cut_rows.values()) else {}),
-            **({"labels": f"{len(self.labels)}: {', '.join(self.labels[:10])}{', ...' if len(self.labels) > 10 else ''}"} if self.labels else {}),
+            **(
+                {"rows cut": ", ".join(f"{split} {count:,}" for split, count in self.cut_rows.items())}
+                if any(self.cut_rows.values())
+                else {}
+            ),
+            **(
+                {
+                    "labels": f"{len(self.labels)}: {', '.join(self.labels[:10])}{', ...' if len(self.labels) > 10 else ''}"  # noqa: E501
+                }
+                if self.labels
+                else {}
+            ),
             "steps": f"{self.total_steps:,} ({epoch})",
             "tokens an epoch": f"{about}{self.tokens_per_epoch:,}, and {self.padding_share:.1%} padding in the batches",
-            "parameters": f"{self.parameters:,}" + (f", {self.trainable_parameters:,} of them trained" if self.trainable_parameters != self.parameters else ""),
+            "parameters": f"{self.parameters:,}"
+            + (
+                f", {self.trainable_parameters:,} of them trained"
+                if self.trainable_parameters != self.parameters
+                else ""
+            ),
             **({"nodes": ", ".join(f"{count} x {name}" for name, count in self.nodes.items())} if self.nodes else {}),
             **self._memory_rows(),
             **(self.calibration.rows_for_people() if self.calibration else {}),
@@ -88,7 +105,9 @@ class CheckReport:
     def _memory_rows(self) -> dict[str, str]:
         memory = self.memory
         has = f" of {memory.available / 1e6:,.0f}" if memory.available else ""
-        where = f"ZeRO {self.zero_stage}, {self.num_workers} workers, micro-batch of {memory.rows} x {memory.length} tokens"
+        where = (
+            f"ZeRO {self.zero_stage}, {self.num_workers} workers, micro-batch of {memory.rows} x {memory.length} tokens"
+        )
         return {
             "memory of a worker": f"{memory.total / 1e6:,.0f}{has} MB ({where})",
             **{f"  {name}": f"{size / 1e6:,.0f} MB" for name, size in memory.parts.items()},
@@ -113,7 +132,8 @@ def check(
 
     Args:
         cluster: a file of `ray up`; the job is for that cluster, not for this machine.
-        worker_memory: what a worker has (`80GB`: of its GPU, without one of its share of a machine); default: what is found here.
+        worker_memory: what a worker has (`80GB`: of its GPU, without one of its share of a machine); default: what is
+            found here.
         calibrate: train a few steps, for the time of all of them.
         price: of an hour of all workers together, for the cost.
 
@@ -126,7 +146,11 @@ def check(
     job = found.job
     nodes = plan_nodes(job, cluster) if cluster else {}
     here = calibrate or (worker_memory is None and cluster is None)  # else the workers are another machine's
-    problems = check_storage(job) + (check_workers(job) if here else []) + _check_options(worker_memory, calibrate, calibration_steps, price)
+    problems = (
+        check_storage(job)
+        + (check_workers(job) if here else [])
+        + _check_options(worker_memory, calibrate, calibration_steps, price)
+    )
     if problems:
         raise InputError(problems)
     from raytrain_nlp.planning.inputs import find_job_files
@@ -138,7 +162,9 @@ def check(
         files = find_job_files(job, storage, trains=calibrate)
         about = sum(file.size for file in files.train), worker_memory, observer
         if not calibrate:
-            with contextlib.closing(Connection(job)) as connection:  # a Ray is started only where there is much to prepare
+            with contextlib.closing(
+                Connection(job)
+            ) as connection:  # a Ray is started only where there is much to prepare
                 resolved = prepare(job, files, storage, connection, observer)
             return replace(_report(job, found.line, resolved, find_base, *about), nodes=nodes)
         from raytrain_nlp.verbs.calibrate import STEPS
@@ -160,7 +186,9 @@ def _check_options(worker_memory: str | None, calibrate: bool, steps: int | None
             problems += error.problems
     if not calibrate:
         given = {"--price": price, "--calibration-steps": steps}
-        problems += [Problem(name, "needs --calibrate", "Add it.") for name, value in given.items() if value is not None]
+        problems += [
+            Problem(name, "needs --calibrate", "Add it.") for name, value in given.items() if value is not None
+        ]
     if price is not None and price < 0:
         problems.append(Problem("--price", f"is below 0 ({price:g})", "Give what an hour of all workers costs."))
     if steps is not None and steps < 1:
@@ -169,7 +197,13 @@ def _check_options(worker_memory: str | None, calibrate: bool, steps: int | None
 
 
 def _report(
-    job: TrainJob, workers: str, resolved: Resolved, find_base: Callable[[], int], train_bytes: int, worker_memory: str | None, observer: Observer
+    job: TrainJob,
+    workers: str,
+    resolved: Resolved,
+    find_base: Callable[[], int],
+    train_bytes: int,
+    worker_memory: str | None,
+    observer: Observer,
 ) -> CheckReport:
     from raytrain_nlp.memory.planner import plan_memory
     from raytrain_nlp.memory.widest_batch import build_traced_model
@@ -183,11 +217,18 @@ def _report(
         split = Split(spec.train)
     observer.stage("planning memory")
     model = build_traced_model(job, spec.labels, spec.tokenizer_dir)
-    memory = plan_memory(job, model, split, Split(spec.validation) if spec.validation else None, find_base(), worker_memory)
+    memory = plan_memory(
+        job, model, split, Split(spec.validation) if spec.validation else None, find_base(), worker_memory
+    )
     if memory.note:
-        observer.warn(f"activations are not counted: a step on rows of {memory.length} tokens cannot be traced ({memory.note}).")
+        observer.warn(
+            f"activations are not counted: a step on rows of {memory.length} tokens cannot be traced ({memory.note})."
+        )
     if memory.advice and memory.available is not None:
-        observer.warn(f"the job needs {memory.total / 1e9:.1f} GB a worker, which has {memory.available / 1e9:.1f} GB. {memory.advice}")
+        observer.warn(
+            f"the job needs {memory.total / 1e9:.1f} GB a worker, which has {memory.available / 1e9:.1f} GB. "
+            f"{memory.advice}"
+        )
     return CheckReport(
         name=job.name,
         rows=counts["rows"],
@@ -211,7 +252,9 @@ def _report(
 def _padding_share(split: Split, job: TrainJob) -> float:
     lengths, tokens, padded = split.plan.lengths, 0, 0
     for step in np.unique(np.linspace(0, split.plan.steps_per_epoch - 1, _SAMPLED_STEPS).astype(int)):
-        for micro in split_batch(split.plan.batch(0, int(step)), job.workers.num_workers, job.gradient_accumulation_steps):
+        for micro in split_batch(
+            split.plan.batch(0, int(step)), job.workers.num_workers, job.gradient_accumulation_steps
+        ):
             for rows in micro:
                 if len(rows):
                     tokens += int(lengths[rows].sum())

@@ -71,7 +71,12 @@ def doctor(storage_path: str = "runs", tracking_uri: str | None = None) -> Itera
 
 
 def _python() -> Finding:
-    return Finding("python", sys.version_info >= (3, 10), f"{platform.python_version()} on {platform.machine()}", "Use Python 3.10 or newer.")
+    return Finding(
+        "python",
+        sys.version_info >= (3, 10),
+        f"{platform.python_version()} on {platform.machine()}",
+        "Use Python 3.10 or newer.",
+    )
 
 
 def _packages() -> Finding:
@@ -92,11 +97,19 @@ def _packages() -> Finding:
             wrong.append(f"{needed.name} {have} (needs {needed.specifier})")
         if needed.name in ("torch", "ray", "transformers", "deepspeed", "peft", "mlflow"):
             seen.append(f"{needed.name} {have}")
-    return Finding("packages", not wrong, "; ".join(wrong) or ", ".join(seen), "Install this package again: pip install raytrain-nlp.")
+    return Finding(
+        "packages",
+        not wrong,
+        "; ".join(wrong) or ", ".join(seen),
+        "Install this package again: pip install raytrain-nlp.",
+    )
 
 
 def _accelerator() -> Finding:
-    code = "import torch; print(torch.cuda.device_count(), torch.version.cuda, *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())), sep='|')"
+    code = (
+        "import torch; print(torch.cuda.device_count(), torch.version.cuda, *(torch.cuda.get_device_name(i) for i in "
+        "range(torch.cuda.device_count())), sep='|')"
+    )
     ended = _run(python_command(code))
     if ended is None or ended.returncode:
         reason = "does not end" if ended is None else (ended.stderr.strip().splitlines() or ["no reason given"])[-1]
@@ -104,8 +117,17 @@ def _accelerator() -> Finding:
     count, cuda, *names = ended.stdout.strip().split("|")
     driver = shutil.which("nvidia-smi") is not None
     if count == "0" and driver:
-        return Finding("accelerator", False, f"there is an NVIDIA driver, but torch sees no GPU (built for CUDA {cuda})", "Install a torch built for this driver.")
-    return Finding("accelerator", True, f"{count} GPUs: {', '.join(names)}" if names else f"none; {os.cpu_count()} CPUs (workers.use_gpu: false)")
+        return Finding(
+            "accelerator",
+            False,
+            f"there is an NVIDIA driver, but torch sees no GPU (built for CUDA {cuda})",
+            "Install a torch built for this driver.",
+        )
+    return Finding(
+        "accelerator",
+        True,
+        f"{count} GPUs: {', '.join(names)}" if names else f"none; {os.cpu_count()} CPUs (workers.use_gpu: false)",
+    )
 
 
 def _compiler() -> Finding:
@@ -114,7 +136,12 @@ def _compiler() -> Finding:
     needed = shutil.which("nvidia-smi") is not None
     missing = [name for name in ("g++", "nvcc") if name not in found]
     what = f"{', '.join(found) or 'none'}{'' if needed else ' (not needed on CPU)'}"
-    return Finding("compiler", not (needed and missing), what, "Install g++ and the CUDA toolkit: DeepSpeed's fused optimizers are compiled at first use.")
+    return Finding(
+        "compiler",
+        not (needed and missing),
+        what,
+        "Install g++ and the CUDA toolkit: DeepSpeed's fused optimizers are compiled at first use.",
+    )
 
 
 def _memory() -> Finding:
@@ -122,7 +149,12 @@ def _memory() -> Finding:
 
     memory = psutil.virtual_memory()
     share = memory.available / memory.total
-    return Finding("memory", share > 0.1, f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free", "End what takes it: Ray kills workers above 95 %.")
+    return Finding(
+        "memory",
+        share > 0.1,
+        f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free",
+        "End what takes it: Ray kills workers above 95 %.",
+    )
 
 
 def _shared_memory() -> Finding:
@@ -130,28 +162,53 @@ def _shared_memory() -> Finding:
     if not Path("/dev/shm").is_dir():
         return Finding("shared memory", True, "no /dev/shm here; Ray uses files")
     free = shutil.disk_usage("/dev/shm").free
-    return Finding("shared memory", free > _SMALL_SHM, f"{free / 1e9:.2f} GB free in /dev/shm", "In a container: --shm-size=4g or more.")
+    return Finding(
+        "shared memory",
+        free > _SMALL_SHM,
+        f"{free / 1e9:.2f} GB free in /dev/shm",
+        "In a container: --shm-size=4g or more.",
+    )
 
 
 def _open_files() -> Finding:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return Finding("open files", soft >= _FEW_FILES, f"{soft} a process may have (at most {hard})", "ulimit -n 65536 before Ray is started, on every node.")
+    return Finding(
+        "open files",
+        soft >= _FEW_FILES,
+        f"{soft} a process may have (at most {hard})",
+        "ulimit -n 65536 before Ray is started, on every node.",
+    )
 
 
 def _ray() -> Finding:
     address = os.environ.get("RAY_ADDRESS")
-    token = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") or (Path.home() / ".ray" / "auth_token").exists()
+    token = (
+        os.environ.get("RAY_AUTH_TOKEN")
+        or os.environ.get("RAY_AUTH_TOKEN_PATH")
+        or (Path.home() / ".ray" / "auth_token").exists()
+    )
     mode = "with a token" if token else "no token"
     if not address:
         return Finding("ray", True, f"RAY_ADDRESS is not set: each run starts a Ray of its own and ends it ({mode})")
     ended = _run(python_command(_ASK_RAY))
     if ended is None or ended.returncode:
-        reason = f"no answer in {_TIMEOUT_S} s" if ended is None else (ended.stderr.strip().splitlines() or ["no reason given"])[-1][:200]
-        return Finding("ray", False, f"{address} cannot be reached ({mode}): {reason}", "Check address, network and RAY_AUTH_TOKEN, or unset RAY_ADDRESS.")
+        reason = (
+            f"no answer in {_TIMEOUT_S} s"
+            if ended is None
+            else (ended.stderr.strip().splitlines() or ["no reason given"])[-1][:200]
+        )
+        return Finding(
+            "ray",
+            False,
+            f"{address} cannot be reached ({mode}): {reason}",
+            "Check address, network and RAY_AUTH_TOKEN, or unset RAY_ADDRESS.",
+        )
     nodes, cpus, gpus = ended.stdout.split()[-3:]
-    return Finding("ray", True, f"{address} answers ({mode}): {nodes} nodes, {float(cpus):g} CPUs, {float(gpus):g} GPUs")
+    return Finding(
+        "ray", True, f"{address} answers ({mode}): {nodes} nodes, {float(cpus):g} CPUs, {float(gpus):g} GPUs"
+    )
 
 
 def _storage(storage_path: str) -> Finding:
@@ -177,7 +234,12 @@ def _storage(storage_path: str) -> Finding:
     rate, free = _PROBE_BYTES / 1e6 / seconds, shutil.disk_usage(existing).free
     full = free < _LITTLE_DISK
     what = f"{existing.resolve()}: writes {rate:,.0f} MB/s, {free / 1e9:,.1f} GB free"
-    return Finding("storage", rate >= _SLOW_MB_S and not full, what, todo if full else "Checkpoints will be slow: choose a faster disk.")
+    return Finding(
+        "storage",
+        rate >= _SLOW_MB_S and not full,
+        what,
+        todo if full else "Checkpoints will be slow: choose a faster disk.",
+    )
 
 
 def _bucket(storage_path: str) -> Finding:
@@ -194,7 +256,12 @@ def _bucket(storage_path: str) -> Finding:
             delete([probe])
         except (ImportError, FileNotFoundError, StorageError) as error:
             return Finding("storage", False, f"{storage_path} cannot be written: {error}", todo)
-    return Finding("storage", True, f"{storage_path}: writes {_OBJECT_BYTES / 1e6 / seconds:,.0f} MB/s, one object after the other", "")
+    return Finding(
+        "storage",
+        True,
+        f"{storage_path}: writes {_OBJECT_BYTES / 1e6 / seconds:,.0f} MB/s, one object after the other",
+        "",
+    )
 
 
 def _tracker(uri: str | None, storage: str) -> Finding:
@@ -205,12 +272,23 @@ def _tracker(uri: str | None, storage: str) -> Finding:
     if parts.scheme not in ("http", "https"):
         return Finding("tracker", True, f"{shown} is no server; it is opened when a run starts")
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_TIMEOUT_S) as answer:  # noqa: S310 - http or https, see above
+        # http or https, see above
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_TIMEOUT_S) as answer:
             text = answer.read(100).decode("utf-8", "replace")
-        return Finding("tracker", bool(re.search("ok", text, re.I)), f"{shown} answers {text.strip()!r}", "Is this an MLflow server?")
+        return Finding(
+            "tracker",
+            bool(re.search("ok", text, re.I)),
+            f"{shown} answers {text.strip()!r}",
+            "Is this an MLflow server?",
+        )
     except (TimeoutError, urllib.error.URLError, OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
-        return Finding("tracker", False, f"{shown} does not answer: {reason}", "Start it, or correct the address. A run would train anyway, and keep its figures.")
+        return Finding(
+            "tracker",
+            False,
+            f"{shown} does not answer: {reason}",
+            "Start it, or correct the address. A run would train anyway, and keep its figures.",
+        )
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str] | None:

@@ -1,4 +1,6 @@
-"""`evaluate`: the figures of a run's weights on any dataset, by the trainer that scored them while training; every row once."""
+"""`evaluate`: the figures of a run's weights on any dataset, by the trainer that scored them while training; every row
+once.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ class EvaluateResult:
     bad_rows: int
     """Rows left out: unreadable, or of a label training never saw; they are in `quarantine`."""
     report: dict[str, Any] = field(default_factory=dict)
-    """`classes`: precision, recall, f1-score and support of each; `confusion_matrix`: a row for each true class, in the order of `labels`."""
+    """`classes`: precision, recall, f1-score and support of each; `confusion_matrix`: a row for each true class, in the
+    order of `labels`.
+    """
     labels: list[str] = field(default_factory=list)
     scores: str | None = None
     """JSON Lines: what was found for each row."""
@@ -108,22 +112,37 @@ def evaluate(
         shutil.rmtree(paths.ray, ignore_errors=True)
     metrics = outcome["result"]["metrics"]
     result = EvaluateResult(
-        run_dir=shown(found.paths.run), weights=weights.name, metrics=metrics, rows=int(metrics["eval_samples"]), bad_rows=bad,
-        report=outcome["result"].get("report", {}), labels=found.labels, scores=str(scores) if scores is not None else None, quarantine=quarantine,
-    )  # fmt: skip
+        run_dir=shown(found.paths.run),
+        weights=weights.name,
+        metrics=metrics,
+        rows=int(metrics["eval_samples"]),
+        bad_rows=bad,
+        report=outcome["result"].get("report", {}),
+        labels=found.labels,
+        scores=str(scores) if scores is not None else None,
+        quarantine=quarantine,
+    )
     write_json(paths.run / "evaluation.json", {"data": job.data.validation, **result.to_dict()})
     push(paths.run / "evaluation.json")
     return result
 
 
 def _job_of(run: Run, data: str | list[str] | None, overrides: Iterable[str]) -> TrainJob:
-    """The run's job for an evaluation: its weights sharded only where they were whole nowhere while training (ZeRO-3)."""
+    """The run's job for an evaluation: its weights sharded only where they were whole nowhere while training
+    (ZeRO-3).
+    """
     values = without_values(public_values(run.job), run.chosen)
     if data is not None:
         values["data"] |= _given_data(run, [data] if isinstance(data, str) else data)
     elif isinstance(run.job.data.validation, dict):
         sets = ", ".join(run.job.data.validation)
-        raise InputError(Problem("--data", f"is missing, and the run has several validation sets ({sets})", "Name one of them, or a file."))
+        raise InputError(
+            Problem(
+                "--data",
+                f"is missing, and the run has several validation sets ({sets})",
+                "Name one of them, or a file.",
+            )
+        )
     if run.job.deepspeed.zero_stage != 3:
         values["deepspeed"] = {"zero_stage": 0}
     job = load_job(values, overrides)
@@ -133,16 +152,32 @@ def _job_of(run: Run, data: str | list[str] | None, overrides: Iterable[str]) ->
 
 
 def _given_data(run: Run, data: list[str]) -> dict[str, Any]:
-    """`data:` for what is named: files, or validation sets of the run, of which as many rows are scored as while training."""
+    """`data:` for what is named: files, or validation sets of the run, of which as many rows are scored as while
+    training.
+    """
     sets = {name: source for name, source in run.job.data.validation_sets().items() if name}
-    if unknown := [name for name in data if sets and name.isidentifier() and name not in sets and not os.path.exists(name)]:
-        raise InputError(Problem("--data", f"is neither a file nor a validation set of the run ({unknown[0]})", nearest(unknown[0], sets) or f"Sets: {', '.join(sets)}."))
+    if unknown := [
+        name for name in data if sets and name.isidentifier() and name not in sets and not os.path.exists(name)
+    ]:
+        raise InputError(
+            Problem(
+                "--data",
+                f"is neither a file nor a validation set of the run ({unknown[0]})",
+                nearest(unknown[0], sets) or f"Sets: {', '.join(sets)}.",
+            )
+        )
     sources = [source for name in data for source in sources_of(sets.get(name, name))]
     return {"validation": sources} if sets.keys() >= set(data) else {"validation": sources, "max_validation_rows": None}
 
 
 def _resolve(
-    run: Run, job: TrainJob, weights: Weights, paths: RunPaths, connection: Connection, observer: Observer, keep_rows: bool
+    run: Run,
+    job: TrainJob,
+    weights: Weights,
+    paths: RunPaths,
+    connection: Connection,
+    observer: Observer,
+    keep_rows: bool,
 ) -> tuple[Any, int, str | None]:
     """What the workers need; rows left out, and the file that tells them."""
     from raytrain_nlp.data.prepare import QUARANTINE, prepare_tokens
@@ -164,7 +199,9 @@ def _resolve(
     files = find_split_files(job, "validation", run.storage, "--data")
     job = name_evaluated(job, files, run.labels, "--data")
     task, tokenizer_dir = build_task(job.task), run.token_dir()
-    preprocess = UserObject(job.trainer.preprocess, "trainer.preprocess", run.code_folder) if job.trainer.preprocess else None
+    preprocess = (
+        UserObject(job.trainer.preprocess, "trainer.preprocess", run.code_folder) if job.trainer.preprocess else None
+    )
     tokenizer = load_tokenizer(str(tokenizer_dir))
     facts = model_facts(job, tokenizer, weights.folder)
     lengths = facts.fitted(task.lengths(job.data.max_length, "validation"))
@@ -179,7 +216,9 @@ def _resolve(
         connection()
         return map_on_cluster(function, items)
 
-    store = TokenStore(prepare_tokens(files, prepare, cache_dir(run.storage, "tokens") / prepare.key(files), map_pieces, "--data"))
+    store = TokenStore(
+        prepare_tokens(files, prepare, cache_dir(run.storage, "tokens") / prepare.key(files), map_pieces, "--data")
+    )
     for note in tell_store(store, "--data"):
         observer.warn(note)
     rows_file, unseen = find_known_rows(store, run.labels, job.data.max_bad_rows)
@@ -195,10 +234,22 @@ def _resolve(
         write_weights(run, weights, folder, None, False, observer.stage)
     bad = store.manifest["bad_rows"] + len(unseen)
     spec = ScoringSpec(
-        job=public_values(_on_base(job, run)), storage_path=str(paths.storage), name=paths.run.name, weights=str(folder), tokenizer_dir=str(tokenizer_dir),
-        labels=run.labels, validation=validation, eval_steps=Split(validation).plan.steps_per_epoch, code_folder=run.code_folder, keep_rows=keep_rows,
-    )  # fmt: skip
-    return spec, bad, str(store.folder / QUARANTINE) if store.manifest["bad_rows"] + store.manifest["unlearned"] else None
+        job=public_values(_on_base(job, run)),
+        storage_path=str(paths.storage),
+        name=paths.run.name,
+        weights=str(folder),
+        tokenizer_dir=str(tokenizer_dir),
+        labels=run.labels,
+        validation=validation,
+        eval_steps=Split(validation).plan.steps_per_epoch,
+        code_folder=run.code_folder,
+        keep_rows=keep_rows,
+    )
+    return (
+        spec,
+        bad,
+        str(store.folder / QUARANTINE) if store.manifest["bad_rows"] + store.manifest["unlearned"] else None,
+    )
 
 
 def _on_base(job: TrainJob, run: Run) -> TrainJob:

@@ -1,4 +1,6 @@
-"""`export`: a run's weights as a plain Hugging Face directory, from `model/` or from any checkpoint, also one sharded by ZeRO-3."""
+"""`export`: a run's weights as a plain Hugging Face directory, from `model/` or from any checkpoint, also one sharded
+by ZeRO-3.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,14 @@ from raytrain_nlp.tracking.registry import PIPELINES, check_registrable, registe
 if TYPE_CHECKING:
     from raytrain_nlp.tasks.base import Task
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
+DTYPES = {
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "float32": "float32",
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+}
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,13 @@ def export(
     found, target = find_run(run), Path(output).expanduser().resolve()
     problems = _check_output(target, overwrite, found)
     if register and is_remote(run) and not found.job.tracking.tracking_uri:
-        problems.append(Problem("--register", "needs an MLflow server: the database of this run lies in object storage", "Set tracking.tracking_uri of the job."))
+        problems.append(
+            Problem(
+                "--register",
+                "needs an MLflow server: the database of this run lies in object storage",
+                "Set tracking.tracking_uri of the job.",
+            )
+        )
     if dtype is not None and dtype not in DTYPES:
         problems.append(Problem("--dtype", f"is unknown ({dtype})", "Give fp32, bf16 or fp16."))
     if problems:
@@ -86,7 +101,9 @@ def export(
         if register:
             check_registrable(found.job.task.type, staging)
             observer.stage("registering")
-            version = register_model(found.job.tracking, found.storage, found.mlflow_run_id, staging, found.job.task.type, register)
+            version = register_model(
+                found.job.tracking, found.storage, found.mlflow_run_id, staging, found.job.task.type, register
+            )
         replace_folder(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -95,7 +112,9 @@ def export(
     return ExportResult(str(target), weights.name, adapter, _dtype_of(target), size, version)
 
 
-def write_weights(run: Run, weights: Weights, folder: Path, dtype: str | None, merge_lora: bool, stage: Callable[[str], None]) -> None:
+def write_weights(
+    run: Run, weights: Weights, folder: Path, dtype: str | None, merge_lora: bool, stage: Callable[[str], None]
+) -> None:
     """Model and tokenizer in a new folder."""
     from raytrain_nlp.modeling.export import cast_folder, write_model
     from raytrain_nlp.modeling.lora import merge_adapter
@@ -108,7 +127,12 @@ def write_weights(run: Run, weights: Weights, folder: Path, dtype: str | None, m
     else:
         from raytrain_nlp.checkpoint.consolidate import load_weights
 
-        write_model(_empty_model(run, task, tokenizer), load_weights(weights.checkpoint, _torch_dtype(dtype or _trained_dtype(run))), tokenizer, folder)
+        write_model(
+            _empty_model(run, task, tokenizer),
+            load_weights(weights.checkpoint, _torch_dtype(dtype or _trained_dtype(run))),
+            tokenizer,
+            folder,
+        )
     if merge_lora and (folder / "adapter_config.json").exists():
         stage("merging the adapter")
         merged = merge_adapter(run.job.model, task, run.labels, tokenizer, run.base, folder)
@@ -132,15 +156,47 @@ def model_card(run: Run, weights: Weights) -> str:
     }
     metrics = {key: value for key, value in sorted(result.get("metrics", {}).items()) if key.startswith("eval_")}
     parts = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {job.name}", ""]
-    parts += [f"A {job.model.name_or_path or job.model.model_type} model for {job.task.type}, trained with `raytrain-nlp`."]
+    parts += [
+        f"A {job.model.name_or_path or job.model.model_type} model for {job.task.type}, trained with `raytrain-nlp`."
+    ]
     if metrics and weights.checkpoint is None:
-        parts += ["", "## Evaluation", "", "| figure | value |", "|---|---|", *(f"| {key} | {value:.6g} |" for key, value in metrics.items())]
+        parts += [
+            "",
+            "## Evaluation",
+            "",
+            "| figure | value |",
+            "|---|---|",
+            *(f"| {key} | {value:.6g} |" for key, value in metrics.items()),
+        ]
     elif weights.checkpoint:
         parts += ["", f"Weights of {weights.name}."]
     rows = "; ".join(f"{split}: {count} rows" for split, count in result.get("rows", {}).items())
-    parts += ["", "## Data", "", *(f"- {split}: `{value}`" for split, value in public_values(job)["data"].items() if split in ("train", "validation")), rows]
-    parts += ["", "## Job", "", "```yaml", yaml.safe_dump(public_values(job), sort_keys=False, allow_unicode=True).strip(), "```"]
-    parts += ["", "## Versions", "", *(f"- {name} {version}" for name, version in sorted(run.record.get("versions", {}).items())), ""]
+    parts += [
+        "",
+        "## Data",
+        "",
+        *(
+            f"- {split}: `{value}`"
+            for split, value in public_values(job)["data"].items()
+            if split in ("train", "validation")
+        ),
+        rows,
+    ]
+    parts += [
+        "",
+        "## Job",
+        "",
+        "```yaml",
+        yaml.safe_dump(public_values(job), sort_keys=False, allow_unicode=True).strip(),
+        "```",
+    ]
+    parts += [
+        "",
+        "## Versions",
+        "",
+        *(f"- {name} {version}" for name, version in sorted(run.record.get("versions", {}).items())),
+        "",
+    ]
     return "\n".join(parts)
 
 

@@ -1,4 +1,6 @@
-"""`predict`: a run's model over files of rows with Ray Data; each row once, in the order of the input, also after a kill."""
+"""`predict`: a run's model over files of rows with Ray Data; each row once, in the order of the input, also after a
+kill.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,8 @@ def predict(
         generation: arguments of `generate` for tasks that write text, e.g. max_new_tokens.
         batch_size: rows of a forward; default: the job's per_device_eval_batch_size.
         prefix: before the names of the added columns.
-        overwrite: replace `output`, and what an interrupted prediction of another model or input left; what this one has made is kept.
+        overwrite: replace `output`, and what an interrupted prediction of another model or input left; what this one
+            has made is kept.
         overrides: `dotted.key=value` of the job, e.g. `workers.num_workers=4`.
 
     Raises:
@@ -98,7 +101,9 @@ def predict(
     kind = next((kind for suffix, kind in _FORMATS.items() if target.lower().endswith(suffix)), None)
     problems = check_workers(job)
     if kind is None:
-        problems.append(Problem("--output", f"has no known suffix ({target})", f"Name a file that ends with {', '.join(_FORMATS)}."))
+        problems.append(
+            Problem("--output", f"has no known suffix ({target})", f"Name a file that ends with {', '.join(_FORMATS)}.")
+        )
     if problems or kind is None:
         raise InputError(problems)
     weights = find_weights(found, checkpoint)
@@ -107,7 +112,9 @@ def predict(
     files = _find_files(input, job, prefix)
     options = {**_generation(job), **(generation or {})}
     parts = f"{target}.parts"
-    done = find_parts(target, parts, what_parts_hold(found, weights, job, files, options, prefix, CHUNK_ROWS), overwrite)
+    done = find_parts(
+        target, parts, what_parts_hold(found, weights, job, files, options, prefix, CHUNK_ROWS), overwrite
+    )
     with _scratch(found, weights) as scratch, connect_ahead(job, verbose, say=observer.stage) as connection:
         observer.stage("reading the model")
         spec = _spec(found, job, weights, parts, scratch, options, batch_size, prefix, observer)
@@ -123,7 +130,9 @@ def predict(
 
 @contextlib.contextmanager
 def _scratch(run: Run, weights: Weights) -> Iterator[Path]:
-    """Where the weights of a checkpoint are put together, for all nodes. Those of `model/` are used where they are: the run may be somebody else's."""
+    """Where the weights of a checkpoint are put together, for all nodes. Those of `model/` are used where they are: the
+    run may be somebody else's.
+    """
     if weights.checkpoint is None:
         yield run.paths.run
         return
@@ -152,7 +161,11 @@ def _find_files(specs: str | list[str], job: TrainJob, prefix: str) -> list[Any]
     files = find_files(sources_of(specs), "--input")
     added = [f"{prefix}{name}" for name in (*build_task(job.task).prediction_columns, ERROR)]
     required = None if job.trainer.preprocess else build_task(job.task).input_columns()
-    if problems := check_repeated(files, required, "--input") or check_columns(files, required or [], "--input") or check_free(files, added, "--input"):
+    if (
+        problems := check_repeated(files, required, "--input")
+        or check_columns(files, required or [], "--input")
+        or check_free(files, added, "--input")
+    ):
         raise InputError(problems)
     return files
 
@@ -163,13 +176,24 @@ def _generation(job: TrainJob) -> dict[str, Any]:
 
     arguments = job.arguments()
     if build_task(job.task).generates:
-        options = {"max_length": arguments.get("generation_max_length"), "num_beams": arguments.get("generation_num_beams")}
+        options = {
+            "max_length": arguments.get("generation_max_length"),
+            "num_beams": arguments.get("generation_num_beams"),
+        }
         return {key: value for key, value in options.items() if value is not None}
     return {"max_new_tokens": 128, "do_sample": False} if job.task.type == "causal-lm" else {}
 
 
 def _spec(
-    run: Run, job: TrainJob, weights: Weights, parts: str, scratch: Path, options: dict[str, Any], batch_size: int | None, prefix: str, observer: Observer
+    run: Run,
+    job: TrainJob,
+    weights: Weights,
+    parts: str,
+    scratch: Path,
+    options: dict[str, Any],
+    batch_size: int | None,
+    prefix: str,
+    observer: Observer,
 ) -> Any:
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
     from raytrain_nlp.planning.models import model_facts
@@ -185,13 +209,24 @@ def _spec(
         folder = scratch / "model"
         write_weights(run, weights, folder, None, False, observer.stage)
         push_tree(scratch, again=True)
-    preprocess = UserObject(job.trainer.preprocess, "trainer.preprocess", run.code_folder) if job.trainer.preprocess else None
+    preprocess = (
+        UserObject(job.trainer.preprocess, "trainer.preprocess", run.code_folder) if job.trainer.preprocess else None
+    )
     return PredictSpec(
-        job=public_values(job), weights=str(folder), tokenizer_dir=str(run.tokenizer), labels=run.labels,
-        context=build_context(tokenizer, run.labels, facts), lengths=lengths, parts=parts if "://" in parts else os.path.abspath(os.path.expanduser(parts)),
-        chunk_rows=CHUNK_ROWS, batch_rows=batch_size or job.arguments().get("per_device_eval_batch_size", 8), generation=options, prefix=prefix,
-        preprocess=preprocess, code_folder=run.code_folder,
-    )  # fmt: skip
+        job=public_values(job),
+        weights=str(folder),
+        tokenizer_dir=str(run.tokenizer),
+        labels=run.labels,
+        context=build_context(tokenizer, run.labels, facts),
+        lengths=lengths,
+        parts=parts if "://" in parts else os.path.abspath(os.path.expanduser(parts)),
+        chunk_rows=CHUNK_ROWS,
+        batch_rows=batch_size or job.arguments().get("per_device_eval_batch_size", 8),
+        generation=options,
+        prefix=prefix,
+        preprocess=preprocess,
+        code_folder=run.code_folder,
+    )
 
 
 def _fitted(job: TrainJob, facts: ModelFacts, options: dict[str, Any]) -> tuple[Lengths, dict[str, Any]]:
@@ -205,14 +240,22 @@ def _fitted(job: TrainJob, facts: ModelFacts, options: dict[str, Any]) -> tuple[
     if facts.positions is None:
         return lengths, options
     if task.generates:
-        return lengths, {**options, **({"max_length": min(options["max_length"], facts.target_positions)} if options.get("max_length") else {})}
+        return lengths, {
+            **options,
+            **({"max_length": min(options["max_length"], facts.target_positions)} if options.get("max_length") else {}),
+        }
     if "max_new_tokens" in options:  # what is generated stands behind the row
         new = min(options["max_new_tokens"], max(facts.positions // 2, 1))
-        return replace(lengths, source=min(lengths.source, max(facts.positions - new, 1))), {**options, "max_new_tokens": new}
+        return replace(lengths, source=min(lengths.source, max(facts.positions - new, 1))), {
+            **options,
+            "max_new_tokens": new,
+        }
     return lengths, options
 
 
-def _make(spec: PredictSpec, job: TrainJob, files: list[SourceFile], done: list[str], observer: Observer) -> float | None:
+def _make(
+    spec: PredictSpec, job: TrainJob, files: list[SourceFile], done: list[str], observer: Observer
+) -> float | None:
     """Make the parts that are missing; rows a second after the first of them."""
     import ray.data
     from ray.exceptions import RayError
@@ -224,11 +267,25 @@ def _make(spec: PredictSpec, job: TrainJob, files: list[SourceFile], done: list[
     items = [{"number": number, "piece": piece, "done": done} for number, piece in enumerate(pieces)]
     workers = job.workers
     resources = dict(workers.resources_per_worker)
-    chunks = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(functools.partial(read_chunks, spec=spec), num_cpus=job.data.feed_cpus_per_worker)
-    dataset = chunks.repartition(target_num_rows_per_block=1).map_batches(  # else one predictor would get all chunks of a piece
-        Predictor, fn_constructor_args=(spec,), batch_size=1, concurrency=workers.num_workers, num_cpus=resources.get("CPU", 1),
-        **({"num_gpus": resources.get("GPU", 1)} if workers.use_gpu else {} if owns_ray() else {"runtime_env": {"env_vars": WITHOUT_GPU}}),
-    )  # fmt: skip
+    chunks = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(
+        functools.partial(read_chunks, spec=spec), num_cpus=job.data.feed_cpus_per_worker
+    )
+    dataset = chunks.repartition(
+        target_num_rows_per_block=1
+    ).map_batches(  # else one predictor would get all chunks of a piece
+        Predictor,
+        fn_constructor_args=(spec,),
+        batch_size=1,
+        concurrency=workers.num_workers,
+        num_cpus=resources.get("CPU", 1),
+        **(
+            {"num_gpus": resources.get("GPU", 1)}
+            if workers.use_gpu
+            else {}
+            if owns_ray()
+            else {"runtime_env": {"env_vars": WITHOUT_GPU}}
+        ),
+    )
     rows, first, rate = 0, None, None
     observer.stage("starting the predictors")
     try:
@@ -240,6 +297,10 @@ def _make(spec: PredictSpec, job: TrainJob, files: list[SourceFile], done: list[
                 rate = (rows - first[0]) / seconds
             observer.stage(f"{rows:,} rows" + (f"  {rate:,.0f} rows/s" if rate else ""))
     except RayError as error:
-        reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1].removeprefix("raytrain_nlp.errors.RunError: ")
-        raise RunError(f"a predictor failed: {reason[:1000].rstrip('.')}. What is done is kept; run it again to continue.") from error
+        reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1].removeprefix(
+            "raytrain_nlp.errors.RunError: "
+        )
+        raise RunError(
+            f"a predictor failed: {reason[:1000].rstrip('.')}. What is done is kept; run it again to continue."
+        ) from error
     return rate

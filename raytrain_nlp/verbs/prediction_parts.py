@@ -18,17 +18,38 @@ _SAMPLES, _SAMPLE = 16, 1 << 16
 """Of a large file so many pieces of so many bytes are looked at: two trainings differ everywhere."""
 
 
-def what_parts_hold(run: Run, weights: Weights, job: TrainJob, files: list[SourceFile], options: dict[str, Any], prefix: str, chunk_rows: int) -> dict[str, Any]:
-    """What parts depend on: those of another model, input or code are not mixed with ours. Says nothing of times, which copies do not keep."""
+def what_parts_hold(
+    run: Run,
+    weights: Weights,
+    job: TrainJob,
+    files: list[SourceFile],
+    options: dict[str, Any],
+    prefix: str,
+    chunk_rows: int,
+) -> dict[str, Any]:
+    """What parts depend on: those of another model, input or code are not mixed with ours. Says nothing of times, which
+    copies do not keep.
+    """
     from raytrain_nlp.data.reading.sources import fingerprint_files
     from raytrain_nlp.user_code import UserObject
 
     values = public_values(job)
-    preprocess = job.trainer.preprocess and UserObject(job.trainer.preprocess, "trainer.preprocess", run.code_folder).fingerprint()
+    preprocess = (
+        job.trainer.preprocess
+        and UserObject(job.trainer.preprocess, "trainer.preprocess", run.code_folder).fingerprint()
+    )
     return {
-        "run": remote_of(run.paths.run) or str(run.paths.run.resolve()), "weights": weights.name, "content": _digest(weights), "input": fingerprint_files(files),
-        "generation": options, "prefix": prefix, "chunk_rows": chunk_rows, "task": values["task"], "max_length": job.data.max_length, "preprocess": preprocess,
-    }  # fmt: skip
+        "run": remote_of(run.paths.run) or str(run.paths.run.resolve()),
+        "weights": weights.name,
+        "content": _digest(weights),
+        "input": fingerprint_files(files),
+        "generation": options,
+        "prefix": prefix,
+        "chunk_rows": chunk_rows,
+        "task": values["task"],
+        "max_length": job.data.max_length,
+        "preprocess": preprocess,
+    }
 
 
 def _digest(weights: Weights) -> str:
@@ -44,10 +65,12 @@ def _digest(weights: Weights) -> str:
 
 
 def find_parts(target: str, parts: str, what: dict[str, Any], overwrite: bool) -> list[str]:
-    """Names of the parts that are there already, of the same model and input; those of another are deleted with `overwrite` alone.
+    """Names of the parts that are there already, of the same model and input; those of another are deleted with
+    `overwrite` alone.
 
     Raises:
-        InputError: the output is there, or parts of another prediction are, or it cannot be written. No part has been lost.
+        InputError: the output is there, or parts of another prediction are, or it cannot be written. No part has been
+            lost.
     """
     import fsspec
 
@@ -61,7 +84,9 @@ def find_parts(target: str, parts: str, what: dict[str, Any], overwrite: bool) -
         done = there if same else []
         if filesystem.exists(fsspec.core.url_to_fs(target)[1]) and not overwrite:
             kept = f"; the {len(done)} parts that are made already are kept" if done else ""
-            raise InputError(Problem("--output", f"is there already ({target})", f"Name another file, or add --overwrite{kept}."))
+            raise InputError(
+                Problem("--output", f"is there already ({target})", f"Name another file, or add --overwrite{kept}.")
+            )
         if not same and there and not overwrite:
             todo = f"Finish that one, name another file, or add --overwrite, which deletes these {len(there)} parts."
             raise InputError(Problem("--output", f"{parts} is of another model or input", todo))
@@ -71,8 +96,14 @@ def find_parts(target: str, parts: str, what: dict[str, Any], overwrite: bool) -
                 file.write(json.dumps(what).encode())
     except InputError:
         raise
-    except Exception as error:  # storage backends raise whatever they like
-        raise InputError(Problem("--output", f"cannot be written ({target}: {type(error).__name__}: {error})", "Check path, address and permissions.")) from None
+    except Exception as error:  # storage backends raise whatever they like  # noqa: BLE001
+        raise InputError(
+            Problem(
+                "--output",
+                f"cannot be written ({target}: {type(error).__name__}: {error})",
+                "Check path, address and permissions.",
+            )
+        ) from None
     return done
 
 
@@ -86,8 +117,8 @@ def _read_note(filesystem: Any, path: str) -> Any:
 
 
 def put_together(target: str, parts: str, kind: str, done: set[str], prefix: str) -> dict[str, Any]:
-    """Make the output of all parts, and a file of the rows that could not be parsed beside it; then the parts go. Returns counts, by the names of
-    `PredictResult`."""
+    """Make the output of all parts, and a file of the rows that could not be parsed beside it; then the parts go.
+    Returns counts, by the names of `PredictResult`."""
     from raytrain_nlp.data.prediction_files import BAD, list_parts, open_output, read_part, remove_tree, write_parts
     from raytrain_nlp.worker.predictor import ERROR
 
@@ -100,7 +131,9 @@ def put_together(target: str, parts: str, kind: str, done: set[str], prefix: str
     quarantine = f"{target}.quarantine.jsonl" if bad else None
     if quarantine:
         with open_output(quarantine) as file:
-            file.writelines((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace") for row in bad)
+            file.writelines(
+                (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace") for row in bad
+            )
     rows = write_parts(made, target, kind)
     remove_tree(parts)
     return {"rows": rows, "errors": errors, "bad_rows": len(bad), "found_rows": found, "quarantine": quarantine}

@@ -29,7 +29,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .
 th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid #e3e7ec; vertical-align: top } th { font-weight: 600; color: #4a5565 }
 figure { margin: .6rem 0 } img { max-width: 100%; height: auto } pre { background: #f5f7f9; padding: .8rem; overflow-x: auto; font-size: .85rem }
 summary { cursor: pointer; font-weight: 600 } .warn { color: #8a4b00 }
-"""
+"""  # noqa: E501
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ class ReportResult:
         return asdict(self)
 
 
-def report(runs: Iterable[str | Path] | str | Path, output: str | Path | None = None, *, observer: Observer | None = None) -> ReportResult:
+def report(
+    runs: Iterable[str | Path] | str | Path, output: str | Path | None = None, *, observer: Observer | None = None
+) -> ReportResult:
     """Write a page about runs, and its pictures as PNG beside it.
 
     Args:
@@ -62,7 +64,13 @@ def report(runs: Iterable[str | Path] | str | Path, output: str | Path | None = 
     names = _names(folders)
     observer.stage("reading the runs")
     histories = [read_history(run) for run in found]
-    page = Path(output).expanduser() if output is not None else Path("report.html") if is_remote(asked[0]) else folders[0] / "report.html"
+    page = (
+        Path(output).expanduser()
+        if output is not None
+        else Path("report.html")
+        if is_remote(asked[0])
+        else folders[0] / "report.html"
+    )
     observer.stage("drawing")
     curves = draw_curves(names, histories)
     sweeps = [SweepPaths(folder.parent, folder.name) for folder in folders if (folder / "sweep.json").exists()]
@@ -74,7 +82,9 @@ def report(runs: Iterable[str | Path] | str | Path, output: str | Path | None = 
         for curve, picture in zip(curves, pictures, strict=True):
             picture.write_bytes(curve.png)
     except OSError as error:
-        raise InputError(Problem("--output", f"cannot be written ({page}: {error.strerror})", "Name another file.")) from None
+        raise InputError(
+            Problem("--output", f"cannot be written ({page}: {error.strerror})", "Name another file.")
+        ) from None
     return ReportResult(str(page), [str(picture) for picture in pictures])
 
 
@@ -84,24 +94,35 @@ def _names(folders: list[Path]) -> list[str]:
     return [name if names.count(name) == 1 else str(folder) for name, folder in zip(names, folders, strict=True)]
 
 
-def _page(names: list[str], runs: list[Run], histories: list[History], curves: list[Curve], sweeps: list[SweepPaths]) -> str:
+def _page(
+    names: list[str], runs: list[Run], histories: list[History], curves: list[Curve], sweeps: list[SweepPaths]
+) -> str:
     title = names[0] if len(names) == 1 else f"{len(names)} runs compared"
     parts = [f"<h1>{html.escape(title)}</h1>", "<h2>Result</h2>", _table(*_summary(names, runs, histories))]
     for name, history in zip(names, histories, strict=True):
         if history.resumed:
             steps = ", ".join(map(str, history.resumed))
-            parts.append(f"<p>{html.escape(name)} was interrupted and went on from step {steps}; the dashed lines mark where.</p>")
+            parts.append(
+                f"<p>{html.escape(name)} was interrupted and went on from step {steps}; the dashed lines mark "
+                f"where.</p>"
+            )
     for sweep in sweeps:
         parts += _sweep(sweep)
     for curve in curves:
         image = base64.b64encode(curve.png).decode()
         parts.append(f"<h2>{html.escape(curve.title)}</h2><p>{html.escape(curve.says)}</p>")
         parts.append(f'<figure><img alt="{html.escape(curve.title)}" src="data:image/png;base64,{image}"></figure>')
-    parts += ["<h2>Data</h2>", "<p>Rows that could not be used are kept in the run's quarantine.jsonl, each with its place and the reason.</p>"]
+    parts += [
+        "<h2>Data</h2>",
+        "<p>Rows that could not be used are kept in the run's quarantine.jsonl, each with its place and the "
+        "reason.</p>",
+    ]
     parts.append(_table(*_data(names, runs)))
     for name, run, history in zip(names, runs, histories, strict=True):
         job = yaml.safe_dump(public_values(run.job), sort_keys=False, allow_unicode=True)
-        parts.append(f"<h2>{html.escape(name)}</h2><details><summary>The job</summary><pre>{html.escape(job)}</pre></details>")
+        parts.append(
+            f"<h2>{html.escape(name)}</h2><details><summary>The job</summary><pre>{html.escape(job)}</pre></details>"
+        )
         versions = "\n".join(f"{key} {value}" for key, value in sorted(run.record.get("versions", {}).items()))
         parts.append(f"<details><summary>Versions</summary><pre>{html.escape(versions)}</pre></details>")
         parts += [f'<p class="warn">{html.escape(text)}</p>' for text in history.notices[:20]]
@@ -114,7 +135,11 @@ def _summary(names: list[str], runs: list[Run], histories: list[History]) -> tup
     columns = []
     for run, history in zip(runs, histories, strict=True):
         steps = max((step for line in history.figures.values() for step in line), default=0)
-        metrics = {key: value for key, value in run.result.get("metrics", {}).items() if key.startswith("eval_") and "second" not in key and "runtime" not in key}
+        metrics = {
+            key: value
+            for key, value in run.result.get("metrics", {}).items()
+            if key.startswith("eval_") and "second" not in key and "runtime" not in key
+        }
         latest = {name: history.line(name)[1][-1] for name in history.evaluated}
         majority = run.result.get("majority_accuracy")
         columns.append(
@@ -122,12 +147,17 @@ def _summary(names: list[str], runs: list[Run], histories: list[History]) -> tup
                 "how it ended": str(run.record.get("status", "unknown")),
                 "task": run.job.task.type,
                 "model": run.job.model.name_or_path or f"{run.job.model.model_type} from scratch",
-                "workers": f"{run.job.workers.num_workers}, ZeRO {run.job.deepspeed.zero_stage}{', LoRA' if run.job.lora else ''}",
+                "workers": f"{run.job.workers.num_workers}, ZeRO "
+                f"{run.job.deepspeed.zero_stage}{', LoRA' if run.job.lora else ''}",
                 "steps": f"{steps:,}",
                 "time": _duration(history.seconds),
                 "restarts": str(len(history.resumed)),
                 **{key: _figure(value) for key, value in sorted((metrics or latest).items())},
-                **({"accuracy of always answering the most frequent label": _figure(majority)} if majority is not None else {}),
+                **(
+                    {"accuracy of always answering the most frequent label": _figure(majority)}
+                    if majority is not None
+                    else {}
+                ),
             }
         )
     keys = dict.fromkeys(key for column in columns for key in column)
@@ -139,25 +169,44 @@ def _data(names: list[str], runs: list[Run]) -> tuple[list[str], list[list[str]]
     for name, run in zip(names, runs, strict=True):
         given = public_values(run.job)["data"]
         sets = given.get("validation")
-        for split in ("train", *(f"validation.{name}" for name in sets)) if isinstance(sets, dict) else ("train", "validation"):
+        for split in (
+            ("train", *(f"validation.{name}" for name in sets)) if isinstance(sets, dict) else ("train", "validation")
+        ):
             counts = [run.result.get(key, {}).get(split) for key in ("rows", "bad_rows", "left_out", "cut_rows")]
             lengths = run.record.get("lengths", {}).get(split, {})
-            tokens = f"{lengths['p50']:.0f} (95 % of rows up to {lengths['p95']:.0f}, longest {lengths['p100']:.0f})" if lengths else ""
+            tokens = (
+                f"{lengths['p50']:.0f} (95 % of rows up to {lengths['p95']:.0f}, longest {lengths['p100']:.0f})"
+                if lengths
+                else ""
+            )
             if lengths.get("cut"):
-                tokens += f"; before cutting, those cut had {lengths['mean_before']:.0f} on average, the longest {lengths['longest_before']:.0f}"
+                tokens += (
+                    f"; before cutting, those cut had {lengths['mean_before']:.0f} on average, the longest "
+                    f"{lengths['longest_before']:.0f}"
+                )
             source = sets[split.partition(".")[2]] if "." in split else given.get(split)
             if source:
-                rows.append([name, split, str(source), *("" if count is None else f"{count:,}" for count in counts), tokens])
+                rows.append(
+                    [name, split, str(source), *("" if count is None else f"{count:,}" for count in counts), tokens]
+                )
     return ["run", "split", "source", "rows used", "in quarantine", "left out", "cut", "tokens of a row, median"], rows
 
 
 def _sweep(sweep: SweepPaths) -> list[str]:
     """The trials' table and the sweep's own pictures."""
-    parts = ["<h2>Trials</h2>", "<p>Each line is one run with other values; the result above and the curves below are those of the best one.</p>"]
+    parts = [
+        "<h2>Trials</h2>",
+        "<p>Each line is one run with other values; the result above and the curves below are those of the best "
+        "one.</p>",
+    ]
     if sweep.table.exists():
         with sweep.table.open(encoding="utf-8", newline="") as file:
             header, *rows = csv.reader(file)
-        kept = [i for i, name in enumerate(header) if "second" not in name and name not in ("eval_runtime", "eval_samples", "mlflow_run_id", "attempts")]
+        kept = [
+            i
+            for i, name in enumerate(header)
+            if "second" not in name and name not in ("eval_runtime", "eval_samples", "mlflow_run_id", "attempts")
+        ]
         parts.append(_table([header[i] for i in kept], [[_short(row[i]) for i in kept] for row in rows]))
     for picture in sorted(sweep.plots.glob("*.png")) if sweep.plots.is_dir() else ():
         image = base64.b64encode(picture.read_bytes()).decode()

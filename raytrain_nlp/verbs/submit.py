@@ -55,7 +55,8 @@ def submit(
     force: bool = False,
     echo: Callable[[str], None] = print,
 ) -> SubmitResult:
-    """Run `raytrain-nlp train` (or `sweep`) on a cluster, with the files of a folder and, unless it is installed there, this package.
+    """Run `raytrain-nlp train` (or `sweep`) on a cluster, with the files of a folder and, unless it is installed there,
+    this package.
 
     Args:
         job: a job file below `working_dir`.
@@ -94,18 +95,29 @@ def submit(
     try:
         follow(found, client, echo)
     except KeyboardInterrupt:
-        raise RunError(f"no longer followed; the job goes on. raytrain-nlp logs {found} follows it again, raytrain-nlp stop {found} ends it.") from None
+        raise RunError(
+            f"no longer followed; the job goes on. raytrain-nlp logs {found} follows it again, raytrain-nlp stop "
+            f"{found} ends it."
+        ) from None
     return judged(status_of(found, client))
 
 
 def open_client(address: str | None, force: bool = False) -> Any:
-    """Ray's client. With a token it authenticates by itself; without one only a server of this machine is trusted, unless forced."""
+    """Ray's client. With a token it authenticates by itself; without one only a server of this machine is trusted,
+    unless forced.
+    """
     url = find_address(address)
     if has_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's client otherwise sends none, and is refused
     elif not force and not _is_loopback(url):
         todo = "Set RAY_AUTH_TOKEN to the cluster's token (ray get-auth-token there), or add --force."
-        raise InputError(Problem("--address", f"is on the network, and there is no token: whoever reaches it could run code on it ({url})", todo))
+        raise InputError(
+            Problem(
+                "--address",
+                f"is on the network, and there is no token: whoever reaches it could run code on it ({url})",
+                todo,
+            )
+        )
     from ray.job_submission import JobSubmissionClient
 
     logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
@@ -127,7 +139,12 @@ def status_of(submission_id: str, client: Any) -> SubmitResult:
     """How a job stands. Raises `RunError` where there is none of this name."""
     with _told(f"there is no word of the job '{submission_id}'"):
         info = client.get_job_info(submission_id)
-    return SubmitResult(submission_id, str(getattr(info.status, "value", info.status)), getattr(info, "driver_exit_code", None), info.message or "")
+    return SubmitResult(
+        submission_id,
+        str(getattr(info.status, "value", info.status)),
+        getattr(info, "driver_exit_code", None),
+        info.message or "",
+    )
 
 
 def stop_job(submission_id: str, client: Any) -> SubmitResult:
@@ -146,11 +163,16 @@ def judged(result: SubmitResult) -> SubmitResult:
     message = " ".join(result.message.split())[-300:]
     if result.exit_code == 2:  # its own line of the log says what is wrong
         raise InputError(Problem(result.submission_id, "was refused on the cluster", "See the lines above."))
-    raise RunError(f"the job {result.submission_id} ended as {result.status}{f' with exit code {result.exit_code}' if result.exit_code else ''}: {message}")
+    raise RunError(
+        f"the job {result.submission_id} ended as "
+        f"{result.status}{f' with exit code {result.exit_code}' if result.exit_code else ''}: {message}"
+    )
 
 
 def follow(submission_id: str, client: Any, echo: Callable[[str], None]) -> None:
-    """Give each line of the job's log to `echo`, until the job has ended; a connection that breaks is taken up again."""
+    """Give each line of the job's log to `echo`, until the job has ended; a connection that breaks is taken up
+    again.
+    """
     shown, deadline = 0, time.monotonic() + _RETRY_S
 
     def show(lines: list[str], before: int) -> None:
@@ -193,21 +215,33 @@ def check_size(folder: Path) -> None:
     most = largest_package()
     if total < most:
         return
-    largest = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in sorted(sizes.items(), key=lambda item: -item[1])[:_LARGEST])
+    largest = ", ".join(
+        f"{name} {size / 1e6:,.0f} MB" for name, size in sorted(sizes.items(), key=lambda item: -item[1])[:_LARGEST]
+    )
     what = f"{folder} has {total / 1e6:,.0f} MB, and Ray takes {most / 1e6:,.0f}; the largest: {largest}"
-    raise InputError(Problem("--working-dir", what, "Name them in .gitignore or .rayignore, and read data from shared storage."))
+    raise InputError(
+        Problem("--working-dir", what, "Name them in .gitignore or .rayignore, and read data from shared storage.")
+    )
 
 
 def _check_job(job: str, folder: Path) -> dict[str, Any]:
     """What the job file says."""
     values = read_values(job)
     if not Path(job).resolve().is_relative_to(folder):
-        raise InputError(Problem("JOB", f"is not below the working folder ({job})", "Start from a folder above it, or name one with --working-dir."))
+        raise InputError(
+            Problem(
+                "JOB",
+                f"is not below the working folder ({job})",
+                "Start from a folder above it, or name one with --working-dir.",
+            )
+        )
     return values
 
 
 def _storage(values: dict[str, Any], arguments: list[str], url: str) -> list[str]:
-    """The job's working folder is a copy that ends with it: runs may not live there. On this machine they go where `train` puts them."""
+    """The job's working folder is a copy that ends with it: runs may not live there. On this machine they go where
+    `train` puts them.
+    """
     given = [part.partition("=")[2] for part in arguments if part.startswith("storage_path=")]
     job = values.get("job")
     inner = job if isinstance(job, dict) else {}
@@ -216,7 +250,11 @@ def _storage(values: dict[str, Any], arguments: list[str], url: str) -> list[str
         return []
     if not _is_loopback(url):
         todo = "Name a folder that all nodes share, e.g. --set storage_path=/mnt/shared/runs."
-        raise InputError(Problem("storage_path", f"is relative ({path}), and the job's folder on the cluster ends with the job", todo))
+        raise InputError(
+            Problem(
+                "storage_path", f"is relative ({path}), and the job's folder on the cluster ends with the job", todo
+            )
+        )
     return ["--set", f"storage_path={os.path.abspath(path)}"]
 
 

@@ -114,7 +114,15 @@ def train(
         return _train(found.job, found.chosen, paths, resume, overwrite, verbose, observer)
 
 
-def _train(job: TrainJob, chosen: dict[str, Any], paths: RunPaths, resume: bool, overwrite: bool, verbose: bool, observer: Observer) -> TrainResult:
+def _train(
+    job: TrainJob,
+    chosen: dict[str, Any],
+    paths: RunPaths,
+    resume: bool,
+    overwrite: bool,
+    verbose: bool,
+    observer: Observer,
+) -> TrainResult:
     if resume and (done := _finished(paths, job, observer)):
         return done
     from raytrain_nlp.planning.inputs import find_job_files
@@ -127,8 +135,12 @@ def _train(job: TrainJob, chosen: dict[str, Any], paths: RunPaths, resume: bool,
         return run_resolved(job, resolved, paths, observer, resume=resume, overwrite=overwrite, chosen=chosen)
 
 
-def prepare(job: TrainJob, files: Files, storage: Path, connection: Connection | None, observer: Observer, verbose: bool = False) -> Resolved:
-    """Tokens found or made, the run planned; with the cluster where there is much to make, to which there is a `connection` or is to be one."""
+def prepare(
+    job: TrainJob, files: Files, storage: Path, connection: Connection | None, observer: Observer, verbose: bool = False
+) -> Resolved:
+    """Tokens found or made, the run planned; with the cluster where there is much to make, to which there is a
+    `connection` or is to be one.
+    """
     from raytrain_nlp.planning.library_checks import check_values, notes_of
     from raytrain_nlp.planning.resolve import SMALL_BYTES, resolve
 
@@ -166,7 +178,8 @@ def run_resolved(
     fit: Launch | None = None,
     chosen: dict[str, Any] | None = None,
 ) -> TrainResult:
-    """The run itself, under the lock of its folder. A trial of a sweep is not `tracked` here: the sweep's driver follows it.
+    """The run itself, under the lock of its folder. A trial of a sweep is not `tracked` here: the sweep's driver
+    follows it.
 
     `chosen`: what the job as it was written left to the machine; a resumed run keeps it.
     """
@@ -181,10 +194,18 @@ def run_resolved(
         write_quarantine(resolved, paths.quarantine)
         spec = resolved.spec
         record.update(
-            status="running", job=public_values(job), task=spec.job["task"], drivers=record.values["drivers"] + 1,
-            data_fingerprint=spec.data_fingerprint, labels=spec.labels, tokenizer=spec.tokenizer_dir, versions=spec.versions,
-            lengths=resolved.lengths(), chosen=chosen or {}, folder=spec.code_folder,
-        )  # fmt: skip
+            status="running",
+            job=public_values(job),
+            task=spec.job["task"],
+            drivers=record.values["drivers"] + 1,
+            data_fingerprint=spec.data_fingerprint,
+            labels=spec.labels,
+            tokenizer=spec.tokenizer_dir,
+            versions=spec.versions,
+            lengths=resolved.lengths(),
+            chosen=chosen or {},
+            folder=spec.code_folder,
+        )
         try:
             flush()
             resolved = replace(resolved, spec=replace(spec, driver=record.values["drivers"]))
@@ -201,19 +222,33 @@ def run_params(job: TrainJob) -> dict[str, Any]:
 
 
 def _run(
-    job: TrainJob, resolved: Resolved, paths: RunPaths, record: RunRecord, observer: Observer, job_text: str, tracked: bool, fit: Launch, flush: Callable[[], None]
+    job: TrainJob,
+    resolved: Resolved,
+    paths: RunPaths,
+    record: RunRecord,
+    observer: Observer,
+    job_text: str,
+    tracked: bool,
+    fit: Launch,
+    flush: Callable[[], None],
 ) -> TrainResult:
     """Track, follow and fit; whatever happens, the record and the tracker learn how it ended."""
     spec = resolved.spec
     if resolved.windows:
         spec = replace(spec, train=resolved.windows.attach(paths))
-    EventLog(paths.events).write("log", step=0, metrics=flatten({f"data/{key}": value for key, value in resolved.counts().items()}))
+    EventLog(paths.events).write(
+        "log", step=0, metrics=flatten({f"data/{key}": value for key, value in resolved.counts().items()})
+    )
     paths.failure.unlink(missing_ok=True)
     delete([paths.failure])
     forget(paths)
     load_libraries()  # while no other thread imports anything
     with _Tracking(job, paths, record, job_text, tracked, observer) as tracking:
-        with followed(paths, observer), _windows_beside(job, resolved, paths), stops_at_checkpoint(paths, tracking.note_stop, tracking.end_at_once):
+        with (
+            followed(paths, observer),
+            _windows_beside(job, resolved, paths),
+            stops_at_checkpoint(paths, tracking.note_stop, tracking.end_at_once),
+        ):
             try:
                 outcome = fit(job, spec, paths)
             finally:
@@ -237,9 +272,13 @@ def _run(
 
 
 class _Tracking:
-    """A run's tracker and mirrors while inside; they and its record are told how it ended: by what leaves, or by `end_at_once`."""
+    """A run's tracker and mirrors while inside; they and its record are told how it ended: by what leaves, or by
+    `end_at_once`.
+    """
 
-    def __init__(self, job: TrainJob, paths: RunPaths, record: RunRecord, job_text: str, tracked: bool, observer: Observer) -> None:
+    def __init__(
+        self, job: TrainJob, paths: RunPaths, record: RunRecord, job_text: str, tracked: bool, observer: Observer
+    ) -> None:
         params, experiment = run_params(job), job.tracking.experiment_name or "raytrain_nlp"
         self._paths, self._record = paths, record
         self._tracker = Tracker(paths, job.tracking, params, job_text, observer.warn) if tracked else None
@@ -256,7 +295,9 @@ class _Tracking:
             one.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         status = "FINISHED" if kind is None else "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
         self._record.update(status=STATUS[status])
         for one in self._all:
@@ -278,7 +319,11 @@ def _windows_beside(job: TrainJob, resolved: Resolved, paths: RunPaths) -> conte
     """Streamed rows are prepared while inside."""
     if resolved.windows is None:
         return contextlib.nullcontext()
-    return resolved.windows.running(lambda: (read_json(paths.progress) or {}).get("step", 0), paths.quarantine, functools.partial(map_beside_training, job))
+    return resolved.windows.running(
+        lambda: (read_json(paths.progress) or {}).get("step", 0),
+        paths.quarantine,
+        functools.partial(map_beside_training, job),
+    )
 
 
 def _finished(paths: RunPaths, job: TrainJob, observer: Observer) -> TrainResult | None:

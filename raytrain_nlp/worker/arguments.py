@@ -1,4 +1,6 @@
-"""`TrainingArguments` and the DeepSpeed dictionary of one worker. Built before the model: that is what switches ZeRO-3 on."""
+"""`TrainingArguments` and the DeepSpeed dictionary of one worker. Built before the model: that is what switches ZeRO-3
+on.
+"""
 
 from __future__ import annotations
 
@@ -44,11 +46,15 @@ def build_arguments(job: TrainJob, output_dir: str, generates: bool) -> Any:
             }
         )
     except (ValueError, TypeError) as error:
-        raise InputError(Problem("training", f"transformers refuses it: {str(error).splitlines()[0]}", "Correct the section.")) from error
+        raise InputError(
+            Problem("training", f"transformers refuses it: {str(error).splitlines()[0]}", "Correct the section.")
+        ) from error
 
 
 def _checkpointing(job: TrainJob, values: dict[str, Any]) -> dict[str, Any]:
-    """LoRA under ZeRO-3: recomputed activations find frozen weights released (transformers #47254), unless the reentrant form is used."""
+    """LoRA under ZeRO-3: recomputed activations find frozen weights released (transformers #47254), unless the
+    reentrant form is used.
+    """
     asked = values.get("gradient_checkpointing") or values.get("activation_checkpointing")
     given = values.get("gradient_checkpointing_kwargs") or values.get("activation_checkpointing_kwargs")
     if not asked or given or job.lora is None or job.deepspeed.zero_stage != 3:
@@ -87,7 +93,12 @@ def build_deepspeed(section: DeepSpeedConfig, use_gpu: bool) -> dict[str, Any]:
 def _complete(config: dict[str, Any], use_gpu: bool) -> dict[str, Any]:
     """The user's own configuration, with what this package needs and the file leaves open."""
     config = copy.deepcopy(config)
-    for key in ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_accumulation_steps", "gradient_clipping"):
+    for key in (
+        "train_micro_batch_size_per_gpu",
+        "train_batch_size",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+    ):
         config.setdefault(key, "auto")
     config.setdefault("steps_per_print", 10**9)
     config.setdefault("zero_allow_untested_optimizer", True)
@@ -105,8 +116,8 @@ def _complete(config: dict[str, Any], use_gpu: bool) -> dict[str, Any]:
 def apply_deepspeed_environment(use_gpu: bool, timeout_s: float) -> None:
     """Make DeepSpeed join the process group Ray Train made, without compiling anything on CPU.
 
-    Must run before `from_pretrained`: `deepspeed.zero.Init` otherwise assumes a world of one. `timeout_s`: how long a rank waits for
-    another, also in the groups that DeepSpeed makes besides.
+    Must run before `from_pretrained`: `deepspeed.zero.Init` otherwise assumes a world of one. `timeout_s`: how long a
+    rank waits for another, also in the groups that DeepSpeed makes besides.
     """
     from raytrain_nlp.compat.deepspeed import apply_without_shared_memory_op, import_deepspeed
     from raytrain_nlp.compat.torch import set_group_timeout
@@ -115,4 +126,6 @@ def apply_deepspeed_environment(use_gpu: bool, timeout_s: float) -> None:
     if not use_gpu:
         apply_without_shared_memory_op()
     set_group_timeout(timeout_s)
-    deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", timeout=timedelta(seconds=timeout_s), verbose=False)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if use_gpu else "gloo", timeout=timedelta(seconds=timeout_s), verbose=False
+    )

@@ -45,8 +45,12 @@ class EventCallback(TrainerCallback):
         now = time.monotonic()
         if now - self._shown >= _PROGRESS_S or state.global_step == self._total_steps:
             self._shown = now
-            shown: dict[str, float] = {key: self._last[key] for key in ("loss", "tokens_per_second") if key in self._last}
-            _write_progress(self._progress, {"step": state.global_step, "total": self._total_steps, "epoch": state.epoch, **shown})
+            shown: dict[str, float] = {
+                key: self._last[key] for key in ("loss", "tokens_per_second") if key in self._last
+            }
+            _write_progress(
+                self._progress, {"step": state.global_step, "total": self._total_steps, "epoch": state.epoch, **shown}
+            )
 
     def _system(self) -> dict[str, float]:
         """MLflow's names for system metrics; megabytes and percent, of this node and this process."""

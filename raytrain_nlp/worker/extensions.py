@@ -32,7 +32,13 @@ def find_trainer_class(job: TrainJob, task: Task, folder: str) -> type[Trainer]:
         return base
     found = UserObject(job.trainer.class_, "trainer.class", folder).load()
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise InputError(Problem("trainer.class", f"is no subclass of transformers.{base.__name__} ({job.trainer.class_})", f"Derive it from {base.__name__}."))
+        raise InputError(
+            Problem(
+                "trainer.class",
+                f"is no subclass of transformers.{base.__name__} ({job.trainer.class_})",
+                f"Derive it from {base.__name__}.",
+            )
+        )
     return found
 
 
@@ -48,9 +54,21 @@ def find_callbacks(job: TrainJob, folder: str) -> list[tuple[type[TrainerCallbac
     for config in job.trainer.callback_configs():
         cls = UserObject(config.class_, "trainer.callbacks", folder).load()
         if not (isinstance(cls, type) and issubclass(cls, TrainerCallback)):
-            raise InputError(Problem("trainer.callbacks", f"is no subclass of transformers.TrainerCallback ({config.class_})", "Derive it from TrainerCallback."))
+            raise InputError(
+                Problem(
+                    "trainer.callbacks",
+                    f"is no subclass of transformers.TrainerCallback ({config.class_})",
+                    "Derive it from TrainerCallback.",
+                )
+            )
         if wrong := wrong_arguments(cls, config.arguments):
-            raise InputError(Problem("trainer.callbacks", f"cannot be made: {config.class_} {wrong}", "Correct `arguments` or its __init__."))
+            raise InputError(
+                Problem(
+                    "trainer.callbacks",
+                    f"cannot be made: {config.class_} {wrong}",
+                    "Correct `arguments` or its __init__.",
+                )
+            )
         found.append((cls, config.arguments))
     return found
 
@@ -66,7 +84,9 @@ def wrong_arguments(cls: type, arguments: dict[str, Any]) -> str | None:
     return None
 
 
-def build_callbacks(job: TrainJob, spec: WorkerSpec, events: EventLog, progress: Path, is_first: bool) -> list[TrainerCallback]:
+def build_callbacks(
+    job: TrainJob, spec: WorkerSpec, events: EventLog, progress: Path, is_first: bool
+) -> list[TrainerCallback]:
     """The callbacks of one rank."""
     callbacks: list[TrainerCallback] = [EventCallback(events, progress, spec.total_steps)] if is_first else []
     if job.early_stopping:
@@ -74,7 +94,9 @@ def build_callbacks(job: TrainJob, spec: WorkerSpec, events: EventLog, progress:
     return callbacks + [cls(**arguments) for cls, arguments in find_callbacks(job, spec.code_folder)]
 
 
-def build_trainer(job: TrainJob, folder: str, feed: Feed, model: Any, arguments: Any, tokenizer: Any, callbacks: list[TrainerCallback]) -> Any:
+def build_trainer(
+    job: TrainJob, folder: str, feed: Feed, model: Any, arguments: Any, tokenizer: Any, callbacks: list[TrainerCallback]
+) -> Any:
     """The run's trainer: the user's class, or Hugging Face's own, on our feed."""
     functions, loaders = {key: find_user_function(job, key, folder) for key in _FUNCTIONS}, feed.eval_loaders
     return build_trainer_class(find_trainer_class(job, feed.task, folder))(
@@ -82,7 +104,11 @@ def build_trainer(job: TrainJob, folder: str, feed: Feed, model: Any, arguments:
         args=arguments,
         processing_class=tokenizer,
         train_dataset=feed.train_rows,
-        eval_dataset={name: loader.dataset for name, loader in loaders.items()} if loaders.keys() - {""} else loaders[""].dataset if loaders else None,
+        eval_dataset={name: loader.dataset for name, loader in loaders.items()}
+        if loaders.keys() - {""}
+        else loaders[""].dataset
+        if loaders
+        else None,
         compute_metrics=feed.figures,
         callbacks=callbacks,
         **{key: value for key, value in functions.items() if value is not None},
@@ -94,7 +120,10 @@ def build_trainer(job: TrainJob, folder: str, feed: Feed, model: Any, arguments:
 def check_user_code(job: TrainJob, task: Task, folder: str) -> list[Problem]:
     """What is wrong with the user's code, as far as importing it tells; for the driver, before a worker starts."""
     problems, found = [], {}
-    finds: dict[str, Callable[[], Any]] = {"class": lambda: find_trainer_class(job, task, folder), "callbacks": lambda: find_callbacks(job, folder)}
+    finds: dict[str, Callable[[], Any]] = {
+        "class": lambda: find_trainer_class(job, task, folder),
+        "callbacks": lambda: find_callbacks(job, folder),
+    }
     finds |= {key: functools.partial(find_user_function, job, key, folder) for key in ("compute_metrics", *_FUNCTIONS)}
     for key, find in finds.items():
         try:
@@ -111,8 +140,16 @@ def _check_batch_metrics(job: TrainJob, compute_metrics: Any) -> list[Problem]:
     if not job.arguments().get("batch_eval_metrics"):
         return []
     if job.trainer.compute_metrics is None and job.trainer.class_ is None:
-        return [Problem("training.batch_eval_metrics", "needs a function that sees one batch after the other", "Name it as trainer.compute_metrics.")]
+        return [
+            Problem(
+                "training.batch_eval_metrics",
+                "needs a function that sees one batch after the other",
+                "Name it as trainer.compute_metrics.",
+            )
+        ]
     if compute_metrics is not None and "compute_result" not in inspect.signature(compute_metrics).parameters:
         what = f"needs an argument `compute_result` with training.batch_eval_metrics ({job.trainer.compute_metrics})"
-        return [Problem("trainer.compute_metrics", what, "Add it: True says that the result of all batches is asked for.")]
+        return [
+            Problem("trainer.compute_metrics", what, "Add it: True says that the result of all batches is asked for.")
+        ]
     return []

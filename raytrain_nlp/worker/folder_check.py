@@ -1,4 +1,6 @@
-"""Does every node see the folder of the run, and the same one? Asked before the first step, where the answer costs nothing yet."""
+"""Does every node see the folder of the run, and the same one? Asked before the first step, where the answer costs
+nothing yet.
+"""
 
 from __future__ import annotations
 

@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Ray Train's `train_loop_per_worker`.
 
-    Returns `{"result": ...}`, or `{"error": ...}` for errors that all ranks see alike and that no restart can mend. Others are
-    raised, as other ranks may be waiting for this one; of one that would come again the workers that Ray starts next return it.
+    Returns `{"result": ...}`, or `{"error": ...}` for errors that all ranks see alike and that no restart can mend.
+    Others are raised, as other ranks may be waiting for this one; of one that would come again the workers that Ray
+    starts next return it.
     """
     return run_guarded(config["spec"], run_body)
 
@@ -51,14 +52,20 @@ def run_guarded(spec: Any, body: Callable[[Any, RunPaths, str], dict[str, Any]])
     paths, rank = RunPaths(spec.storage_path, spec.name), int(os.environ["RANK"])
     with errors_of_before(paths, rank):
         if (told := read_json(paths.failure)) and told["again"]:
-            return {"error": RunError(f"{told['error']} It would come again: mend it first. Logs of all ranks: {shown(paths.logs)}.")}
+            return {
+                "error": RunError(
+                    f"{told['error']} It would come again: mend it first. Logs of all ranks: {shown(paths.logs)}."
+                )
+            }
         if told := read_json(paths.feed_error):
             return {"error": RunError(told["error"])}
         _set_threads()
         return _run_logged(spec, paths, rank, body)
 
 
-def _run_logged(spec: Any, paths: RunPaths, rank: int, body: Callable[[Any, RunPaths, str], dict[str, Any]]) -> dict[str, Any]:
+def _run_logged(
+    spec: Any, paths: RunPaths, rank: int, body: Callable[[Any, RunPaths, str], dict[str, Any]]
+) -> dict[str, Any]:
     with rank_log(paths.logs, rank), scratch_folder() as scratch:
         try:
             return {"result": body(spec, paths, str(scratch))}
@@ -82,7 +89,9 @@ def _tell(failure: Failure, paths: RunPaths, rank: int) -> None:
     again = failure.again or told.get("ranks", {}).get(str(rank)) == mine
     if told.get("again"):  # another rank was first
         return
-    write_json(paths.failure, {"error": failure.error, "again": again, "ranks": {**told.get("ranks", {}), str(rank): mine}})
+    write_json(
+        paths.failure, {"error": failure.error, "again": again, "ranks": {**told.get("ranks", {}), str(rank): mine}}
+    )
     push(paths.failure)
 
 
@@ -94,7 +103,9 @@ def _set_threads() -> None:
         torch.set_num_threads(int(threads))
 
 
-def run_body(spec: WorkerSpec, paths: RunPaths, scratch: str, stop_asked: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+def run_body(
+    spec: WorkerSpec, paths: RunPaths, scratch: str, stop_asked: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
     """The run of one rank.
 
     Once `stop_asked` says so on any rank, all end before their next step, and the result is `{"stopped": True}`. With
@@ -110,7 +121,12 @@ def run_body(spec: WorkerSpec, paths: RunPaths, scratch: str, stop_asked: Callab
 
 
 def _run_rank(
-    spec: WorkerSpec, paths: RunPaths, scratch: str, stop_asked: Callable[[], bool], events: EventLog, flush: Callable[[], None]
+    spec: WorkerSpec,
+    paths: RunPaths,
+    scratch: str,
+    stop_asked: Callable[[], bool],
+    events: EventLog,
+    flush: Callable[[], None],
 ) -> dict[str, Any]:
     from raytrain_nlp.distributed.collectives import gather_objects
     from raytrain_nlp.distributed.consensus import Agreement
@@ -129,7 +145,11 @@ def _run_rank(
     checkpoint = commits.find(lambda line: events.write("notice", text=line))
     start = checkpoint.manifest.step if checkpoint else 0
     if checkpoint and checkpoint.manifest.versions != spec.versions:
-        events.write("notice", text=f"{checkpoint.path.name} was written with other versions: {_differences(checkpoint.manifest.versions, spec.versions)}.")
+        events.write(
+            "notice",
+            text=f"{checkpoint.path.name} was written with other versions: "
+            f"{_differences(checkpoint.manifest.versions, spec.versions)}.",
+        )
     _announce(events, start, world_size)
     events.write("phase", phase="imports")
     _load_libraries(job)
@@ -146,7 +166,13 @@ def _run_rank(
                 trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
             commits.finish()
         loaders[0].close()
-        result = {"stopped": True} if agreement.stopped else {"moved": True} if agreement.moving else _finish(trainer, job, paths, world_size, spec)
+        result = (
+            {"stopped": True}
+            if agreement.stopped
+            else {"moved": True}
+            if agreement.moving
+            else _finish(trainer, job, paths, world_size, spec)
+        )
         events.write("end", step=trainer.state.global_step, peak_memory=gather_objects(peak_memory()))
         return result
 
@@ -157,11 +183,17 @@ def _build_commits(paths: RunPaths, job: TrainJob, events: EventLog, rank: int, 
     def told(step: int, seconds: float) -> None:
         events.write("checkpoint", step=step, seconds=round(seconds, 3))
 
-    return build_commits(paths.checkpoints, rank, int(os.environ["WORLD_SIZE"]), job.arguments().get("save_total_limit"), told, flush)
+    return build_commits(
+        paths.checkpoints, rank, int(os.environ["WORLD_SIZE"]), job.arguments().get("save_total_limit"), told, flush
+    )
 
 
 def _differences(before: dict[str, str], now: dict[str, str]) -> str:
-    return ", ".join(f"{name} {before.get(name)} (now {now.get(name)})" for name in sorted({*before, *now}) if before.get(name) != now.get(name))
+    return ", ".join(
+        f"{name} {before.get(name)} (now {now.get(name)})"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    )
 
 
 def _announce(events: EventLog, start: int, world_size: int) -> None:
@@ -172,7 +204,9 @@ def _announce(events: EventLog, start: int, world_size: int) -> None:
 
 
 def _load_libraries(job: TrainJob) -> None:
-    """Before the feed's thread starts: two threads that import at the same time can find each other's modules half made."""
+    """Before the feed's thread starts: two threads that import at the same time can find each other's modules half
+    made.
+    """
     import ray.data  # noqa: F401
     import transformers  # noqa: F401
 
@@ -187,24 +221,40 @@ def _load_libraries(job: TrainJob) -> None:
 
 
 def _build_loaders(spec: WorkerSpec, job: TrainJob, start: int, world_size: int, rank: int, spread: int) -> Loaders:
-    """Training and evaluation; where fewer ranks evaluate than planned, each takes its part of a batch in so many parts."""
+    """Training and evaluation; where fewer ranks evaluate than planned, each takes its part of a batch in so many
+    parts.
+    """
     from raytrain_nlp.trainer.loader import EvalLoader, Share, TrainLoader
     from raytrain_nlp.trainer.user_rows import PlanRows
 
     common: Share = {"world_size": world_size, "rank": rank, "cpus": job.data.feed_cpus_per_worker}
     accumulation = job.gradient_accumulation_steps
     stop = spec.total_steps
-    if job.trainer.class_ or job.trainer.callbacks:  # which may end epochs early: what is left then lies further on in the plan
+    if (
+        job.trainer.class_ or job.trainer.callbacks
+    ):  # which may end epochs early: what is left then lies further on in the plan
         stop = -(-stop // spec.steps_per_epoch) * spec.steps_per_epoch
     train = TrainLoader(spec.train, spec.steps_per_epoch, start=start, stop=stop, accumulation=accumulation, **common)
     if spec.validation is None or spec.named_validations:
         steps = {name: Split(part).plan.steps_per_epoch for name, part in spec.named_validations.items()}
-        return train, {name: EvalLoader(part, PlanRows(part), steps=steps[name], accumulation=spread, **common) for name, part in spec.named_validations.items()}
-    return train, {"": EvalLoader(spec.validation, PlanRows(spec.validation), steps=spec.eval_steps, accumulation=spread, **common)}
+        return train, {
+            name: EvalLoader(part, PlanRows(part), steps=steps[name], accumulation=spread, **common)
+            for name, part in spec.named_validations.items()
+        }
+    return train, {
+        "": EvalLoader(spec.validation, PlanRows(spec.validation), steps=spec.eval_steps, accumulation=spread, **common)
+    }
 
 
 def _build_trainer(
-    spec: WorkerSpec, job: TrainJob, paths: RunPaths, events: EventLog, loaders: Loaders, scratch: str, agreement: Agreement, commits: Commits
+    spec: WorkerSpec,
+    job: TrainJob,
+    paths: RunPaths,
+    events: EventLog,
+    loaders: Loaders,
+    scratch: str,
+    agreement: Agreement,
+    commits: Commits,
 ) -> Any:
     import torch
     from transformers import PrinterCallback, set_seed
@@ -249,10 +299,21 @@ def _build_trainer(
     split = spec.train if isinstance(spec.train, SplitSpec) else spec.train.split
     context, train_rows = split.context, PlanRows(split) if split is spec.train else loaders[0].feed
     rows = RowsReader(job, spec.tokenizer_dir, tokenizer, context, Path(scratch), spec.code_folder, arguments)
-    feed = Feed(task, figures, rows, *loaders, checkpointer, agreement, getattr(job.task, "gather_for_generation", False), train_rows)
+    feed = Feed(
+        task,
+        figures,
+        rows,
+        *loaders,
+        checkpointer,
+        agreement,
+        getattr(job.task, "gather_for_generation", False),
+        train_rows,
+    )
     callbacks = build_callbacks(job, spec, events, paths.progress, arguments.process_index == 0)
     trainer = build_trainer(job, spec.code_folder, feed, model, arguments, tokenizer, callbacks)
-    trainer.optimizer_cls_and_kwargs = trainer.optimizer_cls_and_kwargs or find_cpu_adam(trainer, lambda line: events.write("notice", text=line))
+    trainer.optimizer_cls_and_kwargs = trainer.optimizer_cls_and_kwargs or find_cpu_adam(
+        trainer, lambda line: events.write("notice", text=line)
+    )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ClockCallback())
     if draws.modules:
@@ -283,10 +344,16 @@ def _finish(trainer: Any, job: TrainJob, paths: RunPaths, world_size: int, spec:
 
     generates = getattr(trainer.args, "predict_with_generate", False)
     state = trainer.state
-    step = state.best_global_step if trainer.args.load_best_model_at_end and state.best_model_checkpoint else state.global_step
+    step = (
+        state.best_global_step
+        if trainer.args.load_best_model_at_end and state.best_model_checkpoint
+        else state.global_step
+    )
     metrics: dict[str, float] = {}
     for entry in state.log_history:
-        if any(key.startswith("train_") for key in entry) or (entry["step"] == step and any(key.startswith("eval_") for key in entry)):
+        if any(key.startswith("train_") for key in entry) or (
+            entry["step"] == step and any(key.startswith("eval_") for key in entry)
+        ):
             metrics |= {key: value for key, value in entry.items() if key.startswith(("train_", "eval_"))}
     feed, generated = trainer._feed, []
     missing = {f"eval_{name}_loss" if name else "eval_loss" for name in feed.eval_loaders} - metrics.keys()

@@ -1,4 +1,6 @@
-"""An optimizer on the CPU beside a model on a GPU: DeepSpeed's own Adam where it can be compiled, and all the CPUs there are."""
+"""An optimizer on the CPU beside a model on a GPU: DeepSpeed's own Adam where it can be compiled, and all the CPUs
+there are.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +23,32 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 def offloads_optimizer(arguments: Any) -> bool:
     """Is the optimizer's state on the CPU, and the model on a GPU? `arguments`: the worker's `TrainingArguments`."""
     config = getattr(arguments, "hf_deepspeed_config", None)
-    return uses_gpu() and config is not None and config.get_value("zero_optimization.offload_optimizer.device", "none") == "cpu"
+    return (
+        uses_gpu()
+        and config is not None
+        and config.get_value("zero_optimization.offload_optimizer.device", "none") == "cpu"
+    )
 
 
 def find_cpu_adam(trainer: Any, say: Callable[[str], None]) -> tuple[type, dict[str, Any]] | None:
-    """DeepSpeed's `DeepSpeedCPUAdam` and its arguments; None where the job or the user's `Trainer` has another optimizer, or some rank cannot
-    compile it.
+    """DeepSpeed's `DeepSpeedCPUAdam` and its arguments; None where the job or the user's `Trainer` has another
+    optimizer, or some rank cannot compile it.
 
     Every rank must call it. `say` is given a line while it compiles, and one where it cannot.
     """
     arguments = trainer.args
-    if not offloads_optimizer(arguments) or str(getattr(arguments.optim, "value", arguments.optim)) not in _ADAM or arguments.optim_args:
+    if (
+        not offloads_optimizer(arguments)
+        or str(getattr(arguments.optim, "value", arguments.optim)) not in _ADAM
+        or arguments.optim_args
+    ):
         return None
     from transformers import Trainer
 
-    own = getattr(type(trainer), "get_optimizer_cls_and_kwargs", None) not in (None, Trainer.get_optimizer_cls_and_kwargs)
+    own = getattr(type(trainer), "get_optimizer_cls_and_kwargs", None) not in (
+        None,
+        Trainer.get_optimizer_cls_and_kwargs,
+    )
     if own or "optimizer" in arguments.hf_deepspeed_config.config:  # which DeepSpeed makes
         return None
     lacks = [text for text in gather_objects(missing_compiler()) if text]
@@ -48,7 +61,12 @@ def find_cpu_adam(trainer: Any, say: Callable[[str], None]) -> tuple[type, dict[
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
     betas = (arguments.adam_beta1, arguments.adam_beta2)
-    return DeepSpeedCPUAdam, {"lr": arguments.learning_rate, "betas": betas, "eps": arguments.adam_epsilon, "adamw_mode": True}
+    return DeepSpeedCPUAdam, {
+        "lr": arguments.learning_rate,
+        "betas": betas,
+        "eps": arguments.adam_epsilon,
+        "adamw_mode": True,
+    }
 
 
 def missing_compiler() -> str | None:

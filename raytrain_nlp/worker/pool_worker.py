@@ -1,12 +1,13 @@
-"""A worker that stays: one run after the other in one process, so that only the first pays for the process and its imports.
+"""A worker that stays: one run after the other in one process, so that only the first pays for the process and its
+imports.
 
     pool (the sweep's side) --spec--> mailbox --next--> each rank: run --finish--> mailbox --result--> pool
 
-After each run the process is as it was before: the environment, what libraries keep globally, memory. Where that cannot be
-trusted, after an error or when memory does not come back, the pool replaces its workers.
+After each run the process is as it was before: the environment, what libraries keep globally, memory. Where that cannot
+be trusted, after an error or when memory does not come back, the pool replaces its workers.
 
-The first rank waits for the word to stop in a thread of each run, which imports nothing. Where the mailbox is gone, so is the sweep;
-what else it meets is said once in the rank's log, and the run goes on to its end.
+The first rank waits for the word to stop in a thread of each run, which imports nothing. Where the mailbox is gone, so
+is the sweep; what else it meets is said once in the rank's log, and the run goes on to its end.
 """
 
 from __future__ import annotations
@@ -33,12 +34,20 @@ def run_pool_worker(config: dict[str, Any]) -> dict[str, Any]:
     """
     import ray
 
-    mailbox, pool, rank, world_size = config["mailbox"], config["pool"], int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    mailbox, pool, rank, world_size = (
+        config["mailbox"],
+        config["pool"],
+        int(os.environ["RANK"]),
+        int(os.environ["WORLD_SIZE"]),
+    )
     done = -1
     while (given := ray.get(mailbox.next.remote(pool, rank, done))) is not None:
         done, spec = given
         with _as_before():
-            result = run_guarded(spec, functools.partial(run_body, stop_asked=_listen(mailbox, pool, done) if rank == 0 else lambda: False))
+            result = run_guarded(
+                spec,
+                functools.partial(run_body, stop_asked=_listen(mailbox, pool, done) if rank == 0 else lambda: False),
+            )
         ray.get(mailbox.finish.remote(pool, done, rank, world_size, result, held_memory()))
     return {}
 
@@ -69,7 +78,11 @@ def _as_before() -> Iterator[None]:
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     reset_peak()
-    environment, threads, deterministic = dict(os.environ), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    environment, threads, deterministic = (
+        dict(os.environ),
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+    )
     try:
         yield
     finally:

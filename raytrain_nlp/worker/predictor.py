@@ -1,8 +1,10 @@
-"""Predictions in an actor of Ray Data: a chunk of rows in, the same rows with predictions out, written as one part file.
+"""Predictions in an actor of Ray Data: a chunk of rows in, the same rows with predictions out, written as one part
+file.
 
     pieces --read_chunks--> {part, table} --Predictor--> OUTPUT.parts/part-PIECE-CHUNK.arrow, one atomic write each
 
-A part is there as a whole or not at all, and its name says which rows it holds: whoever continues makes what is missing.
+A part is there as a whole or not at all, and its name says which rows it holds: whoever continues makes what is
+missing.
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ class PredictSpec:
 
 
 def read_chunks(item: dict[str, Any], spec: PredictSpec) -> Iterator[dict[str, Any]]:
-    """The rows of a piece in chunks of fixed size, but for the chunks that are done; rows that cannot be parsed are told beside them."""
+    """The rows of a piece in chunks of fixed size, but for the chunks that are done; rows that cannot be parsed are
+    told beside them.
+    """
     done, number = set(item["done"]), item["number"]
     rows = (row for row in read_rows(Piece(**item["piece"])) if isinstance(row, (Row, BadRow)))
     for chunk in itertools.count():
@@ -68,9 +72,16 @@ def read_chunks(item: dict[str, Any], spec: PredictSpec) -> Iterator[dict[str, A
         if not taken:
             return
         if part_name(number, chunk) not in done:
-            bad = [{"source": item["piece"]["path"], "line": row.line + 1, "reason": row.reason, "row": row.text} for row in taken if isinstance(row, BadRow)]
+            bad = [
+                {"source": item["piece"]["path"], "line": row.line + 1, "reason": row.reason, "row": row.text}
+                for row in taken
+                if isinstance(row, BadRow)
+            ]
             table = to_table([row.values for row in taken if isinstance(row, Row)])
-            yield {"part": part_name(number, chunk), "table": _packed(table.replace_schema_metadata({BAD: json.dumps(bad)}))}
+            yield {
+                "part": part_name(number, chunk),
+                "table": _packed(table.replace_schema_metadata({BAD: json.dumps(bad)})),
+            }
 
 
 class Predictor:
@@ -92,19 +103,29 @@ class Predictor:
         for folder in (spec.weights, job.model.name_or_path):
             if folder:
                 fetch_tree(Path(folder))
-        self._model = load_trained(Path(spec.weights), job.model, self._task, spec.labels, self._tokenizer).to(self._device).eval()
+        self._model = (
+            load_trained(Path(spec.weights), job.model, self._task, spec.labels, self._tokenizer)
+            .to(self._device)
+            .eval()
+        )
         self._preprocess = spec.preprocess.load() if spec.preprocess else None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         with told_plainly():
-            counts = [self._part(part, _unpacked(table)) for part, table in zip(batch["part"], batch["table"], strict=True)]
+            counts = [
+                self._part(part, _unpacked(table)) for part, table in zip(batch["part"], batch["table"], strict=True)
+            ]
         return {"part": list(batch["part"]), "rows": counts}
 
     def _part(self, name: str, table: pa.Table) -> int:
         rows = table.to_pylist()
         found, errors = self.predict(rows)
         columns = dict.fromkeys(key for row in found if row for key in row)
-        taken = [key for key in (*(columns or self._task.prediction_columns), ERROR) if f"{self._spec.prefix}{key}" in table.column_names]
+        taken = [
+            key
+            for key in (*(columns or self._task.prediction_columns), ERROR)
+            if f"{self._spec.prefix}{key}" in table.column_names
+        ]
         if taken:  # in a row behind those that were looked at before the start
             what = f"has a column '{self._spec.prefix}{taken[0]}' already, where predictions would go"
             raise InputError(Problem("--input", what, "Give the new ones a prefix, e.g. --prefix model_."))
@@ -131,19 +152,27 @@ class Predictor:
         order = np.argsort([-len(row) for row in tokens["input_ids"]], kind="stable")  # batches of rows of like length
         for start in range(0, len(order), self._spec.batch_rows):
             chosen = order[start : start + self._spec.batch_rows]
-            arrays = self._task.collate_inputs({key: [column[i] for i in chosen] for key, column in tokens.items()}, self._spec.context)
+            arrays = self._task.collate_inputs(
+                {key: [column[i] for i in chosen] for key, column in tokens.items()}, self._spec.context
+            )
             tensors = {key: torch.from_numpy(array).to(self._device, torch.int64) for key, array in arrays.items()}
             with torch.inference_mode():
-                results = list(self._task.predict(self._model, tensors, self._spec.labels, self._tokenizer, self._spec.generation))
+                results = list(
+                    self._task.predict(self._model, tensors, self._spec.labels, self._tokenizer, self._spec.generation)
+                )
             for i, result in zip(chosen, results, strict=True):
                 found[good[i]] = result
         return found, errors
 
     def _encoded(self, inputs: list[Any], errors: list[str | None]) -> Columns:
-        """Token columns of the rows without an error. One that the tokenizer or its template does not take gets its error here."""
+        """Token columns of the rows without an error. One that the tokenizer or its template does not take gets its
+        error here.
+        """
         good = [i for i, error in enumerate(errors) if error is None]
         try:
-            return self._task.encode_inputs([inputs[i] for i in good], self._tokenizer, self._spec.lengths) if good else {}
+            return (
+                self._task.encode_inputs([inputs[i] for i in good], self._tokenizer, self._spec.lengths) if good else {}
+            )
         except Exception:  # noqa: BLE001 - a template raises whatever it likes: each row by itself says which it was
             for i in good:
                 try:
@@ -151,7 +180,9 @@ class Predictor:
                 except Exception as error:  # noqa: BLE001
                     errors[i] = self._task.refusal(error)
             good = [i for i in good if errors[i] is None]
-            return self._task.encode_inputs([inputs[i] for i in good], self._tokenizer, self._spec.lengths) if good else {}
+            return (
+                self._task.encode_inputs([inputs[i] for i in good], self._tokenizer, self._spec.lengths) if good else {}
+            )
 
     def _checked(self, rows: list[dict[str, Any]]) -> tuple[list[Any], list[str | None]]:
         """Rows as the task reads them, and why one cannot be read."""

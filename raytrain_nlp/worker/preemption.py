@@ -1,8 +1,8 @@
 """Notice to leave: a node of these workers is being drained, or the driver has a better place for them.
 
-The first rank looks for it in a thread, so that asking costs a step nothing. All ranks then commit a checkpoint after the
-step they are in and end, and the driver starts workers that go on from it. What the thread meets is told as a notice of the
-run, once, and it goes on looking; it imports Ray alone, which the worker has loaded.
+The first rank looks for it in a thread, so that asking costs a step nothing. All ranks then commit a checkpoint after
+the step they are in and end, and the driver starts workers that go on from it. What the thread meets is told as a
+notice of the run, once, and it goes on looking; it imports Ray alone, which the worker has loaded.
 """
 
 from __future__ import annotations
@@ -49,7 +49,13 @@ def noticed(paths: RunPaths, events: EventLog, rank: int) -> Iterator[Callable[[
         return given.is_set()
 
     every_s = _POLL_S if remote_of(paths.run) is None else _REMOTE_POLL_S
-    with looking("notice", look, every_s, lambda reason: tell(f"notice to leave is not heard for now ({reason}); it is tried again."), join_s=0):
+    with looking(
+        "notice",
+        look,
+        every_s,
+        lambda reason: tell(f"notice to leave is not heard for now ({reason}); it is tried again."),
+        join_s=0,
+    ):
         yield given.is_set
 
 

@@ -9,7 +9,9 @@ _STEPS = 101
 
 
 class StepClock:
-    """The step a rank is in, since when, and what a step takes. Plain values: another thread may read them at any moment."""
+    """The step a rank is in, since when, and what a step takes. Plain values: another thread may read them at any
+    moment.
+    """
 
     def __init__(self) -> None:
         self.start(0)

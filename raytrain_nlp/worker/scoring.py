@@ -1,4 +1,6 @@
-"""Evaluation alone: the weights of a folder on the rows of one split, scored by the trainer that scores them while training."""
+"""Evaluation alone: the weights of a folder on the rows of one split, scored by the trainer that scores them while
+training.
+"""
 
 from __future__ import annotations
 
@@ -48,14 +50,20 @@ def _score(spec: ScoringSpec, paths: RunPaths, scratch: str) -> dict[str, Any]:
     for folder in (spec.weights, (spec.job.get("model") or {}).get("name_or_path")):
         if folder:
             fetch_tree(Path(folder))
-    EventLog(paths.events if rank == 0 else None).write("start", step=0, world_size=int(os.environ["WORLD_SIZE"]), pids=[os.getpid()])
+    EventLog(paths.events if rank == 0 else None).write(
+        "start", step=0, world_size=int(os.environ["WORLD_SIZE"]), pids=[os.getpid()]
+    )
     trainer, task = _build_trainer(spec, load_job(spec.job), paths, scratch)
     metrics = {key: value for key, value in trainer.evaluate().items() if key.startswith("eval_")}
     if not trainer._feed.scored:  # not the first rank
         return {"metrics": metrics}
     predictions, truth = trainer._feed.scored[""]
     if spec.keep_rows:
-        _write_rows(paths.run / SCORES, Split(spec.validation), task.score_rows(predictions, truth, spec.labels, trainer.processing_class))
+        _write_rows(
+            paths.run / SCORES,
+            Split(spec.validation),
+            task.score_rows(predictions, truth, spec.labels, trainer.processing_class),
+        )
         push(paths.run / SCORES)
     return {"metrics": metrics, "report": task.build_report(predictions, truth, spec.labels)}
 
@@ -81,12 +89,24 @@ def _build_trainer(spec: ScoringSpec, job: TrainJob, paths: RunPaths, scratch: s
     arguments, tokenizer = build_arguments(job, scratch, task.generates), load_tokenizer(spec.tokenizer_dir)
     set_seed(arguments.seed)
     figures = Figures(task, spec.labels, tokenizer, find_user_function(job, "compute_metrics", spec.code_folder))
-    where: Share = {"world_size": arguments.world_size, "rank": arguments.process_index, "cpus": job.data.feed_cpus_per_worker}
+    where: Share = {
+        "world_size": arguments.world_size,
+        "rank": arguments.process_index,
+        "cpus": job.data.feed_cpus_per_worker,
+    }
     loader = EvalLoader(spec.validation, PlanRows(spec.validation), steps=spec.eval_steps, **where)
     model = load_trained(Path(spec.weights), job.model, task, spec.labels, tokenizer)
     fit_generation(arguments, model.config)
-    rows = RowsReader(job, spec.tokenizer_dir, tokenizer, spec.validation.context, Path(scratch), spec.code_folder, arguments)
-    feed = Feed(task, figures, rows, eval_loaders={"": loader}, gather_for_generation=getattr(job.task, "gather_for_generation", False))
+    rows = RowsReader(
+        job, spec.tokenizer_dir, tokenizer, spec.validation.context, Path(scratch), spec.code_folder, arguments
+    )
+    feed = Feed(
+        task,
+        figures,
+        rows,
+        eval_loaders={"": loader},
+        gather_for_generation=getattr(job.task, "gather_for_generation", False),
+    )
     callbacks = [EvalProgress(paths.progress, spec.eval_steps)] if arguments.process_index == 0 else []
     trainer = build_trainer(job, spec.code_folder, feed, model, arguments, tokenizer, callbacks)
     trainer.remove_callback(PrinterCallback)
@@ -98,4 +118,6 @@ def _write_rows(path: Path, split: Split, rows: Any) -> None:
     with replacing(path) as file:
         for number, row in enumerate(rows):
             source, _, line = split.locate(number).rpartition(":")
-            file.write(json.dumps({"row": number, "source": source, "line": int(line), **row}, ensure_ascii=False) + "\n")
+            file.write(
+                json.dumps({"row": number, "source": source, "line": int(line), **row}, ensure_ascii=False) + "\n"
+            )

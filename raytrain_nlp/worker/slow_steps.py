@@ -1,9 +1,12 @@
 """A step that takes far longer than the others is told in one line: which rank is where.
 
-    each rank: a thread reads `CLOCK` -> step late: RUN/slow/rank-N.json {step, where} -> the first rank joins them to a notice
+    each rank: a thread reads `CLOCK` -> step late: RUN/slow/rank-N.json {step, where} -> the first rank joins them to a
+    notice
 
-The run's loop starts the thread and ends it (`watched`). It looks at the main thread's stack and needs nothing that is not
-loaded: no torch call, no collective, for those are what may hang. If it fails it says so once and ends; training goes on.
+The run's loop starts the thread and ends it (`watched`). It looks at the main thread's stack and needs nothing that is
+not
+loaded: no torch call, no collective, for those are what may hang. If it fails it says so once and ends; training goes
+    on.
 """
 
 from __future__ import annotations
@@ -35,7 +38,9 @@ _PAUSES = {"evaluate", "evaluation_loop", "_save_checkpoint", "_load_best_model"
 
 @contextlib.contextmanager
 def watched(model: Any, paths: RunPaths, events: EventLog, rank: int, world_size: int) -> Iterator[None]:
-    """While inside, a late step of this rank is told. `model`: what the main thread computes with, for the names of its modules."""
+    """While inside, a late step of this rank is told. `model`: what the main thread computes with, for the names of its
+    modules.
+    """
     over, main = threading.Event(), threading.get_ident()
     folder = paths.run / "slow"
 
@@ -56,7 +61,10 @@ def watched(model: Any, paths: RunPaths, events: EventLog, rank: int, world_size
                     write_json(mine, {"step": step, "where": _where(frames, names)})
                     push(mine)
                     if rank == 0 and not over.wait(_JOIN_S):
-                        places = [refetch(path) and read_json(path) for path in (folder / f"rank-{number}.json" for number in range(world_size))]
+                        places = [
+                            refetch(path) and read_json(path)
+                            for path in (folder / f"rank-{number}.json" for number in range(world_size))
+                        ]
                         events.write("notice", text=_line(step, elapsed, CLOCK.median, places))
                 del frames
         except Exception as error:  # noqa: BLE001 - it watches; what it cannot see does not end a run
@@ -88,7 +96,9 @@ def _stack(frame: FrameType | None) -> list[FrameType]:
 
 
 def _where(frames: list[FrameType], names: dict[int, str]) -> str:
-    """The module of the model that computes, what is done with it, and the innermost line that is not torch's or Python's."""
+    """The module of the model that computes, what is done with it, and the innermost line that is not torch's or
+    Python's.
+    """
     functions = {frame.f_code.co_name for frame in frames}
     doing = next((text for name, text in _DOING if name in functions), "")
     module = next((found for frame in reversed(frames) if (found := names.get(id(frame.f_locals.get("self"))))), None)
@@ -98,12 +108,19 @@ def _where(frames: list[FrameType], names: dict[int, str]) -> str:
 
 
 _DOING = (
-    ("get_batch_samples", "waiting for rows"), (UPDATE_FUNCTION, "update"), ("backward", "backward pass"), ("forward", "forward pass"),
-)  # fmt: skip
+    ("get_batch_samples", "waiting for rows"),
+    (UPDATE_FUNCTION, "update"),
+    ("backward", "backward pass"),
+    ("forward", "forward pass"),
+)
 """By a function on the stack; the first that is there (accelerate's backward of DeepSpeed holds the update)."""
 
 
 def _line(step: int, seconds: float, median: float | None, places: list[Any]) -> str:
     told = [place["where"] if place and place["step"] == step else "elsewhere" for place in places]
     usual = f"; others take {median:.2g} s" if median is not None else ""
-    return f"step {step} has taken {seconds:.0f} s so far{usual}. " + "; ".join(f"rank {rank}: {where}" for rank, where in enumerate(told)) + "."
+    return (
+        f"step {step} has taken {seconds:.0f} s so far{usual}. "
+        + "; ".join(f"rank {rank}: {where}" for rank, where in enumerate(told))
+        + "."
+    )

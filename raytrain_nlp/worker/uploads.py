@@ -1,4 +1,6 @@
-"""What a rank sends back where nodes share no folder: the first one's events and progress while it runs, everybody's log at the end."""
+"""What a rank sends back where nodes share no folder: the first one's events and progress while it runs, everybody's
+log at the end.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from raytrain_nlp.tracking.events import EventLog
 
 @contextlib.contextmanager
 def event_log(paths: RunPaths, driver: int, rank: int) -> Iterator[tuple[EventLog, Callable[[], None]]]:
-    """The log of the first rank, which drops everything on the others; and what waits until its events are where the driver finds them.
+    """The log of the first rank, which drops everything on the others; and what waits until its events are where the
+    driver finds them.
 
     In object storage each start of the first rank has an object of its own, which grows; the driver joins them.
     """
@@ -37,7 +40,9 @@ def event_log(paths: RunPaths, driver: int, rank: int) -> Iterator[tuple[EventLo
 
 @contextlib.contextmanager
 def errors_of_before(paths: RunPaths, rank: int) -> Iterator[None]:
-    """While inside this node keeps copies of the run; at first of what ranks before this one said of their end, at last its log is sent."""
+    """While inside this node keeps copies of the run; at first of what ranks before this one said of their end, at last
+    its log is sent.
+    """
     with locations.in_use(paths.run):
         if locations.remote_of(paths.run):
             for file in (paths.failure, paths.feed_error, paths.logs / f"rank-{rank}.log"):

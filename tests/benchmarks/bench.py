@@ -23,21 +23,40 @@ from process import Child, Finished
 
 PEER = Path(__file__).with_name("peer.py")
 MODEL = {
-    "model_type": "bert", "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024,
-    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-}  # fmt: skip
+    "model_type": "bert",
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 1024,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
 # DeepSpeed ZeRO-3 as Hugging Face documents it; "auto" is filled from the arguments. On CPU nothing can overlap, and
 # torch's own Adam needs no compiler.
 PEER_ZERO3 = {
     "zero_optimization": {
-        "stage": 3, "overlap_comm": False, "contiguous_gradients": True, "sub_group_size": 1e9, "reduce_bucket_size": "auto",
-        "stage3_prefetch_bucket_size": "auto", "stage3_param_persistence_threshold": "auto", "stage3_max_live_parameters": 1e9,
-        "stage3_max_reuse_distance": 1e9, "stage3_gather_16bit_weights_on_model_save": True,
+        "stage": 3,
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+        "sub_group_size": 1e9,
+        "reduce_bucket_size": "auto",
+        "stage3_prefetch_bucket_size": "auto",
+        "stage3_param_persistence_threshold": "auto",
+        "stage3_max_live_parameters": 1e9,
+        "stage3_max_reuse_distance": 1e9,
+        "stage3_gather_16bit_weights_on_model_save": True,
     },
-    "bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}, "gradient_accumulation_steps": "auto", "gradient_clipping": "auto",
-    "train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto", "steps_per_print": 10**9, "wall_clock_breakdown": False,
-    "zero_force_ds_cpu_optimizer": False, "zero_allow_untested_optimizer": True,
-}  # fmt: skip
+    "bf16": {"enabled": "auto"},
+    "fp16": {"enabled": "auto"},
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "steps_per_print": 10**9,
+    "wall_clock_breakdown": False,
+    "zero_force_ds_cpu_optimizer": False,
+    "zero_allow_untested_optimizer": True,
+}
 
 
 def build_parser(doc: str, steps: int | None, repeat: int = 3) -> argparse.ArgumentParser:
@@ -46,10 +65,18 @@ def build_parser(doc: str, steps: int | None, repeat: int = 3) -> argparse.Argum
     parser.add_argument("--tokenizer", required=True, type=Path, help="folder of bert-base-uncased's tokenizer")
     if steps is not None:
         parser.add_argument("--steps", type=int, default=steps, help="optimizer updates of a run (default %(default)s)")
-    parser.add_argument("--repeat", type=int, default=repeat, help="repetitions; medians are reported (default %(default)s)")
+    parser.add_argument(
+        "--repeat", type=int, default=repeat, help="repetitions; medians are reported (default %(default)s)"
+    )
     parser.add_argument("--workers", type=int, default=2, help="worker processes on either side (default %(default)s)")
     parser.add_argument("--batch", type=int, default=8, help="rows of a worker's batch (default %(default)s)")
-    parser.add_argument("--model-config", type=json.loads, default=MODEL, metavar="JSON", help="model config (default: a BERT of 4 layers, hidden 256)")
+    parser.add_argument(
+        "--model-config",
+        type=json.loads,
+        default=MODEL,
+        metavar="JSON",
+        help="model config (default: a BERT of 4 layers, hidden 256)",
+    )
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure here")
     parser.add_argument("--workdir", type=Path, help="keep all files of all runs here (default: a temporary folder)")
@@ -79,7 +106,8 @@ def mrpc() -> Path:
 
 
 def cadence(steps: int) -> tuple[int, int]:
-    """Logging interval and warm-up steps left out of rates: 10 and two fifths of the steps, less in runs of a few steps.
+    """Logging interval and warm-up steps left out of rates: 10 and two fifths of the steps, less in runs of a few
+    steps.
 
     Both sides still load libraries in the first 20 to 30 steps: their tracker, ours and Ray's processes.
     """
@@ -90,7 +118,15 @@ def cadence(steps: int) -> tuple[int, int]:
 # Our side
 
 
-def build_job(args: argparse.Namespace, folder: Path, name: str, train: Path, text_columns: list[str], zero_stage: int, **sections: Any) -> dict[str, Any]:
+def build_job(
+    args: argparse.Namespace,
+    folder: Path,
+    name: str,
+    train: Path,
+    text_columns: list[str],
+    zero_stage: int,
+    **sections: Any,
+) -> dict[str, Any]:
     """A job of ours that trains `args.steps` steps and saves nothing; the keys of `sections` replace or extend it."""
     job: dict[str, Any] = {
         "name": name,
@@ -129,36 +165,66 @@ def read_events(run_dir: str | Path) -> list[dict[str, Any]]:
 
 def loss_logs(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The log events of training: step, time in ms, and their figures."""
-    return [{"step": event["step"], "time": event["time"], **event["metrics"]} for event in events if event["kind"] == "log" and "loss" in event["metrics"]]
+    return [
+        {"step": event["step"], "time": event["time"], **event["metrics"]}
+        for event in events
+        if event["kind"] == "log" and "loss" in event["metrics"]
+    ]
 
 
 # The peer's side
 
 
 def run_peer(
-    args: argparse.Namespace, folder: Path, train: Path, text_columns: list[str] | None, zero_stage: int, script: Path = PEER, **flags: Any
+    args: argparse.Namespace,
+    folder: Path,
+    train: Path,
+    text_columns: list[str] | None,
+    zero_stage: int,
+    script: Path = PEER,
+    **flags: Any,
 ) -> Finished:
     """Plain Hugging Face `Trainer` under torchrun, same arguments as `build_job`; further flags as keywords.
 
-    `average_tokens_across_devices`, on by default, would multiply the loss of a model that ignores `num_items_in_batch`, as
-    BERT's classifier does, by the number of processes (transformers 5.23). Without it the loss is the true one, and the
-    peer saves a collective a step.
+    `average_tokens_across_devices`, on by default, would multiply the loss of a model that ignores
+    `num_items_in_batch`, as BERT's classifier does, by the number of processes (transformers 5.23). Without it the loss
+    is the true one, and the peer saves a collective a step.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    classifier = {"model": args.tokenizer.resolve(), "text_columns": text_columns, "max_length": 128} if script == PEER else {}
+    classifier = (
+        {"model": args.tokenizer.resolve(), "text_columns": text_columns, "max_length": 128} if script == PEER else {}
+    )
     values = {
-        **classifier, "config": json.dumps(args.model_config), "train": train,
-        "output_dir": folder / "out", "seed": args.seed, "learning_rate": 5e-5, "per_device_train_batch_size": args.batch, "max_steps": args.steps,
-        "logging_steps": cadence(args.steps)[0], "save_strategy": "no", "use_cpu": True,
-        "average_tokens_across_devices": False, **flags,
-    }  # fmt: skip
+        **classifier,
+        "config": json.dumps(args.model_config),
+        "train": train,
+        "output_dir": folder / "out",
+        "seed": args.seed,
+        "learning_rate": 5e-5,
+        "per_device_train_batch_size": args.batch,
+        "max_steps": args.steps,
+        "logging_steps": cadence(args.steps)[0],
+        "save_strategy": "no",
+        "use_cpu": True,
+        "average_tokens_across_devices": False,
+        **flags,
+    }
     if zero_stage:
         values["deepspeed"] = folder / "zero3.json"
         values["deepspeed"].write_text(json.dumps(PEER_ZERO3), encoding="utf-8")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(args.workers), "--master-port", str(port), str(script)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        str(args.workers),
+        "--master-port",
+        str(port),
+        str(script),
+    ]
     for key, value in values.items():
         command += [f"--{key}", *(str(part) for part in (value if isinstance(value, list) else [value]))]
     return Child(command).finish()
@@ -168,8 +234,18 @@ def run_peer(
 
 
 def write_rows(path: Path, count: int, seed: int) -> Path:
-    """Generated rows: words of MRPC, lengths log-normal with median 28 words; the first rows are the same for any count."""
-    words = np.array(sorted({word for line in mrpc().read_text(encoding="utf-8").splitlines() for word in json.loads(line)["sentence1"].split()}))
+    """Generated rows: words of MRPC, lengths log-normal with median 28 words; the first rows are the same for any
+    count.
+    """
+    words = np.array(
+        sorted(
+            {
+                word
+                for line in mrpc().read_text(encoding="utf-8").splitlines()
+                for word in json.loads(line)["sentence1"].split()
+            }
+        )
+    )
     draw = np.random.default_rng(seed)
     with path.open("w", encoding="utf-8") as file:
         for _ in range(count):

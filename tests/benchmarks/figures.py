@@ -51,7 +51,11 @@ def print_table(title: str, header: list[str], rows: list[list[Any]]) -> None:
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     print(f"\n{title}")
     for row in cells:
-        print("  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))).rstrip())
+        print(
+            "  ".join(
+                cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))
+            ).rstrip()
+        )
 
 
 def write_report(args: argparse.Namespace, summary: dict[str, Any], runs: list[dict[str, Any]]) -> None:
@@ -60,8 +64,17 @@ def write_report(args: argparse.Namespace, summary: dict[str, Any], runs: list[d
         return
     packages = ("torch", "transformers", "deepspeed", "ray", "raytrain-nlp")
     settings = {key: value for key, value in vars(args).items() if not isinstance(value, Path)}
-    machine = {"cpus": os.cpu_count(), "python": sys.version.split()[0], "versions": {name: version(name) for name in packages}}
-    about = {"benchmark": Path(sys.argv[0]).stem, "date": time.strftime("%Y-%m-%d"), "settings": settings, "machine": machine}
+    machine = {
+        "cpus": os.cpu_count(),
+        "python": sys.version.split()[0],
+        "versions": {name: version(name) for name in packages},
+    }
+    about = {
+        "benchmark": Path(sys.argv[0]).stem,
+        "date": time.strftime("%Y-%m-%d"),
+        "settings": settings,
+        "machine": machine,
+    }
     report = {**about, "summary": summary, "runs": runs}
     args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     say(f"wrote {args.json.name}")

@@ -4,8 +4,8 @@
 
 Twice a second the proportional set size (Pss) of the driver and all its descendants, Ray's own among them, is read from
 /proc: shared pages, the object store's too, are counted once in the sum. `private` leaves out mapped files (libraries,
-token shards), which the kernel can drop at any time. Same number of steps for both sizes; every run prepares its tokens in
-a fresh storage path, on the cluster where the data are larger than the driver prepares itself. Linux only.
+token shards), which the kernel can drop at any time. Same number of steps for both sizes; every run prepares its tokens
+in a fresh storage path, on the cluster where the data are larger than the driver prepares itself. Linux only.
 """
 
 from __future__ import annotations
@@ -26,9 +26,16 @@ MB = 1 / 1024
 
 def main() -> None:
     parser = bench.build_parser(__doc__, steps=60)
-    parser.add_argument("--rows", type=int, default=20_000, help="rows of the small data; the large ones have ten times as many (default %(default)s)")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=20_000,
+        help="rows of the small data; the large ones have ten times as many (default %(default)s)",
+    )
     parser.add_argument("--zero-stage", type=int, default=3, choices=[0, 3])
-    parser.add_argument("--interval", type=float, default=0.5, metavar="S", help="seconds between samples (default %(default)s)")
+    parser.add_argument(
+        "--interval", type=float, default=0.5, metavar="S", help="seconds between samples (default %(default)s)"
+    )
     args = parser.parse_args()
     runs: list[dict[str, Any]] = []
     with bench.work_folder(args) as folder:
@@ -41,7 +48,10 @@ def main() -> None:
                 run = measure(args, folder, rows, repetition)
                 runs.append(run)
                 peak = figures.shown(run["peak_mb"]["total"], 0)
-                figures.say(f"repetition {repetition + 1}/{args.repeat}, {rows:,} rows: {peak} MB at most ({run['seconds']:.0f} s, {run['samples']} samples)")
+                figures.say(
+                    f"repetition {repetition + 1}/{args.repeat}, {rows:,} rows: {peak} MB at most "
+                    f"({run['seconds']:.0f} s, {run['samples']} samples)"
+                )
     report(args, runs)
 
 
@@ -76,7 +86,9 @@ class Sampler(threading.Thread):
 
 
 def measure(args: argparse.Namespace, folder: Path, rows: int, repetition: int) -> dict[str, Any]:
-    job = bench.build_job(args, folder / f"runs-{rows}-{repetition}", "memory", folder / f"{rows}.jsonl", ["text"], args.zero_stage)
+    job = bench.build_job(
+        args, folder / f"runs-{rows}-{repetition}", "memory", folder / f"{rows}.jsonl", ["text"], args.zero_stage
+    )
     child = bench.start_ours(job)
     sampler = Sampler(child, args.interval)
     sampler.start()
@@ -88,13 +100,20 @@ def measure(args: argparse.Namespace, folder: Path, rows: int, repetition: int) 
     roles = {child.pid: "driver", **{pid: f"worker {rank}" for rank, pid in enumerate(pids)}}
     peak = peaks(sampler, roles, entered)
     return {
-        "rows": rows, "repetition": repetition, "seconds": finished.seconds, "load_before": finished.load, "samples": len(sampler.samples),
-        "tokenized_rows": finished.output["tokenized_rows"], "peak_mb": peak,
-    }  # fmt: skip
+        "rows": rows,
+        "repetition": repetition,
+        "seconds": finished.seconds,
+        "load_before": finished.load,
+        "samples": len(sampler.samples),
+        "tokenized_rows": finished.output["tokenized_rows"],
+        "peak_mb": peak,
+    }
 
 
 def peaks(sampler: Sampler, roles: dict[int, str], entered: float) -> dict[str, float]:
-    """Largest sums of samples: of all processes, before and after the workers' loop was entered, and of each kind of process."""
+    """Largest sums of samples: of all processes, before and after the workers' loop was entered, and of each kind of
+    process.
+    """
     found: dict[str, float] = {}
 
     def keep(name: str, value: float) -> None:
@@ -118,17 +137,28 @@ def peaks(sampler: Sampler, roles: dict[int, str], entered: float) -> dict[str, 
 
 def report(args: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
     small, large = ([run for run in runs if run["rows"] == rows] for rows in (args.rows, args.rows * 10))
-    names = sorted({name for run in runs for name in run["peak_mb"]}, key=lambda name: (not name.startswith("total"), name.startswith("other"), name))
+    names = sorted(
+        {name for run in runs for name in run["peak_mb"]},
+        key=lambda name: (not name.startswith("total"), name.startswith("other"), name),
+    )
     table, summary = [], {}
     for name in names:
         of = {side: [run["peak_mb"].get(name) for run in found] for side, found in (("n", small), ("10n", large))}
         low, high = figures.median(of["n"]), figures.median(of["10n"])
         growth = None if low is None or high is None else (high / low - 1) * 100
-        summary[name] = {"n_mb": low, "10n_mb": high, "growth_percent": growth, "n_runs": of["n"], "10n_runs": of["10n"]}
+        summary[name] = {
+            "n_mb": low,
+            "10n_mb": high,
+            "growth_percent": growth,
+            "n_runs": of["n"],
+            "10n_runs": of["10n"],
+        }
         each = " / ".join(" ".join(figures.shown(value, 0) for value in of[side]) for side in of)
         table.append([name, figures.shown(low, 0), figures.shown(high, 0), figures.shown(growth, 1), each])
     header = ["peak of", f"{args.rows:,} rows MB", f"{args.rows * 10:,} rows MB", "growth %", "each run"]
-    title = f"memory (Pss), {args.steps} steps, ZeRO {args.zero_stage}, {args.workers} workers, medians of {args.repeat}"
+    title = (
+        f"memory (Pss), {args.steps} steps, ZeRO {args.zero_stage}, {args.workers} workers, medians of {args.repeat}"
+    )
     figures.print_table(title, header, table)
     figures.write_report(args, summary, runs)
 

@@ -1,10 +1,11 @@
 """Do uploads hold training up? Steps of a run in a slow, failing object storage against the same run in a folder.
 
-    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/object_storage.py --tokenizer TOKENIZERS/bert-base-uncased --json object_storage.json
+    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/object_storage.py --tokenizer TOKENIZERS/bert-base-uncased --json
+    object_storage.json
 
-MRPC with a BERT from scratch, 2 workers, ZeRO 3, a checkpoint every 40 of 120 steps. The S3 server (moto, on the same cores) answers
-after 2 s and lets one write in five fail. The two runs take turns. A step is the mean from the warm-up to the last step, the writing
-of checkpoints included. Both must end with the same weights.
+MRPC with a BERT from scratch, 2 workers, ZeRO 3, a checkpoint every 40 of 120 steps. The S3 server (moto, on the same
+cores) answers after 2 s and lets one write in five fail. The two runs take turns. A step is the mean from the warm-up
+to the last step, the writing of checkpoints included. Both must end with the same weights.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import bench
 import figures
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from object_store import ObjectStore, free_port, serving  # noqa: E402
+from object_store import ObjectStore, free_port, serving
 
 SAVES = 3
 
@@ -38,7 +39,10 @@ def main() -> None:
         for repetition in range(args.repeat):
             for where in ("folder", "s3") if repetition % 2 == 0 else ("s3", "folder"):
                 runs.append(measure(args, folder, store, where, repetition))
-                figures.say(f"{where}: {runs[-1]['step_s']:.3f} s a step, {runs[-1]['seconds']:.0f} s in all, {runs[-1]['failed_writes']} writes failed")
+                figures.say(
+                    f"{where}: {runs[-1]['step_s']:.3f} s a step, {runs[-1]['seconds']:.0f} s in all, "
+                    f"{runs[-1]['failed_writes']} writes failed"
+                )
     if len({run["weights"] for run in runs}) > 1:
         sys.exit("error: the weights differ.")
     report(args, runs)
@@ -46,7 +50,9 @@ def main() -> None:
 
 def measure(args: argparse.Namespace, folder: Path, store: ObjectStore, where: str, repetition: int) -> dict[str, Any]:
     saves = {"save_strategy": "steps", "save_steps": args.steps // SAVES}
-    job = bench.build_job(args, folder / "runs", f"{where}-{repetition}", bench.mrpc(), ["sentence1", "sentence2"], 3, checkpoint=saves)
+    job = bench.build_job(
+        args, folder / "runs", f"{where}-{repetition}", bench.mrpc(), ["sentence1", "sentence2"], 3, checkpoint=saves
+    )
     flags = ("--set", "storage_path=s3://bucket/runs") if where == "s3" else ()
     before = store.requests()["failed"]
     store.behave(args.delay, args.failing)
@@ -58,20 +64,32 @@ def measure(args: argparse.Namespace, folder: Path, store: ObjectStore, where: s
         events = [json.loads(line) for line in objects[f"runs/{job['name']}/events.jsonl"].splitlines()]
         weights = objects[f"runs/{job['name']}/model/model.safetensors"]
     else:
-        events, weights = bench.read_events(finished.output["run_dir"]), (Path(finished.output["model_dir"]) / "model.safetensors").read_bytes()
+        events, weights = (
+            bench.read_events(finished.output["run_dir"]),
+            (Path(finished.output["model_dir"]) / "model.safetensors").read_bytes(),
+        )
     rate = figures.steady_rate(bench.loss_logs(events), 1, bench.cadence(args.steps)[1])
     commits = [event["seconds"] for event in events if event["kind"] == "checkpoint"]
     return {
-        "where": where, "step_s": 1 / rate, "seconds": finished.seconds, "commit_s": statistics.median(commits), "failed_writes": failed,
-        "weights": hashlib.sha256(weights).hexdigest(), "load_before": finished.load,
-    }  # fmt: skip
+        "where": where,
+        "step_s": 1 / rate,
+        "seconds": finished.seconds,
+        "commit_s": statistics.median(commits),
+        "failed_writes": failed,
+        "weights": hashlib.sha256(weights).hexdigest(),
+        "load_before": finished.load,
+    }
 
 
 def report(args: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
-    median = {where: statistics.median(run["step_s"] for run in runs if run["where"] == where) for where in ("folder", "s3")}
+    median = {
+        where: statistics.median(run["step_s"] for run in runs if run["where"] == where) for where in ("folder", "s3")
+    }
     names = ("step_s", "seconds", "commit_s", "failed_writes")
     rows = [[run["where"], *(figures.shown(run[name], 3) for name in names)] for run in runs]
-    figures.print_table("a step, the whole process, from a checkpoint's begin to its commit: seconds", ["run", *names], rows)
+    figures.print_table(
+        "a step, the whole process, from a checkpoint's begin to its commit: seconds", ["run", *names], rows
+    )
     figures.write_report(args, {"step_ratio": median["s3"] / median["folder"]}, runs)
 
 

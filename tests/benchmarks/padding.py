@@ -1,11 +1,11 @@
 """What length bucketing is worth: rows a second on MRPC, our default batching against the peer's two ways to pad.
 
-    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/padding.py --tokenizer TOKENIZERS/bert-base-uncased --json padding.json
+    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/padding.py --tokenizer TOKENIZERS/bert-base-uncased --json
+    padding.json
 
-`max_length` is the default of Hugging Face's example script (every row padded to 128), `longest` its dynamic padding, both
-with batches in random order. Same model, batch size (32 a worker, as in the README of that script), number of steps and
-processes, plain DDP. Rates leave out the first
-10 steps; the padding share is that of the first rank.
+`max_length` is the default of Hugging Face's example script (every row padded to 128), `longest` its dynamic padding,
+both with batches in random order. Same model, batch size (32 a worker, as in the README of that script), number of
+steps and processes, plain DDP. Rates leave out the first 10 steps; the padding share is that of the first rank.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def main() -> None:
                 run = measure(args, folder, side, repetition)
                 runs.append(run)
                 rate = figures.shown(run["samples_per_second"])
-                figures.say(f"repetition {repetition + 1}/{args.repeat}, {side}: {rate} rows/s ({run['seconds']:.0f} s)")
+                figures.say(
+                    f"repetition {repetition + 1}/{args.repeat}, {side}: {rate} rows/s ({run['seconds']:.0f} s)"
+                )
     report(args, runs)
 
 
@@ -60,11 +62,18 @@ def report(args: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
     for side in SIDES:
         share = figures.median([run["padding_share"] for run in runs if run["side"] == side])
         times = figures.ratio(figures.median(rates["ours"]), figures.median(rates[side]))
-        summary[side] = {"samples_per_second": figures.median(rates[side]), "ours_over_this": times, "padding_share": share, "runs": rates[side]}
+        summary[side] = {
+            "samples_per_second": figures.median(rates[side]),
+            "ours_over_this": times,
+            "padding_share": share,
+            "runs": rates[side],
+        }
         each = " ".join(figures.shown(rate, 1) for rate in rates[side])
         table.append([names[side], summary[side]["samples_per_second"], times, share, each])
     header = ["", "rows/s", "ours/this", "padding share", "each run"]
-    figures.print_table(f"MRPC, {args.workers} workers x batch {args.batch}, plain DDP, medians of {args.repeat}", header, table)
+    figures.print_table(
+        f"MRPC, {args.workers} workers x batch {args.batch}, plain DDP, medians of {args.repeat}", header, table
+    )
     figures.write_report(args, summary, runs)
 
 

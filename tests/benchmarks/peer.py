@@ -1,4 +1,5 @@
-"""The peer: plain Hugging Face `Trainer` on the same model, rows and hyper-parameters, in the manner of the public example script.
+"""The peer: plain Hugging Face `Trainer` on the same model, rows and hyper-parameters, in the manner of the public
+example script.
 
     torchrun --nproc-per-node 2 tests/benchmarks/peer.py --model DIR --train a.jsonl --validation b.jsonl \
         --text_columns sentence1 sentence2 --output_dir OUT --learning_rate 1e-4 ...
@@ -35,15 +36,23 @@ from transformers import (
 @dataclass
 class PeerArguments:
     model: str = field(default="", metadata={"help": "folder of a pretrained model"})
-    config: str | None = field(default=None, metadata={"help": "JSON of a model config: build from scratch, tokenizer from --model"})
+    config: str | None = field(
+        default=None, metadata={"help": "JSON of a model config: build from scratch, tokenizer from --model"}
+    )
     train: str = ""
     validation: str | None = None
     text_columns: list[str] = field(default_factory=lambda: ["text"])
     label_column: str = "label"
     max_length: int = 128
-    padding: str = field(default="longest", metadata={"help": "longest (dynamic) or max_length (the example script's default)"})
-    batches: str | None = field(default=None, metadata={"help": "JSON list of global batches (row numbers): train on exactly these"})
-    loss_file: str | None = field(default=None, metadata={"help": "write the logged losses here; with --logging_steps 1 that of every step"})
+    padding: str = field(
+        default="longest", metadata={"help": "longest (dynamic) or max_length (the example script's default)"}
+    )
+    batches: str | None = field(
+        default=None, metadata={"help": "JSON list of global batches (row numbers): train on exactly these"}
+    )
+    loss_file: str | None = field(
+        default=None, metadata={"help": "write the logged losses here; with --logging_steps 1 that of every step"}
+    )
 
 
 class Recorder(TrainerCallback):
@@ -87,7 +96,9 @@ class CountingCollator(DataCollatorWithPadding):
 
 
 def join_deepspeed() -> None:
-    """What any run of DeepSpeed on CPU needs; without the first two lines it would run g++ for over a minute, on either side."""
+    """What any run of DeepSpeed on CPU needs; without the first two lines it would run g++ for over a minute, on either
+    side.
+    """
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -98,8 +109,16 @@ def load_rows(path: str, peer: PeerArguments, tokenizer: Any, names: list[str]) 
     with open(path, encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     texts = [[str(row[column]) for row in rows] for column in peer.text_columns]
-    encoded = tokenizer(*texts, truncation=True, max_length=peer.max_length, padding="max_length" if peer.padding == "max_length" else False)
-    return [{**{key: encoded[key][i] for key in encoded}, "label": names.index(str(row[peer.label_column]))} for i, row in enumerate(rows)]
+    encoded = tokenizer(
+        *texts,
+        truncation=True,
+        max_length=peer.max_length,
+        padding="max_length" if peer.padding == "max_length" else False,
+    )
+    return [
+        {**{key: encoded[key][i] for key in encoded}, "label": names.index(str(row[peer.label_column]))}
+        for i, row in enumerate(rows)
+    ]
 
 
 def label_names(peer: PeerArguments) -> list[str]:
@@ -108,7 +127,9 @@ def label_names(peer: PeerArguments) -> list[str]:
 
 
 def reorder(rows: list[dict[str, Any]], file: str) -> list[dict[str, Any]]:
-    """Rows in the order of the given global batches: a sequential sampler then gives exactly these, each rank its slice."""
+    """Rows in the order of the given global batches: a sequential sampler then gives exactly these, each rank its
+    slice.
+    """
     with open(file, encoding="utf-8") as batches:
         return [rows[row] for batch in json.load(batches) for row in batch]
 
@@ -116,21 +137,31 @@ def reorder(rows: list[dict[str, Any]], file: str) -> list[dict[str, Any]]:
 def build_model(peer: PeerArguments, tokenizer: Any, num_labels: int) -> Any:
     if not peer.config:
         return AutoModelForSequenceClassification.from_pretrained(peer.model, num_labels=num_labels)
-    values = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **json.loads(peer.config), "num_labels": num_labels}
+    values = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        **json.loads(peer.config),
+        "num_labels": num_labels,
+    }
     return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(values.pop("model_type"), **values))
 
 
 def compute_metrics(prediction: Any) -> dict[str, float]:
     best = np.argmax(prediction.predictions, axis=-1)
     average = "binary" if prediction.predictions.shape[-1] == 2 else "macro"
-    return {"accuracy": accuracy_score(prediction.label_ids, best), "f1": f1_score(prediction.label_ids, best, average=average)}
+    return {
+        "accuracy": accuracy_score(prediction.label_ids, best),
+        "f1": f1_score(prediction.label_ids, best, average=average),
+    }
 
 
 def report(trainer: Trainer, recorder: Recorder, collator: CountingCollator) -> dict[str, Any]:
     return {
         "steps": recorder.steps,
         "logs": recorder.logs,
-        "rows_per_step": trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps * trainer.args.world_size,
+        "rows_per_step": trainer.args.train_batch_size
+        * trainer.args.gradient_accumulation_steps
+        * trainer.args.world_size,
         "world_size": trainer.args.world_size,
         "padding_share": 1 - collator.tokens / max(collator.padded, 1),
         "marks": recorder.marks,

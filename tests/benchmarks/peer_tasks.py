@@ -1,11 +1,13 @@
-"""The peer of the other tasks: plain Hugging Face `Trainer` in the manner of run_clm.py, run_mlm.py, run_summarization.py,
-run_translation.py and run_glue.py (regression), and TRL's prompts and completions.
+"""The peer of the other tasks: plain Hugging Face `Trainer` in the manner of run_clm.py, run_mlm.py,
+run_summarization.py, run_translation.py and run_glue.py (regression), and TRL's prompts and completions.
 
-    torchrun --nproc-per-node 2 tests/benchmarks/peer_tasks.py --kind translation --model DIR --train a.jsonl --output_dir OUT ...
-    python tests/benchmarks/peer_tasks.py --kind translation --model OUT --validation b.jsonl --score 1 --output_dir TMP
+    torchrun --nproc-per-node 2 tests/benchmarks/peer_tasks.py --kind translation --model DIR --train a.jsonl
+    --output_dir OUT ... python tests/benchmarks/peer_tasks.py --kind translation --model OUT --validation b.jsonl
+    --score 1 --output_dir TMP
 
-With `--score 1` nothing is trained: a model of either side is evaluated, by one and the same code. Every other flag is a
-`Seq2SeqTrainingArguments` field. The last line of standard output is one JSON object. Nothing of `raytrain_nlp` is imported.
+With `--score 1` nothing is trained: a model of either side is evaluated, by one and the same code. Every other flag is
+a `Seq2SeqTrainingArguments` field. The last line of standard output is one JSON object. Nothing of `raytrain_nlp` is
+imported.
 """
 
 from __future__ import annotations
@@ -19,14 +21,26 @@ import numpy as np
 import torch
 import transformers
 from peer import Recorder, join_deepspeed, reorder
-from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, set_seed
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    HfArgumentParser,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    set_seed,
+)
 
 Rows = list[dict[str, Any]]
 IGNORED = -100
 AUTO = {
-    "causal-lm": "AutoModelForCausalLM", "completion": "AutoModelForCausalLM", "masked-lm": "AutoModelForMaskedLM",
-    "summarization": "AutoModelForSeq2SeqLM", "translation": "AutoModelForSeq2SeqLM", "regression": "AutoModelForSequenceClassification",
-}  # fmt: skip
+    "causal-lm": "AutoModelForCausalLM",
+    "completion": "AutoModelForCausalLM",
+    "masked-lm": "AutoModelForMaskedLM",
+    "summarization": "AutoModelForSeq2SeqLM",
+    "translation": "AutoModelForSeq2SeqLM",
+    "regression": "AutoModelForSequenceClassification",
+}
 
 
 @dataclass
@@ -42,7 +56,9 @@ class PeerArguments:
     max_target_length: int = 64
     max_validation_rows: int | None = None
     lora: str | None = field(default=None, metadata={"help": "JSON of a LoraConfig"})
-    batches: str | None = field(default=None, metadata={"help": "JSON list of global batches (row numbers): train on exactly these"})
+    batches: str | None = field(
+        default=None, metadata={"help": "JSON list of global batches (row numbers): train on exactly these"}
+    )
     score: int = 0
 
 
@@ -59,20 +75,29 @@ def encode(peer: PeerArguments, rows: Rows, tokenizer: Any) -> Rows:
     if peer.kind in ("causal-lm", "masked-lm"):
         blocks = group_texts(tokenizer(texts[0], return_special_tokens_mask=peer.kind == "masked-lm"), peer.max_length)
         if peer.kind == "causal-lm":
-            for block in blocks:  # no prediction; `Trainer` would count it for GPT-2 and divide the loss by one too many (transformers 5.23)
+            # no prediction; `Trainer` would count it for GPT-2 and divide the loss by one too many (transformers 5.23)
+            for block in blocks:
                 block["labels"][0] = IGNORED
         return blocks
     if peer.kind == "completion":
         pairs = zip(tokenizer(texts[0])["input_ids"], tokenizer(texts[1], add_special_tokens=False)["input_ids"])
         ids = [(prompt, [*completion, tokenizer.eos_token_id]) for prompt, completion in pairs]
-        made = [((prompt + completion)[: peer.max_length], ([IGNORED] * len(prompt) + completion)[: peer.max_length]) for prompt, completion in ids]
+        made = [
+            ((prompt + completion)[: peer.max_length], ([IGNORED] * len(prompt) + completion)[: peer.max_length])
+            for prompt, completion in ids
+        ]
         return [{"input_ids": row, "attention_mask": [1] * len(row), "labels": labels} for row, labels in made]
     if peer.kind == "regression":
         encoded = tokenizer(*texts, truncation=True, max_length=peer.max_length)
-        return [{**{key: encoded[key][i] for key in encoded}, "label": float(row["label"])} for i, row in enumerate(rows)]
+        return [
+            {**{key: encoded[key][i] for key in encoded}, "label": float(row["label"])} for i, row in enumerate(rows)
+        ]
     sources = tokenizer(texts[0], truncation=True, max_length=peer.max_length)
     targets = tokenizer(text_target=texts[1], truncation=True, max_length=peer.max_target_length)["input_ids"]
-    return [{"input_ids": ids, "attention_mask": mask, "labels": labels} for ids, mask, labels in zip(sources["input_ids"], sources["attention_mask"], targets)]
+    return [
+        {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        for ids, mask, labels in zip(sources["input_ids"], sources["attention_mask"], targets)
+    ]
 
 
 def group_texts(encoded: Any, block_size: int) -> Rows:
@@ -98,7 +123,11 @@ def build_model(peer: PeerArguments, tokenizer: Any) -> Any:
     extra = {"num_labels": 1, "problem_type": "regression"} if peer.kind == "regression" else {}
     if peer.config:
         values = {"vocab_size": len(tokenizer), **json.loads(peer.config), **extra}
-        ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        ids = {
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        }
         start = {"decoder_start_token_id": tokenizer.pad_token_id} if "Seq2Seq" in AUTO[peer.kind] else {}
         model = auto.from_config(AutoConfig.for_model(values.pop("model_type"), **{**ids, **start, **values}))
     else:
@@ -120,14 +149,25 @@ def train(peer: PeerArguments, args: Seq2SeqTrainingArguments) -> dict[str, Any]
         args.train_sampling_strategy = "sequential"
     model = build_model(peer, tokenizer)
     recorder.mark("model")
-    trainer = Trainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer, data_collator=build_collator(peer, tokenizer, model), callbacks=[recorder])
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        data_collator=build_collator(peer, tokenizer, model),
+        callbacks=[recorder],
+    )
     trainer.train()
     if peer.lora and trainer.is_world_process_zero():
         model.merge_and_unload().save_pretrained(args.output_dir)
         tokenizer.save_pretrained(args.output_dir)
     elif not peer.lora:
         trainer.save_model(args.output_dir)
-    return {"steps": recorder.steps, "logs": recorder.logs, "marks": recorder.marks} if trainer.is_world_process_zero() else {}
+    return (
+        {"steps": recorder.steps, "logs": recorder.logs, "marks": recorder.marks}
+        if trainer.is_world_process_zero()
+        else {}
+    )
 
 
 def score(peer: PeerArguments, args: Seq2SeqTrainingArguments) -> dict[str, Any]:
@@ -137,12 +177,20 @@ def score(peer: PeerArguments, args: Seq2SeqTrainingArguments) -> dict[str, Any]
     set_seed(0)  # the same masks for both sides
     model = build_model(peer, tokenizer)
     generates = "Seq2Seq" in AUTO[peer.kind]
-    args.predict_with_generate, args.generation_max_length, args.generation_num_beams = generates, peer.max_target_length, 1
+    args.predict_with_generate, args.generation_max_length, args.generation_num_beams = (
+        generates,
+        peer.max_target_length,
+        1,
+    )
     args.prediction_loss_only = not generates and peer.kind != "regression"
     trainer = (Seq2SeqTrainer if generates else Trainer)(
-        model=model, args=args, eval_dataset=rows, processing_class=tokenizer, data_collator=build_collator(peer, tokenizer, model),
+        model=model,
+        args=args,
+        eval_dataset=rows,
+        processing_class=tokenizer,
+        data_collator=build_collator(peer, tokenizer, model),
         compute_metrics=lambda prediction: figures_of(peer, tokenizer, prediction),
-    )  # fmt: skip
+    )
     set_seed(0)
     metrics = {key.removeprefix("eval_"): value for key, value in trainer.evaluate().items()}
     if args.prediction_loss_only:
@@ -155,9 +203,17 @@ def figures_of(peer: PeerArguments, tokenizer: Any, prediction: Any) -> dict[str
         from scipy.stats import pearsonr, spearmanr
 
         guesses = prediction.predictions.squeeze(-1)
-        return {"pearson": pearsonr(guesses, prediction.label_ids)[0], "spearman": spearmanr(guesses, prediction.label_ids)[0]}
-    ids = (np.where(rows == IGNORED, tokenizer.pad_token_id, rows) for rows in (prediction.predictions, prediction.label_ids))
-    guesses, truths = ([text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)] for rows in ids)
+        return {
+            "pearson": pearsonr(guesses, prediction.label_ids)[0],
+            "spearman": spearmanr(guesses, prediction.label_ids)[0],
+        }
+    ids = (
+        np.where(rows == IGNORED, tokenizer.pad_token_id, rows)
+        for rows in (prediction.predictions, prediction.label_ids)
+    )
+    guesses, truths = (
+        [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)] for rows in ids
+    )
     if peer.kind == "summarization":
         from rouge_score.rouge_scorer import RougeScorer
 

@@ -1,4 +1,6 @@
-"""A process under measurement, with all its descendants: when it said what, how it ended, and a kill that leaves nothing behind."""
+"""A process under measurement, with all its descendants: when it said what, how it ended, and a kill that leaves
+nothing behind.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,12 @@ import psutil
 
 # One thread a process on both sides; nothing asks the network; no cluster of somebody else.
 ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "RAY_USAGE_STATS_ENABLED": "0",
-}  # fmt: skip
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 _AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
@@ -50,7 +56,9 @@ class Child:
     def __init__(self, command: list[str]):
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | ENVIRONMENT
         self.load, self.started = os.getloadavg()[0], time.time()
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        )
         self.pid = self.process.pid
         self._lines: dict[str, list[tuple[float, str]]] = {"stdout": [], "stderr": []}
         self._readers = [threading.Thread(target=self._read, args=(name,), daemon=True) for name in self._lines]
@@ -114,7 +122,9 @@ class Child:
             os.kill(self.pid, signal.SIGKILL)
         self.process.wait()
         waited_for = [process for process, name in family.items() if not name.startswith(_AGENTS)]
-        while (alive := [process for process in waited_for if _lives(process)]) and time.monotonic() - started < patience_s:
+        while (
+            alive := [process for process in waited_for if _lives(process)]
+        ) and time.monotonic() - started < patience_s:
             time.sleep(0.1)
         seconds = time.monotonic() - started
         for process in family:

@@ -1,11 +1,13 @@
-"""Seconds from start to exit code 2 for wrong jobs: told from the job file alone, from a look at the files, after reading the data.
+"""Seconds from start to exit code 2 for wrong jobs: told from the job file alone, from a look at the files, after
+reading the data.
 
-    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/refusal.py --tokenizer TOKENIZERS/bert-base-uncased --json refusal.json
+    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/refusal.py --tokenizer TOKENIZERS/bert-base-uncased --json
+    refusal.json
     ... --hardware      what a job asks of GPUs instead, on a machine with two that are stand-ins (tests/hooks); the goal is 5 s
 
 Each is the whole process in its own Ray, on MRPC. The goal is 15 s. There is no peer: the same mistake in a script of
 transformers is told by a traceback from wherever it happens to fail.
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ import bench
 import figures
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from support import hook_environment  # noqa: E402
+from support import hook_environment
 
 COLUMNS = ["sentence1", "sentence2"]
 KINDS: dict[str, dict[str, Any]] = {
@@ -44,11 +46,19 @@ HARDWARE: dict[str, dict[str, Any]] = {
     "bf16 on a GPU without it": {"workers": _GPU, "training": {"bf16": True}},
     "tf32 on a GPU without it": {"workers": _GPU, "training": {"tf32": True}},
     "fp16 on CPUs": {"workers": {"use_gpu": False}, "training": {"fp16": True}},
-    "quantization without its package": {"workers": _GPU, "model": {"quantization": {"load_in_4bit": True}}, "lora": {"r": 8}},
-    "tensor_parallel in a DeepSpeed JSON": {
-        "workers": _GPU, "deepspeed": {"zero_stage": 1, "config": {"zero_optimization": {"stage": 1}, "tensor_parallel": {"autotp_size": 2}}},
+    "quantization without its package": {
+        "workers": _GPU,
+        "model": {"quantization": {"load_in_4bit": True}},
+        "lora": {"r": 8},
     },
-}  # fmt: skip
+    "tensor_parallel in a DeepSpeed JSON": {
+        "workers": _GPU,
+        "deepspeed": {
+            "zero_stage": 1,
+            "config": {"zero_optimization": {"stage": 1}, "tensor_parallel": {"autotp_size": 2}},
+        },
+    },
+}
 _OLD_GPUS = [{"name": "Tesla V100", "memory": 32 << 30, "bf16": False}] * 2
 
 
@@ -74,7 +84,9 @@ def main() -> None:
 def write_wrong_data(folder: Path) -> None:
     lines = bench.mrpc().read_text().splitlines()
     (folder / "equal.jsonl").write_text("".join(json.dumps({**json.loads(line), "label": 0}) + "\n" for line in lines))
-    (folder / "broken.jsonl").write_text("".join(line[: len(line) // 2 if number % 10 == 0 else None] + "\n" for number, line in enumerate(lines)))
+    (folder / "broken.jsonl").write_text(
+        "".join(line[: len(line) // 2 if number % 10 == 0 else None] + "\n" for number, line in enumerate(lines))
+    )
 
 
 def measure(args: argparse.Namespace, folder: Path, sections: dict[str, Any]) -> float:
@@ -82,7 +94,14 @@ def measure(args: argparse.Namespace, folder: Path, sections: dict[str, Any]) ->
     (folder / "job.yaml").write_text(json.dumps(job))
     env = hook_environment(folder / "hooks.json", gpus=_OLD_GPUS) if args.hardware else None
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "raytrain_nlp.cli.main", "train", "job.yaml"], cwd=folder, capture_output=True, text=True, check=False, env=env)
+    done = subprocess.run(
+        [sys.executable, "-m", "raytrain_nlp.cli.main", "train", "job.yaml"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=env,
+    )
     if done.returncode != 2:
         sys.exit(f"error: exit code {done.returncode}, not 2: {done.stderr[-500:]}")
     seconds = time.monotonic() - started

@@ -1,11 +1,13 @@
 """Does a resume cost the same at 90 % of an epoch as at 10 %? Seconds from restart to the first new step.
 
-    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/restart.py --tokenizer TOKENIZERS/bert-base-uncased --json restart.json
+    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/restart.py --tokenizer TOKENIZERS/bert-base-uncased --json
+    restart.json
 
-Two runs of the same job are killed (SIGKILL of the driver; its local Ray dies with it), one after the checkpoint at 10 % of
-the first epoch is committed, one after that at 90 %. Then each is restarted with --resume in turn, and killed again after
-its first new step, so that each repetition resumes from the same checkpoint. A resume that replays the batches before its
-checkpoint would show in the ratio. The model is small (a BERT of 2 layers, hidden 64), as the epoch up to 90 % must be trained.
+Two runs of the same job are killed (SIGKILL of the driver; its local Ray dies with it), one after the checkpoint at 10
+% of the first epoch is committed, one after that at 90 %. Then each is restarted with --resume in turn, and killed
+again after its first new step, so that each repetition resumes from the same checkpoint. A resume that replays the
+batches before its checkpoint would show in the ratio. The model is small (a BERT of 2 layers, hidden 64), as the epoch
+up to 90 % must be trained.
 """
 
 from __future__ import annotations
@@ -42,17 +44,23 @@ def main() -> None:
     with bench.work_folder(args) as folder:
         figures.say(f"writing {args.rows:,} rows: {args.steps} steps an epoch, a checkpoint every {tenth} steps")
         train = bench.write_rows(folder / "train.jsonl", args.rows, args.seed)
-        jobs = {place: build_job(args, folder, train, f"killed-at-{number}0", tenth) for place, number in PLACES.items()}
+        jobs = {
+            place: build_job(args, folder, train, f"killed-at-{number}0", tenth) for place, number in PLACES.items()
+        }
         kills = [kill_after_checkpoint(jobs[place], number * tenth, place) for place, number in PLACES.items()]
         for repetition in range(args.repeat):
             for place in PLACES if repetition % 2 == 0 else reversed(PLACES):
                 run = {"place": place, "repetition": repetition, **resume(jobs[place])}
                 run["share_of_epoch"] = run["step"] / args.steps
                 if run["step"] != PLACES[place] * tenth:  # the workers live on for a moment when their driver is killed
-                    figures.say(f"warning: resumed at step {run['step']}, not at {PLACES[place] * tenth}: give more --rows.")
+                    figures.say(
+                        f"warning: resumed at step {run['step']}, not at {PLACES[place] * tenth}: give more --rows."
+                    )
                 runs.append(run)
                 seconds = f"{run['resume_to_step']:.1f} s from the resume event, {run['start_to_step']:.1f} s in all"
-                figures.say(f"repetition {repetition + 1}/{args.repeat}, {place}: resumed at step {run['step']}, {seconds}")
+                figures.say(
+                    f"repetition {repetition + 1}/{args.repeat}, {place}: resumed at step {run['step']}, {seconds}"
+                )
     report(args, runs, kills)
 
 
@@ -60,7 +68,9 @@ def build_job(args: argparse.Namespace, folder: Path, train: Path, name: str, te
     """Two epochs, so that no run ends before it is killed."""
     training = {"max_steps": -1, "num_train_epochs": 2, "logging_steps": 10}
     checkpoint = {"save_strategy": "steps", "save_steps": tenth, "save_total_limit": 2}
-    return bench.build_job(args, folder / "runs", name, train, ["text"], args.zero_stage, training=training, checkpoint=checkpoint)
+    return bench.build_job(
+        args, folder / "runs", name, train, ["text"], args.zero_stage, training=training, checkpoint=checkpoint
+    )
 
 
 def run_dir(job: dict[str, Any]) -> Path:
@@ -105,7 +115,10 @@ def resume(job: dict[str, Any]) -> dict[str, Any]:
 def kill(child: Child) -> dict[str, Any]:
     seconds, left = child.kill()
     if left:
-        figures.say(f"warning: {len(left)} processes outlived the driver by {seconds:.0f} s and were killed: {', '.join(sorted(set(left)))}")
+        figures.say(
+            f"warning: {len(left)} processes outlived the driver by {seconds:.0f} s and were killed: "
+            f"{', '.join(sorted(set(left)))}"
+        )
     return {"seconds_until_all_gone": seconds, "left_over": left}
 
 
@@ -129,15 +142,27 @@ def report(args: argparse.Namespace, runs: list[dict[str, Any]], kills: list[dic
     for key, name in FIGURES.items():
         of = {place: [run[key] for run in runs if run["place"] == place] for place in PLACES}
         early, late = (figures.median(of[place]) for place in PLACES)
-        summary[key] = {"at_10": early, "at_90": late, "ratio": figures.ratio(late, early), "at_10_runs": of["10 %"], "at_90_runs": of["90 %"]}
+        summary[key] = {
+            "at_10": early,
+            "at_90": late,
+            "ratio": figures.ratio(late, early),
+            "at_10_runs": of["10 %"],
+            "at_90_runs": of["90 %"],
+        }
         each = " / ".join(" ".join(figures.shown(value, 1) for value in of[place]) for place in PLACES)
         table.append([name, early, late, summary[key]["ratio"], each])
     steps = {place: sorted({run["step"] for run in runs if run["place"] == place}) for place in PLACES}
     gone = [run["kill"]["seconds_until_all_gone"] for run in runs] + [kill["seconds_until_all_gone"] for kill in kills]
     summary |= {"resumed_at_steps": steps, "seconds_until_all_gone_after_kill": figures.median(gone), "kills": kills}
-    title = f"resume at steps {steps['10 %']} and {steps['90 %']} of {args.steps}, ZeRO {args.zero_stage}, medians of {args.repeat}"
+    title = (
+        f"resume at steps {steps['10 %']} and {steps['90 %']} of {args.steps}, ZeRO {args.zero_stage}, medians of "
+        f"{args.repeat}"
+    )
     figures.print_table(title, ["seconds", "at 10 %", "at 90 %", "90 % / 10 %", "each run (10 % / 90 %)"], table)
-    print(f"all processes but Ray's idle agents gone {figures.shown(figures.median(gone))} s after the driver was killed (median)")
+    print(
+        f"all processes but Ray's idle agents gone {figures.shown(figures.median(gone))} s after the driver was killed "
+        f"(median)"
+    )
     figures.write_report(args, summary, runs)
 
 

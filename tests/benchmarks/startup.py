@@ -1,6 +1,7 @@
 """Whole-process seconds of a 10-step ZeRO-3 job: our command line against the peer under torchrun, and where ours go.
 
-    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/startup.py --tokenizer TOKENIZERS/bert-base-uncased --json startup.json
+    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/startup.py --tokenizer TOKENIZERS/bert-base-uncased --json
+    startup.json
 
 Each of our runs has a fresh storage path, so that it prepares its tokens; both sides validate nothing and write a whole
 checkpoint at the end, weights for `from_pretrained` included.
@@ -18,9 +19,16 @@ from process import Finished
 
 COLUMNS = ["sentence1", "sentence2"]
 PEER_POINTS = {
-    "process": "ranks started by torchrun", "imports": "imports", "data": "tokens prepared", "model": "model and trainer built", "train": "training set up",
-    "first step": "first step", "last step": "all steps", "checkpoint": "checkpoint", "end": "end of the script",
-}  # fmt: skip
+    "process": "ranks started by torchrun",
+    "imports": "imports",
+    "data": "tokens prepared",
+    "model": "model and trainer built",
+    "train": "training set up",
+    "first step": "first step",
+    "last step": "all steps",
+    "checkpoint": "checkpoint",
+    "end": "end of the script",
+}
 
 
 def main() -> None:
@@ -31,7 +39,9 @@ def main() -> None:
     with bench.work_folder(args) as folder:
         for repetition in range(args.repeat):
             for side in ("ours", "peer") if repetition % 2 == 0 else ("peer", "ours"):
-                run = measure_ours(args, folder, repetition) if side == "ours" else measure_peer(args, folder, repetition)
+                run = (
+                    measure_ours(args, folder, repetition) if side == "ours" else measure_peer(args, folder, repetition)
+                )
                 runs.append({"side": side, "repetition": repetition, **run})
                 figures.say(f"repetition {repetition + 1}/{args.repeat}, {side}: {run['seconds']:.1f} s")
     report(args, runs)
@@ -39,7 +49,9 @@ def main() -> None:
 
 def measure_ours(args: argparse.Namespace, folder: Path, repetition: int) -> dict[str, Any]:
     saving = {"save_strategy": "steps", "save_steps": args.steps}
-    job = bench.build_job(args, folder / f"ours-{repetition}", "startup", bench.mrpc(), COLUMNS, args.zero_stage, checkpoint=saving)
+    job = bench.build_job(
+        args, folder / f"ours-{repetition}", "startup", bench.mrpc(), COLUMNS, args.zero_stage, checkpoint=saving
+    )
     finished = bench.start_ours(job).finish()
     events = bench.read_events(finished.output["run_dir"])
     return {"seconds": finished.seconds, "load_before": finished.load, "timeline": our_timeline(finished, events)}
@@ -71,7 +83,11 @@ def measure_peer(args: argparse.Namespace, folder: Path, repetition: int) -> dic
     finished = bench.run_peer(args, folder / f"peer-{repetition}", bench.mrpc(), COLUMNS, args.zero_stage, **saving)
     marks = finished.output["marks"]
     timeline = {name: marks[key] / 1000 - finished.started for key, name in PEER_POINTS.items() if key in marks}
-    return {"seconds": finished.seconds, "load_before": finished.load, "timeline": {**timeline, "exit": finished.seconds}}
+    return {
+        "seconds": finished.seconds,
+        "load_before": finished.load,
+        "timeline": {**timeline, "exit": finished.seconds},
+    }
 
 
 def report(args: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
@@ -79,11 +95,20 @@ def report(args: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
     seconds = {side: [run["seconds"] for run in found] for side, found in of.items()}
     ours, peer = (figures.median(seconds[side]) for side in ("ours", "peer"))
     summary = {
-        "ours": ours, "peer": peer, "ratio": figures.ratio(ours, peer), "ours_runs": seconds["ours"], "peer_runs": seconds["peer"],
+        "ours": ours,
+        "peer": peer,
+        "ratio": figures.ratio(ours, peer),
+        "ours_runs": seconds["ours"],
+        "peer_runs": seconds["peer"],
         "timeline": {side: median_timeline(found) for side, found in of.items()},
-    }  # fmt: skip
-    rows = [[side, figures.median(seconds[side]), " ".join(figures.shown(value, 1) for value in seconds[side])] for side in seconds]
-    title = f"whole process, {args.steps} steps, ZeRO {args.zero_stage}, {args.workers} workers, medians of {args.repeat}"
+    }
+    rows = [
+        [side, figures.median(seconds[side]), " ".join(figures.shown(value, 1) for value in seconds[side])]
+        for side in seconds
+    ]
+    title = (
+        f"whole process, {args.steps} steps, ZeRO {args.zero_stage}, {args.workers} workers, medians of {args.repeat}"
+    )
     figures.print_table(title, ["", "seconds", "each run"], [*rows, ["ours/peer", summary["ratio"], ""]])
     for side, timeline in summary["timeline"].items():
         before, table = 0.0, []

@@ -1,10 +1,14 @@
-"""Seconds of a sweep of short trials, and from trial start to first step: ours against the stock nested pattern and plain runs in a row.
+"""Seconds of a sweep of short trials, and from trial start to first step: ours against the stock nested pattern and
+plain runs in a row.
 
     RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/sweep.py --tokenizer TOKENIZERS/bert-base-uncased --json sweep.json
 
-`nested`: a `TorchTrainer` with the plain `Trainer` loop of peer.py in a function trainable of Ray Tune, as Ray's documentation shows.
-`row`: the same learning rates, one run of peer.py under torchrun after another. These three train with ZeRO-3 on two workers.
-`search`: `Trainer.hyperparameter_search(backend="ray")`, which trains each trial in one process of two threads, without ZeRO.
+`nested`: a `TorchTrainer` with the plain `Trainer` loop of peer.py in a function trainable of Ray Tune, as Ray's
+    documentation shows.
+`row`: the same learning rates, one run of peer.py under torchrun after another. These three train with ZeRO-3 on two
+    workers.
+`search`: `Trainer.hyperparameter_search(backend="ray")`, which trains each trial in one process of two threads, without
+    ZeRO.
 All sides see the same rows in batches of the same size.
 """
 
@@ -32,13 +36,21 @@ def main() -> None:
     runs: list[dict[str, Any]] = []
     with bench.work_folder(args) as folder:
         rows = folder / "rows.jsonl"
-        rows.write_text("".join(line + "\n" for line in bench.mrpc().read_text(encoding="utf-8").splitlines()[:400]), encoding="utf-8")
+        rows.write_text(
+            "".join(line + "\n" for line in bench.mrpc().read_text(encoding="utf-8").splitlines()[:400]),
+            encoding="utf-8",
+        )
         for repetition in range(args.repeat):
             for side in args.sides if repetition % 2 == 0 else args.sides[::-1]:
-                measure = {"ours": measure_ours, "nested": measure_stock, "row": measure_row, "search": measure_stock}[side]
+                measure = {"ours": measure_ours, "nested": measure_stock, "row": measure_row, "search": measure_stock}[
+                    side
+                ]
                 run = measure(args, folder / f"{side}-{repetition}", rows)
                 runs.append({"side": side, "repetition": repetition, **run})
-                figures.say(f"repetition {repetition + 1}/{args.repeat}, {side}: {run['seconds']:.1f} s, to the first step {figures.shown(run['to_first_step'], 1)} s")
+                figures.say(
+                    f"repetition {repetition + 1}/{args.repeat}, {side}: {run['seconds']:.1f} s, to the first step "
+                    f"{figures.shown(run['to_first_step'], 1)} s"
+                )
     report(args, runs)
 
 
@@ -51,18 +63,30 @@ def measure_ours(args: argparse.Namespace, folder: Path, rows: Path) -> dict[str
     job = bench.build_job(args, folder, "base", rows, COLUMNS, 3)
     job["data"]["validation"], job["training"] = str(rows), {**job["training"], **evaluation}
     sweep = {
-        "kind": "sweep", "name": "sweep", "job": job, "search_space": {"training.learning_rate": {"grid": rates(args)}}, "searcher": {"type": "grid"},
-        "metric": "eval_loss", "max_concurrent_trials": 1,
-    }  # fmt: skip
+        "kind": "sweep",
+        "name": "sweep",
+        "job": job,
+        "search_space": {"training.learning_rate": {"grid": rates(args)}},
+        "searcher": {"type": "grid"},
+        "metric": "eval_loss",
+        "max_concurrent_trials": 1,
+    }
     folder.mkdir(parents=True)
     (folder / "sweep.yaml").write_text(json.dumps(sweep), encoding="utf-8")
-    finished = Child([sys.executable, "-m", "raytrain_nlp.cli.main", "sweep", str(folder / "sweep.yaml"), "--json"]).finish()
+    finished = Child(
+        [sys.executable, "-m", "raytrain_nlp.cli.main", "sweep", str(folder / "sweep.yaml"), "--json"]
+    ).finish()
     starts = []
     for trial in sorted((folder / "sweep" / "trials").glob("trial-*")):
         started = json.loads((trial / "trial.json").read_text(encoding="utf-8"))["started"]
         first = next(event["time"] for event in bench.read_events(trial) if event.get("phase") == "first step")
         starts.append(first / 1000 - started)
-    return {"seconds": finished.seconds, "load_before": finished.load, "to_first_step": figures.median(starts), "starts": starts}
+    return {
+        "seconds": finished.seconds,
+        "load_before": finished.load,
+        "to_first_step": figures.median(starts),
+        "starts": starts,
+    }
 
 
 def measure_stock(args: argparse.Namespace, folder: Path, rows: Path) -> dict[str, Any]:
@@ -70,20 +94,49 @@ def measure_stock(args: argparse.Namespace, folder: Path, rows: Path) -> dict[st
     script = "nested.py" if folder.name.startswith("nested") else "hp_search.py"
     folder.mkdir(parents=True)
     settings = {
-        "tokenizer": str(args.tokenizer.resolve()), "config": args.model_config, "rows": str(rows), "columns": COLUMNS, "rates": rates(args), "steps": args.steps,
-        "batch": args.batch, "workers": args.workers, "folder": str(folder.resolve()), "deepspeed": bench.PEER_ZERO3, "seed": args.seed,
-    }  # fmt: skip
+        "tokenizer": str(args.tokenizer.resolve()),
+        "config": args.model_config,
+        "rows": str(rows),
+        "columns": COLUMNS,
+        "rates": rates(args),
+        "steps": args.steps,
+        "batch": args.batch,
+        "workers": args.workers,
+        "folder": str(folder.resolve()),
+        "deepspeed": bench.PEER_ZERO3,
+        "seed": args.seed,
+    }
     finished = Child([sys.executable, str(Path(__file__).with_name(script)), json.dumps(settings)]).finish()
-    return {"seconds": finished.seconds, "load_before": finished.load, "to_first_step": figures.median(finished.output["starts"]), "starts": finished.output["starts"]}
+    return {
+        "seconds": finished.seconds,
+        "load_before": finished.load,
+        "to_first_step": figures.median(finished.output["starts"]),
+        "starts": finished.output["starts"],
+    }
 
 
 def measure_row(args: argparse.Namespace, folder: Path, rows: Path) -> dict[str, Any]:
     finished = [
-        bench.run_peer(args, folder / str(i), rows, COLUMNS, 3, learning_rate=rate, validation=rows, eval_strategy="steps", eval_steps=args.steps)
+        bench.run_peer(
+            args,
+            folder / str(i),
+            rows,
+            COLUMNS,
+            3,
+            learning_rate=rate,
+            validation=rows,
+            eval_strategy="steps",
+            eval_steps=args.steps,
+        )
         for i, rate in enumerate(rates(args))
     ]
     starts = [run.output["marks"]["first step"] / 1000 - run.started for run in finished]
-    return {"seconds": finished[-1].ended - finished[0].started, "load_before": finished[0].load, "to_first_step": figures.median(starts), "starts": starts}
+    return {
+        "seconds": finished[-1].ended - finished[0].started,
+        "load_before": finished[0].load,
+        "to_first_step": figures.median(starts),
+        "starts": starts,
+    }
 
 
 def report(args: argparse.Namespace, runs: list[dict[str, Any]]) -> None:

@@ -1,12 +1,14 @@
-"""Steady-state rows a second on identical batches: our command line and plain Hugging Face `Trainer`, ZeRO 0 and ZeRO 3.
+"""Steady-state rows a second on identical batches: our command line and plain Hugging Face `Trainer`, ZeRO 0 and ZeRO
+3.
 
-    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/throughput.py --tokenizer TOKENIZERS/bert-base-uncased --json throughput.json
+    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/throughput.py --tokenizer TOKENIZERS/bert-base-uncased --json
+    throughput.json
 
 Both sides train the same BERT from scratch on the rows of MRPC, the same rows at the same step (the peer is given the
-plan's global batches), with the same optimizer, logging interval, number of processes and threads. The rate leaves out the
-first two fifths of the steps and is computed from the times of the logs, by one formula for both sides. The model has no dropout, so
-that the losses of both sides show whether the batches were the same. The peer's ZeRO-3 configuration is the one that
-Hugging Face documents ("auto").
+plan's global batches), with the same optimizer, logging interval, number of processes and threads. The rate leaves out
+the first two fifths of the steps and is computed from the times of the logs, by one formula for both sides. The model
+has no dropout, so that the losses of both sides show whether the batches were the same. The peer's ZeRO-3 configuration
+is the one that Hugging Face documents ("auto").
 """
 
 from __future__ import annotations
@@ -27,7 +29,12 @@ SAME_LOSS = 1e-3
 def main() -> None:
     parser = bench.build_parser(__doc__, steps=100)
     parser.add_argument("--zero-stages", type=int, nargs="+", default=[0, 3], choices=[0, 3], help="default: 0 3")
-    parser.add_argument("--strategy", default="group_by_length", choices=["group_by_length", "random"], help="how the plan makes batches (default %(default)s)")
+    parser.add_argument(
+        "--strategy",
+        default="group_by_length",
+        choices=["group_by_length", "random"],
+        help="how the plan makes batches (default %(default)s)",
+    )
     args = parser.parse_args()
     runs: list[dict[str, Any]] = []
     with bench.work_folder(args) as folder:
@@ -40,7 +47,10 @@ def main() -> None:
                     run = measure(args, folder, side, stage, repetition, rows)
                     runs.append(run)
                     rate = figures.shown(run["samples_per_second"])
-                    figures.say(f"repetition {repetition + 1}/{args.repeat}, ZeRO {stage}, {side}: {rate} rows/s ({run['seconds']:.0f} s)")
+                    figures.say(
+                        f"repetition {repetition + 1}/{args.repeat}, ZeRO {stage}, {side}: {rate} rows/s "
+                        f"({run['seconds']:.0f} s)"
+                    )
     report(args, runs)
 
 
@@ -52,10 +62,15 @@ def write_batches(args: argparse.Namespace, file: Path) -> int:
     from raytrain_nlp.data.plan import Plan, PlanSpec
 
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
-    encoded = tokenizer(*[[row[column] for row in rows] for column in COLUMNS], truncation=True, max_length=128)["input_ids"]
+    encoded = tokenizer(*[[row[column] for row in rows] for column in COLUMNS], truncation=True, max_length=128)[
+        "input_ids"
+    ]
     size = args.batch * args.workers
     if args.steps > len(rows) // size:
-        raise SystemExit(f"error: --steps: {args.steps} steps of {size} rows are more than one epoch of {len(rows)} rows. Give at most {len(rows) // size}.")
+        raise SystemExit(
+            f"error: --steps: {args.steps} steps of {size} rows are more than one epoch of {len(rows)} rows. Give at "
+            f"most {len(rows) // size}."
+        )
     plan = Plan(PlanSpec(len(rows), args.seed, args.strategy, size), np.array([len(tokens) for tokens in encoded]))
     batches = [plan.at(step)[2].tolist() for step in range(args.steps)]
     if any(len(batch) != size for batch in batches):
@@ -64,15 +79,21 @@ def write_batches(args: argparse.Namespace, file: Path) -> int:
     return len(rows)
 
 
-def measure(args: argparse.Namespace, folder: Path, side: str, stage: int, repetition: int, rows: int) -> dict[str, Any]:
+def measure(
+    args: argparse.Namespace, folder: Path, side: str, stage: int, repetition: int, rows: int
+) -> dict[str, Any]:
     name = f"{side}-zero{stage}-{repetition}"
     _, warm = bench.cadence(args.steps)
     run: dict[str, Any] = {"side": side, "zero_stage": stage, "repetition": repetition}
     if side == "ours":
         training = {"train_sampling_strategy": args.strategy}
-        finished = bench.start_ours(bench.build_job(args, folder / "ours", name, bench.mrpc(), COLUMNS, stage, training=training)).finish()
+        finished = bench.start_ours(
+            bench.build_job(args, folder / "ours", name, bench.mrpc(), COLUMNS, stage, training=training)
+        ).finish()
         if finished.output["rows"]["train"] != rows:
-            raise SystemExit(f"error: our run used {finished.output['rows']['train']} rows, the plan was made for {rows}.")
+            raise SystemExit(
+                f"error: our run used {finished.output['rows']['train']} rows, the plan was made for {rows}."
+            )
         logs = bench.loss_logs(bench.read_events(finished.output["run_dir"]))
         for figure in ("data_wait_share", "padding_share"):
             run[figure] = figures.steady_mean(logs, figure, warm)
@@ -82,27 +103,57 @@ def measure(args: argparse.Namespace, folder: Path, side: str, stage: int, repet
         run |= {key: finished.output[key] for key in ("padding_share", "torch_threads")}
     losses = {str(log["step"]): log["loss"] for log in logs}
     rate = figures.steady_rate(logs, args.batch * args.workers, warm)
-    return {**run, "samples_per_second": rate, "seconds": finished.seconds, "load_before": finished.load, "losses": losses}
+    return {
+        **run,
+        "samples_per_second": rate,
+        "seconds": finished.seconds,
+        "load_before": finished.load,
+        "losses": losses,
+    }
 
 
 def report(args: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
     table, summary = [], {}
     for stage in args.zero_stages:
-        of = {side: [run for run in runs if run["side"] == side and run["zero_stage"] == stage] for side in ("ours", "peer")}
+        of = {
+            side: [run for run in runs if run["side"] == side and run["zero_stage"] == stage]
+            for side in ("ours", "peer")
+        }
         rates = {side: [run["samples_per_second"] for run in found] for side, found in of.items()}
         ours, peer = (figures.median(rates[side]) for side in ("ours", "peer"))
         wait = figures.median([run["data_wait_share"] for run in of["ours"]])
         apart = loss_difference(of["ours"][0], of["peer"][0])
         summary[f"zero{stage}"] = {
-            "ours": ours, "peer": peer, "ratio": figures.ratio(ours, peer), "ours_data_wait_share": wait, "largest_loss_difference": apart,
-            "ours_runs": rates["ours"], "peer_runs": rates["peer"],
-        }  # fmt: skip
+            "ours": ours,
+            "peer": peer,
+            "ratio": figures.ratio(ours, peer),
+            "ours_data_wait_share": wait,
+            "largest_loss_difference": apart,
+            "ours_runs": rates["ours"],
+            "peer_runs": rates["peer"],
+        }
         each = " / ".join(" ".join(figures.shown(rate, 1) for rate in rates[side]) for side in ("ours", "peer"))
-        table.append([f"ZeRO {stage}", ours, peer, figures.ratio(ours, peer), figures.shown(wait, 4), f"{apart:.1e}", each])
+        table.append(
+            [f"ZeRO {stage}", ours, peer, figures.ratio(ours, peer), figures.shown(wait, 4), f"{apart:.1e}", each]
+        )
         if apart > SAME_LOSS:
-            figures.say(f"warning: ZeRO {stage}: the losses of the two sides differ by {apart:.1e}: were the batches the same?")
-    header = ["", "ours rows/s", "peer rows/s", "ours/peer", "our data wait share", "loss difference", "each run (ours / peer)"]
-    figures.print_table(f"steady state, {args.workers} workers x batch {args.batch}, identical batches, medians of {args.repeat}", header, table)
+            figures.say(
+                f"warning: ZeRO {stage}: the losses of the two sides differ by {apart:.1e}: were the batches the same?"
+            )
+    header = [
+        "",
+        "ours rows/s",
+        "peer rows/s",
+        "ours/peer",
+        "our data wait share",
+        "loss difference",
+        "each run (ours / peer)",
+    ]
+    figures.print_table(
+        f"steady state, {args.workers} workers x batch {args.batch}, identical batches, medians of {args.repeat}",
+        header,
+        table,
+    )
     figures.write_report(args, summary, runs)
 
 

@@ -24,5 +24,8 @@ def cluster(folder: Path, tmp_path: Path) -> Iterator[tuple[Head, Callable[[str]
     (tmp_path / "rows").mkdir()
     hooks = hook_environment(tmp_path / "hooks.json", record_rows=str(tmp_path / "rows"))
     hooks = {key: hooks[key] for key in ("PYTHONPATH", "RAYTRAIN_NLP_TEST_HOOKS")}
-    with started_head("--num-cpus=0", "--object-store-memory=150000000", dashboard=False) as head, started_nodes(head, hooks) as start:
+    with (
+        started_head("--num-cpus=0", "--object-store-memory=150000000", dashboard=False) as head,
+        started_nodes(head, hooks) as start,
+    ):
         yield head, start

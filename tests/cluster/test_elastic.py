@@ -1,4 +1,6 @@
-"""A run whose number of workers changes twice: the same global batches, and every value of the optimizer where it belongs."""
+"""A run whose number of workers changes twice: the same global batches, and every value of the optimizer where it
+belongs.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,7 @@ def whole(parameter, optimizer):
     if hasattr(parameter, "ds_id"):
         return {{"value": safe_get_full_fp32_param(parameter), **{{key: safe_get_full_optimizer_state(parameter, key) for key in KEYS}}}}
     return {{"value": parameter, **{{key: optimizer.state[parameter][key] for key in KEYS}}}}
-"""
+"""  # noqa: E501
 
 
 def job_of(folder: Path, name: str, stage: int, workers: Any) -> dict[str, Any]:
@@ -99,7 +101,9 @@ def batches(folder: Path) -> dict[int, list[int]]:
 
 
 @pytest.mark.parametrize(("stage", "kind"), KINDS)
-def test_two_workers_then_one_then_two(shared_ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, kind: str) -> None:
+def test_two_workers_then_one_then_two(
+    shared_ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, kind: str
+) -> None:
     folder = tmp_path / kind
     for part in ("rows", "truth"):
         (folder / part).mkdir(parents=True)
@@ -113,18 +117,30 @@ def test_two_workers_then_one_then_two(shared_ray: Any, tmp_path: Path, monkeypa
     run = folder / "runs" / "elastic"
 
     def sizes(job: Any, nodes: Any) -> int:
-        begun = [event for event in events(run) if event["kind"] in ("start", "resume")] if (run / "events.jsonl").exists() else []
+        begun = (
+            [event for event in events(run) if event["kind"] in ("start", "resume")]
+            if (run / "events.jsonl").exists()
+            else []
+        )
         return (2, 1, 2)[len(begun)]
 
     monkeypatch.setattr(elastic, "_fitting", sizes)
     shared_ray(record_rows=str(folder / "rows"))
-    result = raytrain_nlp.train({**job_of(folder, "elastic", stage, [1, 2]), "trainer": {"callbacks": ["resize_callback:Resize"]}})
+    result = raytrain_nlp.train(
+        {**job_of(folder, "elastic", stage, [1, 2]), "trainer": {"callbacks": ["resize_callback:Resize"]}}
+    )
 
     begun = [(event["step"], event["world_size"]) for event in events(run) if event["kind"] in ("start", "resume")]
     assert begun == [(0, 2), (5, 1), (9, 2)] and result.global_step == STEPS
     for step, before, after in ((5, 2, 1), (9, 1, 2)):
-        saved, loaded = (load_file(folder / f"{when}-{step}-{count}.safetensors") for when, count in (("end", before), ("begin", after)))
-        assert saved.keys() == loaded.keys() and sum(value.numel() for key, value in saved.items() if key.endswith("exp_avg_sq")) > 500
+        saved, loaded = (
+            load_file(folder / f"{when}-{step}-{count}.safetensors")
+            for when, count in (("end", before), ("begin", after))
+        )
+        assert (
+            saved.keys() == loaded.keys()
+            and sum(value.numel() for key, value in saved.items() if key.endswith("exp_avg_sq")) > 500
+        )
         assert all(torch.equal(saved[key], loaded[key]) for key in saved)
     for step, count in ((5, 2), (9, 1), (STEPS, 2)):  # what Adam corrects its bias with
         steps = load_file(folder / f"end-{step}-{count}.safetensors")["steps"]

@@ -1,4 +1,5 @@
-"""`storage_path: gs://...` on an emulator of Google's storage: a killed run goes on and ends with the bits of the run in a folder.
+"""`storage_path: gs://...` on an emulator of Google's storage: a killed run goes on and ends with the bits of the run
+in a folder.
 
 It needs `pip install gcsfs gcp-storage-emulator`.
 """
@@ -28,8 +29,20 @@ def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     for module in ("gcsfs", "gcp_storage_emulator"):
         pytest.importorskip(module, reason="gcsfs and gcp-storage-emulator are not installed")
     port = free_port()
-    command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--host", "127.0.0.1", "--port", str(port), "--in-memory"]
-    server = subprocess.Popen([*command, "--default-bucket", "bucket"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        "-m",
+        "gcp_storage_emulator",
+        "start",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--in-memory",
+    ]
+    server = subprocess.Popen(
+        [*command, "--default-bucket", "bucket"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
     try:
         import gcsfs
@@ -51,9 +64,15 @@ def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def job_of(folder: Path, name: str, **sections: Any) -> dict[str, Any]:
     return tiny_job(
-        folder, name, model={"config": {**TINY, "hidden_dropout_prob": 0.1}}, deepspeed={"zero_stage": 3}, workers={"max_failures": 1},
-        training={"max_steps": STEPS}, checkpoint={"save_steps": SAVE, "save_total_limit": 2}, **sections,
-    )  # fmt: skip
+        folder,
+        name,
+        model={"config": {**TINY, "hidden_dropout_prob": 0.1}},
+        deepspeed={"zero_stage": 3},
+        workers={"max_failures": 1},
+        training={"max_steps": STEPS},
+        checkpoint={"save_steps": SAVE, "save_total_limit": 2},
+        **sections,
+    )
 
 
 def test_killed_and_resumed(google: Any, hooks_file: Path, tmp_path: Path) -> None:
@@ -71,8 +90,14 @@ def test_killed_and_resumed(google: Any, hooks_file: Path, tmp_path: Path) -> No
     assert driver.returncode == -9 and (tmp_path / "marker").exists(), err
     ended = run_cli("train", job, "--resume", "--json", env=env)
     assert ended.returncode == 0 and "resuming at step" in ended.stderr, ended.stderr
-    assert google.cat_file("bucket/runs/killed/model/model.safetensors") == (truth / "model" / "model.safetensors").read_bytes()
+    assert (
+        google.cat_file("bucket/runs/killed/model/model.safetensors")
+        == (truth / "model" / "model.safetensors").read_bytes()
+    )
     record = json.loads(google.cat_file("bucket/runs/killed/run.json"))
     names = {path.removeprefix("bucket/runs/killed/") for path in google.find("bucket/runs/killed")}
     assert record["status"] == "finished" and "driver.json" not in names
-    assert {name.split("/")[1] for name in names if name.startswith("checkpoints/")} == {"checkpoint-15", "checkpoint-20"}
+    assert {name.split("/")[1] for name in names if name.startswith("checkpoints/")} == {
+        "checkpoint-15",
+        "checkpoint-20",
+    }

@@ -1,4 +1,6 @@
-"""Hosts that share no folder and no address: a run in object storage, and one host that is cut off from the others for a minute."""
+"""Hosts that share no folder and no address: a run in object storage, and one host that is cut off from the others for
+a minute.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ CUT_S = 60
 
 
 @pytest.fixture(scope="module")
-def apart(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Head, ObjectStore, list[Host], Callable[..., Node]]]:
+def apart(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Head, ObjectStore, list[Host], Callable[..., Node]]]:
     """A head without room on this side, an S3 server, and two hosts; what adds a node."""
     scratch = tmp_path_factory.mktemp("apart")
     hooks = hook_environment(scratch / "hooks.json")
@@ -28,7 +32,10 @@ def apart(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
         keys = store.environment | {"GLOO_SOCKET_IFNAME": "eth0"}
         nodes_env = {key: hooks[key] for key in ("PYTHONPATH", "RAYTRAIN_NLP_TEST_HOOKS")} | keys
         flags = ("--num-cpus=0", "--object-store-memory=150000000")
-        with started_head(*flags, dashboard=False, env=store.environment, ip=BRIDGE) as head, started_nodes(head, nodes_env) as add:
+        with (
+            started_head(*flags, dashboard=False, env=store.environment, ip=BRIDGE) as head,
+            started_nodes(head, nodes_env) as add,
+        ):
             head.env.update(store.environment)
             yield head, store, hosts, add
 
@@ -43,9 +50,11 @@ def tensors_of(store: ObjectStore, name: str, folder: Path) -> dict[str, torch.T
 
 
 def test_cut_off_for_a_minute(apart: Any, folder: Path, tmp_path: Path) -> None:
-    """The undisturbed run, all of whose files are where no other host sees them; then one whose second host is cut off in mid-step.
+    """The undisturbed run, all of whose files are where no other host sees them; then one whose second host is cut off
+    in mid-step.
 
-    Ray takes a host it does not hear of for dead, and the host's raylet ends when it hears that; its place is taken by a new one.
+    Ray takes a host it does not hear of for dead, and the host's raylet ends when it hears that; its place is taken by
+    a new one.
     """
     head, store, (first, second), add = apart
     nodes = [add("a", first), add("b", second)]

@@ -1,4 +1,6 @@
-"""Nodes that are killed, that come back, and that are told to go, under a run that goes on. Each node is a raylet of its own."""
+"""Nodes that are killed, that come back, and that are told to go, under a run that goes on. Each node is a raylet of
+its own.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ def test_two_nodes_then_one_then_two(cluster: Any, folder: Path, tmp_path: Path)
 
 
 def test_a_node_that_is_told_to_go(cluster: Any, folder: Path, tmp_path: Path) -> None:
-    """With 30 s notice: a checkpoint is committed in time, at most one step is made twice, and no failure is counted."""
+    """With 30 s notice: a checkpoint is committed in time, at most one step is made twice, and no failure is
+    counted.
+    """
     head, add = cluster
     nodes = [add(name) for name in "ab"]
     job = job_of(folder, "drained", 2, max_failures=0)
@@ -68,7 +72,11 @@ def test_a_node_that_is_told_to_go(cluster: Any, folder: Path, tmp_path: Path) -
     reach(driver, run, 30, 1)
     deadline = time.time() + 30
     subprocess.run([sys.executable, "-c", DRAIN, "b", "30"], env=head.env, check=True, timeout=60)
-    wait_until(lambda: any(event["kind"] == "checkpoint" and event["step"] % SAVE for event in events(run)), 30, "a checkpoint out of turn")
+    wait_until(
+        lambda: any(event["kind"] == "checkpoint" and event["step"] % SAVE for event in events(run)),
+        30,
+        "a checkpoint out of turn",
+    )
     assert time.time() < deadline
     add("c")
     nodes[1].kill()

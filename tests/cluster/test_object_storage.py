@@ -1,4 +1,6 @@
-"""`storage_path: s3://...` on a server that is slow and fails: a run survives the kills of a worker and of its driver, and all verbs find it."""
+"""`storage_path: s3://...` on a server that is slow and fails: a run survives the kills of a worker and of its driver,
+and all verbs find it.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +33,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def job_of(folder: Path, name: str, **sections: Any) -> dict[str, Any]:
     """25 steps of ZeRO-3 with dropout (so that RNG states matter), a checkpoint every 5, of which two are kept."""
     return tiny_job(
-        folder, name, model={"config": {**TINY, "hidden_dropout_prob": 0.1}}, deepspeed={"zero_stage": 3}, workers={"max_failures": 2},
-        data={"validation": str(folder / "validation.jsonl")}, checkpoint={"save_steps": SAVE, "save_total_limit": 2}, **sections,
-    )  # fmt: skip
+        folder,
+        name,
+        model={"config": {**TINY, "hidden_dropout_prob": 0.1}},
+        deepspeed={"zero_stage": 3},
+        workers={"max_failures": 2},
+        data={"validation": str(folder / "validation.jsonl")},
+        checkpoint={"save_steps": SAVE, "save_total_limit": 2},
+        **sections,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +51,12 @@ def truth(train_warm: Any, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def killed(_ray: str, hooks_file: Path, object_store: ObjectStore, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """A worker and then the driver killed in the midst of steps, the storage failing all the while; resumed. What the storage has in the end."""
+def killed(
+    _ray: str, hooks_file: Path, object_store: ObjectStore, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
+    """A worker and then the driver killed in the midst of steps, the storage failing all the while; resumed. What the
+    storage has in the end.
+    """
     scratch = tmp_path_factory.mktemp("killed")
     job = write_job(job_of(folder, "killed", storage_path=URL), scratch / "job.yaml")
     env = hook_environment(hooks_file) | object_store.environment
@@ -56,7 +68,9 @@ def killed(_ray: str, hooks_file: Path, object_store: ObjectStore, folder: Path,
     ]
     hooks_file.write_text(json.dumps({"kill": kills}))
     _, err = driver.communicate(timeout=900)
-    assert driver.returncode == -9 and (scratch / "worker-killed").exists() and (scratch / "driver-killed").exists(), err
+    assert driver.returncode == -9 and (scratch / "worker-killed").exists() and (scratch / "driver-killed").exists(), (
+        err
+    )
     second = run_cli("train", job, env=env, address=_ray)
     assert second.returncode == 2 and "exists already (running). Add --resume" in second.stderr
     ended = run_cli("train", job, "--resume", "--json", env=env, address=_ray)
@@ -91,7 +105,9 @@ def test_what_lies_in_the_storage(killed: dict[str, bytes], tmp_path: Path) -> N
     names = {key.removeprefix("runs/killed/") for key in killed if key.startswith("runs/killed/")}
     manifests = {name: json.loads(killed[f"runs/killed/{name}"]) for name in names if name.endswith("/manifest.json")}
     assert sorted(manifests) == ["checkpoints/checkpoint-20/manifest.json", "checkpoints/checkpoint-25/manifest.json"]
-    whole = {f"{Path(name).parent}/{entry['path']}" for name, manifest in manifests.items() for entry in manifest["files"]}
+    whole = {
+        f"{Path(name).parent}/{entry['path']}" for name, manifest in manifests.items() for entry in manifest["files"]
+    }
     assert {name for name in names if name.startswith("checkpoints/")} == whole | set(manifests)
     assert json.loads(killed["runs/killed/run.json"])["status"] == "finished"
     assert not [name for name in names if name.startswith("events/") or name == "driver.json"]
@@ -104,32 +120,52 @@ def test_what_lies_in_the_storage(killed: dict[str, bytes], tmp_path: Path) -> N
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "loss")] == list(range(1, STEPS + 1))
 
 
-def test_verbs_on_the_run(killed: dict[str, bytes], object_store: ObjectStore, folder: Path, tmp_path: Path, shared_ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verbs_on_the_run(
+    killed: dict[str, bytes],
+    object_store: ObjectStore,
+    folder: Path,
+    tmp_path: Path,
+    shared_ray: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """`evaluate` gives the run's own figures; `export` and `predict` the model's; `report` reads its events."""
     for name, value in object_store.environment.items():
         monkeypatch.setenv(name, value)
     run = f"{URL}/killed"
     own = json.loads(killed["runs/killed/run.json"])["result"]["metrics"]
     found = raytrain_nlp.evaluate(run).metrics
-    assert {key: found[key] for key in ("eval_loss", "eval_accuracy")} == pytest.approx({key: own[key] for key in ("eval_loss", "eval_accuracy")}, abs=1e-6)
+    assert {key: found[key] for key in ("eval_loss", "eval_accuracy")} == pytest.approx(
+        {key: own[key] for key in ("eval_loss", "eval_accuracy")}, abs=1e-6
+    )
     raytrain_nlp.export(run, tmp_path / "model", checkpoint=20)
     raytrain_nlp.export(run, tmp_path / "last", checkpoint="last")
     assert (tmp_path / "last" / "model.safetensors").read_bytes() == killed["runs/killed/model/model.safetensors"]
     assert raytrain_nlp.predict(run, str(folder / "validation.jsonl"), "s3://bucket/out/predicted.jsonl").rows == 64
     rows = object_store.objects("bucket", "out/")["out/predicted.jsonl"].splitlines()
-    assert sum(str(json.loads(row)["prediction"]) == str(json.loads(row)["label"]) for row in rows) / 64 == pytest.approx(own["eval_accuracy"])
+    assert sum(
+        str(json.loads(row)["prediction"]) == str(json.loads(row)["label"]) for row in rows
+    ) / 64 == pytest.approx(own["eval_accuracy"])
     raytrain_nlp.report(run, output=tmp_path / "report.html")
     assert "went on from step" in (tmp_path / "report.html").read_text()
 
 
-def test_sweep(object_store: ObjectStore, folder: Path, tmp_path: Path, shared_ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two trials; the best model and the table are in the storage, and the sweep's best trial is a run for the verbs."""
+def test_sweep(
+    object_store: ObjectStore, folder: Path, tmp_path: Path, shared_ray: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two trials; the best model and the table are in the storage, and the sweep's best trial is a run for the
+    verbs.
+    """
     for name, value in object_store.environment.items():
         monkeypatch.setenv(name, value)
     sweep = {
-        "kind": "sweep", "name": "swept", "job": job_of(folder, "base", storage_path=URL), "search_space": {"training.learning_rate": {"grid": [1e-3, 1e-2]}},
-        "searcher": {"type": "grid"}, "metric": "eval_loss", "mode": "min",
-    }  # fmt: skip
+        "kind": "sweep",
+        "name": "swept",
+        "job": job_of(folder, "base", storage_path=URL),
+        "search_space": {"training.learning_rate": {"grid": [1e-3, 1e-2]}},
+        "searcher": {"type": "grid"},
+        "metric": "eval_loss",
+        "mode": "min",
+    }
     object_store.behave(DELAY, failing=0.2)
     result = raytrain_nlp.sweep(sweep)
     object_store.behave()
@@ -137,11 +173,20 @@ def test_sweep(object_store: ObjectStore, folder: Path, tmp_path: Path, shared_r
     objects = object_store.objects("bucket", "runs/swept/")
     best = f"runs/swept/trials/trial-{result.best_trial:04d}"
     assert objects["runs/swept/model/model.safetensors"] == objects[f"{best}/model/model.safetensors"]
-    assert {"runs/swept/trials.csv", "runs/swept/best.yaml", "runs/swept/sweep.json", "runs/swept/mlflow.db"} <= objects.keys()
-    assert raytrain_nlp.evaluate(f"{URL}/swept").metrics["eval_loss"] == pytest.approx(result.best_metrics["eval_loss"], abs=1e-6)
+    assert {
+        "runs/swept/trials.csv",
+        "runs/swept/best.yaml",
+        "runs/swept/sweep.json",
+        "runs/swept/mlflow.db",
+    } <= objects.keys()
+    assert raytrain_nlp.evaluate(f"{URL}/swept").metrics["eval_loss"] == pytest.approx(
+        result.best_metrics["eval_loss"], abs=1e-6
+    )
 
 
-def test_a_bucket_that_is_not_there_is_told(object_store: ObjectStore, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_that_is_not_there_is_told(
+    object_store: ObjectStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in object_store.environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(raytrain_nlp.InputError, match=r"^storage_path: cannot be written \(s3://nothing/runs"):

@@ -1,4 +1,6 @@
-"""Thirty SIGKILLs in a row, drawn from a seed, of workers, whole nodes and drivers: the run ends as if there had been none."""
+"""Thirty SIGKILLs in a row, drawn from a seed, of workers, whole nodes and drivers: the run ends as if there had been
+none.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Starts, many of them: none aborts, none hangs, on an idle machine and on a busy one, however long imports take.
 
-    pytest tests/cluster/test_starts.py                      about two hours on two cores
-    STARTS=6 DRIVER_STARTS=10 pytest tests/cluster/test_starts.py
+pytest tests/cluster/test_starts.py                      about two hours on two cores
+STARTS=6 DRIVER_STARTS=10 pytest tests/cluster/test_starts.py
 """
 
 from __future__ import annotations
@@ -55,10 +55,17 @@ def busy_processes(count: int) -> Iterator[None]:
 
 def one_step(folder: Path, kind: str) -> dict[str, Any]:
     """A tiny job of one step."""
-    common: dict[str, Any] = {"training": {"per_device_train_batch_size": 2, "max_steps": 1}, "deepspeed": {"zero_stage": 3}}
+    common: dict[str, Any] = {
+        "training": {"per_device_train_batch_size": 2, "max_steps": 1},
+        "deepspeed": {"zero_stage": 3},
+    }
     if kind == "text-classification":
         return plain_job(folder, kind, **common)
-    config = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64} if kind == "causal-lm" else TINY
+    config = (
+        {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+        if kind == "causal-lm"
+        else TINY
+    )
     model = {"config": config, "tokenizer": "train", "tokenizer_training": {"vocab_size": 400}}
     return {**plain_job(folder, kind, **common), "task": {"type": kind, "text_column": "text"}, "model": model}
 
@@ -70,10 +77,17 @@ def test_starts_of_train(tmp_path: Path, busy: int) -> None:
     ends = []
     with busy_processes(busy):
         for number in range(STARTS // 2):
-            job = write_job(one_step(tmp_path, ("causal-lm", "masked-lm", "text-classification")[number % 3]), tmp_path / "job.json")
+            job = write_job(
+                one_step(tmp_path, ("causal-lm", "masked-lm", "text-classification")[number % 3]), tmp_path / "job.json"
+            )
             process = start_cli("train", job, "--overwrite", "--json", env=guarded(tmp_path / "guard"))
             out, err = process.communicate(timeout=_LIMIT_S)
-            ends.append((process.returncode, json.loads(out.splitlines()[-1])["global_step"] if process.returncode == 0 else err[-2000:]))
+            ends.append(
+                (
+                    process.returncode,
+                    json.loads(out.splitlines()[-1])["global_step"] if process.returncode == 0 else err[-2000:],
+                )
+            )
             print(f"start {number + 1}: {ends[-1][0]}", flush=True)
     assert ends == [(0, 1)] * (STARTS // 2)
     assert not (tmp_path / "guard").exists(), (tmp_path / "guard").read_text()
@@ -85,7 +99,13 @@ def test_starts_of_the_driver_alone_with_slow_imports(tmp_path: Path) -> None:
     job = write_job(one_step(tmp_path, "text-classification"), tmp_path / "job.json")
     ends = []
     for number in range(DRIVER_STARTS):
-        ended = subprocess.run([sys.executable, "-c", _DRIVER, job], env=guarded(tmp_path / "guard", seed=number + 1), capture_output=True, text=True, timeout=_LIMIT_S)
+        ended = subprocess.run(
+            [sys.executable, "-c", _DRIVER, job],
+            env=guarded(tmp_path / "guard", seed=number + 1),
+            capture_output=True,
+            text=True,
+            timeout=_LIMIT_S,
+        )
         ends.append((ended.returncode, ended.stdout if ended.returncode == 0 else ended.stderr[-2000:]))
         print(f"start {number + 1}: {ends[-1][0]}", flush=True)
     assert ends == [(0, "started\n")] * DRIVER_STARTS

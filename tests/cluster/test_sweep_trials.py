@@ -1,4 +1,6 @@
-"""One sweep through what can happen to it: its driver is killed, the user's code raises, Ray's memory monitor kills a worker. It goes on and tells."""
+"""One sweep through what can happen to it: its driver is killed, the user's code raises, Ray's memory monitor kills a
+worker. It goes on and tells.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ GIB = 1 << 30
 
 @pytest.fixture
 def stale_ray() -> Iterator[Path]:
-    """A folder for Ray in which a `ray start` that was killed has left the address of its cluster; near the root, for Ray's sockets are below it."""
+    """A folder for Ray in which a `ray start` that was killed has left the address of its cluster; near the root, for
+    Ray's sockets are below it.
+    """
     folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
     (folder / "ray").mkdir()
     (folder / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")
@@ -67,26 +71,41 @@ def environment(tmp_path: Path, stale_ray: Path) -> dict[str, str]:
     }
 
 
-def test_driver_killed_then_a_trial_raises_and_another_takes_all_memory(tmp_path: Path, environment: dict[str, str]) -> None:
-    """SIGKILL in the second of four trials. Resumed, the finished one stays, the running one goes on, and two fail, each for its reason."""
+def test_driver_killed_then_a_trial_raises_and_another_takes_all_memory(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """SIGKILL in the second of four trials. Resumed, the finished one stays, the running one goes on, and two fail,
+    each for its reason.
+    """
     write_rows(tmp_path / "train.jsonl", ROWS)
-    sections = {"data": {"validation": str(tmp_path / "train.jsonl")}, "training": {"num_train_epochs": 4, "eval_strategy": "epoch"}}
+    sections = {
+        "data": {"validation": str(tmp_path / "train.jsonl")},
+        "training": {"num_train_epochs": 4, "eval_strategy": "epoch"},
+    }
     job = tiny_job(tmp_path, "base", trainer={"callbacks": ["faulty_callback:Faulty"]}, **sections)
     sweep = {
-        "kind": "sweep", "name": "faulty", "job": job, "search_space": {"training.learning_rate": {"grid": [3e-3, 1e-2, 1e-3, 2e-3]}},
-        "searcher": {"type": "grid"}, "max_concurrent_trials": 1,
-    }  # fmt: skip
+        "kind": "sweep",
+        "name": "faulty",
+        "job": job,
+        "search_space": {"training.learning_rate": {"grid": [3e-3, 1e-2, 1e-3, 2e-3]}},
+        "searcher": {"type": "grid"},
+        "max_concurrent_trials": 1,
+    }
     file, paths = write_job(sweep, tmp_path / "sweep.yaml"), SweepPaths(tmp_path / "runs", "faulty")
     _kill_in_second_trial(start_cli("sweep", file, env=environment), paths)
     before = (paths.trial(0).run / "events.jsonl").read_text()
     finished = run_cli("sweep", file, "--resume", "--json", env=environment)
     assert finished.returncode == 0, finished.stderr
     result = json.loads(finished.stdout.splitlines()[-1])
-    assert result["trials"] == {"finished": 2, "stopped": 0, "failed": 2} and result["tokenized_rows"] == ROWS  # one file is both parts
+    assert (
+        result["trials"] == {"finished": 2, "stopped": 0, "failed": 2} and result["tokenized_rows"] == ROWS
+    )  # one file is both parts
     assert (paths.trial(0).run / "events.jsonl").read_text() == before
     assert [event["step"] for event in events(paths.trial(1).run) if event["kind"] == "resume"][0] >= ROWS // 16
     reasons = [json.loads((paths.trial(number).run / "trial.json").read_text())["reason"] for number in (2, 3)]
-    assert "faulty_callback.py" in reasons[0] and "a mistake of mine" in reasons[0] and "ran out of memory" in reasons[1]
+    assert (
+        "faulty_callback.py" in reasons[0] and "a mistake of mine" in reasons[0] and "ran out of memory" in reasons[1]
+    )
     assert "a mistake of mine" in finished.stdout + finished.stderr  # the table
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("raytrain_nlp").experiment_id])

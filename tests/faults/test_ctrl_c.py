@@ -16,11 +16,15 @@ def test_once_while_training_commits_a_checkpoint_from_which_the_run_goes_on(tmp
     stop_at(tmp_path, job, "training", presses=1)
     run = tmp_path / "runs" / "stopped"
     steps = [event["step"] for event in events(run) if event["kind"] == "log" and "loss" in event["metrics"]]
-    assert (run / "checkpoints" / f"checkpoint-{max(steps)}" / "manifest.json").exists()  # nothing that was trained is lost
+    assert (
+        run / "checkpoints" / f"checkpoint-{max(steps)}" / "manifest.json"
+    ).exists()  # nothing that was trained is lost
     assert _mlflow_ends(tmp_path) == [("KILLED", "stopped")]
     guard = tmp_path / "guard"
     assert run_cli("train", write_job(whole, tmp_path / "whole.json"), env=guarded(guard, seed=1)).returncode == 0
-    assert not guard.exists(), guard.read_text()  # no thread of the driver has imported torch, transformers or DeepSpeed
+    assert not guard.exists(), (
+        guard.read_text()
+    )  # no thread of the driver has imported torch, transformers or DeepSpeed
     stopped, undisturbed = resume(tmp_path, job), last_tensors(tmp_path / "runs" / "whole")
     assert stopped.keys() == undisturbed.keys()
     assert all(torch.equal(stopped[key], undisturbed[key]) for key in undisturbed)
@@ -29,9 +33,14 @@ def test_once_while_training_commits_a_checkpoint_from_which_the_run_goes_on(tmp
 def test_twice_while_workers_start_ends_at_once(tmp_path: Path) -> None:
     with_mlflow(tmp_path / "runs")
     found = stop_at(tmp_path, stoppable_job(tmp_path, "ended"), "workers starting", presses=2)
-    assert found["answer"] < 30 and found["end"] < 60  # in fact hundredths of a second, and under 3 s: not judged by the clock here
+    assert (
+        found["answer"] < 30 and found["end"] < 60
+    )  # in fact hundredths of a second, and under 3 s: not judged by the clock here
 
 
 def _mlflow_ends(folder: Path) -> list[tuple[str, str]]:
     with sqlite3.connect(folder / "runs" / "mlflow.db") as database:
-        return database.execute("select r.status, t.value from runs r join tags t on t.run_uuid = r.run_uuid and t.key = 'raytrain_nlp.status'").fetchall()
+        return database.execute(
+            "select r.status, t.value from runs r join tags t on t.run_uuid = r.run_uuid and t.key = "
+            "'raytrain_nlp.status'"
+        ).fetchall()

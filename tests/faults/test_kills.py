@@ -1,4 +1,6 @@
-"""Real SIGKILLs: a killed run ends with the weights and optimizer state of the run that was never killed, bit for bit."""
+"""Real SIGKILLs: a killed run ends with the weights and optimizer state of the run that was never killed, bit for
+bit.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def job_of(folder: Path, name: str, stage: int) -> dict[str, Any]:
     """25 steps, dropout (so that RNG states matter), a checkpoint every 5."""
     return tiny_job(
-        folder, name, model={"config": DROPOUT}, deepspeed={"zero_stage": stage}, checkpoint={"save_steps": SAVE}, workers={"max_failures": 2}
+        folder,
+        name,
+        model={"config": DROPOUT},
+        deepspeed={"zero_stage": stage},
+        checkpoint={"save_steps": SAVE},
+        workers={"max_failures": 2},
     )
 
 
@@ -71,7 +78,9 @@ def assert_rows_once(rows: Path) -> None:
     """The rows of the steps that count (of a repeated step: its last time) are exactly the dataset."""
     steps: dict[tuple[int, int], list[int]] = {}
     for file in sorted(rows.glob("*.jsonl"), key=lambda path: path.stat().st_mtime):
-        steps |= {(entry["step"], entry["rank"]): entry["rows"] for entry in map(json.loads, file.read_text().splitlines())}
+        steps |= {
+            (entry["step"], entry["rank"]): entry["rows"] for entry in map(json.loads, file.read_text().splitlines())
+        }
     assert sorted(row for part in steps.values() for row in part) == list(range(ROWS))
     assert recorded_rows(rows)
 
@@ -89,7 +98,8 @@ def assert_one_mlflow_run(storage: Path, run: Path) -> None:
 
 @pytest.fixture(scope="module")
 def resumed(_ray: str, hooks_file: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A worker killed in mid-epoch, which the driver makes good by itself; ten steps later the driver, which the user does with `--resume`.
+    """A worker killed in mid-epoch, which the driver makes good by itself; ten steps later the driver, which the user
+    does with `--resume`.
 
     Stage 3 in a Ray that the driver starts, and that dies with it; stage 0 in one that outlives it.
     """
@@ -98,7 +108,9 @@ def resumed(_ray: str, hooks_file: Path, folder: Path, tmp_path_factory: pytest.
     def run(stage: int) -> tuple[Path, Path]:
         if stage not in done:
             scratch = tmp_path_factory.mktemp(f"killed-{stage}")
-            done[stage] = _killed_twice(folder, stage, scratch, *((None, scratch / "hooks.json") if stage else (_ray, hooks_file)))
+            done[stage] = _killed_twice(
+                folder, stage, scratch, *((None, scratch / "hooks.json") if stage else (_ray, hooks_file))
+            )
         return done[stage]
 
     return run
@@ -116,7 +128,9 @@ def _killed_twice(folder: Path, stage: int, scratch: Path, address: str | None, 
     ]
     hooks.write_text(json.dumps({"record_rows": str(rows), "kill": kills}))
     _, err = driver.communicate(timeout=300)
-    assert driver.returncode == -9 and (scratch / "worker-killed").exists() and (scratch / "driver-killed").exists(), err
+    assert driver.returncode == -9 and (scratch / "worker-killed").exists() and (scratch / "driver-killed").exists(), (
+        err
+    )
     run = folder / "runs" / f"killed-{stage}"
     pids = [pid for event in events(run) if event["kind"] in ("start", "resume") for pid in event["pids"]]
     wait_until(lambda: not any(_alive(pid) for pid in pids), 60, "the workers of a dead driver end")
@@ -128,7 +142,9 @@ def _killed_twice(folder: Path, stage: int, scratch: Path, address: str | None, 
 
 
 @pytest.mark.parametrize("stage", [0, 3])
-def test_worker_killed_then_driver_killed_and_resumed(folder: Path, uninterrupted: Any, resumed: Any, stage: int) -> None:
+def test_worker_killed_then_driver_killed_and_resumed(
+    folder: Path, uninterrupted: Any, resumed: Any, stage: int
+) -> None:
     truth = uninterrupted(stage)
     run, rows = resumed(stage)
     assert [event["step"] for event in events(run) if event["kind"] == "resume"] == [5, 15]
@@ -152,7 +168,12 @@ def test_killed_during_the_commit(shared_ray: Any, folder: Path, uninterrupted: 
 
     truth = uninterrupted(3)
     places = [("after_stage", 1, 10), ("before_rename", 0, 15), ("after_commit", 0, 20)]
-    shared_ray(kill=[{"point": point, "rank": rank, "step": step, "marker": str(tmp_path / point)} for point, rank, step in places])
+    shared_ray(
+        kill=[
+            {"point": point, "rank": rank, "step": step, "marker": str(tmp_path / point)}
+            for point, rank, step in places
+        ]
+    )
     job = job_of(folder, "killed-in-commit", 3)
     result = raytrain_nlp.train({**job, "workers": {**job["workers"], "max_failures": 3}})
     run = Path(result.run_dir)
@@ -179,7 +200,9 @@ def test_damaged_checkpoints_are_passed_over(shared_ray: Any, folder: Path, unin
     truncated.write_bytes(truncated.read_bytes()[:-10])
     result = raytrain_nlp.train(job_of(folder, "damaged", 3), resume=True)
     notices = [event["text"] for event in events(run) if event["kind"] == "notice"]
-    assert len(notices) == 3 and all(f"checkpoint-{step} is damaged" in text for step, text in zip((20, 15, 10), notices, strict=True))
+    assert len(notices) == 3 and all(
+        f"checkpoint-{step} is damaged" in text for step, text in zip((20, 15, 10), notices, strict=True)
+    )
     assert [event["step"] for event in events(run) if event["kind"] == "resume"] == [5]
     assert_same_run(Path(result.run_dir), Path(truth.run_dir))
 
@@ -208,7 +231,13 @@ def test_a_planted_pickle_is_never_executed(shared_ray: Any, folder: Path, unint
             entry |= {"size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(raytrain_nlp.RunError):
-        raytrain_nlp.train({**job_of(folder, "planted", 3), "workers": {"num_workers": 2, "resources_per_worker": {"CPU": 0.5}, "max_failures": 0}}, resume=True)
+        raytrain_nlp.train(
+            {
+                **job_of(folder, "planted", 3),
+                "workers": {"num_workers": 2, "resources_per_worker": {"CPU": 0.5}, "max_failures": 0},
+            },
+            resume=True,
+        )
     assert not (tmp_path / "canary").exists()
 
 
@@ -223,7 +252,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(shared_ray: Any, folder: Path, 
     assert all(f"{row} ({folder / 'train.jsonl'}:{row + 1})" in str(caught.value) for row in rows) and len(text) == ROWS
     run = folder / "runs" / "not-finite"
     assert [path.name for path in (run / "checkpoints").glob("checkpoint-*")] == ["checkpoint-5"]
-    assert [event["kind"] for event in events(run)].count("start") == 1 and not any(event["kind"] == "resume" for event in events(run))  # no retry
+    assert [event["kind"] for event in events(run)].count("start") == 1 and not any(
+        event["kind"] == "resume" for event in events(run)
+    )  # no retry
 
 
 def _copy_as_failed(source: Path, target: Path, name: str) -> None:

@@ -13,14 +13,27 @@ from support import TINY, checkpoint_tensors, events, losses, recorded_rows, tin
 ROWS, STEPS, SAVE, KILLED = 100, 12, 5, 9
 """Seven steps an epoch: the killed run repeats the end of the first one and the start of the second."""
 LLAMA = {
-    "model_type": "llama", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 64,
+    "model_type": "llama",
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
     "attention_dropout": 0.1,
-}  # fmt: skip
+}
 T5 = {"model_type": "t5", "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.1}
 BART = {
-    "model_type": "bart", "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 64, "dropout": 0.1,
-}  # fmt: skip
+    "model_type": "bart",
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 64,
+    "dropout": 0.1,
+}
 TASKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "causal-lm": ({"packing": "best_fit"}, LLAMA),
     "masked-lm": ({"line_by_line": True}, {**TINY, "hidden_dropout_prob": 0.1}),
@@ -32,9 +45,14 @@ TASKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def job_of(folder: Path, name: str, kind: str, workers: int = 2) -> dict[str, Any]:
     task, config = TASKS[kind]
     return tiny_job(
-        folder, name, model={"config": config}, deepspeed={"zero_stage": 3}, checkpoint={"save_steps": SAVE},
-        training={"max_steps": STEPS, "per_device_train_batch_size": 16 // workers}, workers={"num_workers": workers, "max_failures": 1},
-    ) | {"task": {"type": kind, **task}}  # fmt: skip
+        folder,
+        name,
+        model={"config": config},
+        deepspeed={"zero_stage": 3},
+        checkpoint={"save_steps": SAVE},
+        training={"max_steps": STEPS, "per_device_train_batch_size": 16 // workers},
+        workers={"num_workers": workers, "max_failures": 1},
+    ) | {"task": {"type": kind, **task}}
 
 
 def batches(folder: Path) -> dict[int, set[tuple[int, int]]]:
@@ -52,18 +70,27 @@ def test_killed_run_and_single_worker(shared_ray: Any, train_warm: Any, tmp_path
     write_rows(tmp_path / "words.jsonl", ROWS)
     words = {0: "no", 1: "yes, oh yes"}
     rows = [json.loads(line) for line in (tmp_path / "words.jsonl").read_text().splitlines()]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps({**row, "label": words[row["label"]]}) + "\n" for row in rows))
+    (tmp_path / "train.jsonl").write_text(
+        "".join(json.dumps({**row, "label": words[row["label"]]}) + "\n" for row in rows)
+    )
     runs, seen = {}, {}
     for name, workers in (("whole", 2), ("killed", 2), ("single", 1)):
         (tmp_path / name).mkdir()
-        kill = {"kill": {"point": "mid_step", "rank": 1, "step": KILLED, "marker": str(tmp_path / "marker")}} if name == "killed" else {}
+        kill = (
+            {"kill": {"point": "mid_step", "rank": 1, "step": KILLED, "marker": str(tmp_path / "marker")}}
+            if name == "killed"
+            else {}
+        )
         shared_ray(record_rows=str(tmp_path / name), **kill)
         train = raytrain_nlp.train if name == "killed" else train_warm
         runs[name] = Path(train(job_of(tmp_path, name, kind, workers)).run_dir)
         seen[name] = batches(tmp_path / name)
 
     assert [event["step"] for event in events(runs["killed"]) if event["kind"] == "resume"] == [SAVE]
-    killed, whole = (checkpoint_tensors(runs[name] / "checkpoints" / f"checkpoint-{STEPS - STEPS % SAVE}") for name in ("killed", "whole"))
+    killed, whole = (
+        checkpoint_tensors(runs[name] / "checkpoints" / f"checkpoint-{STEPS - STEPS % SAVE}")
+        for name in ("killed", "whole")
+    )
     assert killed.keys() == whole.keys() and len(whole) > 10
     assert all(torch.equal(killed[name], tensor) for name, tensor in whole.items())
     assert len({(runs[name] / "model" / "model.safetensors").read_bytes() for name in ("killed", "whole")}) == 1

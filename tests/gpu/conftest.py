@@ -23,7 +23,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def train_on_gpu() -> Iterator[Callable[..., Any]]:
-    """`raytrain_nlp.train` on one worker with a GPU, which stays from run to run: most of a run of seconds is the start of its process."""
+    """`raytrain_nlp.train` on one worker with a GPU, which stays from run to run: most of a run of seconds is the start
+    of its process.
+    """
     import os
 
     import ray
@@ -32,7 +34,11 @@ def train_on_gpu() -> Iterator[Callable[..., Any]]:
     from raytrain_nlp.launch.worker_pool import WorkerPool
     from raytrain_nlp.tuning.mailbox import open_mailbox
 
-    deterministic = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
+    deterministic = {
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_TRAIN_METRICS_ENABLED": "0",
+    }
     with mock.patch.dict(os.environ, deterministic):
         ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         pool = WorkerPool(open_mailbox())

@@ -29,7 +29,10 @@ KINDS: dict[str, dict[str, Any]] = {
 def job_of(folder: Path, name: str, **sections: Any) -> dict[str, Any]:
     support.write_rows(folder / "train.jsonl", 128)
     training = {"max_steps": 8, **sections.pop("training", {})}
-    return {**support.tiny_job(folder, name, training=training, checkpoint={"save_strategy": "no"}, **sections), "workers": ONE_GPU}
+    return {
+        **support.tiny_job(folder, name, training=training, checkpoint={"save_strategy": "no"}, **sections),
+        "workers": ONE_GPU,
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -49,7 +52,10 @@ def test_a_resumed_run_ends_bit_for_bit(kind: str, train_on_gpu: Callable[..., A
     """From its checkpoint in the middle, as one that was killed after it would."""
     sections = {key: dict(value) for key, value in KINDS[kind].items()}
     training = {**sections.pop("training", {}), "full_determinism": True}
-    job = {**job_of(tmp_path, "whole", training=training, **sections), "checkpoint": {"save_steps": 4, "save_total_limit": 3}}
+    job = {
+        **job_of(tmp_path, "whole", training=training, **sections),
+        "checkpoint": {"save_steps": 4, "save_total_limit": 3},
+    }
     run = Path(train_on_gpu(job).run_dir)
     whole = support.checkpoint_tensors(run / "checkpoints" / "checkpoint-8")
     losses = support.losses(run)

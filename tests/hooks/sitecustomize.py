@@ -1,7 +1,7 @@
 """Test hooks in worker processes: loaded by Python at start wherever tests put this folder on PYTHONPATH.
 
-The product has no switches for tests. What a test wants to see or break is written to the JSON file that the environment
-variable RAYTRAIN_NLP_TEST_HOOKS names, read anew by each process:
+The product has no switches for tests. What a test wants to see or break is written to the JSON file that the
+environment variable RAYTRAIN_NLP_TEST_HOOKS names, read anew by each process:
 
     {"record_rows": FOLDER}                                every micro-batch trained: rank, step, row ids, what stands in each row
     {"kill": {"point": NAME, "rank": R, "step": N, "marker": FILE}}   SIGKILL this process there, once (marker); or a list of such
@@ -9,7 +9,7 @@ variable RAYTRAIN_NLP_TEST_HOOKS names, read anew by each process:
     {"hold": true}                                         a prediction that never comes to its second part
     {"gpus": [{"name": NAME, "memory": BYTES, "bf16": true}]}   GPUs the driver finds; torch finds none
     {"gpu": FILE}                                          torch finds a GPU unless the environment hides it when torch first looks; a line for each look
-"""
+"""  # noqa: E501
 
 import importlib.abc
 import importlib.util
@@ -32,7 +32,9 @@ def _wanted():
 def _kill(point, step):
     kills = _wanted().get("kill") or []
     here = {"point": point, "rank": int(os.environ.get("RANK", -1)), "step": step}
-    wanted = next((kill for kill in (kills if isinstance(kills, list) else [kills]) if here.items() <= kill.items()), None)
+    wanted = next(
+        (kill for kill in (kills if isinstance(kills, list) else [kills]) if here.items() <= kill.items()), None
+    )
     if not wanted:
         return
     try:
@@ -63,7 +65,13 @@ def _patch_trainer(module):
         batch, wanted = inputs.micro_batch, _wanted()
         if "record_rows" in wanted:
             with open(os.path.join(wanted["record_rows"], f"{os.getpid()}.jsonl"), "a", encoding="utf-8") as file:
-                entry = {"rank": int(os.environ["RANK"]), "step": batch.step, "micro": batch.micro, "rows": batch.rows.tolist(), "content": _digests(inputs)}
+                entry = {
+                    "rank": int(os.environ["RANK"]),
+                    "step": batch.step,
+                    "micro": batch.micro,
+                    "rows": batch.rows.tolist(),
+                    "content": _digests(inputs),
+                }
                 file.write(json.dumps(entry) + "\n")
         if "gpu" in wanted and "deepspeed" in sys.modules:
             _note({"accelerator": sys.modules["deepspeed"].accelerator.get_accelerator().device_name()})
@@ -150,8 +158,10 @@ def _note(entry):
 _PATCHES = {
     "torch.cuda": _patch_cuda,
     "raytrain_nlp.cluster.gpus": _patch_gpus,
-    "raytrain_nlp.trainer.trainer": _patch_trainer, "raytrain_nlp.checkpoint.store": _patch_store, "raytrain_nlp.worker.predictor": _patch_predictor,
-}  # fmt: skip
+    "raytrain_nlp.trainer.trainer": _patch_trainer,
+    "raytrain_nlp.checkpoint.store": _patch_store,
+    "raytrain_nlp.worker.predictor": _patch_predictor,
+}
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):

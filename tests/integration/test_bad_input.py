@@ -20,9 +20,17 @@ from raytrain_nlp.checkpoint import store
 from raytrain_nlp.config import load_job
 
 STAGES = {"looking at the data ...", "preparing tokens ..."} | {
-    f"{count} on CPUs ({where} has no GPU)" for count in ("1 worker", "2 workers") for where in ("this machine", "the cluster")
+    f"{count} on CPUs ({where} has no GPU)"
+    for count in ("1 worker", "2 workers")
+    for where in ("this machine", "the cluster")
 }
-TINY = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+TINY = {
+    "model_type": "bert",
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
 ROWS = [{"text": f"row {number} says {'yes' if number % 2 else 'no'}", "label": number % 2} for number in range(24)]
 
 
@@ -66,7 +74,8 @@ class Refusal:
         """Runs the command line in this process instead of one of its own: exit code, output, errors."""
 
     def check(self, expected: list[str], *arguments: str, text: str | None = None) -> None:
-        """Run the job, or `text` as its file (empty: no file). `expected` is `START ... PART ... PART` of each line, in order.
+        """Run the job, or `text` as its file (empty: no file). `expected` is `START ... PART ... PART` of each line, in
+        order.
 
         There are no other lines than stages.
         """
@@ -108,8 +117,12 @@ def refusal(tmp_path: Path) -> Refusal:
 
 
 @pytest.fixture
-def on_cluster(refusal: Refusal, shared_ray: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refusal:
-    """In this process and on the tests' own Ray: what is told depends on neither, and starting them for each case would take minutes."""
+def on_cluster(
+    refusal: Refusal, shared_ray: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Refusal:
+    """In this process and on the tests' own Ray: what is told depends on neither, and starting them for each case would
+    take minutes.
+    """
     from raytrain_nlp.cli import main as cli
 
     def here(arguments: list[str]) -> tuple[int, str, str]:
@@ -135,7 +148,10 @@ JOBS: dict[str, tuple[dict[str, Any], list[str]]] = {
         ],
     ),
     "missing section": ({"task": None}, ["task: is missing"]),
-    "unknown task": ({"task.type": "text-clasification"}, ["task.type: unknown type ('text-clasification') ... 'text-classification'"]),
+    "unknown task": (
+        {"task.type": "text-clasification"},
+        ["task.type: unknown type ('text-clasification') ... 'text-classification'"],
+    ),
     "removed TrainingArguments name": (
         {"training.evaluation_strategy": "no"},
         ["training.evaluation_strategy: was removed ... eval_strategy"],
@@ -146,9 +162,18 @@ JOBS: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["data.global_batch_size: contradicts ... (6 and 4 x 1 x 2 = 8)"],
     ),
     "fp16 on CPU": ({"training.fp16": True}, ["training.fp16: needs a GPU"]),
-    "best model without evaluation": ({"training.load_best_model_at_end": True}, ["training.load_best_model_at_end: needs evaluations"]),
-    "file store of MLflow": ({"tracking.tracking_uri": "file:mlruns"}, ["tracking.tracking_uri: MLflow's file store ... ('file:mlruns')"]),
-    "storage below a device": ({"storage_path": "/dev/null/runs"}, ["storage_path: cannot be written (/dev/null/runs: Not a directory)"]),
+    "best model without evaluation": (
+        {"training.load_best_model_at_end": True},
+        ["training.load_best_model_at_end: needs evaluations"],
+    ),
+    "file store of MLflow": (
+        {"tracking.tracking_uri": "file:mlruns"},
+        ["tracking.tracking_uri: MLflow's file store ... ('file:mlruns')"],
+    ),
+    "storage below a device": (
+        {"storage_path": "/dev/null/runs"},
+        ["storage_path: cannot be written (/dev/null/runs: Not a directory)"],
+    ),
     "storage in /proc": ({"storage_path": "/proc/runs"}, ["storage_path: cannot be written (/proc/runs: "]),
     "storage with a name too long": ({"storage_path": "x" * 300}, ["storage_path: has a part of more than 255 bytes"]),
     "more workers than CPUs": (
@@ -166,8 +191,14 @@ JOBS: dict[str, tuple[dict[str, Any], list[str]]] = {
             "data.validation: there is no such file or folder ({folder}/y.jsonl)",
         ],
     ),
-    "unknown file format": ({"data.train": "{folder}/job.yaml"}, ["data.train: unknown file format ({folder}/job.yaml) ... .jsonl"]),
-    "glob without a match": ({"data.train": "{folder}/*.parquet"}, ["data.train: no file matches ({folder}/*.parquet)"]),
+    "unknown file format": (
+        {"data.train": "{folder}/job.yaml"},
+        ["data.train: unknown file format ({folder}/job.yaml) ... .jsonl"],
+    ),
+    "glob without a match": (
+        {"data.train": "{folder}/*.parquet"},
+        ["data.train: no file matches ({folder}/*.parquet)"],
+    ),
     "missing columns": (
         {"task.text_columns": ["txt", "sentence"], "task.label_column": "lable"},
         [
@@ -203,8 +234,16 @@ def test_wrong_job_is_refused_before_anything_is_loaded(refusal: Refusal, kind: 
 
 DATA: dict[str, tuple[str, bytes, list[str]]] = {
     "empty file": ("empty.jsonl", b"", ["data.train: the file is empty ({folder}/empty.jsonl)"]),
-    "cut off gzip": ("cut.jsonl.gz", gzip.compress(jsonl(ROWS))[:60], ["{folder}/cut.jsonl.gz: cannot be read as jsonl (EOFError"]),
-    "text called parquet": ("text.parquet", jsonl(ROWS), ["{folder}/text.parquet: cannot be read as parquet (ArrowInvalid"]),
+    "cut off gzip": (
+        "cut.jsonl.gz",
+        gzip.compress(jsonl(ROWS))[:60],
+        ["{folder}/cut.jsonl.gz: cannot be read as jsonl (EOFError"],
+    ),
+    "text called parquet": (
+        "text.parquet",
+        jsonl(ROWS),
+        ["{folder}/text.parquet: cannot be read as parquet (ArrowInvalid"],
+    ),
     "blank lines only": ("blank.jsonl", b"\n \n\n", ["data.train: has no rows"]),
     "too many bad rows": (
         "bad.jsonl",
@@ -234,7 +273,10 @@ def test_wrong_data_are_refused(on_cluster: Refusal, kind: str) -> None:
 
 
 MODELS: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "unknown model type": ({"model.config.model_type": "t5-unknown"}, ["model.config.model_type: unknown model type ('t5-unknown')"]),
+    "unknown model type": (
+        {"model.config.model_type": "t5-unknown"},
+        ["model.config.model_type: unknown model type ('t5-unknown')"],
+    ),
     "misspelt key of the model's config": (
         {"model.config.hiden_size": 64},
         ["model.config.hiden_size: unknown key. Did you mean 'hidden_size'?"],
@@ -245,11 +287,17 @@ MODELS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "model that is not in the cache": (
         {"model": {"name_or_path": "nobody/nothing"}},
-        ["model.name_or_path: the hub cannot be asked (HF_HUB_OFFLINE is set), and nothing of this name is on this machine (nobody/nothing)"],
+        [
+            "model.name_or_path: the hub cannot be asked (HF_HUB_OFFLINE is set), and nothing of this name is on this "
+            "machine (nobody/nothing)"
+        ],
     ),
     "dataset that cannot be reached": (
         {"data.train": "hf://nobody/nothing:train"},
-        ["data.train: the hub cannot be asked (HF_HUB_OFFLINE is set), and nothing of this name is on this machine (hf://nobody/nothing:train)"],
+        [
+            "data.train: the hub cannot be asked (HF_HUB_OFFLINE is set), and nothing of this name is on this machine "
+            "(hf://nobody/nothing:train)"
+        ],
     ),
     "broken config.json": (
         {"model": {"name_or_path": "./model", "tokenizer": "train"}},
@@ -276,7 +324,9 @@ def test_wrong_model_or_plan_is_refused(on_cluster: Refusal, kind: str) -> None:
 
 
 def test_refusal_where_ray_has_to_start_too(refusal: Refusal) -> None:
-    """On a laptop Ray is started while the data are read; what is wrong with them is told all the same, and Ray ends too."""
+    """On a laptop Ray is started while the data are read; what is wrong with them is told all the same, and Ray ends
+    too.
+    """
     (refusal.folder / "train.jsonl").write_bytes(jsonl([{**row, "label": "a"} for row in ROWS]))
     refusal.check(["data.train: all labels of column 'label' are equal ('a')"])
 
@@ -366,8 +416,12 @@ def _bit_flipped(path: Path) -> None:
     path.write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:])
 
 
-@pytest.mark.parametrize("damages", [(_truncated, _bit_flipped), (_bit_flipped, Path.unlink)], ids=["cut off, flipped", "flipped, deleted"])
-def test_resume_where_every_checkpoint_is_damaged_is_refused(started: Refusal, damages: tuple[Callable[[Path], Any], ...]) -> None:
+@pytest.mark.parametrize(
+    "damages", [(_truncated, _bit_flipped), (_bit_flipped, Path.unlink)], ids=["cut off, flipped", "flipped, deleted"]
+)
+def test_resume_where_every_checkpoint_is_damaged_is_refused(
+    started: Refusal, damages: tuple[Callable[[Path], Any], ...]
+) -> None:
     """Starting from step 0 would lose the work silently: a run all of whose checkpoints are damaged is refused."""
     root = started.run / "checkpoints"
     for step, apply_damage in enumerate(damages, 1):
@@ -377,4 +431,6 @@ def test_resume_where_every_checkpoint_is_damaged_is_refused(started: Refusal, d
         files = store.describe_files(staging, [staging / "model.state"])
         committed = store.commit(root, staging, store.Manifest(step, 1, 0, "", {}, files))
         apply_damage(committed.path / "model.state")
-    started.check(["--resume: ... {folder}/runs/bad/checkpoints ... none of 2 checkpoints is intact ... --overwrite"], "--resume")
+    started.check(
+        ["--resume: ... {folder}/runs/bad/checkpoints ... none of 2 checkpoints is intact ... --overwrite"], "--resume"
+    )

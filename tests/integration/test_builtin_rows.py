@@ -1,4 +1,6 @@
-"""`builtin:NAME`: every source is there without a download, split without copies, the same every time; docstrings do not name their library."""
+"""`builtin:NAME`: every source is there without a download, split without copies, the same every time; docstrings do
+not name their library.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,15 @@ from raytrain_nlp.data.builtin import BUILTINS, build_builtin
 from raytrain_nlp.data.builtin.prose import key_of
 
 OWN_NAMES = {
-    "numpy": "numpy|np", "pandas": "pandas|pd", "torch": "torch|pytorch", "scikit-learn": "scikit-learn|scikit learn|sklearn",
-    "transformers": "transformers|hugging ?face", "datasets": "datasets", "mlflow": "mlflow", "ray": "ray",
-}  # fmt: skip
+    "numpy": "numpy|np",
+    "pandas": "pandas|pd",
+    "torch": "torch|pytorch",
+    "scikit-learn": "scikit-learn|scikit learn|sklearn",
+    "transformers": "transformers|hugging ?face",
+    "datasets": "datasets",
+    "mlflow": "mlflow",
+    "ray": "ray",
+}
 ALL_AT_ONCE = """
 import sys
 from pathlib import Path
@@ -26,16 +34,20 @@ from raytrain_nlp.data.builtin import BUILTINS, build_builtin
 for name in BUILTINS:
     build_builtin(f"builtin:{name}", Path(sys.argv[1]), "data.train")
 print([name for name in ("torch", "numpy", "pandas", "sklearn", "transformers", "ray", "mlflow") if name in sys.modules])
-"""
+"""  # noqa: E501
 
 Rows = dict[str, list[dict]]
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory) -> tuple[Path, Path, str]:
-    """The cache of a build here, that of one in a process of its own (another hash seed), and what that one says it has imported."""
+    """The cache of a build here, that of one in a process of its own (another hash seed), and what that one says it has
+    imported.
+    """
     here, there = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("there")
-    with subprocess.Popen([sys.executable, "-c", ALL_AT_ONCE, str(there)], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", ALL_AT_ONCE, str(there)], stdout=subprocess.PIPE, text=True
+    ) as process:
         for name in BUILTINS:
             build_builtin(f"builtin:{name}", here, "data.train")
         output, _ = process.communicate()
@@ -46,12 +58,20 @@ def both(tmp_path_factory) -> tuple[Path, Path, str]:
 @pytest.fixture(scope="module")
 def rows(both) -> dict[str, Rows]:
     found = {name: build_builtin(f"builtin:{name}", both[0], "data.train") for name in BUILTINS}
-    return {name: {split: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] for split, path in paths.items()} for name, paths in found.items()}
+    return {
+        name: {
+            split: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            for split, path in paths.items()
+        }
+        for name, paths in found.items()
+    }
 
 
 def test_the_same_bytes_in_another_process(both):
     here, there, output = both
-    assert {path.relative_to(there): path.read_bytes() for path in there.glob("*/*")} == {path.relative_to(here): path.read_bytes() for path in here.glob("*/*")}
+    assert {path.relative_to(there): path.read_bytes() for path in there.glob("*/*")} == {
+        path.relative_to(here): path.read_bytes() for path in here.glob("*/*")
+    }
     assert len(list(here.glob("*/*"))) == 2 * len(BUILTINS)
     assert output.strip() == "[]"
 
@@ -60,7 +80,10 @@ def test_files_are_made_once(both, monkeypatch):
     monkeypatch.setattr(builtin, "_write_lines", None)
     for name in BUILTINS:
         built = build_builtin(f"builtin:{name}", both[0], "data.train")
-        assert {split: path.name for split, path in built.items()} == {"train": "train.jsonl", "validation": "validation.jsonl"}
+        assert {split: path.name for split, path in built.items()} == {
+            "train": "train.jsonl",
+            "validation": "validation.jsonl",
+        }
         assert sorted(built["train"].parent.iterdir()) == sorted(built.values())
 
 
@@ -86,7 +109,8 @@ def test_python_docs_are_documents(rows):
 
 def test_no_paragraph_of_python_docs_is_in_both_splits(rows):
     train, validation = (
-        {key_of(part) for row in rows["python-docs"][split] for part in row["text"].split("\n\n") if len(part) >= 40} for split in ("train", "validation")
+        {key_of(part) for row in rows["python-docs"][split] for part in row["text"].split("\n\n") if len(part) >= 40}
+        for split in ("train", "validation")
     )
     assert not train & validation
 
@@ -127,5 +151,10 @@ def test_labels_are_many_and_balanced(rows):
 
 
 def test_no_text_names_its_library(rows):
-    leaks = [row for split in rows["docstrings"].values() for row in split if re.search(rf"\b({OWN_NAMES[row['label']]})\b", row["text"], re.IGNORECASE)]
+    leaks = [
+        row
+        for split in rows["docstrings"].values()
+        for row in split
+        if re.search(rf"\b({OWN_NAMES[row['label']]})\b", row["text"], re.IGNORECASE)
+    ]
     assert leaks == []

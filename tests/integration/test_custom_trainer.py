@@ -24,7 +24,9 @@ def test_rows_of_weighted_classes_count_more(custom_trainer: object) -> None:
     logits, labels = torch.tensor([[2.0, 0.0], [0.5, 1.0], [0.0, 3.0]]), torch.tensor([0, 0, 1])
     trainer = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(id2label={0: "numpy", 1: "ray"})))
     inputs = {"input_ids": torch.zeros(3, 4), "labels": labels}
-    loss, outputs = custom_trainer.WeightedTrainer.compute_loss(trainer, lambda input_ids: SimpleNamespace(logits=logits), inputs, return_outputs=True)
+    loss, outputs = custom_trainer.WeightedTrainer.compute_loss(
+        trainer, lambda input_ids: SimpleNamespace(logits=logits), inputs, return_outputs=True
+    )
     rows = [-torch.log_softmax(logits, dim=1)[i, label] for i, label in enumerate(labels)]
     assert loss.item() == pytest.approx(((rows[0] + rows[1] + 2 * rows[2]) / 3).item())
     assert outputs.logits is logits

@@ -1,7 +1,9 @@
-"""25 model families and more, each with its tasks: a step, an evaluation, an export, and the same loss by transformers alone.
+"""25 model families and more, each with its tasks: a step, an evaluation, an export, and the same loss by transformers
+alone.
 
-All in this process: the job is resolved as the driver resolves it, the trainer is built as a worker builds it, and the plan's
-batches come from the plan itself. Sizes are tiny; what a family needs beyond its sizes stands beside it, exceptions below.
+All in this process: the job is resolved as the driver resolves it, the trainer is built as a worker builds it, and the
+plan's batches come from the plan itself. Sizes are tiny; what a family needs beyond its sizes stands beside it,
+exceptions below.
 """
 
 from __future__ import annotations
@@ -31,12 +33,24 @@ from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.trainer import loader
 from raytrain_nlp.worker import loop
 
-_BASE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 40}
+_BASE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 40,
+}
 _LLAMA = {**_BASE, "num_key_value_heads": 2, "head_dim": 16}
 _SEQ2SEQ = {
-    "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
     "max_position_embeddings": 40,
-}  # fmt: skip
+}
 _T5 = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 2}
 _MOE = {**_LLAMA, "num_experts_per_tok": 2, "output_router_logits": True}
 
@@ -55,7 +69,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     # decoders
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 40},
     "gpt_neox": _BASE,
-    "opt": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 40},
+    "opt": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "ffn_dim": 64,
+        "word_embed_proj_dim": 32,
+        "max_position_embeddings": 40,
+    },
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2},
     "llama": _LLAMA,
     "mistral": _LLAMA,
@@ -72,12 +93,34 @@ FAMILIES: dict[str, dict[str, Any]] = {
     # mixtures of experts
     "mixtral": {**_MOE, "num_local_experts": 4},
     "qwen3_moe": {**_MOE, "num_experts": 4, "moe_intermediate_size": 32},
-    "switch_transformers": {**_T5, "num_experts": 4, "expert_capacity": 64, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
+    "switch_transformers": {
+        **_T5,
+        "num_experts": 4,
+        "expert_capacity": 64,
+        "num_sparse_encoder_layers": 1,
+        "num_sparse_decoder_layers": 1,
+    },
     # state spaces, and one of them with attention
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
-    "mamba2": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "head_dim": 16, "num_heads": 4, "n_groups": 2, "chunk_size": 8},
-    "falcon_h1": {**_LLAMA, "mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_chunk_size": 8},
-}  # fmt: skip
+    "mamba2": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "state_size": 8,
+        "head_dim": 16,
+        "num_heads": 4,
+        "n_groups": 2,
+        "chunk_size": 8,
+    },
+    "falcon_h1": {
+        **_LLAMA,
+        "mamba_d_ssm": 64,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_n_groups": 1,
+        "mamba_d_state": 8,
+        "mamba_chunk_size": 8,
+    },
+}
 TASKS = {
     "masked-lm": {"type": "masked-lm", "line_by_line": True},
     "causal-lm": {"type": "causal-lm", "packing": "none"},
@@ -85,10 +128,14 @@ TASKS = {
     "text-classification": {"type": "text-classification", "text_columns": ["text", "other"]},
 }
 LEFT_OUT = {
-    ("distilbert", "causal-lm"), ("flaubert", "causal-lm"),
-    *((name, "causal-lm") for name in ("bert", "roberta", "xlm-roberta", "electra", "bart", "mbart", "pegasus", "marian")),  # decoders of encoders: not what they are for
+    ("distilbert", "causal-lm"),
+    ("flaubert", "causal-lm"),
+    *(
+        (name, "causal-lm")
+        for name in ("bert", "roberta", "xlm-roberta", "electra", "bart", "mbart", "pegasus", "marian")
+    ),  # decoders of encoders: not what they are for
     *((name, "masked-lm") for name in ("bart", "mbart")),
-}  # fmt: skip
+}
 
 
 def combinations() -> Iterator[tuple[str, str]]:
@@ -96,7 +143,14 @@ def combinations() -> Iterator[tuple[str, str]]:
 
     for name in FAMILIES:
         for kind, task in TASKS.items():
-            config = load_job({"name": "x", "task": task, "model": {"config": {"model_type": name}, "tokenizer": "train"}, "data": {"train": "x"}}).task
+            config = load_job(
+                {
+                    "name": "x",
+                    "task": task,
+                    "model": {"config": {"model_type": name}, "tokenizer": "train"},
+                    "data": {"train": "x"},
+                }
+            ).task
             if name in getattr(modeling_auto, build_task(config).auto_mapping) and (name, kind) not in LEFT_OUT:
                 yield name, kind
 
@@ -111,7 +165,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for number in range(count):
                 text = " ".join(draw.choices(words, k=60 if number % 5 == 4 else draw.randint(3, 12)))
                 pair = {"en": text, "de": " ".join(draw.choices(words, k=draw.randint(2, 20)))}
-                file.write(json.dumps({"text": text, "other": pair["de"], "label": number % 3, "translation": pair}) + "\n")
+                file.write(
+                    json.dumps({"text": text, "other": pair["de"], "label": number % 3, "translation": pair}) + "\n"
+                )
     return folder
 
 
@@ -138,35 +194,61 @@ class _Nowhere:
 def test_family(family: str, kind: str, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "stream", _plain_stream)
     gc.freeze()  # accelerate collects garbage twice a run, among all that is loaded
-    job = load_job({
-        "name": "run", "storage_path": str(rows / "runs"), "seed": 3, "task": TASKS[kind],
-        "model": {"config": {"model_type": family, **FAMILIES[family]}, "tokenizer": "train", "tokenizer_training": {"vocab_size": 300}},
-        "data": {"train": str(rows / "train.jsonl"), "validation": str(rows / "validation.jsonl"), "max_length": 48},
-        "training": {
-            "max_steps": 1, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 4, "save_strategy": "no", "eval_strategy": "no", "learning_rate": 1e-3,
-        },
-        "workers": {"num_workers": 1},
-    })  # fmt: skip
+    job = load_job(
+        {
+            "name": "run",
+            "storage_path": str(rows / "runs"),
+            "seed": 3,
+            "task": TASKS[kind],
+            "model": {
+                "config": {"model_type": family, **FAMILIES[family]},
+                "tokenizer": "train",
+                "tokenizer_training": {"vocab_size": 300},
+            },
+            "data": {
+                "train": str(rows / "train.jsonl"),
+                "validation": str(rows / "validation.jsonl"),
+                "max_length": 48,
+            },
+            "training": {
+                "max_steps": 1,
+                "per_device_train_batch_size": 8,
+                "per_device_eval_batch_size": 4,
+                "save_strategy": "no",
+                "eval_strategy": "no",
+                "learning_rate": 1e-3,
+            },
+            "workers": {"num_workers": 1},
+        }
+    )
     resolved = resolve(job, find_job_files(job, rows / "runs"), rows / "runs", map)
     spec, paths = resolved.spec, RunPaths(tmp_path, "run")
     paths.run.mkdir()
     loaders = loop._build_loaders(spec, job, 0, 1, 0, 1)
     agreement = Agreement(lambda row: str(row), lambda: False, lambda: False)
-    trainer = loop._build_trainer(spec, job, paths, EventLog(None), loaders, str(tmp_path / "scratch"), agreement, _Nowhere())
+    trainer = loop._build_trainer(
+        spec, job, paths, EventLog(None), loaders, str(tmp_path / "scratch"), agreement, _Nowhere()
+    )
     before = {name: value.clone() for name, value in trainer.model.state_dict().items() if value.is_floating_point()}
     trainer.train()
-    assert any(not torch.equal(before[name], value) for name, value in trainer.model.state_dict().items() if name in before)
+    assert any(
+        not torch.equal(before[name], value) for name, value in trainer.model.state_dict().items() if name in before
+    )
     metrics = trainer.evaluate()
     assert math.isfinite(metrics["eval_loss"]) and metrics["eval_samples"] == 11
     predictions = next(iter(trainer._feed.scored.values()))[0]
-    assert not isinstance(predictions, tuple) and len(predictions) == 11, "logits, and nothing that stands before or behind them"
+    assert not isinstance(predictions, tuple) and len(predictions) == 11, (
+        "logits, and nothing that stands before or behind them"
+    )
     _check_positions(trainer.model)
     export_model(trainer, paths.model)
     assert _loss_by_transformers(paths.model, job, spec) == pytest.approx(metrics["eval_loss"], abs=1e-4)
     trainer.release()
 
 
-def _plain_stream(spec: Any, *, start: int, stop: int, world_size: int, rank: int, accumulation: int, cpus: float) -> Iterator[Any]:
+def _plain_stream(
+    spec: Any, *, start: int, stop: int, world_size: int, rank: int, accumulation: int, cpus: float
+) -> Iterator[Any]:
     """The plan's batches, without Ray."""
     split = Split(spec)
     for step in range(start, stop):
@@ -188,7 +270,9 @@ def _loss_by_transformers(folder: Path, job: Any, spec: Any) -> float:
     assert len(transformers.AutoTokenizer.from_pretrained(folder)) <= model.get_input_embeddings().num_embeddings
     total = weight = 0.0
     with torch.no_grad():
-        for batch in _plain_stream(spec.validation, start=0, stop=spec.eval_steps, world_size=1, rank=0, accumulation=1, cpus=1):
+        for batch in _plain_stream(
+            spec.validation, start=0, stop=spec.eval_steps, world_size=1, rank=0, accumulation=1, cpus=1
+        ):
             total += batch.weight * float(model(**batch.tensors).loss)
             weight += batch.weight
     return total / weight
@@ -197,8 +281,15 @@ def _loss_by_transformers(folder: Path, job: Any, spec: Any) -> float:
 def _check_positions(model: Any) -> None:
     """What the family's source says of its positions is what its tables hold."""
     names = ("wpe", "embed_positions", "position_embeddings")
-    tables = [module for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding) and name.split(".")[-1] in names]
-    rows = [table.num_embeddings - getattr(table, "offset", 0) - (0 if table.padding_idx is None else table.padding_idx + 1) for table in tables]
+    tables = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Embedding) and name.split(".")[-1] in names
+    ]
+    rows = [
+        table.num_embeddings - getattr(table, "offset", 0) - (0 if table.padding_idx is None else table.padding_idx + 1)
+        for table in tables
+    ]
     positions, _ = find_positions(model.config)
     assert positions == (min(rows) if rows else None)
 

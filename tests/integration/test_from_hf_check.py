@@ -1,5 +1,5 @@
-"""Ten commands of the READMEs of transformers' examples become jobs that pass `check`, with local rows and a small model of the
-same kind in place of the hub's."""
+"""Ten commands of the READMEs of transformers' examples become jobs that pass `check`, with local rows and a small
+model of the same kind in place of the hub's."""
 
 from __future__ import annotations
 
@@ -12,26 +12,38 @@ import pytest
 
 ROWS = 40
 COMMANDS = [
-    "run_glue.py --model_name_or_path bert --task_name mrpc --do_train --do_eval --max_seq_length 128 --per_device_train_batch_size 32 "
+    "run_glue.py --model_name_or_path bert --task_name mrpc --do_train --do_eval --max_seq_length 128 "
+    "--per_device_train_batch_size 32 "
     "--learning_rate 2e-5 --num_train_epochs 3 --output_dir out/mrpc/",
-    "run_glue.py --model_name_or_path bert --dataset_name imdb --do_train --do_predict --max_seq_length 128 --per_device_train_batch_size 32 "
+    "run_glue.py --model_name_or_path bert --dataset_name imdb --do_train --do_predict --max_seq_length 128 "
+    "--per_device_train_batch_size 32 "
     "--learning_rate 2e-5 --num_train_epochs 3 --output_dir out/imdb/",
-    "run_clm.py --model_name_or_path gpt2 --dataset_name wikitext --dataset_config_name wikitext-2-raw-v1 --per_device_train_batch_size 8 "
+    "run_clm.py --model_name_or_path gpt2 --dataset_name wikitext --dataset_config_name wikitext-2-raw-v1 "
+    "--per_device_train_batch_size 8 "
     "--per_device_eval_batch_size 8 --do_train --do_eval --output_dir out/test-clm",
-    "run_clm.py --model_name_or_path gpt2 --train_file wikitext.txt --validation_file wikitext.txt --per_device_train_batch_size 8 "
+    "run_clm.py --model_name_or_path gpt2 --train_file wikitext.txt --validation_file wikitext.txt "
+    "--per_device_train_batch_size 8 "
     "--per_device_eval_batch_size 8 --do_train --do_eval --output_dir out/test-clm",
-    'run_clm.py --model_type gpt2 --tokenizer_name gpt2 --config_overrides="n_embd=64,n_head=4,resid_pdrop=0.2" --train_file wikitext.txt --do_train '
+    'run_clm.py --model_type gpt2 --tokenizer_name gpt2 --config_overrides="n_embd=64,n_head=4,resid_pdrop=0.2" '
+    "--train_file wikitext.txt --do_train "
     "--output_dir out/scratch",
-    "run_mlm.py --model_name_or_path bert --dataset_name wikitext --dataset_config_name wikitext-2-raw-v1 --per_device_train_batch_size 8 "
+    "run_mlm.py --model_name_or_path bert --dataset_name wikitext --dataset_config_name wikitext-2-raw-v1 "
+    "--per_device_train_batch_size 8 "
     "--per_device_eval_batch_size 8 --do_train --do_eval --output_dir out/test-mlm",
-    "run_mlm.py --model_name_or_path bert --train_file wikitext.txt --validation_file wikitext.txt --line_by_line --do_train --do_eval --output_dir out/lines",
-    'run_summarization.py --model_name_or_path t5 --do_train --do_eval --dataset_name cnn_dailymail --dataset_config "3.0.0" '
-    '--source_prefix "summarize: " --output_dir out/tst-summarization --per_device_train_batch_size=4 --per_device_eval_batch_size=4 '
+    "run_mlm.py --model_name_or_path bert --train_file wikitext.txt --validation_file wikitext.txt --line_by_line "
+    "--do_train --do_eval --output_dir out/lines",
+    "run_summarization.py --model_name_or_path t5 --do_train --do_eval --dataset_name cnn_dailymail --dataset_config "
+    '"3.0.0" '
+    '--source_prefix "summarize: " --output_dir out/tst-summarization --per_device_train_batch_size=4 '
+    "--per_device_eval_batch_size=4 "
     "--overwrite_output_dir --predict_with_generate",
-    "run_summarization.py --model_name_or_path t5 --do_train --do_eval --train_file articles.csv --validation_file articles.csv "
-    '--source_prefix "summarize: " --output_dir out/csv --per_device_train_batch_size=4 --per_device_eval_batch_size=4 --predict_with_generate',
+    "run_summarization.py --model_name_or_path t5 --do_train --do_eval --train_file articles.csv --validation_file "
+    "articles.csv "
+    '--source_prefix "summarize: " --output_dir out/csv --per_device_train_batch_size=4 --per_device_eval_batch_size=4 '
+    "--predict_with_generate",
     "run_translation.py --model_name_or_path t5 --do_train --do_eval --source_lang en --target_lang ro "
-    '--source_prefix "translate English to Romanian: " --dataset_name wmt16 --dataset_config_name ro-en --output_dir out/tst-translation '
+    '--source_prefix "translate English to Romanian: " --dataset_name wmt16 --dataset_config_name ro-en --output_dir '
+    "out/tst-translation "
     "--per_device_train_batch_size=4 --per_device_eval_batch_size=4 --overwrite_output_dir --predict_with_generate",
 ]
 TEXT = "The house is old, said number {i}. It stands near the river since the year {i}."
@@ -43,9 +55,17 @@ LOCAL: dict[str, dict[str, Any]] = {  # the columns of each dataset of the hub
     "wmt16": {"translation": {"en": TEXT, "ro": TEXT}},
 }
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "bert": ("encoder", "AutoModelForMaskedLM", {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}),
+    "bert": (
+        "encoder",
+        "AutoModelForMaskedLM",
+        {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64},
+    ),
     "gpt2": ("decoder", "AutoModelForCausalLM", {"n_embd": 32, "n_layer": 1, "n_head": 2}),
-    "t5": ("seq2seq", "AutoModelForSeq2SeqLM", {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2}),
+    "t5": (
+        "seq2seq",
+        "AutoModelForSeq2SeqLM",
+        {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2},
+    ),
 }
 
 
@@ -68,7 +88,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(filled(row, i)) + "\n" for i in range(ROWS)))
     texts = [TEXT.format(i=i) for i in range(ROWS)]
     (folder / "wikitext.txt").write_text("\n".join(texts))
-    (folder / "articles.csv").write_text("text,summary\n" + "".join(f'"{text}",short {i}\n' for i, text in enumerate(texts)))
+    (folder / "articles.csv").write_text(
+        "text,summary\n" + "".join(f'"{text}",short {i}\n' for i, text in enumerate(texts))
+    )
     for name, (kind, auto_model, config) in MODELS.items():
         cached = train_tokenizer(texts, TokenizerTraining(vocab_size=300), kind, name, folder / "tokenizers", None)
         tokenizer = transformers.AutoTokenizer.from_pretrained(cached)
@@ -78,7 +100,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: Path(command.partition("--output_dir ")[2].split()[0]).name + "-" + command.split(".")[0])
+@pytest.mark.parametrize(
+    "command",
+    COMMANDS,
+    ids=lambda command: Path(command.partition("--output_dir ")[2].split()[0]).name + "-" + command.split(".")[0],
+)
 def test_job_of_a_readmes_command_passes_check(folder: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     import raytrain_nlp
 

@@ -35,7 +35,9 @@ def test_only_what_dead_controllers_placed_is_freed(shared_ray: Any) -> None:
     def start(kind: type) -> Any:
         return ray.remote(num_cpus=0)(kind).remote()
 
-    dead, living, waiting, others = actors = [start(kind) for kind in (TrainController, TrainController, TrainController, Placing)]
+    dead, living, waiting, others = actors = [
+        start(kind) for kind in (TrainController, TrainController, TrainController, Placing)
+    ]
     groups = ray.get([actor.place.remote(1000 if actor is waiting else 0.01) for actor in actors])
     wait_until(lambda: states() == ["CREATED", "CREATED", "PENDING", "CREATED"], 30, "three are placed, one cannot be")
     for actor in (dead, others):

@@ -93,7 +93,8 @@ def test_split_of_a_dataset_is_the_list_of_its_pinned_files(client: dict[str, An
 
 
 @pytest.mark.parametrize(
-    ("spec", "name", "rows"), [("hf://tiny/pairs:train", "train.jsonl", 40), ("hf://tiny/pairs/cfg:validation", "cfg/dev set.jsonl", 7)]
+    ("spec", "name", "rows"),
+    [("hf://tiny/pairs:train", "train.jsonl", 40), ("hf://tiny/pairs/cfg:validation", "cfg/dev set.jsonl", 7)],
 )
 def test_files_of_a_dataset_are_read_from_the_hub(client: dict[str, Any], spec: str, name: str, rows: int) -> None:
     path, kind, size, digest, text = client["contents"][spec]
@@ -152,7 +153,10 @@ def _write_pairs(folder: Path) -> None:
     (folder / "cfg").mkdir(parents=True)
     (folder / "README.md").write_text(CARD)
     for name, rows in (("train", 40), ("validation", 12), ("cfg/dev set", 7)):
-        lines = [json.dumps({"sentence1": f"{name} {i}", "sentence2": f"also {i}", "label": i % 2}) + "\n" for i in range(rows)]
+        lines = [
+            json.dumps({"sentence1": f"{name} {i}", "sentence2": f"also {i}", "label": i % 2}) + "\n"
+            for i in range(rows)
+        ]
         (folder / f"{name}.jsonl").write_text("".join(lines))
 
 
@@ -163,13 +167,28 @@ def _write_bert(folder: Path) -> None:
 
     characters = string.ascii_lowercase + string.digits + string.punctuation
     words = ["the", "quick", "fox", "over", *(f"{first}{second}" for first in "jztb" for second in "aeiour")]
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{character}" for character in characters), *words]
+    tokens = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *characters,
+        *(f"##{character}" for character in characters),
+        *words,
+    ]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    special = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

@@ -8,7 +8,9 @@ from raytrain_nlp.config.training import RENAMED, training_fields
 
 
 def test_names_are_those_of_the_installed_library() -> None:
-    """The names read from the source text are the fields of both classes of arguments; no removed name is among them, each new one is real."""
+    """The names read from the source text are the fields of both classes of arguments; no removed name is among them,
+    each new one is real.
+    """
     from transformers import Seq2SeqTrainingArguments
 
     real = {field.name for field in dataclasses.fields(Seq2SeqTrainingArguments)}

@@ -22,18 +22,31 @@ def job(folder: Path, name: str, train: Path, **sections: Any) -> dict[str, Any]
 
 
 def test_multi_hot_and_declared_names_through_a_run(tmp_path: Path, train_warm: Any) -> None:
-    """Evaluation reads the lists as training did, with the names of the run; resuming a finished run finds the same job."""
+    """Evaluation reads the lists as training did, with the names of the run; resuming a finished run finds the same
+    job.
+    """
     lists = [[float(i % 2 == 0), float(i % 2), float(i % 3 == 0)] for i in range(48)]
-    rows = [{"text": f"{(GOOD, BAD)[i % 2]} {'third' if i % 3 == 0 else ''} {i}", "label": row} for i, row in enumerate(lists)]
+    rows = [
+        {"text": f"{(GOOD, BAD)[i % 2]} {'third' if i % 3 == 0 else ''} {i}", "label": row}
+        for i, row in enumerate(lists)
+    ]
     datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "data"))
-    given = job(tmp_path, "hot", tmp_path / "data", task={"problem_type": "multi_label_classification", "label_names": ["a", "b", "c"]})
+    given = job(
+        tmp_path,
+        "hot",
+        tmp_path / "data",
+        task={"problem_type": "multi_label_classification", "label_names": ["a", "b", "c"]},
+    )
     result = train_warm(given)
     assert result.labels == ["a", "b", "c"] and find_run(result.run_dir).job.task.multi_hot is True
     found = raytrain_nlp.evaluate(result.run_dir, overrides=["workers.num_workers=1"], scores=tmp_path / "scores.jsonl")
     assert found.metrics["eval_loss"] == pytest.approx(result.metrics["eval_loss"], abs=1e-5) and found.rows == 48
     scores = [json.loads(line)["label"] for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
-    assert sorted(map(tuple, scores)) == sorted(tuple(name for name, value in zip("abc", row, strict=True) if value) for row in lists)
+    assert sorted(map(tuple, scores)) == sorted(
+        tuple(name for name, value in zip("abc", row, strict=True) if value) for row in lists
+    )
     assert raytrain_nlp.train(given, resume=True).run_dir == result.run_dir
+
 
 LETTERS = {"pos": "good fine nice", "neg": "bad poor awful", "mid": "so plain usual"}
 
@@ -46,25 +59,32 @@ def letters(folder: Path, name: str, labels: list[str]) -> Path:
 
 
 def test_the_rows_of_a_head_follow_their_names_through_runs(tmp_path: Path, train_warm: Any) -> None:
-    """A run that starts from an export whose labels stood in another order: with nothing learned, each name keeps its logit."""
+    """A run that starts from an export whose labels stood in another order: with nothing learned, each name keeps its
+    logit.
+    """
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     texts = [f"{words} {i}" for words in LETTERS.values() for i in range(3)]
 
     def logits(folder: str) -> dict[str, torch.Tensor]:
-        model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+        model, tokenizer = (
+            AutoModelForSequenceClassification.from_pretrained(folder).eval(),
+            AutoTokenizer.from_pretrained(folder),
+        )
         with torch.no_grad():
             found = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
         return {model.config.id2label[place]: found[:, place] for place in range(found.shape[1])}
 
-    first = job(tmp_path, "first", letters(tmp_path, "all", ["pos", "neg", "mid"]), task={"label_names": ["pos", "neg", "mid"]})
+    first = job(
+        tmp_path, "first", letters(tmp_path, "all", ["pos", "neg", "mid"]), task={"label_names": ["pos", "neg", "mid"]}
+    )
     exported = raytrain_nlp.export(train_warm(first).run_dir, tmp_path / "exported").output
     truth = logits(exported)
     assert list(truth) == ["pos", "neg", "mid"]
     still = {"max_steps": 1, "learning_rate": 0.0}
     for name, labels, sections, renamed in (
-        ("permuted", ["mid", "pos", "neg"], {}, {}), ("named", ["mid", "pos", "neg"], {"task": {"label_names": ["neg", "mid", "pos"]}}, {}),
+        ("permuted", ["mid", "pos", "neg"], {}, {}), ("named", ["mid", "pos", "neg"], {"task": {"label_names": ["neg", "mid", "pos"]}}, {}),  # noqa: E501
         ("fewer", ["mid", "pos"], {}, {}), ("unknown", ["neg", "new", "pos"], {}, {"mid": "new"}),
     ):  # fmt: skip
         second = job(tmp_path, name, letters(tmp_path, name, labels), training=still, **sections)
@@ -73,6 +93,10 @@ def test_the_rows_of_a_head_follow_their_names_through_runs(tmp_path: Path, trai
         found = logits(result.model_dir)
         assert set(found) == {renamed.get(label, label) for label in truth}, name
         for label, expected in truth.items():
-            torch.testing.assert_close(found[renamed.get(label, label)], expected, atol=1e-6, rtol=0, msg=f"{name}: {label}")
+            torch.testing.assert_close(
+                found[renamed.get(label, label)], expected, atol=1e-6, rtol=0, msg=f"{name}: {label}"
+            )
     again = raytrain_nlp.evaluate(result.run_dir, overrides=["workers.num_workers=1"])
-    assert again.metrics["eval_loss"] == pytest.approx(result.metrics["eval_loss"], abs=1e-6) and set(again.labels) == set(found)
+    assert again.metrics["eval_loss"] == pytest.approx(result.metrics["eval_loss"], abs=1e-6) and set(
+        again.labels
+    ) == set(found)

@@ -1,4 +1,6 @@
-"""A model that draws which layers run, under ZeRO-3 with two workers: nobody waits for ever, and a layer that is skipped stays as it is."""
+"""A model that draws which layers run, under ZeRO-3 with two workers: nobody waits for ever, and a layer that is
+skipped stays as it is.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from layerdrop import STEPS, layers, skipping_run
 from safetensors.torch import load_file
 
 
-def test_all_ranks_skip_the_same_layers_whatever_their_number(train_warm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_ranks_skip_the_same_layers_whatever_their_number(
+    train_warm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without ZeRO, in one process, a layer that is skipped has no gradient, and plain SGD leaves it alone."""
     monkeypatch.chdir(tmp_path)
     two, (first, second) = skipping_run(train_warm, tmp_path, "m2m_100", 2, 3)

@@ -11,7 +11,9 @@ from safetensors import safe_open
 
 
 def test_a_classifier_s_adapter_and_head_train_in_bf16(shared_ray: Any, train_warm: Any, tmp_path: Path) -> None:
-    """DeepSpeed takes trained parameters of one type only; PEFT makes adapters in fp32 and keeps the head in the base's type."""
+    """DeepSpeed takes trained parameters of one type only; PEFT makes adapters in fp32 and keeps the head in the base's
+    type.
+    """
     support.write_rows(tmp_path / "train.jsonl", 64)
     job = support.tiny_job(
         tmp_path, "bf16", deepspeed={"zero_stage": 3}, lora={"r": 4, "target_modules": "all-linear"},
@@ -21,4 +23,5 @@ def test_a_classifier_s_adapter_and_head_train_in_bf16(shared_ray: Any, train_wa
     losses = support.losses(tmp_path / "runs" / "bf16")
     assert len(losses) == 3 and all(map(math.isfinite, losses))
     with safe_open(Path(result.model_dir) / "adapter_model.safetensors", "pt") as file:
-        assert any("classifier" in name for name in file.keys()) and any("lora_B" in name for name in file.keys())  # noqa: SIM118 - no mapping
+        # no mapping
+        assert any("classifier" in name for name in file.keys()) and any("lora_B" in name for name in file.keys())  # noqa: SIM118

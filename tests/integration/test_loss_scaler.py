@@ -1,4 +1,6 @@
-"""Of objects, a state file takes only what DeepSpeed keeps in the state of fp16 training, and gives it back as it was."""
+"""Of objects, a state file takes only what DeepSpeed keeps in the state of fp16 training, and gives it back as it
+was.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Memory plans of whole models: a step counted by hand, one traced against what torch's own profiler sees, Llamas as published, and the advice where it does not fit."""
+"""Memory plans of whole models: a step counted by hand, one traced against what torch's own profiler sees, Llamas as
+published, and the advice where it does not fit.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +21,33 @@ from raytrain_nlp.memory.activations import trace_step
 from raytrain_nlp.memory.widest_batch import checkpoint_activations
 
 LLAMA = {
-    "8B": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8},
-    "70B": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8},
+    "8B": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    },
+    "70B": {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+    },
 }
 PUBLISHED = {"8B": 8_030_261_248, "70B": 70_553_706_496}
 """Parameters of Llama 3.1 on their model cards."""
+
 
 class Stack(torch.nn.Module):
     """Linear layers without bias, each with a ReLU."""
 
     def __init__(self, layers: int, width: int):
         super().__init__()
-        self.layers = torch.nn.ModuleList(torch.nn.Linear(width, width, bias=False, device="meta") for _ in range(layers))
+        self.layers = torch.nn.ModuleList(
+            torch.nn.Linear(width, width, bias=False, device="meta") for _ in range(layers)
+        )
 
     def forward(self, x: torch.Tensor) -> Any:
         for layer in self.layers:
@@ -39,26 +56,39 @@ class Stack(torch.nn.Module):
 
 
 def test_a_stack_of_linear_layers_by_hand() -> None:
-    """Each ReLU keeps its result, which is the next layer's input; on top of them one more while the last layer, or the first of
-    the backward pass, makes its own. Gradients are counted as done from the last layer to the first."""
+    """Each ReLU keeps its result, which is the next layer's input; on top of them one more while the last layer, or the
+    first of the backward pass, makes its own. Gradients are counted as done from the last layer to the first."""
     layers, width, rows = 6, 8, 500
     trace = trace_step(Stack(layers, width), {"x": np.zeros((rows, width), np.float32)}, padded=False, use_gpu=False)
     kept, weight = rows * width * 4, width * width * 4
     assert (layers + 1) * kept <= trace.peak <= (layers + 1) * kept + 2 * weight
     assert [done for done, _, _ in trace.points] == [number * width * width for number in range(layers + 1)]
     assert trace.points[-1][1] <= kept + weight and trace.small_peak == trace.peak
-    twice = trace_step(Stack(layers, width), {"x": np.zeros((2 * rows, width), np.float32)}, padded=False, use_gpu=False)
-    between = trace_step(Stack(layers, width), {"x": np.zeros((rows * 3 // 2, width), np.float32)}, padded=False, use_gpu=False)
+    twice = trace_step(
+        Stack(layers, width), {"x": np.zeros((2 * rows, width), np.float32)}, padded=False, use_gpu=False
+    )
+    between = trace_step(
+        Stack(layers, width), {"x": np.zeros((rows * 3 // 2, width), np.float32)}, padded=False, use_gpu=False
+    )
     assert trace.towards(twice, 0.5) == between
 
 
 BERT = BertConfig(hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=256, vocab_size=500)
-LLAMA_TINY = LlamaConfig(hidden_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, intermediate_size=160, vocab_size=4000)
+LLAMA_TINY = LlamaConfig(
+    hidden_size=64,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=160,
+    vocab_size=4000,
+)
 
 
 @pytest.mark.parametrize("kind", ["bert with dropout", "llama", "llama, recomputed"])
 def test_a_traced_step_takes_what_a_real_one_takes(kind: str, tmp_path: Path) -> None:
-    """Against the allocations that torch's profiler sees in a real forward and backward on CPU: scores of attention, vocabulary, recomputation."""
+    """Against the allocations that torch's profiler sees in a real forward and backward on CPU: scores of attention,
+    vocabulary, recomputation.
+    """
     torch.manual_seed(0)
     auto, config = (AutoModelForSequenceClassification, BERT) if "bert" in kind else (AutoModelForCausalLM, LLAMA_TINY)
     ids = np.random.default_rng(0).integers(5, 500, (8, 96))
@@ -74,7 +104,9 @@ def test_a_traced_step_takes_what_a_real_one_takes(kind: str, tmp_path: Path) ->
         parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
     tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
     with checkpoint_activations(real, "recomputed" in kind):
-        assert trace.peak == pytest.approx(profiled_peak(lambda: real(**tensors).loss.backward(), tmp_path / "trace.json"), rel=0.05)
+        assert trace.peak == pytest.approx(
+            profiled_peak(lambda: real(**tensors).loss.backward(), tmp_path / "trace.json"), rel=0.05
+        )
 
 
 def profiled_peak(run: Any, file: Path) -> int:
@@ -99,21 +131,30 @@ def folder(tmp_path: Path) -> Path:
 
 def llama_job(folder: Path, size: str, workers: int, **training: Any) -> dict[str, Any]:
     return plain_job(
-        folder, "llama", task={"type": "causal-lm", "text_column": "text", "text_columns": None},
-        model={"config": {"model_type": "llama", "vocab_size": 128_256, **LLAMA[size]}}, data={"max_length": 256},
-        training={"per_device_train_batch_size": 1, "bf16": True, **training}, deepspeed={"zero_stage": 3}, workers={"num_workers": workers, "use_gpu": True},
-    )  # fmt: skip
+        folder,
+        "llama",
+        task={"type": "causal-lm", "text_column": "text", "text_columns": None},
+        model={"config": {"model_type": "llama", "vocab_size": 128_256, **LLAMA[size]}},
+        data={"max_length": 256},
+        training={"per_device_train_batch_size": 1, "bf16": True, **training},
+        deepspeed={"zero_stage": 3},
+        workers={"num_workers": workers, "use_gpu": True},
+    )
 
 
 @pytest.mark.parametrize(("size", "workers"), [("8B", 8), ("70B", 64)])
 def test_llama_on_gpus_that_are_not_here(folder: Path, size: str, workers: int) -> None:
-    """Without weights: states are ZeRO's 16 bytes a parameter over the workers (section 3.1), and the plan fits an H100."""
+    """Without weights: states are ZeRO's 16 bytes a parameter over the workers (section 3.1), and the plan fits an
+    H100.
+    """
     job = llama_job(folder, size, workers)
     del job["task"]["text_columns"]
     report = raytrain_nlp.check(job, worker_memory="80GB")
     parts = report.memory.parts
     assert report.parameters == PUBLISHED[size]
-    assert [parts[name] for name in ("weights", "gradients", "optimizer")] == pytest.approx([PUBLISHED[size] * share / workers for share in (2, 2, 12)], abs=1)
+    assert [parts[name] for name in ("weights", "gradients", "optimizer")] == pytest.approx(
+        [PUBLISHED[size] * share / workers for share in (2, 2, 12)], abs=1
+    )
     assert report.memory.fits and report.memory.advice is None and report.memory.total < 80e9
     assert parts["buffers"] >= 2 * 500_000_000  # DeepSpeed's bucket of gradients
 
@@ -121,14 +162,22 @@ def test_llama_on_gpus_that_are_not_here(folder: Path, size: str, workers: int) 
 GPU = {"workers": {"use_gpu": True}, "training": {"bf16": True}}
 
 
-@pytest.mark.parametrize(("hidden", "rows", "share"), [(4096, 20, 0.8), (4096, 20, 0.4), (4096, 20, 0.0), (512, 200, 0.4)])
+@pytest.mark.parametrize(
+    ("hidden", "rows", "share"), [(4096, 20, 0.8), (4096, 20, 0.4), (4096, 20, 0.0), (512, 200, 0.4)]
+)
 def test_advice_is_the_least_change_that_fits(tmp_path: Path, hidden: int, rows: int, share: float) -> None:
-    """What is advised fits when it is planned by itself, and no part of it alone would do; where nothing fits it says so.
+    """What is advised fits when it is planned by itself, and no part of it alone would do; where nothing fits it says
+    so.
 
     The first model is large by its weights, the other by the rows of a step.
     """
     write_rows(tmp_path / "train.jsonl", 200)
-    shape = {"hidden_size": hidden, "num_hidden_layers": 3, "num_attention_heads": hidden // 128, "intermediate_size": 4 * hidden}
+    shape = {
+        "hidden_size": hidden,
+        "num_hidden_layers": 3,
+        "num_attention_heads": hidden // 128,
+        "intermediate_size": 4 * hidden,
+    }
     job = plain_job(tmp_path, "advice", **GPU, model={"config": {"model_type": "bert", **shape}})
     job["training"]["per_device_train_batch_size"] = rows
     needed = raytrain_nlp.check(job, worker_memory="1TB").memory.total - 10**9
@@ -150,13 +199,22 @@ def test_advice_is_the_least_change_that_fits(tmp_path: Path, hidden: int, rows:
 
 
 def test_a_step_that_cannot_be_traced_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of a model that looks at its values, of which a trace has none. The machine has GPUs that do not say how large they are."""
+    """As of a model that looks at its values, of which a trace has none. The machine has GPUs that do not say how large
+    they are.
+    """
     monkeypatch.setattr(gpus, "local_gpus", lambda: [gpus.Gpu("GPU", None, True)] * 2)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("a tensor without values has no item")
 
     monkeypatch.setattr("raytrain_nlp.memory.planner.trace_step", refuse)
-    job = plain_job(folder, "short", **GPU, model={"config": {"model_type": "bert", "hidden_size": 32, "num_attention_heads": 2}})
+    job = plain_job(
+        folder, "short", **GPU, model={"config": {"model_type": "bert", "hidden_size": 32, "num_attention_heads": 2}}
+    )
     memory = raytrain_nlp.check(job).memory
-    assert memory.note == "a tensor without values has no item" and memory.parts["activations"] == 0 and memory.available is None and memory.fits is None
+    assert (
+        memory.note == "a tensor without values has no item"
+        and memory.parts["activations"] == 0
+        and memory.available is None
+        and memory.fits is None
+    )

@@ -1,4 +1,6 @@
-"""TensorBoard and Weights & Biases, the real packages, offline: every figure once through a restart, at its own step."""
+"""TensorBoard and Weights & Biases, the real packages, offline: every figure once through a restart, at its own
+step.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,12 @@ from raytrain_nlp.paths import RunPaths, write_json
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.tracking.mirrors import Mirror
 
-EXPECTED = {"train/loss": {step: step / 4 for step in range(1, 8)}, "eval/loss": {4: 2.0, 7: 3.5}, "train/runtime": {7: 9.0}, "data/rows/train": {0: 100.0}}
+EXPECTED = {
+    "train/loss": {step: step / 4 for step in range(1, 8)},
+    "eval/loss": {4: 2.0, 7: 3.5},
+    "train/runtime": {7: 9.0},
+    "data/rows/train": {0: 100.0},
+}
 PARAMS = {"training.learning_rate": 0.5, "name": "mirrored"}
 
 
@@ -61,7 +68,9 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert warnings == [] and len(files) == 2
     runs = [record.run for record in records if record.HasField("run")]
     assert {(run.run_id, run.display_name, run.project) for run in runs} == {("5eed", "mirrored", "an-experiment")}
-    assert {item.key or item.nested_key[0]: json.loads(item.value_json) for item in runs[0].config.update}.items() >= PARAMS.items()
+    assert {
+        item.key or item.nested_key[0]: json.loads(item.value_json) for item in runs[0].config.update
+    }.items() >= PARAMS.items()
     figures: dict[str, dict[int, float]] = {}
     for record in records:
         if record.HasField("history"):
@@ -76,7 +85,9 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read_records(file: Path) -> list[Any]:
-    """Records of a wandb file: after 7 bytes a LevelDB log, blocks of 32 KiB of pieces (checksum, length, kind) of records."""
+    """Records of a wandb file: after 7 bytes a LevelDB log, blocks of 32 KiB of pieces (checksum, length, kind) of
+    records.
+    """
     from wandb.proto.wandb_internal_pb2 import Record
 
     content, place, found, piece = file.read_bytes(), 7, [], b""

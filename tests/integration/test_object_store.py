@@ -79,8 +79,13 @@ def test_wrong_name_in_s3_is_one_line(bucket: Any) -> None:
     bucket.put_object(Bucket="corpus", Key="near/empty.jsonl", Body=b"")
     near = "data.train: there is no such file or folder (s3://corpus/near/trian.jsonl). Did you mean 'train.jsonl'?"
     assert problem("s3://corpus/near/trian.jsonl") == near
-    assert problem("s3://nothing/a.jsonl").startswith("data.train: there is no such file or folder (s3://nothing/a.jsonl).")
-    assert problem("s3://corpus/near/empty.jsonl") == "data.train: the file is empty (s3://corpus/near/empty.jsonl). Give a file with rows."
+    assert problem("s3://nothing/a.jsonl").startswith(
+        "data.train: there is no such file or folder (s3://nothing/a.jsonl)."
+    )
+    assert (
+        problem("s3://corpus/near/empty.jsonl")
+        == "data.train: the file is empty (s3://corpus/near/empty.jsonl). Give a file with rows."
+    )
 
 
 def test_store_that_cannot_be_reached_is_one_line(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +107,9 @@ def test_store_that_cannot_be_reached_is_one_line(bucket: Any, monkeypatch: pyte
 
 
 def test_content_of_an_s3_object_is_known_without_reading_it(bucket: Any) -> None:
-    """The store's own ETag identifies an object; a process that has listed the folder before sees it change with the content."""
+    """The store's own ETag identifies an object; a process that has listed the folder before sees it change with the
+    content.
+    """
     prints = []
     for body in (b"one", b"other", b"one"):
         bucket.put_object(Bucket="corpus", Key="tag/a.txt", Body=body)

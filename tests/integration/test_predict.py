@@ -1,4 +1,6 @@
-"""Predictions: as many rows as went in, in their order, equal to the exported model alone, also after a SIGKILL; every format."""
+"""Predictions: as many rows as went in, in their order, equal to the exported model alone, also after a SIGKILL; every
+format.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,16 @@ def alone(trained: Any, folder: Path) -> list[dict[str, Any]]:
     with torch.no_grad():
         for line in (folder / "input.jsonl").read_text().splitlines():
             row = json.loads(line)
-            shares = model(**tokenizer(row["text"], truncation=True, max_length=48, return_tensors="pt")).logits.softmax(-1)[0]
-            found.append({**row, "prediction": model.config.id2label[int(shares.argmax())], "probabilities": dict(zip("01", shares.tolist(), strict=True))})
+            shares = model(
+                **tokenizer(row["text"], truncation=True, max_length=48, return_tensors="pt")
+            ).logits.softmax(-1)[0]
+            found.append(
+                {
+                    **row,
+                    "prediction": model.config.id2label[int(shares.argmax())],
+                    "probabilities": dict(zip("01", shares.tolist(), strict=True)),
+                }
+            )
     return found
 
 
@@ -56,23 +66,45 @@ def check(rows: list[dict[str, Any]], alone: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.quick
-def test_every_row_in_order_in_every_format(trained: Any, folder: Path, alone: list[dict[str, Any]], shared_ray: Any) -> None:
+def test_every_row_in_order_in_every_format(
+    trained: Any, folder: Path, alone: list[dict[str, Any]], shared_ray: Any
+) -> None:
     result = raytrain_nlp.predict(trained.run_dir, str(folder / "input.jsonl"), folder / "out.parquet", batch_size=32)
     assert (result.rows, result.errors, result.bad_rows) == (ROWS, 0, 0)
     rows = parquet.read_table(folder / "out.parquet").to_pylist()
     check(rows, alone)
-    parquet.write_table(parquet.read_table(folder / "out.parquet").select(["text", "label"]), folder / "input.parquet", row_group_size=100)
-    raytrain_nlp.predict(trained.run_dir, str(folder / "input.parquet"), folder / "out.csv", overrides=["workers.num_workers=1"])
+    parquet.write_table(
+        parquet.read_table(folder / "out.parquet").select(["text", "label"]),
+        folder / "input.parquet",
+        row_group_size=100,
+    )
+    raytrain_nlp.predict(
+        trained.run_dir, str(folder / "input.parquet"), folder / "out.csv", overrides=["workers.num_workers=1"]
+    )
     with (folder / "out.csv").open(newline="") as file:
-        read = [{**row, "label": int(row["label"]), "probabilities": json.loads(row["probabilities"])} for row in csv.DictReader(file)]
+        read = [
+            {**row, "label": int(row["label"]), "probabilities": json.loads(row["probabilities"])}
+            for row in csv.DictReader(file)
+        ]
     check(read, alone)
     assert not list(folder.glob("*.parts"))
 
 
-def test_killed_and_run_again(trained: Any, folder: Path, alone: list[dict[str, Any]], tmp_path: Path, shared_ray: Any, _ray: str) -> None:
+def test_killed_and_run_again(
+    trained: Any, folder: Path, alone: list[dict[str, Any]], tmp_path: Path, shared_ray: Any, _ray: str
+) -> None:
     """SIGKILL between the first part and the second: the second command makes the rest, and no row is there twice."""
     output = tmp_path / "out.jsonl"
-    arguments = ("predict", trained.run_dir, "--input", str(folder / "input.jsonl"), "--output", str(output), "--set", "workers.num_workers=1")
+    arguments = (
+        "predict",
+        trained.run_dir,
+        "--input",
+        str(folder / "input.jsonl"),
+        "--output",
+        str(output),
+        "--set",
+        "workers.num_workers=1",
+    )
     shared_ray(hold=True)
     driver = start_cli(*arguments, address=_ray)
     parts = Path(f"{output}.parts")
@@ -94,13 +126,20 @@ def test_killed_and_run_again(trained: Any, folder: Path, alone: list[dict[str, 
 
 
 def test_rows_without_a_prediction_are_kept_and_told(trained: Any, tmp_path: Path, shared_ray: Any) -> None:
-    lines = ['{"text": "ada yes", "extra": {"a": [1]}}', "not json", '{"text": null, "extra": 3}', '{"text": "bell no", "extra": null}']
+    lines = [
+        '{"text": "ada yes", "extra": {"a": [1]}}',
+        "not json",
+        '{"text": null, "extra": 3}',
+        '{"text": "bell no", "extra": null}',
+    ]
     (tmp_path / "input.jsonl").write_text("\n".join(lines))
     result = raytrain_nlp.predict(trained.run_dir, str(tmp_path / "input.jsonl"), tmp_path / "out.jsonl", prefix="my_")
     assert (result.rows, result.errors, result.bad_rows) == (3, 1, 1)
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["text"] for row in rows] == ["ada yes", None, "bell no"]
-    assert [row["my_error"] for row in rows] == [None, "field 'text' is null", None] and rows[1]["my_prediction"] is None
+    assert [row["my_error"] for row in rows] == [None, "field 'text' is null", None] and rows[1][
+        "my_prediction"
+    ] is None
     assert [json.loads(row["extra"]) if row["extra"] else None for row in rows] == [{"a": [1]}, 3, None]
     (bad,) = [json.loads(line) for line in Path(result.quarantine).read_text().splitlines()]
     assert (bad["line"], bad["row"]) == (2, "not json")
@@ -113,8 +152,16 @@ def test_wrong_arguments_are_one_line(trained: Any, folder: Path, tmp_path: Path
     for arguments, expected in [
         (["--input", data, "--output", str(tmp_path / "taken.jsonl")], "--output: is there already"),
         (["--input", data, "--output", str(tmp_path / "out.txt")], "--output: has no known suffix"),
-        (["--input", str(tmp_path / "other.jsonl"), "--output", str(tmp_path / "out.jsonl")], "--input: no column 'text'"),
-        (["--input", data, "--output", str(tmp_path / "out.jsonl"), "--generation", "beams"], "--generation: is not KEY=VALUE"),
+        (
+            ["--input", str(tmp_path / "other.jsonl"), "--output", str(tmp_path / "out.jsonl")],
+            "--input: no column 'text'",
+        ),
+        (
+            ["--input", data, "--output", str(tmp_path / "out.jsonl"), "--generation", "beams"],
+            "--generation: is not KEY=VALUE",
+        ),
     ]:
         finished = run_cli("predict", trained.run_dir, *arguments)
-        assert finished.returncode == 2 and expected in finished.stderr and len(finished.stderr.splitlines()) <= 3, finished.stderr
+        assert finished.returncode == 2 and expected in finished.stderr and len(finished.stderr.splitlines()) <= 3, (
+            finished.stderr
+        )

@@ -12,7 +12,9 @@ from support import tiny_job, write_rows
 pytestmark = pytest.mark.quick
 
 
-def test_ray_data_and_the_driver_prepare_the_same(shared_ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_data_and_the_driver_prepare_the_same(
+    shared_ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from raytrain_nlp.config import load_job
     from raytrain_nlp.data.reading import sources
     from raytrain_nlp.data.shards import TokenStore
@@ -37,6 +39,10 @@ def test_ray_data_and_the_driver_prepare_the_same(shared_ray: Any, tmp_path: Pat
     assert np.array_equal(driver.lengths, cluster.lengths)
     left, right = driver.fetch(np.arange(498)), cluster.fetch(np.arange(498))
     assert left["label"] == right["label"] and all(map(np.array_equal, left["input_ids"], right["input_ids"]))
-    assert [driver.locate(row)[1] for row in (0, 100, 299, 497)] == [cluster.locate(row)[1] for row in (0, 100, 299, 497)] == [1, 102, 302, 500]
+    assert (
+        [driver.locate(row)[1] for row in (0, 100, 299, 497)]
+        == [cluster.locate(row)[1] for row in (0, 100, 299, 497)]
+        == [1, 102, 302, 500]
+    )
     quarantined = [(store.folder / "quarantine.jsonl").read_text() for store in (driver, cluster)]
     assert quarantined[0] == quarantined[1] and '"line": 101,' in quarantined[0] and '"line": 301,' in quarantined[0]

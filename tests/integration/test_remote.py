@@ -36,18 +36,25 @@ def test_a_place_tells_its_address(tmp_path: Path) -> None:
     assert locations.shown(place) == "s3://bucket/a/b" and locations.shown(tmp_path) == str(tmp_path)
 
 
-def test_second_driver_on_another_host_is_refused(place: Path, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_driver_on_another_host_is_refused(
+    place: Path, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lease = place / "driver.json"
     with held(lease):
         monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
-        with pytest.raises(InputError, match=f"another driver is writing the run .* {locations.shown(place)}"), held(lease):
+        with (
+            pytest.raises(InputError, match=f"another driver is writing the run .* {locations.shown(place)}"),
+            held(lease),
+        ):
             pass
     assert not object_store.objects("bucket", f"{place.name}/")
     with held(lease):
         assert f"{place.name}/driver.json" in object_store.objects("bucket", f"{place.name}/")
 
 
-def test_writes_that_fail_are_tried_again_and_told_in_the_end(place: Path, object_store: ObjectStore, tmp_path: Path) -> None:
+def test_writes_that_fail_are_tried_again_and_told_in_the_end(
+    place: Path, object_store: ObjectStore, tmp_path: Path
+) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"content")
     object_store.behave(failing=0.5)
@@ -87,13 +94,19 @@ def test_trees_travel_whole_and_only_what_is_missing(place: Path, object_store: 
     assert object_store.requests()["all"] == requests + 1  # it looks, and sends nothing
     other = locations.local_folder(locations.shown(place), tmp_path / "other")
     local_copy.fetch_tree(other)
-    assert {str(path.relative_to(other)): path.read_text() for path in other.rglob("*") if path.is_file()} == {name: name for name in ("a", "b/c", "manifest.json")}
+    assert {str(path.relative_to(other)): path.read_text() for path in other.rglob("*") if path.is_file()} == {
+        name: name for name in ("a", "b/c", "manifest.json")
+    }
     local_copy.delete_tree(place, first="manifest.json")
     assert not local_copy.list_tree(place) and not local_copy.refetch(other / "a") and not (other / "a").exists()
 
 
 OF_ALL = ["latest", "scheduler.state", "trainer_state.json"]
-OF_EACH = ["step/zero_pp_rank_{}_mp_rank_00_model_states.pt", "step/bf16_zero_pp_rank_{}_mp_rank_00_optim_states.pt", "rng-{}.state"]
+OF_EACH = [
+    "step/zero_pp_rank_{}_mp_rank_00_model_states.pt",
+    "step/bf16_zero_pp_rank_{}_mp_rank_00_optim_states.pt",
+    "rng-{}.state",
+]
 
 
 def commits_of(place: Path, monkeypatch: pytest.MonkeyPatch, rank: int, world_size: int) -> Commits:
@@ -108,9 +121,13 @@ def copies(place: Path) -> set[str]:
 
 
 def test_a_node_copies_what_its_ranks_read(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own parts and what is common; all where another number of ranks wrote it; a copy that differs is made again; what is damaged there is told."""
+    """Its own parts and what is common; all where another number of ranks wrote it; a copy that differs is made again;
+    what is damaged there is told.
+    """
     staging = store.staging_dir(place, 5)
-    paths = [staging / name for name in OF_ALL] + [staging / name.format(rank) for name in OF_EACH for rank in range(12)]
+    paths = [staging / name for name in OF_ALL] + [
+        staging / name.format(rank) for name in OF_EACH for rank in range(12)
+    ]
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(path.name)
@@ -121,7 +138,9 @@ def test_a_node_copies_what_its_ranks_read(place: Path, tmp_path: Path, monkeypa
     found = commits_of(other, monkeypatch, 1, 12).find(pytest.fail)
     assert found.path == other / "checkpoint-5" and copies(found.path) == mine
     (found.path / "latest").write_text("LATEST")
-    assert commits_of(other, monkeypatch, 1, 12).damage(found) is None and (found.path / "latest").read_text() == "latest"
+    assert (
+        commits_of(other, monkeypatch, 1, 12).damage(found) is None and (found.path / "latest").read_text() == "latest"
+    )
     local_copy.write_marker(found.path / "rng-1.state", "RNG-1")
     (found.path / "rng-1.state").unlink()
     assert commits_of(other, monkeypatch, 1, 12).damage(found) == "rng-1.state has 5 bytes instead of 11"
@@ -154,13 +173,17 @@ def test_an_object_is_made_once(place: Path, object_store: ObjectStore) -> None:
     assert objects.create(b"first", f"{place.name}/a") and not objects.create(b"second", f"{place.name}/a")
     object_store.behave(failing=0.5)
     for number in range(8):
-        assert objects.create(b"mine", f"{place.name}/{number}") and not objects.create(b"another's", f"{place.name}/{number}")
+        assert objects.create(b"mine", f"{place.name}/{number}") and not objects.create(
+            b"another's", f"{place.name}/{number}"
+        )
     object_store.behave()
     assert {*object_store.objects("bucket", f"{place.name}/").values()} == {b"first", b"mine"}
     assert not [key for key in object_store.objects("bucket") if key.startswith(".raytrain-nlp")]  # no probe is left
 
 
-def test_a_server_that_ignores_conditions_is_found_out(place: Path, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_ignores_conditions_is_found_out(
+    place: Path, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     filesystem = objects_of._filesystem("s3", os.getpid(), 1)
     put = filesystem.pipe_file
     monkeypatch.setattr(filesystem, "pipe_file", lambda path, data, mode="overwrite": put(path, data))
@@ -185,12 +208,31 @@ def test_keys_of_others_are_never_paths_here(place: Path, object_store: ObjectSt
 
 def test_objects_that_stand_for_folders_and_odd_names(place: Path, object_store: ObjectStore) -> None:
     client = object_store.client()
-    for name in ("", "sub/", "sub/deep/", "sub/a", "sub/*", "sub/a?", "sub/[a]", "sub/ä 😀", "sub/%41", "sub/a+b", "empty"):
-        client.put_object(Bucket="bucket", Key=f"{place.name}/{name}", Body=b"" if name.endswith("/") or name == "empty" else name.encode())
+    for name in (
+        "",
+        "sub/",
+        "sub/deep/",
+        "sub/a",
+        "sub/*",
+        "sub/a?",
+        "sub/[a]",
+        "sub/ä 😀",
+        "sub/%41",
+        "sub/a+b",
+        "empty",
+    ):
+        client.put_object(
+            Bucket="bucket",
+            Key=f"{place.name}/{name}",
+            Body=b"" if name.endswith("/") or name == "empty" else name.encode(),
+        )
     local_copy.fetch_tree(place)
-    assert {str(path.relative_to(place)): path.read_bytes().decode() for path in place.rglob("*") if path.is_file()} == {
-        **{name: name for name in ("sub/a", "sub/*", "sub/a?", "sub/[a]", "sub/ä 😀", "sub/%41", "sub/a+b")}, "empty": ""
-    }  # fmt: skip
+    assert {
+        str(path.relative_to(place)): path.read_bytes().decode() for path in place.rglob("*") if path.is_file()
+    } == {
+        **{name: name for name in ("sub/a", "sub/*", "sub/a?", "sub/[a]", "sub/ä 😀", "sub/%41", "sub/a+b")},
+        "empty": "",
+    }
     local_copy.delete([place / "sub" / "*"])  # a name, not a pattern
     assert {*local_copy.list_tree(place)} == {"sub/a", "sub/a?", "sub/[a]", "sub/ä 😀", "sub/%41", "sub/a+b", "empty"}
     local_copy.delete_tree(place)

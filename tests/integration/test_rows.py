@@ -1,4 +1,6 @@
-"""Every training row once an epoch, every evaluation row scored once, the same global batches at any number of workers."""
+"""Every training row once an epoch, every evaluation row scored once, the same global batches at any number of
+workers.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def train(folder: Path, shared_ray: Any, workers: int, **sections: Any) -> tuple
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_rows_of_an_epoch_and_of_the_evaluation(shared_ray: Any, folder: Path, seen: dict[int, Any], workers: int) -> None:
+def test_rows_of_an_epoch_and_of_the_evaluation(
+    shared_ray: Any, folder: Path, seen: dict[int, Any], workers: int
+) -> None:
     result, batches = train(folder, shared_ray, workers)
     rows = [row for batch in batches for row in batch]
     assert sorted(rows) == list(range(ROWS))  # none missing, none twice
@@ -65,22 +69,33 @@ def test_model_dir_is_plain_hugging_face(shared_ray: Any, folder: Path, tmp_path
     """The exported model, alone in a process without this package, scores what the run reported."""
     import raytrain_nlp
 
-    job = tiny_job(folder, "exported", data={"validation": str(folder / "validation.jsonl")}, deepspeed={"zero_stage": 3}, training={"max_steps": 20})
+    job = tiny_job(
+        folder,
+        "exported",
+        data={"validation": str(folder / "validation.jsonl")},
+        deepspeed={"zero_stage": 3},
+        training={"max_steps": 20},
+    )
     job["task"]["label_names"] = ["0", "1"]
     result = raytrain_nlp.train(job)
     program = tmp_path / "score.py"
     program.write_text(
         "import json, sys, torch\n"
         "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n"
-        "model, tokenizer = AutoModelForSequenceClassification.from_pretrained(sys.argv[1]).eval(), AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "model, tokenizer = AutoModelForSequenceClassification.from_pretrained(sys.argv[1]).eval(), AutoTokenizer.from_pretrained(sys.argv[1])\n"  # noqa: E501
         "rows = [json.loads(line) for line in open(sys.argv[2])]\n"
-        "inputs = tokenizer([row['text'] for row in rows], truncation=True, max_length=48, padding=True, return_tensors='pt')\n"
+        "inputs = tokenizer([row['text'] for row in rows], truncation=True, max_length=48, padding=True, return_tensors='pt')\n"  # noqa: E501
         "with torch.no_grad():\n    best = model(**inputs).logits.argmax(-1).tolist()\n"
         "right = sum(model.config.id2label[i] == str(row['label']) for i, row in zip(best, rows))\n"
         "assert not any(name.startswith('raytrain_nlp') for name in sys.modules)\n"
         "print(json.dumps(right / len(rows)))\n"
     )
-    output = subprocess.run([sys.executable, program, result.model_dir, folder / "validation.jsonl"], capture_output=True, text=True, check=True)
+    output = subprocess.run(
+        [sys.executable, program, result.model_dir, folder / "validation.jsonl"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert json.loads(output.stdout.splitlines()[-1]) == pytest.approx(result.metrics["eval_accuracy"], abs=1e-9)
     assert not list(Path(result.model_dir).glob("*.bin"))  # no pickle
 
@@ -93,7 +108,9 @@ def test_three_rows_and_two_workers(shared_ray: Any, folder: Path) -> None:
 
 
 def test_best_model_and_early_stopping_by_steps(shared_ray: Any, folder: Path) -> None:
-    """ZeRO-3, a learning rate that ruins the model after a while: the best evaluation's weights are exported, and the run stops."""
+    """ZeRO-3, a learning rate that ruins the model after a while: the best evaluation's weights are exported, and the
+    run stops.
+    """
     import raytrain_nlp
 
     job = tiny_job(
@@ -101,15 +118,39 @@ def test_best_model_and_early_stopping_by_steps(shared_ray: Any, folder: Path) -
         "best",
         data={"validation": str(folder / "validation.jsonl")},
         deepspeed={"zero_stage": 3},
-        training={"learning_rate": 0.02, "lr_scheduler_type": "constant", "num_train_epochs": 3, "eval_strategy": "steps", "eval_steps": 10, "save_steps": 10},
+        training={
+            "learning_rate": 0.02,
+            "lr_scheduler_type": "constant",
+            "num_train_epochs": 3,
+            "eval_strategy": "steps",
+            "eval_steps": 10,
+            "save_steps": 10,
+        },
         early_stopping={"early_stopping_patience": 2},
         checkpoint={"save_total_limit": 1},
     )
     result = raytrain_nlp.train(job)
-    evaluated = {event["step"]: event["metrics"]["eval_loss"] for event in events(Path(result.run_dir)) if "eval_loss" in event.get("metrics", {})}
+    evaluated = {
+        event["step"]: event["metrics"]["eval_loss"]
+        for event in events(Path(result.run_dir))
+        if "eval_loss" in event.get("metrics", {})
+    }
     best = min(evaluated, key=evaluated.get)
     assert result.best_step == best and result.metrics["eval_loss"] == pytest.approx(evaluated[best])
     assert result.global_step == best + 20 < 189  # patience 2
-    again = raytrain_nlp.train({**job, "name": "best-alone", "model": {"name_or_path": result.model_dir}, "early_stopping": None, "training": {
-        "per_device_train_batch_size": 8, "max_steps": 1, "learning_rate": 0.0, "eval_strategy": "steps", "eval_steps": 1}})  # fmt: skip
+    again = raytrain_nlp.train(
+        {
+            **job,
+            "name": "best-alone",
+            "model": {"name_or_path": result.model_dir},
+            "early_stopping": None,
+            "training": {
+                "per_device_train_batch_size": 8,
+                "max_steps": 1,
+                "learning_rate": 0.0,
+                "eval_strategy": "steps",
+                "eval_steps": 1,
+            },
+        }
+    )
     assert again.metrics["eval_loss"] == pytest.approx(evaluated[best], abs=1e-5)

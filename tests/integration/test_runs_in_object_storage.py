@@ -1,4 +1,6 @@
-"""`storage_path: s3://...`: the same bits as in a folder, resumed from what the storage holds alone, nothing left on this machine."""
+"""`storage_path: s3://...`: the same bits as in a folder, resumed from what the storage holds alone, nothing left on
+this machine.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,12 @@ from raytrain_nlp.storage.locations import local_folder
 URL = "s3://bucket/plain"
 
 
-def test_same_bits_as_in_a_folder(shared_ray: Any, object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two workers, a checkpoint every 4 of 8 steps. The run's record is set back and its second checkpoint damaged: it goes on from the first."""
+def test_same_bits_as_in_a_folder(
+    shared_ray: Any, object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers, a checkpoint every 4 of 8 steps. The run's record is set back and its second checkpoint damaged: it
+    goes on from the first.
+    """
     for name, value in object_store.environment.items():
         monkeypatch.setenv(name, value)
     write_rows(tmp_path / "train.jsonl", 128)
@@ -25,7 +31,11 @@ def test_same_bits_as_in_a_folder(shared_ray: Any, object_store: ObjectStore, tm
     whole = raytrain_nlp.train(tiny_job(tmp_path, "whole", **sections))
     job = tiny_job(tmp_path, "stored", storage_path=URL, **sections)
     result = raytrain_nlp.train(job)
-    assert (result.run_dir, result.global_step, result.checkpoint) == (f"{URL}/stored", 8, f"{URL}/stored/checkpoints/checkpoint-8")
+    assert (result.run_dir, result.global_step, result.checkpoint) == (
+        f"{URL}/stored",
+        8,
+        f"{URL}/stored/checkpoints/checkpoint-8",
+    )
     weights = (Path(whole.model_dir) / "model.safetensors").read_bytes()
     objects = object_store.objects("bucket", "plain/stored/")
     assert objects["plain/stored/model/model.safetensors"] == weights
@@ -44,7 +54,9 @@ def test_same_bits_as_in_a_folder(shared_ray: Any, object_store: ObjectStore, tm
 def _interrupt(store: ObjectStore, objects: dict[str, bytes]) -> None:
     client = store.client()
     record = json.loads(objects["plain/stored/run.json"])
-    client.put_object(Bucket="bucket", Key="plain/stored/run.json", Body=json.dumps({**record, "status": "running"}).encode())
+    client.put_object(
+        Bucket="bucket", Key="plain/stored/run.json", Body=json.dumps({**record, "status": "running"}).encode()
+    )
     name = "plain/stored/checkpoints/checkpoint-8/model.state"
     damaged = bytearray(objects[name])
     damaged[len(damaged) // 2] ^= 1

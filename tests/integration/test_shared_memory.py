@@ -1,4 +1,6 @@
-"""The mean of gradients through shared memory: the same bits on all ranks, in the order of the ranks, whatever the size."""
+"""The mean of gradients through shared memory: the same bits on all ranks, in the order of the ranks, whatever the
+size.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,10 @@ def _rank(rank: int, world: int, rounds: list[list[int]], folder: str) -> None:
         (3, [[2501]] * ROUNDS),  # larger than a window
         (2, [[100, 7, 300]] * ROUNDS),  # one group
         (3, [[700, 300, 1, 2501, 900, 200]] * ROUNDS),  # several groups
-        (2, [[10], [900, 17], [10, 4], [2501, 5], [900, 17]]),  # other buckets than before, as DDP makes them after its first step
+        (
+            2,
+            [[10], [900, 17], [10, 4], [2501, 5], [900, 17]],
+        ),  # other buckets than before, as DDP makes them after its first step
     ],
 )
 def test_mean_is_the_sum_in_rank_order_divided(tmp_path: Path, world: int, rounds: list[list[int]]) -> None:
@@ -59,4 +64,6 @@ def test_mean_is_the_sum_in_rank_order_divided(tmp_path: Path, world: int, round
             for gradient in gradients[1:]:
                 expected = expected + gradient[number]
             for rank in range(world):
-                assert torch.equal(torch.load(tmp_path / f"{rank}.pt", weights_only=True)[round_][number], expected / world)
+                assert torch.equal(
+                    torch.load(tmp_path / f"{rank}.pt", weights_only=True)[round_][number], expected / world
+                )

@@ -32,7 +32,10 @@ def test_pictures_are_drawn_and_the_learning_rate_counts_most(tmp_path: Path) ->
         score = -abs(np.log10(point["training.learning_rate"]) + 3) + 0.01 * point["lora.r"]  # the rank counts little
         book.begin(number, point)
         for time in (1, 2):
-            book.add(number, {"training_iteration": time, "step": 10 * time, "epoch": time, "eval_accuracy": score - 1 / time})
+            book.add(
+                number,
+                {"training_iteration": time, "step": 10 * time, "epoch": time, "eval_accuracy": score - 1 / time},
+            )
             study.report(number, score - 1 / time, time)
         book.end(number, FINISHED, {"eval_accuracy": score})
         study.tell(book.trials[number])
@@ -43,5 +46,10 @@ def test_pictures_are_drawn_and_the_learning_rate_counts_most(tmp_path: Path) ->
     weights = importances(study.study, ["training.learning_rate", "lora.r"])
     assert weights["training.learning_rate"] > 0.8 and sum(weights.values()) == pytest.approx(1)
     drawn = write_plots(sweep.config, book, study.study, paths.plots)
-    assert [path.stem for path in drawn] == ["metric-over-steps", "metric-against-keys", "parallel-coordinates", "importance"]
+    assert [path.stem for path in drawn] == [
+        "metric-over-steps",
+        "metric-against-keys",
+        "parallel-coordinates",
+        "importance",
+    ]
     assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5_000 for path in drawn)

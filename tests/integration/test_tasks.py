@@ -1,4 +1,6 @@
-"""Each task against Hugging Face's own `Trainer` and collator on the same global batches, with two workers and ZeRO-3."""
+"""Each task against Hugging Face's own `Trainer` and collator on the same global batches, with two workers and
+ZeRO-3.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +17,49 @@ pytestmark = pytest.mark.quick
 
 STEPS, ROWS, HELD_OUT = 20, 400, 101
 LLAMA = {
-    "model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 64,
+    "model_type": "llama",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
     "max_position_embeddings": 64,
-}  # fmt: skip
+}
 BERT = {
-    "model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64,
-    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-}  # fmt: skip
+    "model_type": "bert",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
 BART = {
-    "model_type": "bart", "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 64, "dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0,
+    "model_type": "bart",
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 64,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
     "tie_word_embeddings": True,
-}  # fmt: skip
+}
 T5 = {
-    "model_type": "t5", "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0, "tie_word_embeddings": True,
-}  # fmt: skip
+    "model_type": "t5",
+    "d_model": 32,
+    "d_kv": 16,
+    "d_ff": 64,
+    "num_layers": 1,
+    "num_heads": 2,
+    "dropout_rate": 0.0,
+    "tie_word_embeddings": True,
+}
 NUMBERS = dict(zip("0123456789", "null eins zwei drei vier fünf sechs sieben acht neun".split(), strict=True))
 
 
@@ -39,7 +69,10 @@ def write_pairs(path: Path, count: int, seed: int, make: Callable[[str, str], di
     with path.open("w", encoding="utf-8") as file:
         for length in random.integers(1, 9, size=count):
             digits = "".join(random.choice(list(NUMBERS), size=length))
-            file.write(json.dumps(make(" ".join(digits), " ".join(NUMBERS[digit] for digit in digits)), ensure_ascii=False) + "\n")
+            file.write(
+                json.dumps(make(" ".join(digits), " ".join(NUMBERS[digit] for digit in digits)), ensure_ascii=False)
+                + "\n"
+            )
     return path
 
 
@@ -67,9 +100,15 @@ def write_start(folder: Path, auto_model: str, kind: str, config: dict[str, Any]
     cached = train_tokenizer(texts, TokenizerTraining(vocab_size=400), kind, "key", folder / "tokenizers", None)
     tokenizer = transformers.AutoTokenizer.from_pretrained(cached)
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    ids |= {"decoder_start_token_id": ids["pad_token_id"], "forced_eos_token_id": ids["eos_token_id"]} if kind == "seq2seq" else {}
+    ids |= (
+        {"decoder_start_token_id": ids["pad_token_id"], "forced_eos_token_id": ids["eos_token_id"]}
+        if kind == "seq2seq"
+        else {}
+    )
     transformers.set_seed(3)
-    model = getattr(transformers, auto_model).from_config(transformers.AutoConfig.for_model(**config, vocab_size=len(tokenizer), **ids))
+    model = getattr(transformers, auto_model).from_config(
+        transformers.AutoConfig.for_model(**config, vocab_size=len(tokenizer), **ids)
+    )
     model.save_pretrained(folder / "start")
     tokenizer.save_pretrained(folder / "start")
     return tokenizer, model
@@ -87,10 +126,25 @@ def plain_losses(folder: Path, model: Any, batches: list[list[dict[str, Any]]], 
                 logged.append(logs["loss"])
 
     arguments = TrainingArguments(
-        output_dir=str(folder / "plain"), per_device_train_batch_size=len(batches[0]), max_steps=len(batches), learning_rate=1e-3, logging_steps=1,
-        save_strategy="no", train_sampling_strategy="sequential", use_cpu=True, report_to=[], disable_tqdm=True, remove_unused_columns=False,
-    )  # fmt: skip
-    Trainer(model=model, args=arguments, train_dataset=[row for batch in batches for row in batch], data_collator=collator, callbacks=[Log()]).train()
+        output_dir=str(folder / "plain"),
+        per_device_train_batch_size=len(batches[0]),
+        max_steps=len(batches),
+        learning_rate=1e-3,
+        logging_steps=1,
+        save_strategy="no",
+        train_sampling_strategy="sequential",
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+    Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=[row for batch in batches for row in batch],
+        data_collator=collator,
+        callbacks=[Log()],
+    ).train()
     return logged
 
 
@@ -107,14 +161,18 @@ def texts_of(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_causal_lm(shared_ray: Any, tmp_path: Path, accumulation: int) -> None:
-    """Blocks as `group_texts` makes them of all documents at once; perplexity and accuracy by hand from the exported model."""
+    """Blocks as `group_texts` makes them of all documents at once; perplexity and accuracy by hand from the exported
+    model.
+    """
     import torch
     from transformers import AutoModelForCausalLM, default_data_collator
 
     write_rows(tmp_path / "train.jsonl", 640)
     write_rows(tmp_path / "validation.jsonl", HELD_OUT, seed=1)
     task = {"type": "causal-lm"}
-    tokenizer, model = write_start(tmp_path, "AutoModelForCausalLM", "decoder", LLAMA, texts_of(tmp_path / "train.jsonl"))
+    tokenizer, model = write_start(
+        tmp_path, "AutoModelForCausalLM", "decoder", LLAMA, texts_of(tmp_path / "train.jsonl")
+    )
     size = {"per_device_train_batch_size": 8 // accumulation, "gradient_accumulation_steps": accumulation}
     result = train(tmp_path, task, training=size)
 
@@ -126,7 +184,12 @@ def test_causal_lm(shared_ray: Any, tmp_path: Path, accumulation: int) -> None:
     rows = [{"input_ids": block, "labels": block, "attention_mask": [1] * len(block)} for block in blocks]
     assert result.rows["train"] == len(blocks)
     batches = [[rows[i] for i in batch] for batch in batches_of([len(block) for block in blocks], "random")]
-    np.testing.assert_allclose(losses(Path(result.run_dir)), plain_losses(tmp_path, model, batches, _padded(default_data_collator)), atol=1e-4, rtol=0)
+    np.testing.assert_allclose(
+        losses(Path(result.run_dir)),
+        plain_losses(tmp_path, model, batches, _padded(default_data_collator)),
+        atol=1e-4,
+        rtol=0,
+    )
     exported = AutoModelForCausalLM.from_pretrained(result.model_dir)
     loss = right = count = 0
     for block in blocks_of(tmp_path / "validation.jsonl"):
@@ -159,7 +222,9 @@ def test_packed_documents_are_learned_as_if_alone(shared_ray: Any, tmp_path: Pat
     write_rows(tmp_path / "train.jsonl", 60)
     write_rows(tmp_path / "validation.jsonl", 40, seed=1)
     task = {"type": "causal-lm", "packing": "best_fit", "block_size": 64}
-    tokenizer, model = write_start(tmp_path, "AutoModelForCausalLM", "decoder", LLAMA, texts_of(tmp_path / "train.jsonl"))
+    tokenizer, model = write_start(
+        tmp_path, "AutoModelForCausalLM", "decoder", LLAMA, texts_of(tmp_path / "train.jsonl")
+    )
     first = train(tmp_path, task, training={"max_steps": 1, "learning_rate": 0.0, "per_device_train_batch_size": 50})
 
     def mean_loss(path: Path) -> float:
@@ -178,7 +243,9 @@ def test_packed_documents_are_learned_as_if_alone(shared_ray: Any, tmp_path: Pat
 
 
 def test_masked_lm(shared_ray: Any, tmp_path: Path) -> None:
-    """The masks are the task's own (a unit test holds them); losses, loss and accuracy of the evaluation are Hugging Face's."""
+    """The masks are the task's own (a unit test holds them); losses, loss and accuracy of the evaluation are Hugging
+    Face's.
+    """
     import torch
     from transformers import AutoModelForMaskedLM, default_data_collator
 
@@ -189,7 +256,9 @@ def test_masked_lm(shared_ray: Any, tmp_path: Path) -> None:
     write_rows(tmp_path / "train.jsonl", ROWS)
     write_rows(tmp_path / "validation.jsonl", HELD_OUT, seed=1)
     task = {"type": "masked-lm", "line_by_line": True}
-    tokenizer, model = write_start(tmp_path, "AutoModelForMaskedLM", "encoder", BERT, texts_of(tmp_path / "train.jsonl"))
+    tokenizer, model = write_start(
+        tmp_path, "AutoModelForMaskedLM", "encoder", BERT, texts_of(tmp_path / "train.jsonl")
+    )
     result = train(tmp_path, task)
     built = build_task(MaskedLm(**task))
     context = CollateContext(tokenizer.pad_token_id, 0, "right", [], [], tokenizer.mask_token_id, len(tokenizer))
@@ -202,8 +271,12 @@ def test_masked_lm(shared_ray: Any, tmp_path: Path) -> None:
     batches = []
     for rows in batches_of([len(row) for row in columns["input_ids"]], "group_by_length"):
         made = batch_of(columns, rows, 7, 0)
-        batches.append([{name: torch.tensor(values[i]).long() for name, values in made.items()} for i in range(len(rows))])
-    np.testing.assert_allclose(losses(Path(result.run_dir)), plain_losses(tmp_path, model, batches, default_data_collator), atol=1e-4, rtol=0)
+        batches.append(
+            [{name: torch.tensor(values[i]).long() for name, values in made.items()} for i in range(len(rows))]
+        )
+    np.testing.assert_allclose(
+        losses(Path(result.run_dir)), plain_losses(tmp_path, model, batches, default_data_collator), atol=1e-4, rtol=0
+    )
     exported = AutoModelForMaskedLM.from_pretrained(result.model_dir)
     columns = built.encode([{"text": text} for text in texts_of(tmp_path / "validation.jsonl")], tokenizer, Lengths(32))
     made = {name: torch.tensor(values).long() for name, values in batch_of(columns, np.arange(HELD_OUT), 0, 0).items()}
@@ -211,35 +284,54 @@ def test_masked_lm(shared_ray: Any, tmp_path: Path) -> None:
         output = exported(**made)
     asked = made["labels"] != -100
     assert result.metrics["eval_loss"] == pytest.approx(output.loss.item(), abs=1e-4)
-    assert result.metrics["eval_accuracy"] == pytest.approx((output.logits.argmax(-1) == made["labels"])[asked].float().mean().item(), abs=1e-6)
+    assert result.metrics["eval_accuracy"] == pytest.approx(
+        (output.logits.argmax(-1) == made["labels"])[asked].float().mean().item(), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize(("kind", "config"), [("translation", BART), ("summarization", T5)])
 def test_seq2seq(shared_ray: Any, tmp_path: Path, kind: str, config: dict[str, Any]) -> None:
-    """Losses; 101 generated rows equal to those of the exported model alone; figures by the standard library on these texts."""
+    """Losses; 101 generated rows equal to those of the exported model alone; figures by the standard library on these
+    texts.
+    """
     from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq
 
     nested = kind == "translation"
     make = (lambda a, b: {"translation": {"en": a, "de": b}}) if nested else (lambda a, b: {"text": a, "summary": b})
     for split, count in (("train", ROWS), ("validation", HELD_OUT)):
         write_pairs(tmp_path / f"{split}.jsonl", count, count, make)
-    task = {"type": kind, "source_prefix": "say: ", "max_target_length": 24, **({"source_lang": "en", "target_lang": "de"} if nested else {})}
+    task = {
+        "type": kind,
+        "source_prefix": "say: ",
+        "max_target_length": 24,
+        **({"source_lang": "en", "target_lang": "de"} if nested else {}),
+    }
     texts = [*NUMBERS, *NUMBERS.values(), "say: "]
     tokenizer, model = write_start(tmp_path, "AutoModelForSeq2SeqLM", "seq2seq", config, texts)
     result = train(tmp_path, task, training={"generation_num_beams": 1})
 
     def encoded(split: str) -> list[dict[str, Any]]:
         rows = [json.loads(line) for line in (tmp_path / f"{split}.jsonl").read_text().splitlines()]
-        pairs = [(row["translation"]["en"], row["translation"]["de"]) if nested else (row["text"], row["summary"]) for row in rows]
+        pairs = [
+            (row["translation"]["en"], row["translation"]["de"]) if nested else (row["text"], row["summary"])
+            for row in rows
+        ]
         sources = [tokenizer("say: " + source, truncation=True, max_length=32) for source, _ in pairs]
-        return [{**row, "labels": tokenizer(text_target=b, max_length=24, truncation=True)["input_ids"]} for row, (_, b) in zip(sources, pairs, strict=True)]
+        return [
+            {**row, "labels": tokenizer(text_target=b, max_length=24, truncation=True)["input_ids"]}
+            for row, (_, b) in zip(sources, pairs, strict=True)
+        ]
 
     rows = [{key: row[key] for key in ("input_ids", "attention_mask", "labels")} for row in encoded("train")]
-    batches = [[rows[i] for i in batch] for batch in batches_of([len(row["input_ids"]) for row in rows], "group_by_length")]
+    batches = [
+        [rows[i] for i in batch] for batch in batches_of([len(row["input_ids"]) for row in rows], "group_by_length")
+    ]
     expected = plain_losses(tmp_path, model, batches, DataCollatorForSeq2Seq(tokenizer, model))
     np.testing.assert_allclose(losses(Path(result.run_dir)), expected, atol=1e-4, rtol=0)
     exported = AutoModelForSeq2SeqLM.from_pretrained(result.model_dir).eval()
-    pairs = [json.loads(line) for line in (Path(result.run_dir) / "generated_predictions.jsonl").read_text().splitlines()]
+    pairs = [
+        json.loads(line) for line in (Path(result.run_dir) / "generated_predictions.jsonl").read_text().splitlines()
+    ]
     import torch
 
     alone = []
@@ -256,5 +348,8 @@ def test_seq2seq(shared_ray: Any, tmp_path: Path, kind: str, config: dict[str, A
     else:
         from rouge_score.rouge_scorer import RougeScorer
 
-        scores = [RougeScorer(["rougeL"], use_stemmer=True).score(truth, guess)["rougeL"].fmeasure for truth, guess in zip(references, alone, strict=True)]
+        scores = [
+            RougeScorer(["rougeL"], use_stemmer=True).score(truth, guess)["rougeL"].fmeasure
+            for truth, guess in zip(references, alone, strict=True)
+        ]
         assert result.metrics["eval_rougeL"] == pytest.approx(100 * np.mean(scores))

@@ -12,9 +12,15 @@ import pytest
 from support import events, losses, tiny_job, write_rows
 
 LLAMA = {
-    "model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 64,
-    "max_position_embeddings": 64, "vocab_size": 400,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "vocab_size": 400,
+}
 SHARDED = {"zero_stage": 3, "stage3_param_persistence_threshold": 0}
 """Small weights are sharded too."""
 
@@ -91,7 +97,7 @@ def accuracy_of_mine(prediction):
 
 def shout(row):
     return None if row["text"].startswith("ada") else {**row, "text": row["text"].upper()}
-'''
+'''  # noqa: E501
 
 
 @pytest.fixture
@@ -119,14 +125,21 @@ def adapter_job() -> dict[str, Any]:
         "model": {"config": LLAMA, "tokenizer": "train", "tokenizer_training": {"vocab_size": 400}},
         "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "target_modules": "all-linear"},
         "deepspeed": SHARDED,
-        "training": {"max_steps": 12, "neftune_noise_alpha": 5, "gradient_checkpointing": True, "save_strategy": "steps"},
+        "training": {
+            "max_steps": 12,
+            "neftune_noise_alpha": 5,
+            "gradient_checkpointing": True,
+            "save_strategy": "steps",
+        },
         "checkpoint": {"save_steps": 5},
     }
 
 
 @pytest.mark.quick
 def test_lora_with_everything_trains_and_resumes(shared_ray: Any, tmp_path: Path) -> None:
-    """Killed at step 8 and resumed at 5: the adapter of the run that was never killed, bit for bit. The base is never touched."""
+    """Killed at step 8 and resumed at 5: the adapter of the run that was never killed, bit for bit. The base is never
+    touched.
+    """
     from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
     from safetensors import safe_open
     from transformers import AutoModelForCausalLM
@@ -143,7 +156,10 @@ def test_lora_with_everything_trains_and_resumes(shared_ray: Any, tmp_path: Path
     base = [(folder / "base_model" / "model.safetensors").read_bytes() for folder in (run, whole)]
     assert base[0] == base[1]
 
-    expected = get_peft_model(AutoModelForCausalLM.from_pretrained(run / "base_model"), LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"))
+    expected = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(run / "base_model"),
+        LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"),
+    )
     trainable, _ = expected.get_nb_trainable_parameters()
     with safe_open(run / adapter, framework="pt") as file:
         names = list(file.keys())
@@ -166,7 +182,9 @@ def test_merged_adapter_has_the_adapters_logits(shared_ray: Any, tmp_path: Path)
     lora = {"r": 4, "lora_alpha": 16, "target_modules": ["query", "value"], "use_rslora": True}
     data = {"validation": str(tmp_path / "train.jsonl")}
     apart = train(tmp_path, "apart", lora=lora, data=data, training={"learning_rate": 0.05})
-    merged = train(tmp_path, "merged", lora={**lora, "merge_and_unload": True}, data=data, training={"learning_rate": 0.05})
+    merged = train(
+        tmp_path, "merged", lora={**lora, "merge_and_unload": True}, data=data, training={"learning_rate": 0.05}
+    )
     base = AutoModelForSequenceClassification.from_pretrained(Path(apart.run_dir) / "base_model")
     adapted = PeftModel.from_pretrained(base, apart.model_dir).eval()
     plain = AutoModelForSequenceClassification.from_pretrained(merged.model_dir).eval()
@@ -180,7 +198,9 @@ def test_merged_adapter_has_the_adapters_logits(shared_ray: Any, tmp_path: Path)
 
 
 @pytest.mark.parametrize("alpha", [5, 0])
-def test_neftune_noise_is_in_training_only_and_in_its_bound(shared_ray: Any, tmp_path: Path, code: str, alpha: int) -> None:
+def test_neftune_noise_is_in_training_only_and_in_its_bound(
+    shared_ray: Any, tmp_path: Path, code: str, alpha: int
+) -> None:
     """Jain et al. 2023, algorithm 1: uniform noise of at most alpha / sqrt(length x width); under ZeRO-3 and LoRA."""
     write_rows(tmp_path / "train.jsonl", 100)
     lora = {"lora": {"r": 4, "target_modules": ["query", "value"]}} if alpha else {}
@@ -199,16 +219,25 @@ def test_neftune_noise_is_in_training_only_and_in_its_bound(shared_ray: Any, tmp
 
 @pytest.mark.parametrize(("name", "stage"), [("DocTrainer", 0), ("StepTrainer", 3)])
 def test_users_trainer_and_callback(shared_ray: Any, tmp_path: Path, code: str, name: str, stage: int) -> None:
-    """Unchanged on our feed: the same losses as without it (it computes the same loss), and the callback hears of every step."""
+    """Unchanged on our feed: the same losses as without it (it computes the same loss), and the callback hears of every
+    step.
+    """
     write_rows(tmp_path / "train.jsonl", 160)
     sections = {"deepspeed": {"zero_stage": stage}, "data": {"validation": str(tmp_path / "train.jsonl")}}
     user = {"class": f"{code}:{name}", "callbacks": [f"{code}:Counter"], "compute_metrics": f"{code}:accuracy_of_mine"}
     ours = train(tmp_path, "ours", trainer=user, **sections)
     plain = train(tmp_path, "plain", **sections)
     np.testing.assert_allclose(losses(Path(ours.run_dir)), losses(Path(plain.run_dir)), atol=1e-6)
-    assert ours.metrics["eval_mine"] == pytest.approx(plain.metrics["eval_accuracy"]) and ours.metrics["eval_accuracy"] == plain.metrics["eval_accuracy"]
+    assert (
+        ours.metrics["eval_mine"] == pytest.approx(plain.metrics["eval_accuracy"])
+        and ours.metrics["eval_accuracy"] == plain.metrics["eval_accuracy"]
+    )
     for rank in (0, 1):
-        assert json.loads((tmp_path / f"counts-{rank}.json").read_text()) == {"train_begin": 1, "step_end": 10, "epoch_end": 1}
+        assert json.loads((tmp_path / f"counts-{rank}.json").read_text()) == {
+            "train_begin": 1,
+            "step_end": 10,
+            "epoch_end": 1,
+        }
 
 
 def test_error_in_the_users_code_shows_the_users_line(shared_ray: Any, tmp_path: Path, code: str) -> None:
@@ -223,19 +252,36 @@ def test_error_in_the_users_code_shows_the_users_line(shared_ray: Any, tmp_path:
 
 
 def test_users_preprocess_and_deepspeed_json(shared_ray: Any, tmp_path: Path, code: str) -> None:
-    """Rows as the user's function returns them; a DeepSpeed file with "auto" values and an optimizer, equal to our keys."""
+    """Rows as the user's function returns them; a DeepSpeed file with "auto" values and an optimizer, equal to our
+    keys.
+    """
     write_rows(tmp_path / "train.jsonl", 200)
     texts = [json.loads(line)["text"] for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     kept = [text for text in texts if not text.startswith("ada")]
     config = {
         "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
-        "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}},
-        "scheduler": {"type": "WarmupDecayLR", "params": {"warmup_min_lr": 0, "warmup_max_lr": "auto", "warmup_num_steps": 1, "total_num_steps": "auto"}},
-        "gradient_clipping": "auto", "train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto",
-    }  # fmt: skip
+        "optimizer": {
+            "type": "AdamW",
+            "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"},
+        },
+        "scheduler": {
+            "type": "WarmupDecayLR",
+            "params": {"warmup_min_lr": 0, "warmup_max_lr": "auto", "warmup_num_steps": 1, "total_num_steps": "auto"},
+        },
+        "gradient_clipping": "auto",
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+    }
     (tmp_path / "ds.json").write_text(json.dumps(config))
     user = {"preprocess": f"{code}:shout"}
-    ours = train(tmp_path, "json", trainer=user, deepspeed={"config_file": str(tmp_path / "ds.json")}, training={"learning_rate": 1e-4, "warmup_steps": 1})
+    ours = train(
+        tmp_path,
+        "json",
+        trainer=user,
+        deepspeed={"config_file": str(tmp_path / "ds.json")},
+        training={"learning_rate": 1e-4, "warmup_steps": 1},
+    )
     assert ours.rows == {"train": len(kept)} and ours.left_out == {"train": len(texts) - len(kept)}
     assert len(losses(Path(ours.run_dir))) == ours.global_step == -(-len(kept) // 16)
     record = json.loads((Path(ours.run_dir) / "run.json").read_text())

@@ -12,7 +12,18 @@ from raytrain_nlp.verbs import doctor
 def test_this_machine_can_run_the_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     found = {finding.name: finding for finding in doctor.doctor(str(tmp_path / "runs"))}
-    assert list(found) == ["python", "packages", "accelerator", "compiler", "memory", "shared memory", "open files", "ray", "storage", "tracker"]
+    assert list(found) == [
+        "python",
+        "packages",
+        "accelerator",
+        "compiler",
+        "memory",
+        "shared memory",
+        "open files",
+        "ray",
+        "storage",
+        "tracker",
+    ]
     assert all(found[name].ok for name in ("python", "packages", "accelerator", "ray", "storage", "tracker")), found
     assert not list(tmp_path.iterdir()), "the probe is still there"
 

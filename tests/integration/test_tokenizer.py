@@ -1,4 +1,6 @@
-"""A tokenizer trained on the same text is the same tokenizer, in any process: else no run could be repeated elsewhere."""
+"""A tokenizer trained on the same text is the same tokenizer, in any process: else no run could be repeated
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -18,5 +20,10 @@ print(train_tokenizer(iter(texts), TokenizerTraining(vocab_size=600), "encoder",
 
 
 def test_training_twice_gives_the_same_tokenizer(tmp_path: Path) -> None:
-    names = {subprocess.run([sys.executable, "-c", _TRAIN, tmp_path / side], capture_output=True, text=True, check=True).stdout for side in "ab"}
+    names = {
+        subprocess.run(
+            [sys.executable, "-c", _TRAIN, tmp_path / side], capture_output=True, text=True, check=True
+        ).stdout
+        for side in "ab"
+    }
     assert len(names) == 1  # the folder is named by the hash of the tokenizer's files

@@ -1,4 +1,6 @@
-"""The tracker alone: every figure reaches MLflow once, whatever the tracker, its database or its server do meanwhile."""
+"""The tracker alone: every figure reaches MLflow once, whatever the tracker, its database or its server do
+meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,9 @@ class Bench:
         self.warnings: list[str] = []
         self.slowest = 0.0
 
-    def tracker(self, uri: str | None = None, timeout_s: float = PATIENT_S, params: dict[str, Any] | None = None, **config: Any) -> Tracker:
+    def tracker(
+        self, uri: str | None = None, timeout_s: float = PATIENT_S, params: dict[str, Any] | None = None, **config: Any
+    ) -> Tracker:
         settings = TrackingConfig(tracking_uri=uri or self.uri, close_timeout_s=timeout_s, **config)
         return Tracker(self.paths, settings, params or {"a": 1}, "name: run\n", self.warnings.append).start()
 
@@ -85,13 +89,16 @@ class Bench:
     def wait_shipped(self) -> None:
         """Wait until the tracker says it has shipped all events there are."""
         size = self.paths.events.stat().st_size
-        wait_until(lambda: json.loads(self.paths.tracking.read_text())["offset"] == size, PATIENT_S, "all events are shipped")
+        wait_until(
+            lambda: json.loads(self.paths.tracking.read_text())["offset"] == size, PATIENT_S, "all events are shipped"
+        )
 
     def figures(self) -> Figures:
         """What MLflow holds, in the order it holds it; there must be one run only."""
         client, run = MlflowClient(tracking_uri=self.uri), self.run()
         return {
-            key: [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, key)] for key in run.data.metrics
+            key: [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, key)]
+            for key in run.data.metrics
         }
 
     def run(self) -> Any:
@@ -111,11 +118,17 @@ def expected(*steps: int, scale: float = 1.0) -> Figures:
 
 
 def assert_threads_end() -> None:
-    wait_until(lambda: not any(thread.name == "tracker" for thread in threading.enumerate()), PATIENT_S, "the tracker's thread ends")
+    wait_until(
+        lambda: not any(thread.name == "tracker" for thread in threading.enumerate()),
+        PATIENT_S,
+        "the tracker's thread ends",
+    )
 
 
 def test_every_figure_arrives_once_while_the_run_goes_on(bench: Bench) -> None:
-    """Figures written before, during and just before the end are in MLflow once and in order, with parameters, tags and the job."""
+    """Figures written before, during and just before the end are in MLflow once and in order, with parameters, tags and
+    the job.
+    """
     bench.write(0, 1)
     tracker = bench.tracker(params={"a": 1, "training.learning_rate": 2e-5}, tags={"team": "nlp"})
     bench.write(*range(2, 600))
@@ -129,14 +142,18 @@ def test_every_figure_arrives_once_while_the_run_goes_on(bench: Bench) -> None:
     assert (run.info.run_id, run.info.status, run.info.run_name) == (tracker.run_id, "FINISHED", "run")
     assert run.data.params == {"a": "1", "training.learning_rate": "2e-05"}
     assert (run.data.tags["team"], run.data.tags["raytrain_nlp.run_dir"]) == ("nlp", str(bench.paths.run))
-    artifact = Path(MlflowClient(tracking_uri=bench.uri).download_artifacts(run.info.run_id, "job.yaml", str(bench.paths.run)))
+    artifact = Path(
+        MlflowClient(tracking_uri=bench.uri).download_artifacts(run.info.run_id, "job.yaml", str(bench.paths.run))
+    )
     assert artifact.read_text() == "name: run\n"
     assert bench.warnings == []
     assert_threads_end()
 
 
 def test_repeated_steps_of_a_restarted_worker_are_no_duplicates(bench: Bench) -> None:
-    """A worker group that restarts at a checkpoint writes its steps again: each step stays once, with its first figure, steps rising."""
+    """A worker group that restarts at a checkpoint writes its steps again: each step stays once, with its first figure,
+    steps rising.
+    """
     tracker = bench.tracker()
     bench.write(*range(10))
     bench.wait_shipped()
@@ -153,7 +170,9 @@ def test_repeated_steps_of_a_restarted_worker_are_no_duplicates(bench: Bench) ->
 
 
 def test_driver_killed_while_it_ships_continues_the_same_run(bench: Bench, tmp_path: Path) -> None:
-    """After SIGKILL of the driver, and a state older than what was sent, the next driver's tracker adds what is missing and no more."""
+    """After SIGKILL of the driver, and a state older than what was sent, the next driver's tracker adds what is missing
+    and no more.
+    """
     bench.write(*range(100))
     driver = subprocess.Popen([sys.executable, "-c", FOLLOW, str(tmp_path), bench.uri])
     try:
@@ -177,7 +196,9 @@ def test_driver_killed_while_it_ships_continues_the_same_run(bench: Bench, tmp_p
 
 
 def test_run_made_just_before_a_kill_is_found_again(bench: Bench) -> None:
-    """A run that MLflow made but whose id was never noted is found by its mark, although a parameter has changed since."""
+    """A run that MLflow made but whose id was never noted is found by its mark, although a parameter has changed
+    since.
+    """
     tracker = bench.tracker(params={"a": 1})
     bench.write(0)
     assert tracker.close("KILLED") is True
@@ -207,7 +228,9 @@ def test_dropped_tracker_beside_a_new_one_does_no_harm(bench: Bench) -> None:
 
 
 def test_locked_database_delays_figures_and_loses_none(bench: Bench) -> None:
-    """While another connection locks the database for half a minute, writing events waits for nothing; then each figure is there once."""
+    """While another connection locks the database for half a minute, writing events waits for nothing; then each figure
+    is there once.
+    """
     tracker = bench.tracker()
     bench.write(*range(5))
     bench.wait_shipped()
@@ -232,7 +255,9 @@ def test_locked_database_delays_figures_and_loses_none(bench: Bench) -> None:
 
 
 def test_close_waits_no_longer_than_it_may(bench: Bench) -> None:
-    """A database that stays locked at the end costs the close timeout and a warning; the figures are there after the next start."""
+    """A database that stays locked at the end costs the close timeout and a warning; the figures are there after the
+    next start.
+    """
     tracker = bench.tracker(timeout_s=2)
     bench.write(*range(3))
     bench.wait_shipped()
@@ -269,9 +294,11 @@ def refusing() -> Iterator[str]:
 def test_server_that_is_not_there_costs_no_figure_and_no_time(
     bench: Bench, kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Refused or never answered: events are written on, one warning is told however many tries fail, the close is in time.
+    """Refused or never answered: events are written on, one warning is told however many tries fail, the close is in
+    time.
 
-    A later tracker with a working address ships every figure once. The given-up one writes nothing any more, and no password is told.
+    A later tracker with a working address ships every figure once. The given-up one writes nothing any more, and no
+    password is told.
     """
     tries: list[float] = []
     ship: Callable[[Tracker], None] = Tracker._ship
@@ -305,7 +332,9 @@ def test_server_that_is_not_there_costs_no_figure_and_no_time(
 
 
 def test_server_that_comes_back_gets_everything(bench: Bench, refusing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a tracker could not send is sent by itself once the server is there, without a restart; a second outage is told again."""
+    """What a tracker could not send is sent by itself once the server is there, without a restart; a second outage is
+    told again.
+    """
     real = bench.uri
     tracker = bench.tracker(f"http://{refusing}")
     bench.write(*range(5))
@@ -319,9 +348,13 @@ def test_server_that_comes_back_gets_everything(bench: Bench, refusing: str, mon
 
 
 def test_names_that_mlflow_refuses_hold_nothing_up(bench: Bench) -> None:
-    """A figure, tag or parameter with a name MLflow does not take (`recall@10`) is renamed; all others arrive as they are."""
+    """A figure, tag or parameter with a name MLflow does not take (`recall@10`) is renamed; all others arrive as they
+    are.
+    """
     odd = {"eval_recall@10": 0.5, "/slash": 1.0, "a//b": 2.0, "../up": 3.0, "x" * 300: 4.0, "p(y|x)": 5.0}
-    tracker = bench.tracker(params={"model.config.id2label@": "x", "b" * 300: "y" * 9000}, tags={"owner@home": "me" * 9000})
+    tracker = bench.tracker(
+        params={"model.config.id2label@": "x", "b" * 300: "y" * 9000}, tags={"owner@home": "me" * 9000}
+    )
     for step in range(3):
         bench.log.write("log", step=step, metrics={**odd, "loss": 1.0 / (step + 1)})
     assert tracker.close("FINISHED") is True
@@ -337,13 +370,19 @@ def test_names_that_mlflow_refuses_hold_nothing_up(bench: Bench) -> None:
 
 
 def test_unfinished_and_damaged_lines_are_passed_over(bench: Bench) -> None:
-    """A line that a killed writer left open, a damaged one, and figures that are no numbers cost nothing but themselves."""
+    """A line that a killed writer left open, a damaged one, and figures that are no numbers cost nothing but
+    themselves.
+    """
     tracker = bench.tracker()
     bench.write(0)
     with bench.paths.events.open("a") as file:
         file.write('{"kind": "log", "step": 1, "metr')
     again = EventLog(bench.paths.events)  # the restarted worker's
-    again.write("log", step=2, metrics={"loss": 1 / 3, "epoch": 0.2, "grad_norm": float("nan"), "best": float("inf"), "name": "x"})
+    again.write(
+        "log",
+        step=2,
+        metrics={"loss": 1 / 3, "epoch": 0.2, "grad_norm": float("nan"), "best": float("inf"), "name": "x"},
+    )
     with bench.paths.events.open("a") as file:
         file.write("[1]\nnonsense\n")
     bench.write(3)
@@ -353,7 +392,9 @@ def test_unfinished_and_damaged_lines_are_passed_over(bench: Bench) -> None:
 
 
 def test_offsets_of_events_are_where_reading_goes_on(tmp_path: Path) -> None:
-    """Reading from the offset behind any event gives exactly the events behind it; an unfinished last line is not read until it ends."""
+    """Reading from the offset behind any event gives exactly the events behind it; an unfinished last line is not read
+    until it ends.
+    """
     log = EventLog(tmp_path / "events.jsonl")
     for step in range(5):
         log.write("log", step=step, metrics={"text": "ü\n" * step})

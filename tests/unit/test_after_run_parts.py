@@ -1,4 +1,6 @@
-"""After a run, in parts: what a check prints, an export as a whole folder or none, history, curves and the page, the mirrors of a tracker, the registry."""
+"""After a run, in parts: what a check prints, an export as a whole folder or none, history, curves and the page, the
+mirrors of a tracker, the registry.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def paths(tmp_path: Path) -> RunPaths:
 @pytest.fixture(scope="module")
 def model() -> Any:
     torch.manual_seed(0)
-    return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**TINY, vocab_size=50, num_labels=2)).eval()
+    return AutoModelForSequenceClassification.from_config(
+        AutoConfig.for_model(**TINY, vocab_size=50, num_labels=2)
+    ).eval()
 
 
 class Words:
@@ -71,28 +75,58 @@ class Words:
 def test_options_that_make_no_sense_are_all_told_before_the_data_are_looked_at(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         check(plain_job(tmp_path, "x"), worker_memory="lots", price=-1, calibration_steps=0)
-    assert [problem.where for problem in caught.value.problems] == ["--worker-memory", "--price", "--calibration-steps", "--price", "--calibration-steps"]
+    assert [problem.where for problem in caught.value.problems] == [
+        "--worker-memory",
+        "--price",
+        "--calibration-steps",
+        "--price",
+        "--calibration-steps",
+    ]
     assert not (tmp_path / "runs").exists()
 
 
 def plan(**more: Any) -> CheckReport:
     memory = MemoryPlan({name: 10**8 for name in PARTS}, 0, 8, 48, 10**9)
     values: dict[str, Any] = {
-        "name": "x", "rows": {"train": 1234, "validation": 10}, "bad_rows": {"train": 2, "validation": 0}, "labels": ["no", "yes"], "steps_per_epoch": 77,
-        "total_steps": 154, "tokens_per_epoch": 98765, "padding_share": 0.125, "parameters": 5000, "trainable_parameters": 5000, "workers": "2 on CPUs",
-        "num_workers": 2, "zero_stage": 1, "memory": memory,
-    }  # fmt: skip
+        "name": "x",
+        "rows": {"train": 1234, "validation": 10},
+        "bad_rows": {"train": 2, "validation": 0},
+        "labels": ["no", "yes"],
+        "steps_per_epoch": 77,
+        "total_steps": 154,
+        "tokens_per_epoch": 98765,
+        "padding_share": 0.125,
+        "parameters": 5000,
+        "trainable_parameters": 5000,
+        "workers": "2 on CPUs",
+        "num_workers": 2,
+        "zero_stage": 1,
+        "memory": memory,
+    }
     return CheckReport(**{**values, **more})
 
 
 def test_a_plan_is_read_by_people_and_by_programs() -> None:
     rows = plan().rows_for_people()
-    assert rows["rows"] == "train 1,234, validation 10" and rows["steps"] == "154 (77 an epoch)" and rows["labels"] == "2: no, yes"
-    assert rows["memory of a worker"] == "600 of 1,000 MB (ZeRO 1, 2 workers, micro-batch of 8 x 48 tokens)" and rows["parameters"] == "5,000"
+    assert (
+        rows["rows"] == "train 1,234, validation 10"
+        and rows["steps"] == "154 (77 an epoch)"
+        and rows["labels"] == "2: no, yes"
+    )
+    assert (
+        rows["memory of a worker"] == "600 of 1,000 MB (ZeRO 1, 2 workers, micro-batch of 8 x 48 tokens)"
+        and rows["parameters"] == "5,000"
+    )
     assert not {"rows cut", "nodes", "does not fit"} & set(rows)
     more = plan(trainable_parameters=7, streamed=True, cut_rows={"train": 3}, nodes={"gpu": 2}, labels=[])
-    assert more.rows_for_people()["parameters"] == "5,000, 7 of them trained" and more.rows_for_people()["nodes"] == "2 x gpu"
-    assert more.rows_for_people()["rows"].startswith("train about 1,234") and more.rows_for_people()["steps"] == "154 (streamed)"
+    assert (
+        more.rows_for_people()["parameters"] == "5,000, 7 of them trained"
+        and more.rows_for_people()["nodes"] == "2 x gpu"
+    )
+    assert (
+        more.rows_for_people()["rows"].startswith("train about 1,234")
+        and more.rows_for_people()["steps"] == "154 (streamed)"
+    )
     assert json.loads(json.dumps(plan().to_dict()))["memory"]["total"] == 6 * 10**8
 
 
@@ -104,9 +138,20 @@ def exported(tmp_path: Path, paths: RunPaths, model: Any, monkeypatch: pytest.Mo
     """A run with a model, as `export` finds it."""
     write_model(model, model.state_dict(), Words(), paths.model)
     job = load_job(plain_job(tmp_path, "x"))
-    record = {"result": {"metrics": {"eval_accuracy": 0.75, "train_loss": 1.0}, "rows": {"train": 9}}, "versions": {"torch": "2.0"}}
+    record = {
+        "result": {"metrics": {"eval_accuracy": 0.75, "train_loss": 1.0}, "rows": {"train": 9}},
+        "versions": {"torch": "2.0"},
+    }
     run = SimpleNamespace(
-        paths=paths, job=job, labels=["no", "yes"], tokenizer="t", record=record, result=record["result"], storage=paths.storage, mlflow_run_id="id", base="b"
+        paths=paths,
+        job=job,
+        labels=["no", "yes"],
+        tokenizer="t",
+        record=record,
+        result=record["result"],
+        storage=paths.storage,
+        mlflow_run_id="id",
+        base="b",
     )
     monkeypatch.setattr(export_module, "find_run", lambda folder: run)
     monkeypatch.setattr(export_module, "find_weights", lambda run, which: Weights("model", paths.model))
@@ -118,15 +163,31 @@ def test_an_export_is_a_whole_folder_with_a_card(tmp_path: Path, exported: Any, 
     result = export("run", tmp_path / "out", dtype="bf16")
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files == {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
-    assert result.dtype == "bfloat16" and not result.adapter and result.source == "model" and result.model_version is None
+    assert (
+        result.dtype == "bfloat16" and not result.adapter and result.source == "model" and result.model_version is None
+    )
     assert result.size_bytes == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
     weights = load_file(tmp_path / "out" / "model.safetensors")
-    assert all(torch.equal(weights[name], value.bfloat16()) for name, value in model.state_dict().items() if name in weights) and len(weights) > 10
+    assert (
+        all(
+            torch.equal(weights[name], value.bfloat16())
+            for name, value in model.state_dict().items()
+            if name in weights
+        )
+        and len(weights) > 10
+    )
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "| eval_accuracy | 0.75 |" in card and "train_loss" not in card and "- torch 2.0" in card and card.startswith("---\nlibrary_name: transformers\n")
+    assert (
+        "| eval_accuracy | 0.75 |" in card
+        and "train_loss" not in card
+        and "- torch 2.0" in card
+        and card.startswith("---\nlibrary_name: transformers\n")
+    )
 
 
-def test_an_export_that_fails_leaves_what_was_there(tmp_path: Path, exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_fails_leaves_what_was_there(
+    tmp_path: Path, exported: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "out"
     target.mkdir()
     (target / "mine").write_text("x")
@@ -150,18 +211,29 @@ def test_a_loaded_export_is_the_model(tmp_path: Path, model: Any) -> None:
     """To the bit, also where it holds other types than floats; a cast says so in its config."""
     write_model(model, model.state_dict(), Words(), tmp_path / "m")
     job = load_job(plain_job(tmp_path, "x"))
-    loaded = load_trained(tmp_path / "m", ModelConfig(name_or_path="base", tokenizer="t"), build_task(job.task), ["no", "yes"], Words()).eval()
+    loaded = load_trained(
+        tmp_path / "m", ModelConfig(name_or_path="base", tokenizer="t"), build_task(job.task), ["no", "yes"], Words()
+    ).eval()
     ids = torch.tensor([[3, 4, 5]])
     assert torch.equal(loaded(ids).logits, model(ids).logits) and loaded.config.id2label == {0: "no", 1: "yes"}
     save_file({"a": torch.ones(2), "b": torch.ones(2, dtype=torch.int64)}, tmp_path / "m" / "more.safetensors")
     cast_folder(tmp_path / "m", torch.float16)
-    assert {name: str(value.dtype) for name, value in load_file(tmp_path / "m" / "more.safetensors").items()} == {"a": "torch.float16", "b": "torch.int64"}
-    assert json.loads((tmp_path / "m" / "config.json").read_text())["dtype"] == "float16" and not list((tmp_path / "m").glob(".*"))
+    assert {name: str(value.dtype) for name, value in load_file(tmp_path / "m" / "more.safetensors").items()} == {
+        "a": "torch.float16",
+        "b": "torch.int64",
+    }
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["dtype"] == "float16" and not list(
+        (tmp_path / "m").glob(".*")
+    )
 
 
 def test_the_first_rank_writes_the_model_and_generation_may_use_its_cache(tmp_path: Path, model: Any) -> None:
     trainer = SimpleNamespace(
-        is_deepspeed_enabled=False, accelerator=SimpleNamespace(unwrap_model=lambda model: model), model=model, processing_class=Words(), first=False
+        is_deepspeed_enabled=False,
+        accelerator=SimpleNamespace(unwrap_model=lambda model: model),
+        model=model,
+        processing_class=Words(),
+        first=False,
     )
     trainer.is_world_process_zero = lambda: trainer.first
     model.config.use_cache = False
@@ -170,7 +242,10 @@ def test_the_first_rank_writes_the_model_and_generation_may_use_its_cache(tmp_pa
     assert not (tmp_path / "m").exists()
     trainer.first = True
     export_model(trainer, tmp_path / "m")
-    assert json.loads((tmp_path / "m" / "config.json").read_text()).get("use_cache", True) is True and (tmp_path / "m" / "tokenizer.json").exists()
+    assert (
+        json.loads((tmp_path / "m" / "config.json").read_text()).get("use_cache", True) is True
+        and (tmp_path / "m" / "tokenizer.json").exists()
+    )
 
 
 # history, curves, the page
@@ -191,29 +266,55 @@ def figure(step: int, **metrics: Any) -> tuple[str, dict[str, Any]]:
 def test_a_step_that_was_repeated_after_a_restart_counts_once_as_it_went_the_last_time(paths: RunPaths) -> None:
     """A curve would run back, and the figure of a lost step would stand beside that of the step that counts."""
     found = history_of(
-        paths, ("start", {"step": 0}), figure(1, loss=4.0), figure(2, loss=3.0), ("checkpoint", {"step": 2}), figure(3, loss=9.0, grad_norm=1.0),
-        ("resume", {"step": 2}), figure(3, loss=2.0), figure(4, loss=1.0, eval_loss=5.0, eval_accuracy=0.5, eval_runtime=3.0), ("notice", {"text": "slow"}),
-    )  # fmt: skip
-    assert found.line("loss") == ([1, 2, 3, 4], [4.0, 3.0, 2.0, 1.0]) and found.line("grad_norm") == ([], []) == found.line("unknown")
-    assert (found.resumed, found.notices, found.checkpoints, found.seconds) == ([2], ["slow"], 1, 8.0) and found.evaluated == ["eval_loss", "eval_accuracy"]
+        paths,
+        ("start", {"step": 0}),
+        figure(1, loss=4.0),
+        figure(2, loss=3.0),
+        ("checkpoint", {"step": 2}),
+        figure(3, loss=9.0, grad_norm=1.0),
+        ("resume", {"step": 2}),
+        figure(3, loss=2.0),
+        figure(4, loss=1.0, eval_loss=5.0, eval_accuracy=0.5, eval_runtime=3.0),
+        ("notice", {"text": "slow"}),
+    )
+    assert found.line("loss") == ([1, 2, 3, 4], [4.0, 3.0, 2.0, 1.0]) and found.line("grad_norm") == (
+        [],
+        [],
+    ) == found.line("unknown")
+    assert (found.resumed, found.notices, found.checkpoints, found.seconds) == (
+        [2],
+        ["slow"],
+        1,
+        8.0,
+    ) and found.evaluated == ["eval_loss", "eval_accuracy"]
 
 
 def test_a_run_started_again_from_nothing_has_a_new_history(paths: RunPaths) -> None:
-    assert history_of(paths, figure(1, loss=4.0), figure(2, loss=3.0), ("start", {"step": 0}), figure(1, loss=5.0)).line("loss") == ([1], [5.0])
+    assert history_of(
+        paths, figure(1, loss=4.0), figure(2, loss=3.0), ("start", {"step": 0}), figure(1, loss=5.0)
+    ).line("loss") == ([1], [5.0])
 
 
 def test_pictures_are_those_there_are_figures_for(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
     monkeypatch.setattr(curves, "draw", lambda paint, width, height: drawn.append(paint) or b"png")
-    found = history_of(paths, *(figure(step, loss=1 / step, eval_loss=1.0, tokens_per_second=9.0) for step in range(1, 40)))
+    found = history_of(
+        paths, *(figure(step, loss=1 / step, eval_loss=1.0, tokens_per_second=9.0) for step in range(1, 40))
+    )
     made = draw_curves(["x"], [found])
-    assert [curve.name for curve in made] == ["loss", "evaluation", "throughput"] and all(curve.says and curve.png == b"png" for curve in made)
+    assert [curve.name for curve in made] == ["loss", "evaluation", "throughput"] and all(
+        curve.says and curve.png == b"png" for curve in made
+    )
     assert draw_curves(["x"], [History()]) == []
     lines: list[Any] = []
     axes = SimpleNamespace(
-        plot=lambda steps, values, **style: lines.append((list(steps), list(values), style.get("alpha", 1))), axvline=None,
-        set_xlabel=lambda text: None, set_ylabel=lambda text: None, grid=lambda **_: None, spines=None,
-    )  # fmt: skip
+        plot=lambda steps, values, **style: lines.append((list(steps), list(values), style.get("alpha", 1))),
+        axvline=None,
+        set_xlabel=lambda text: None,
+        set_ylabel=lambda text: None,
+        grid=lambda **_: None,
+        spines=None,
+    )
 
     class Spines(dict[Any, Any]):
         def __getitem__(self, names: Any) -> Any:
@@ -223,15 +324,21 @@ def test_pictures_are_those_there_are_figures_for(paths: RunPaths, monkeypatch: 
     drawn[0](SimpleNamespace(subplots=lambda *_, **__: [[axes]]))
     (logged, smooth) = lines
     assert logged[1] == [1 / step for step in range(1, 40)] and logged[2] < 1 and len(smooth[1]) == 39
-    assert smooth[1][0] == 1.0 and min(logged[1]) < smooth[1][-1] < 0.1, "a mean that starts at the first value and follows"
+    assert smooth[1][0] == 1.0 and min(logged[1]) < smooth[1][-1] < 0.1, (
+        "a mean that starts at the first value and follows"
+    )
 
 
 def test_a_picture_is_a_png_of_its_size() -> None:
     content = draw(lambda figure: figure.add_subplot().plot([1, 2]), width=2, height=1)
-    assert content.startswith(b"\x89PNG\r\n") and [int.from_bytes(content[start : start + 4], "big") for start in (16, 20)] == [240, 120]
+    assert content.startswith(b"\x89PNG\r\n") and [
+        int.from_bytes(content[start : start + 4], "big") for start in (16, 20)
+    ] == [240, 120]
 
 
-def test_the_page_needs_nothing_else_and_runs_no_code_of_a_run(tmp_path: Path, paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_needs_nothing_else_and_runs_no_code_of_a_run(
+    tmp_path: Path, paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A notice or a name comes from wherever the run does; it is text on the page."""
     monkeypatch.setattr(curves, "draw", lambda paint, width, height: b"png")
     history_of(paths, figure(1, loss=1.0), ("notice", {"text": "<script>alert(1)</script>"}))
@@ -241,8 +348,18 @@ def test_the_page_needs_nothing_else_and_runs_no_code_of_a_run(tmp_path: Path, p
     monkeypatch.setattr(report_module, "find_run", lambda folder: run)
     result = report(paths.run)
     page = Path(result.page).read_text()
-    assert Path(result.page) == paths.run / "report.html" and "<script>" not in page and "&lt;script&gt;alert(1)" in page and "&lt;b&gt;2" in page
-    assert "0.75" in page and "finished" in page and 'src="http' not in page and all(Path(picture).read_bytes() == b"png" for picture in result.pictures)
+    assert (
+        Path(result.page) == paths.run / "report.html"
+        and "<script>" not in page
+        and "&lt;script&gt;alert(1)" in page
+        and "&lt;b&gt;2" in page
+    )
+    assert (
+        "0.75" in page
+        and "finished" in page
+        and 'src="http' not in page
+        and all(Path(picture).read_bytes() == b"png" for picture in result.pictures)
+    )
 
 
 # trackers
@@ -285,10 +402,16 @@ def test_each_figure_is_mirrored_once_through_restarts(paths: RunPaths, monkeypa
     log.write("log", step=2, metrics={"loss": 9.0, "eval_loss": 5.0})  # repeated after a restart
     log.write("log", step=3, metrics={"loss": 1.0})
     mirror(paths, sink, warned, monkeypatch).close("FINISHED")
-    assert sink.written == [(1, {"loss": 3.0}), (2, {"loss": 2.0}), (2, {"eval_loss": 5.0}), (3, {"loss": 1.0})] and sink.closed == [True, False] and not warned
+    assert (
+        sink.written == [(1, {"loss": 3.0}), (2, {"loss": 2.0}), (2, {"eval_loss": 5.0}), (3, {"loss": 1.0})]
+        and sink.closed == [True, False]
+        and not warned
+    )
 
 
-def test_a_mirror_that_fails_stops_nothing_and_sends_the_rest_the_next_time(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mirror_that_fails_stops_nothing_and_sends_the_rest_the_next_time(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
     warned: list[str] = []
     EventLog(paths.events).write("log", step=1, metrics={"loss": 3.0})
     mirror(paths, Sink(fails=True), warned, monkeypatch).close("FINISHED")
@@ -309,7 +432,9 @@ def test_only_whole_models_with_a_pipeline_are_registered(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_model_is_logged_to_its_run_and_registered_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+def test_a_model_is_logged_to_its_run_and_registered_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
     asked: list[Any] = []
 
     class Client:

@@ -15,7 +15,9 @@ from raytrain_nlp.modeling.rank_symmetry import SharedDraws, apply_experts, forg
 
 
 class Stack(nn.Module):
-    """Layers that are skipped at random, drawn as the models of transformers draw: torch's, NumPy's or Python's numbers."""
+    """Layers that are skipped at random, drawn as the models of transformers draw: torch's, NumPy's or Python's
+    numbers.
+    """
 
     def __init__(self, draw: Callable[[], Any], layerdrop: float = 0.4):
         super().__init__()
@@ -36,12 +38,17 @@ class Stack(nn.Module):
 
 
 DRAWS = {
-    "torch": lambda: torch.rand([]), "torch, one": lambda: torch.rand(1), "numpy": lambda: np.random.random(), "numpy, uniform": lambda: np.random.uniform(0, 1),
+    "torch": lambda: torch.rand([]),
+    "torch, one": lambda: torch.rand(1),
+    "numpy": lambda: np.random.random(),
+    "numpy, uniform": lambda: np.random.uniform(0, 1),
     "python": lambda: random.uniform(0, 1),
-}  # fmt: skip
+}
 
 
-def trained(draw: Callable[[], Any], rank: int, steps: range, forwards: int = 2, layerdrop: float = 0.4) -> tuple[list[list[int]], Stack]:
+def trained(
+    draw: Callable[[], Any], rank: int, steps: range, forwards: int = 2, layerdrop: float = 0.4
+) -> tuple[list[list[int]], Stack]:
     """Layers that ran in each forward of some steps on a rank, whose own generators are seeded by its number."""
     stack = nn.Sequential(Stack(draw, layerdrop))
     for seed in (torch.manual_seed, np.random.seed, random.seed):
@@ -77,7 +84,9 @@ def test_the_ranks_own_generators_go_on_as_if_nothing_had_been_drawn() -> None:
     before = np.random.get_state()[1].tolist(), random.getstate(), torch.get_rng_state()
     stack.dropout.p = 0.0
     stack(torch.ones(1, 2))
-    assert (np.random.get_state()[1].tolist(), random.getstate()) == before[:2] and torch.equal(torch.get_rng_state(), before[2])
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == before[:2] and torch.equal(
+        torch.get_rng_state(), before[2]
+    )
 
 
 def test_a_model_without_layerdrop_is_left_as_it_is() -> None:
@@ -146,7 +155,9 @@ def test_a_plain_list_of_layers_is_no_list_of_experts() -> None:
 def test_the_gradients_of_the_step_before_are_forgotten() -> None:
     master = torch.ones(2, requires_grad=True)
     master.grad = torch.ones(2)
-    optimizer = type("ZeRO", (), {"grad_partitions_flat_buffer": torch.ones(3), "fp32_partitioned_groups_flat": [master]})()
+    optimizer = type(
+        "ZeRO", (), {"grad_partitions_flat_buffer": torch.ones(3), "fp32_partitioned_groups_flat": [master]}
+    )()
     forget_gradients(optimizer)
     assert not optimizer.grad_partitions_flat_buffer.any() and not master.grad.any()
     forget_gradients(torch.optim.SGD([master]))

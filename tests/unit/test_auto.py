@@ -38,7 +38,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def job(*overrides: str, **sections: Any) -> Any:
-    values = {"task": {"type": "text-classification"}, "model": {"config": {"model_type": "bert"}, "tokenizer": "train"}, "data": {"train": "train.jsonl"}}
+    values = {
+        "task": {"type": "text-classification"},
+        "model": {"config": {"model_type": "bert"}, "tokenizer": "train"},
+        "data": {"train": "train.jsonl"},
+    }
     return load_job({**values, **sections}, overrides)
 
 
@@ -50,14 +54,18 @@ def job(*overrides: str, **sections: Any) -> Any:
         ([H200], 16, {}, (1, True), "1 worker on a GPU (NVIDIA H200), bf16 (training.bf16: false for fp32)"),
         ([H200] * 8, 16, {}, (8, True), "8 workers on GPUs (NVIDIA H200), bf16 (training.bf16: false for fp32)"),
         ([H200] * 8, 4, {}, (4, True), "4 workers on GPUs (NVIDIA H200), bf16 (training.bf16: false for fp32)"),
-        ([H200] * 8, 64, {"resources_per_worker": {"GPU": 2}}, (4, True), "4 workers on 2 GPUs each (NVIDIA H200), bf16 (training.bf16: false for fp32)"),
+        ([H200] * 8, 64, {"resources_per_worker": {"GPU": 2}}, (4, True), "4 workers on 2 GPUs each (NVIDIA H200), "
+                                                                          "bf16 (training.bf16: false for fp32)"),
         ([V100], 16, {}, (1, True), "1 worker on a GPU (Tesla V100), fp32"),
         ([H200, V100], 16, {}, (2, True), "2 workers on GPUs (NVIDIA H200, Tesla V100), fp32"),
-        ([H200], 16, {"num_workers": 2}, (2, False), "2 workers on CPUs (this machine has 1 GPU, which is not one for each)"),
-        ([H200], 16, {"num_workers": [1, 4]}, (4, True), "1 to 4 workers on GPUs (NVIDIA H200), bf16 (training.bf16: false for fp32)"),
+        ([H200], 16, {"num_workers": 2}, (2, False), "2 workers on CPUs (this machine has 1 GPU, which is not one for "
+                                                     "each)"),
+        ([H200], 16, {"num_workers": [1, 4]}, (4, True), "1 to 4 workers on GPUs (NVIDIA H200), bf16 (training.bf16: "
+                                                         "false for fp32)"),
         ([H200], 16, {"use_gpu": False}, (2, False), "2 workers on CPUs"),
         ([H200], 16, {"use_gpu": False, "num_workers": 3}, (3, False), "3 workers on CPUs"),
-        ([H200], 16, {"use_gpu": "auto", "num_workers": "auto"}, (1, True), "1 worker on a GPU (NVIDIA H200), bf16 (training.bf16: false for fp32)"),
+        ([H200], 16, {"use_gpu": "auto", "num_workers": "auto"}, (1, True), "1 worker on a GPU (NVIDIA H200), bf16 "
+                                                                            "(training.bf16: false for fp32)"),
         ([], 16, {"use_gpu": True}, (1, True), "1 worker on a GPU, fp32"),  # and `check_workers` refuses it
     ],
 )  # fmt: skip
@@ -74,16 +82,25 @@ def test_what_the_machine_decides(gpus: list, cpus: int, workers: dict, found: t
 def test_a_gpu_trains_in_bf16_unless_the_job_says_how(machine: Any) -> None:
     machine(H200)
     assert auto.settled(job("workers.use_gpu=true", "workers.num_workers=1")).job.arguments()["bf16"]
-    for override in ("training.bf16=false", "training.fp16=true", "model.dtype=bfloat16", "deepspeed.config={zero_optimization: {stage: 2}}"):
+    for override in (
+        "training.bf16=false",
+        "training.fp16=true",
+        "model.dtype=bfloat16",
+        "deepspeed.config={zero_optimization: {stage: 2}}",
+    ):
         assert not auto.settled(job(override)).job.arguments().get("bf16"), override
-    assert auto.settled(job("deepspeed.config={zero_optimization: {stage: 2}, bf16: {enabled: auto}}")).job.arguments()["bf16"]
+    assert auto.settled(job("deepspeed.config={zero_optimization: {stage: 2}, bf16: {enabled: auto}}")).job.arguments()[
+        "bf16"
+    ]
     assert not auto.settled(job("workers.use_gpu=false")).job.arguments().get("bf16")
 
 
 def test_what_depends_on_the_workers_is_checked_when_they_are_known(machine: Any) -> None:
     """Neither refused by a guess, nor forgotten."""
     machine(H200)
-    written = job("data.global_batch_size=8", "training.per_device_train_batch_size=8")  # right for one worker, wrong for two
+    written = job(
+        "data.global_batch_size=8", "training.per_device_train_batch_size=8"
+    )  # right for one worker, wrong for two
     assert auto.settled(written).job.global_batch_size == 8
     machine()
     with pytest.raises(InputError, match="data.global_batch_size: contradicts"):
@@ -106,12 +123,16 @@ def test_a_resumed_run_keeps_what_was_chosen(tmp_path: Path, machine: Any) -> No
     assert resumed.job == settled.job and resumed.chosen == settled.chosen
     assert check_name(resumed.job, paths, True, False) == []
     other = auto.settled(load_job(written, ["workers.num_workers=2"]), read_json(paths.record))
-    assert [str(problem).split(" (")[0] for problem in check_name(other.job, paths, True, False)] == ["workers.num_workers: differs from the run's own value"]
+    assert [str(problem).split(" (")[0] for problem in check_name(other.job, paths, True, False)] == [
+        "workers.num_workers: differs from the run's own value"
+    ]
     old = {"status": "killed", "job": public_values(written)}
     with open_run(paths, True) as record:
         record.update(**old)
     resumed = auto.settled(written, old)
-    assert (resumed.job.workers.num_workers, resumed.job.workers.use_gpu) == (1, False) and check_name(resumed.job, paths, True, False) == []
+    assert (resumed.job.workers.num_workers, resumed.job.workers.use_gpu) == (1, False) and check_name(
+        resumed.job, paths, True, False
+    ) == []
 
 
 def test_a_finished_run_is_used_where_another_machine_has_no_gpu(machine: Any) -> None:
@@ -119,20 +140,30 @@ def test_a_finished_run_is_used_where_another_machine_has_no_gpu(machine: Any) -
     machine(H200)
     settled = auto.settled(job())
     machine()
-    again = auto.settled(load_job(without_values(public_values(settled.job), choices_of({"job": public_values(settled.job)}))))
+    again = auto.settled(
+        load_job(without_values(public_values(settled.job), choices_of({"job": public_values(settled.job)})))
+    )
     assert (again.job.workers.num_workers, again.job.workers.use_gpu, again.job.arguments()["bf16"]) == (2, False, True)
 
 
 def test_trials_are_settled_alike(tmp_path: Path, machine: Any) -> None:
     values = {
-        "kind": "sweep", "name": "sweep", "storage_path": str(tmp_path), "metric": "eval_loss", "mode": "min", "num_samples": 2,
-        "search_space": {"training.learning_rate": {"loguniform": [1e-4, 1e-2]}}, "job": support.plain_job(tmp_path, "x", data={"validation": "v.jsonl"}),
-    }  # fmt: skip
+        "kind": "sweep",
+        "name": "sweep",
+        "storage_path": str(tmp_path),
+        "metric": "eval_loss",
+        "mode": "min",
+        "num_samples": 2,
+        "search_space": {"training.learning_rate": {"loguniform": [1e-4, 1e-2]}},
+        "job": support.plain_job(tmp_path, "x", data={"validation": "v.jsonl"}),
+    }
     del values["job"]["workers"]
     machine(H200, H200)
     plan, found = settle_sweep(load_sweep(values), None)
     trials = [load_job(plan.trial_values({"training.learning_rate": 1e-3})), *plan.jobs]
-    assert {(one.workers.num_workers, one.workers.use_gpu, one.arguments()["bf16"], len(one.workers.auto)) for one in trials} == {(2, True, True, 0)}
+    assert {
+        (one.workers.num_workers, one.workers.use_gpu, one.arguments()["bf16"], len(one.workers.auto)) for one in trials
+    } == {(2, True, True, 0)}
     machine()
     resumed, _ = settle_sweep(load_sweep(values), {"sweep": {"job": public_values(plan.job)}, "chosen": found.chosen})
     assert resumed.job == plan.job
@@ -141,7 +172,11 @@ def test_trials_are_settled_alike(tmp_path: Path, machine: Any) -> None:
     assert "bf16" not in settle_sweep(load_sweep(searched), None)[0].job.arguments()
 
 
-NODES = [{"CPU": 8.0}, {"CPU": 48.0, "GPU": 4.0, "accelerator_type:A100": 1.0}, {"CPU": 8.0, "GPU": 1.0, "accelerator_type:A100": 1.0}]
+NODES = [
+    {"CPU": 8.0},
+    {"CPU": 48.0, "GPU": 4.0, "accelerator_type:A100": 1.0},
+    {"CPU": 8.0, "GPU": 1.0, "accelerator_type:A100": 1.0},
+]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +192,11 @@ NODES = [{"CPU": 8.0}, {"CPU": 48.0, "GPU": 4.0, "accelerator_type:A100": 1.0}, 
 )
 def test_what_a_cluster_decides(nodes: list, workers: dict, found: tuple) -> None:
     settled = auto.settled(job(workers=workers), find=lambda: targets.place_of("the cluster", nodes))
-    assert (settled.job.workers.num_workers, settled.job.workers.use_gpu, bool(settled.job.arguments().get("bf16"))) == found
+    assert (
+        settled.job.workers.num_workers,
+        settled.job.workers.use_gpu,
+        bool(settled.job.arguments().get("bf16")),
+    ) == found
 
 
 def test_a_cluster_that_is_a_file_decides_too() -> None:
@@ -175,10 +214,26 @@ def test_a_manifest_asks_for_gpus_where_the_job_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("gpus", "overrides", "line"),
     [
-        ([], ["workers.use_gpu=true"], "workers.use_gpu: 1 worker needs 1 GPU, this machine has none. Remove use_gpu, and they run on CPUs"),
-        ([H200], ["workers={use_gpu: true, num_workers: 2}"], "workers.num_workers: 2 workers need 2 GPUs, this machine has 1. Lower num_workers"),
-        ([V100], ["workers.use_gpu=true", "training.bf16=true"], "training.bf16: is not for this machine's GPU (Tesla V100); it came with the Ampere"),
-        ([V100], ["workers.use_gpu=true", "training.tf32=true"], "training.tf32: is not for this machine's GPU (Tesla V100)"),
+        (
+            [],
+            ["workers.use_gpu=true"],
+            "workers.use_gpu: 1 worker needs 1 GPU, this machine has none. Remove use_gpu, and they run on CPUs",
+        ),
+        (
+            [H200],
+            ["workers={use_gpu: true, num_workers: 2}"],
+            "workers.num_workers: 2 workers need 2 GPUs, this machine has 1. Lower num_workers",
+        ),
+        (
+            [V100],
+            ["workers.use_gpu=true", "training.bf16=true"],
+            "training.bf16: is not for this machine's GPU (Tesla V100); it came with the Ampere",
+        ),
+        (
+            [V100],
+            ["workers.use_gpu=true", "training.tf32=true"],
+            "training.tf32: is not for this machine's GPU (Tesla V100)",
+        ),
     ],
 )
 def test_what_the_gpus_of_this_machine_lack(gpus: list, overrides: list[str], line: str, machine: Any) -> None:
@@ -190,13 +245,31 @@ def test_what_the_gpus_of_this_machine_lack(gpus: list, overrides: list[str], li
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["workers={use_gpu: true, num_workers: 2, resources_per_worker: {GPU: 0.5}}"], "workers.resources_per_worker: gives 2 workers parts of a GPU (GPU: 0.5)"),
-        (["workers={use_gpu: true, num_workers: 1, resources_per_worker: {GPU: 1.5}}"], "workers.resources_per_worker: gives 1 workers parts of a GPU"),
-        (["workers={use_gpu: true, num_workers: 1, resources_per_worker: {GPU: 0}}"], "workers.resources_per_worker: asks for no GPU while"),
-        (["model.attn_implementation=flash_attention_2"], "model.attn_implementation: needs the package flash-attn, which is not installed (flash_attention_2)"),
+        (
+            ["workers={use_gpu: true, num_workers: 2, resources_per_worker: {GPU: 0.5}}"],
+            "workers.resources_per_worker: gives 2 workers parts of a GPU (GPU: 0.5)",
+        ),
+        (
+            ["workers={use_gpu: true, num_workers: 1, resources_per_worker: {GPU: 1.5}}"],
+            "workers.resources_per_worker: gives 1 workers parts of a GPU",
+        ),
+        (
+            ["workers={use_gpu: true, num_workers: 1, resources_per_worker: {GPU: 0}}"],
+            "workers.resources_per_worker: asks for no GPU while",
+        ),
+        (
+            ["model.attn_implementation=flash_attention_2"],
+            "model.attn_implementation: needs the package flash-attn, which is not installed (flash_attention_2)",
+        ),
         (["model.attn_implementation=flash_attention_3"], "model.attn_implementation: needs the package flash-attn-3"),
-        (["model.attn_implementation=kernels-community/flash-attn2"], "model.attn_implementation: needs the package kernels"),
-        (["model.attn_implementation=flash_atention_2"], "model.attn_implementation: unknown attention ('flash_atention_2'). Did you mean 'flash_attention_2'?"),
+        (
+            ["model.attn_implementation=kernels-community/flash-attn2"],
+            "model.attn_implementation: needs the package kernels",
+        ),
+        (
+            ["model.attn_implementation=flash_atention_2"],
+            "model.attn_implementation: unknown attention ('flash_atention_2'). Did you mean 'flash_attention_2'?",
+        ),
         (["training.tf32=true", "workers.use_gpu=false"], "training.tf32: needs a GPU (workers.use_gpu is false)"),
     ],
 )
@@ -215,13 +288,18 @@ def test_a_lone_worker_may_share_its_gpu_and_attention_that_is_there_is_taken() 
 @pytest.mark.parametrize(
     ("flags", "bf16"), [("", False), ("--bf16", True), ("--fp16", None), ("--deepspeed ds.json", None)],
 )  # fmt: skip
-def test_a_translated_command_trains_in_its_own_precision(flags: str, bf16: bool | None, tmp_path: Path, machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_translated_command_trains_in_its_own_precision(
+    flags: str, bf16: bool | None, tmp_path: Path, machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A script trains in fp32 unless it is told otherwise; so does its job, on a GPU that has bf16."""
     from raytrain_nlp.cli.from_hf.convert import from_hf
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2}, "fp16": {"enabled": true}}')
-    command = "deepspeed --num_gpus=1 run_glue.py --task_name mrpc --model_name_or_path bert-base-cased --do_train --output_dir out"
+    command = (
+        "deepspeed --num_gpus=1 run_glue.py --task_name mrpc --model_name_or_path bert-base-cased --do_train "
+        "--output_dir out"
+    )
     written, _ = from_hf([*command.split(), *flags.split()])
     assert written.get("training", {}).get("bf16") is bf16
     machine(H200)

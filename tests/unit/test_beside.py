@@ -1,4 +1,6 @@
-"""No thread of this package ends without a word: what it raises is told once, and it goes on or its end is raised where it is waited for."""
+"""No thread of this package ends without a word: what it raises is told once, and it goes on or its end is raised where
+it is waited for.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ from raytrain_nlp.storage import uploader
 from raytrain_nlp.storage.uploader import Courier
 from raytrain_nlp.tracking.events import EventLog
 
-ERRORS = [OSError(28, "No space left on device"), sqlite3.OperationalError("database is locked"), StorageError("s3://b does not answer"), KeyError("x")]
+ERRORS = [
+    OSError(28, "No space left on device"),
+    sqlite3.OperationalError("database is locked"),
+    StorageError("s3://b does not answer"),
+    KeyError("x"),
+]
 
 
 def until(met: Callable[[], Any], what: str) -> None:
@@ -53,10 +60,15 @@ def test_a_courier_outlives_what_its_node_or_the_storage_raises(error: Exception
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_what_cannot_be_carried_at_the_end_is_raised_as_one_kind(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_carried_at_the_end_is_raised_as_one_kind(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(uploader, "_PAUSE_S", 0.01, raising=False)
     carry, calls = failing(error, 1_000)
-    with pytest.raises(StorageError, match="No space|locked|does not answer|KeyError"), Courier(carry, lambda line: None, every_s=60):
+    with (
+        pytest.raises(StorageError, match="No space|locked|does not answer|KeyError"),
+        Courier(carry, lambda line: None, every_s=60),
+    ):
         pass
     for_a_moment, calls = failing(error, 2)
     if not isinstance(error, StorageError):  # which has been tried for minutes
@@ -72,7 +84,9 @@ JOB = {
 
 
 @pytest.fixture
-def watching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict[str, Any]], tuple[Any, list[str], RunPaths]]]:
+def watching(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[dict[str, Any]], tuple[Any, list[str], RunPaths]]]:
     """An elastic group of one worker that trains, and what is said of it."""
     monkeypatch.setattr(elastic, "_POLL_S", 0.01)
     monkeypatch.setattr(elastic, "bundles_of", lambda job: [{"CPU": 1}] * job.workers.num_workers)
@@ -114,7 +128,11 @@ def test_a_question_that_always_fails_ends_with_the_group(watching: Any) -> None
     group, said, paths = watching({"living_nodes": living_nodes, "free_nodes": living_nodes})
     with group:
         until(lambda: said, "nobody is told")
-    assert not [thread for thread in threading.enumerate() if thread.name == "elastic"] and len(said) == 1 and not paths.move.exists()
+    assert (
+        not [thread for thread in threading.enumerate() if thread.name == "elastic"]
+        and len(said) == 1
+        and not paths.move.exists()
+    )
 
 
 def test_an_observer_that_fails_is_told_and_hears_the_rest(tmp_path: Path) -> None:
@@ -142,10 +160,16 @@ def test_an_observer_that_fails_is_told_and_hears_the_rest(tmp_path: Path) -> No
         until(lambda: 2 in heard, "the events behind it are not heard")
         paths.progress.write_text("{")
         events.write("x", number=3)
-    assert [number for number in heard if number != "progress"] == [0, 2, 3] and len(told) == 1 and "ValueError: cannot show this" in told[0]
+    assert (
+        [number for number in heard if number != "progress"] == [0, 2, 3]
+        and len(told) == 1
+        and "ValueError: cannot show this" in told[0]
+    )
 
 
-def test_a_private_part_of_ray_that_was_renamed_is_told_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_private_part_of_ray_that_was_renamed_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import ray
     from ray._private import state
 
@@ -159,10 +183,16 @@ def test_a_private_part_of_ray_that_was_renamed_is_told_once(monkeypatch: pytest
     monkeypatch.setattr(state, "state", Renamed())
     monkeypatch.delattr("ray._raylet.GcsClient")
     for _ in range(3):
-        assert preemption.draining_nodes() == {} and resources._reported() is None and capacity._is_refused(None) is False
+        assert (
+            preemption.draining_nodes() == {} and resources._reported() is None and capacity._is_refused(None) is False
+        )
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3 and all(f"Ray {ray.__version__} has changed" in line for line in lines)
-    assert "nodes that are to go are not noticed" in lines[0] and "autoscaler reports" in lines[1] and "start_timeout_s" in lines[2]
+    assert (
+        "nodes that are to go are not noticed" in lines[0]
+        and "autoscaler reports" in lines[1]
+        and "start_timeout_s" in lines[2]
+    )
 
 
 def test_a_head_that_is_away_is_no_news(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,6 @@
-"""What ranks tell each other, with the other ranks played: small objects, whether an update may be made, what a loss is a mean over."""
+"""What ranks tell each other, with the other ranks played: small objects, whether an update may be made, what a loss is
+a mean over.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from raytrain_nlp.errors import NonFiniteLossError
 
 
 class Ranks:
-    """`torch.distributed` of one rank of several; `others` are what the rest have, in rank order, `objects` what they say when objects are gathered."""
+    """`torch.distributed` of one rank of several; `others` are what the rest have, in rank order, `objects` what they
+    say when objects are gathered.
+    """
 
     ReduceOp = torch.distributed.ReduceOp
 
@@ -67,7 +71,11 @@ def of(monkeypatch: pytest.MonkeyPatch, rank: int, others: list[Any], objects: l
 
 
 def test_alone_a_rank_hears_itself() -> None:
-    assert gather_objects("a") == ["a"] and gather_objects(None, to_rank=0) == [None] and broadcast_object({"x": 1}) == {"x": 1}
+    assert (
+        gather_objects("a") == ["a"]
+        and gather_objects(None, to_rank=0) == [None]
+        and broadcast_object({"x": 1}) == {"x": 1}
+    )
 
 
 def test_objects_arrive_in_rank_order_where_they_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +99,9 @@ def test_a_loss_that_is_no_number_ends_the_run_before_its_update_and_names_the_r
     agreed.begin(torch.tensor(1.5), BATCH)
     agreed.settle()
     agreed.begin(torch.tensor(loss), BATCH)
-    with pytest.raises(NonFiniteLossError, match=rf"the loss is {loss} at step 5, .* 3 \(train.jsonl:4\), 8 \(train.jsonl:9\)"):
+    with pytest.raises(
+        NonFiniteLossError, match=rf"the loss is {loss} at step 5, .* 3 \(train.jsonl:4\), 8 \(train.jsonl:9\)"
+    ):
         agreed.settle()
     agreed.settle()  # it has been told
 
@@ -117,7 +127,9 @@ def test_all_ranks_stop_for_the_loss_of_one_and_name_that_ones_rows(monkeypatch:
         ({"stop": True, "move": True}, 0.5, True, False),
     ],
 )
-def test_one_that_is_asked_is_enough(monkeypatch: pytest.MonkeyPatch, mine: dict[str, bool], other: float, stopped: bool, moving: bool) -> None:
+def test_one_that_is_asked_is_enough(
+    monkeypatch: pytest.MonkeyPatch, mine: dict[str, bool], other: float, stopped: bool, moving: bool
+) -> None:
     ranks = of(monkeypatch, 0, [other])
     agreed = agreement(**mine)
     agreed.begin(torch.tensor(0.5), BATCH)
@@ -150,10 +162,17 @@ def test_a_loss_over_tokens_is_divided_by_those_of_all_ranks_and_micro_batches(m
     ranks = of(monkeypatch, 0, [10, 100])
     weight = GlobalWeight(parts(3, 4), by_rows=False, device="cpu")
     assert not ranks.waited, "nothing waits before it is asked"
-    assert float(weight.value()) == 117 and weight.value().dtype == torch.float64 and float(weight.value()) == 117 and ranks.waited == 1
+    assert (
+        float(weight.value()) == 117
+        and weight.value().dtype == torch.float64
+        and float(weight.value()) == 117
+        and ranks.waited == 1
+    )
 
 
 def test_a_loss_over_rows_is_divided_by_what_the_plan_says_and_nothing_by_zero() -> None:
     assert GlobalWeight(parts(3, 4), by_rows=True, device="cpu").value() == 24
     assert float(GlobalWeight(parts(0), by_rows=False, device="cpu").value()) == 1
-    assert float(GlobalWeight(parts(2**24, 1), by_rows=False, device="cpu").value()) == 2**24 + 1, "float32 cannot count so far"
+    assert float(GlobalWeight(parts(2**24, 1), by_rows=False, device="cpu").value()) == 2**24 + 1, (
+        "float32 cannot count so far"
+    )

@@ -1,4 +1,6 @@
-"""Object storage through a bucket in memory: what is kept, what is tried again, what is refused, and what an answer means."""
+"""Object storage through a bucket in memory: what is kept, what is tried again, what is refused, and what an answer
+means.
+"""
 
 from __future__ import annotations
 
@@ -109,7 +111,9 @@ def test_of_two_that_create_an_object_one_does_and_no_probe_stays(objects: Objec
     assert objects.get_bytes("lease") == b"first" and set(objects.find()) == {"lease"}
 
 
-def test_the_one_whose_answer_was_lost_has_still_created_it(objects: Objects, clock: Time, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_one_whose_answer_was_lost_has_still_created_it(
+    objects: Objects, clock: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else a run would wait for a lease that it holds itself."""
     real, lost = Server.pipe_file, [True]
 
@@ -139,7 +143,11 @@ def test_one_that_lasts_is_told_in_a_line_when_patience_ends(objects: Objects, c
     assert 30 < clock.now <= 60
 
 
-@pytest.mark.parametrize("error", [PermissionError("denied"), NoCredentialsError(), TypeError("no such argument")], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "error",
+    [PermissionError("denied"), NoCredentialsError(), TypeError("no such argument")],
+    ids=lambda error: type(error).__name__,
+)
 def test_a_refusal_is_told_at_once(objects: Objects, clock: Time, error: Exception) -> None:
     Server.trouble = [error, error]
     with pytest.raises(StorageError, match=f"cannot write a: {type(error).__name__}"):

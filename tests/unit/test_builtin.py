@@ -19,7 +19,12 @@ from raytrain_nlp.planning.inputs import find_job_files
 def test_paragraphs_keep_their_lines_and_lose_copies():
     seen: set[str] = set()
     text = "A title\n*******\n\nSome words  \n   indented as they were written.\n\n\nFor example:\n\n   code()\n"
-    assert list(_new_paragraphs(text, seen)) == ["A title", "Some words\n   indented as they were written.", "For example:", "   code()"]
+    assert list(_new_paragraphs(text, seen)) == [
+        "A title",
+        "Some words\n   indented as they were written.",
+        "For example:",
+        "   code()",
+    ]
     assert list(_new_paragraphs("Some words indented as THEY were written.\n\nFor example:", seen)) == ["For example:"]
 
 
@@ -35,8 +40,14 @@ def test_documents_are_long_enough_and_their_paragraphs_whole():
 
 def test_a_summary_is_the_first_sentence():
     rest = "It takes the rows one after the other, looks at each of them, and gives back those that were asked for."
-    assert _row_of(f"Return all the rows of a file. {rest}") == {"summary": "Return all the rows of a file.", "text": rest}
-    assert _row_of(f"Return all the rows\nof e.g. a file\n\n{rest}") == {"summary": "Return all the rows of e.g. a file", "text": rest}
+    assert _row_of(f"Return all the rows of a file. {rest}") == {
+        "summary": "Return all the rows of a file.",
+        "text": rest,
+    }
+    assert _row_of(f"Return all the rows\nof e.g. a file\n\n{rest}") == {
+        "summary": "Return all the rows of e.g. a file",
+        "text": rest,
+    }
     assert _row_of("Return all the rows of a file.") is None
     assert _row_of(f"Rows.\n\n{rest}") is None
     assert _row_of("") is None
@@ -56,11 +67,16 @@ def job(tmp_path: Path, **data: object) -> object:
 def test_a_job_finds_builtin_data_in_its_cache(tmp_path, monkeypatch):
     """Both splits come from one build, below the storage path of the job."""
     made = []
-    source = builtin.Builtin(lambda: made.append(1) or {split: [{"text": "some words", "label": "a"}] for split in builtin.SPLITS}, lambda: 1)
+    source = builtin.Builtin(
+        lambda: made.append(1) or {split: [{"text": "some words", "label": "a"}] for split in builtin.SPLITS}, lambda: 1
+    )
     monkeypatch.setitem(BUILTINS, "tiny", source)
     files = find_job_files(job(tmp_path, train="builtin:tiny", validation="builtin:tiny"), tmp_path)
     folder = tmp_path / ".cache" / "sources" / f"tiny-{builtin_fingerprint('tiny')}"
-    assert [[Path(file.path) for file in split] for split in (files.train, files.validation)] == [[folder / "train.jsonl"], [folder / "validation.jsonl"]]
+    assert [[Path(file.path) for file in split] for split in (files.train, files.validation)] == [
+        [folder / "train.jsonl"],
+        [folder / "validation.jsonl"],
+    ]
     assert made == [1]
 
 
@@ -69,7 +85,8 @@ def test_an_unknown_name_is_told_with_the_nearest(tmp_path):
         find_job_files(job(tmp_path, train="builtin:python-doc", validation="builtin:xyz"), tmp_path)
     assert [str(problem) for problem in error.value.problems] == [
         "data.train: no built-in data has this name ('python-doc'). Did you mean 'python-docs'?",
-        "data.validation: no built-in data has this name ('xyz'). The names are docstrings, docstrings/summaries, numbers, python-docs.",
+        "data.validation: no built-in data has this name ('xyz'). The names are docstrings, docstrings/summaries, "
+        "numbers, python-docs.",
     ]
 
 

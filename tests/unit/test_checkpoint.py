@@ -34,17 +34,29 @@ def test_a_state_tree_comes_back_as_it_was(tmp_path: Path) -> None:
     }
     save_state(tmp_path / "x.state", tree)
     found = load_state(tmp_path / "x.state")
-    assert found["optimizer"][0]["step"] == 3 and torch.equal(found["optimizer"][0]["exp_avg"], tree["optimizer"][0]["exp_avg"])
+    assert found["optimizer"][0]["step"] == 3 and torch.equal(
+        found["optimizer"][0]["exp_avg"], tree["optimizer"][0]["exp_avg"]
+    )
     assert found["optimizer"][1]["exp_avg"].shape == (0,)
     assert found["groups"] == tree["groups"] and isinstance(found["groups"][0]["betas"], tuple)
-    assert found["shapes"] == tree["shapes"] and isinstance(found["shapes"], OrderedDict) and isinstance(found["shapes"]["a"], torch.Size)
+    assert (
+        found["shapes"] == tree["shapes"]
+        and isinstance(found["shapes"], OrderedDict)
+        and isinstance(found["shapes"]["a"], torch.Size)
+    )
     assert found["dtype"] is torch.bfloat16 and torch.equal(found["half"], tree["half"])
-    assert torch.equal(found["twice"][1], shared) and torch.equal(found["view"], shared[2:4]) and torch.equal(found["turned"], tree["turned"])
+    assert (
+        torch.equal(found["twice"][1], shared)
+        and torch.equal(found["view"], shared[2:4])
+        and torch.equal(found["turned"], tree["turned"])
+    )
     assert np.array_equal(found["numpy"], tree["numpy"]) and found["numpy"].dtype == np.uint32 and found["text"] == "ö"
 
 
 def test_rng_states_come_back_exactly(tmp_path: Path) -> None:
-    save_state(tmp_path / "rng", {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()})
+    save_state(
+        tmp_path / "rng", {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+    )
     expected = (random.random(), np.random.rand(), torch.rand(1))
     found = load_state(tmp_path / "rng")
     random.setstate(found["python"])
@@ -87,7 +99,12 @@ def test_the_newest_good_checkpoint_is_found(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-15" / "sub" / "f2").write_bytes(b"short")
     (tmp_path / "checkpoint-10" / "manifest.json").write_text("{")
     assert store.find_checkpoint(tmp_path, note=notes.append).manifest.step == 5
-    assert [note.split(" ")[0] for note in notes] == ["checkpoint-100", "checkpoint-20", "checkpoint-15", "checkpoint-10"]
+    assert [note.split(" ")[0] for note in notes] == [
+        "checkpoint-100",
+        "checkpoint-20",
+        "checkpoint-15",
+        "checkpoint-10",
+    ]
     assert "missing" in notes[0] and "does not match its hash" in notes[1] and "5 bytes instead of 1000" in notes[2]
 
 

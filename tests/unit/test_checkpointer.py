@@ -1,4 +1,6 @@
-"""The checkpointer on a small model: what it saves it loads, into this model and no other; manifests and DeepSpeed's files are read as if anybody had written them."""
+"""The checkpointer on a small model: what it saves it loads, into this model and no other; manifests and DeepSpeed's
+files are read as if anybody had written them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,14 @@ from transformers import TrainerControl, TrainerState
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.checkpoint.checkpointer import Checkpointer, apply_hyperparameters
 from raytrain_nlp.checkpoint.commit import Commits
-from raytrain_nlp.checkpoint.manifest import Checkpoint, Damaged, Manifest, checkpoint_name, parse_manifest, read_checkpoint
+from raytrain_nlp.checkpoint.manifest import (
+    Checkpoint,
+    Damaged,
+    Manifest,
+    checkpoint_name,
+    parse_manifest,
+    read_checkpoint,
+)
 from raytrain_nlp.compat.deepspeed import import_deepspeed
 from raytrain_nlp.errors import CheckpointError
 
@@ -32,11 +41,17 @@ class Trained(SimpleNamespace):
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 10)
         super().__init__(
-            model=model, optimizer=optimizer, lr_scheduler=scheduler, is_deepspeed_enabled=False, state=TrainerState(), control=TrainerControl(),
-            args=SimpleNamespace(world_size=1, process_index=0), callback_handler=SimpleNamespace(callbacks=[]),
+            model=model,
+            optimizer=optimizer,
+            lr_scheduler=scheduler,
+            is_deepspeed_enabled=False,
+            state=TrainerState(),
+            control=TrainerControl(),
+            args=SimpleNamespace(world_size=1, process_index=0),
+            callback_handler=SimpleNamespace(callbacks=[]),
             accelerator=SimpleNamespace(scaler=None, unwrap_model=lambda model: model),
             _feed=SimpleNamespace(fresh_groups=[{"lr": rate, "weight_decay": 0.5}]),
-        )  # fmt: skip
+        )
 
     def is_world_process_zero(self) -> bool:
         return True
@@ -87,7 +102,11 @@ def test_a_run_that_goes_on_from_a_checkpoint_is_the_run_that_did_not_stop(root:
     assert other.lr_scheduler.get_last_lr() == trainer.lr_scheduler.get_last_lr()
     manifest = json.loads((root / "checkpoint-4" / "manifest.json").read_text())
     files = {path.name for path in (root / "checkpoint-4").iterdir()} - {"manifest.json"}
-    assert {entry["path"] for entry in manifest["files"]} == files == {"model.state", "optimizer.state", "scheduler.state", "trainer_state.json", "rng-0.state"}
+    assert (
+        {entry["path"] for entry in manifest["files"]}
+        == files
+        == {"model.state", "optimizer.state", "scheduler.state", "trainer_state.json", "rng-0.state"}
+    )
 
 
 def test_the_best_one_stays_beyond_the_limit_and_is_the_one_loaded_at_the_end(root: Path) -> None:
@@ -100,7 +119,9 @@ def test_the_best_one_stays_beyond_the_limit_and_is_the_one_loaded_at_the_end(ro
     assert {path.name for path in root.iterdir()} == {"checkpoint-1", "checkpoint-3"}
     assert trainer.state.best_model_checkpoint == str(root / "checkpoint-1") == saver.path_of(1)
     assert saver.path_of(2) is None and saver.path_of(None) is None
-    assert json.loads((root / "checkpoint-3" / "trainer_state.json").read_text())["best_model_checkpoint"] == str(root / "checkpoint-1")
+    assert json.loads((root / "checkpoint-3" / "trainer_state.json").read_text())["best_model_checkpoint"] == str(
+        root / "checkpoint-1"
+    )
     saver.load_best(trainer, trainer.state.best_model_checkpoint)
     assert all(torch.equal(value, best[name]) for name, value in trainer.model.state_dict().items())
 
@@ -134,7 +155,9 @@ def test_an_adapter_keeps_what_is_trained_and_refuses_what_is_of_another(root: P
     assert torch.equal(other.model.weight, trainer.model.weight) and torch.equal(other.model.bias, bias)
     stranger = Trained()
     stranger.model = torch.nn.ModuleDict({"layer": torch.nn.Linear(3, 2)})
-    with pytest.raises(CheckpointError, match="is of another model: bias|is of another model: weight|is of another model: layer"):
+    with pytest.raises(
+        CheckpointError, match="is of another model: bias|is of another model: weight|is of another model: layer"
+    ):
         saver.load_model(stranger, str(root / "checkpoint-1"))
 
 
@@ -147,7 +170,11 @@ def test_a_trial_that_inherits_has_its_own_rate_and_the_moments_of_the_other(roo
     other = Trained(rate=0.004)
     saver.load_optimizer(other, str(root / "checkpoint-5"))
     group = other.optimizer.param_groups[0]
-    assert group["lr"] == pytest.approx(0.004 * 0.5) and group["weight_decay"] == 0.5 and other.lr_scheduler.get_last_lr() == [pytest.approx(0.002)]
+    assert (
+        group["lr"] == pytest.approx(0.004 * 0.5)
+        and group["weight_decay"] == 0.5
+        and other.lr_scheduler.get_last_lr() == [pytest.approx(0.002)]
+    )
     moments = next(iter(trainer.optimizer.state.values()))["exp_avg"]
     assert torch.equal(next(iter(other.optimizer.state.values()))["exp_avg"], moments)
     other.optimizer.step()
@@ -215,7 +242,9 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "manifest.json").write_text(json.dumps(GOOD))
     found = read_checkpoint(folder)
-    assert isinstance(found, Checkpoint) and found.manifest == Manifest(5, 2, 1, "d", {"torch": "2"}, [store.FileEntry("sub/a", 3, "0" * 64)])
+    assert isinstance(found, Checkpoint) and found.manifest == Manifest(
+        5, 2, 1, "d", {"torch": "2"}, [store.FileEntry("sub/a", 3, "0" * 64)]
+    )
     folder.rename(tmp_path / "checkpoint-6")
     moved = read_checkpoint(tmp_path / "checkpoint-6")
     assert isinstance(moved, Damaged) and moved.why == "manifest.json is that of step 5"
@@ -250,7 +279,7 @@ def test_a_manifest_that_says_what_none_may_say_is_refused(change: dict[str, Any
 
 @pytest.mark.parametrize(
     ("content", "why"),
-    [(b"", "is empty"), (b"{", "is no JSON"), (b"[]", "it holds a list, no object"), (b"7", "it holds a number"), (b"\xff\xfe", "is no manifest|no JSON"),
+    [(b"", "is empty"), (b"{", "is no JSON"), (b"[]", "it holds a list, no object"), (b"7", "it holds a number"), (b"\xff\xfe", "is no manifest|no JSON"),  # noqa: E501
      (b"[" * 100_000, "nested too deep|no JSON"), (None, "is missing")],
 )  # fmt: skip
 def test_a_manifest_that_is_none_is_damage_and_no_traceback(tmp_path: Path, content: bytes | None, why: str) -> None:

@@ -1,4 +1,6 @@
-"""Verbs of the command line: flags reach the function they stand for, people read a table, programs the last line; commands become jobs word by word."""
+"""Verbs of the command line: flags reach the function they stand for, people read a table, programs the last line;
+commands become jobs word by word.
+"""
 
 from __future__ import annotations
 
@@ -50,42 +52,128 @@ class Result(SimpleNamespace):
 
 
 TRAINED: dict[str, Any] = {
-    "run_dir": "runs/x", "model_dir": "runs/x/model", "mlflow_run_id": None, "global_step": 30, "epoch": 1.5, "world_size": 2, "rows": {"train": 9},
-    "tokenized_rows": 9, "left_out": {}, "bad_rows": {"train": 1}, "cut_rows": {"train": 0}, "dropped_rows": 0, "best_step": None, "restarts": 2,
-    "majority_accuracy": 0.5, "metrics": {"eval_loss": 0.25, "epochs": 2.0},
-}  # fmt: skip
+    "run_dir": "runs/x",
+    "model_dir": "runs/x/model",
+    "mlflow_run_id": None,
+    "global_step": 30,
+    "epoch": 1.5,
+    "world_size": 2,
+    "rows": {"train": 9},
+    "tokenized_rows": 9,
+    "left_out": {},
+    "bad_rows": {"train": 1},
+    "cut_rows": {"train": 0},
+    "dropped_rows": 0,
+    "best_step": None,
+    "restarts": 2,
+    "majority_accuracy": 0.5,
+    "metrics": {"eval_loss": 0.25, "epochs": 2.0},
+}
 SCORED: dict[str, Any] = {
-    "run_dir": "runs/x", "weights": "model", "rows": 4, "bad_rows": 0, "scores": None, "metrics": {"eval_accuracy": 0.75}, "labels": ["no", "yes"],
+    "run_dir": "runs/x",
+    "weights": "model",
+    "rows": 4,
+    "bad_rows": 0,
+    "scores": None,
+    "metrics": {"eval_accuracy": 0.75},
+    "labels": ["no", "yes"],
     "report": {
-        "classes": {"no": {"precision": 0.5, "recall": 1.0, "f1-score": 0.6667, "support": 1}, "accuracy": 0.75}, "confusion_matrix": [[1, 0], [1, 2]],
+        "classes": {"no": {"precision": 0.5, "recall": 1.0, "f1-score": 0.6667, "support": 1}, "accuracy": 0.75},
+        "confusion_matrix": [[1, 0], [1, 2]],
     },
-}  # fmt: skip
+}
 SWEPT: dict[str, Any] = {
-    "sweep_dir": "runs/s", "trials": {"finished": 2}, "best_trial": 1, "best_params": {"seed": 3}, "best_job": "best.yaml", "model_dir": "m", "model_version": None,
-    "mlflow_run_id": "id", "tokenized_rows": 5, "best_metrics": {"eval_loss": 0.125}, "table": [{"trial": 0, "params.seed": 1}, {"trial": 1, "params.seed": None}],
-}  # fmt: skip
-PREDICTED: dict[str, Any] = {"output": "o.jsonl", "rows": 1200, "errors": 1, "bad_rows": 2, "found_rows": 3, "seconds": 1.25}
-EXPORTED: dict[str, Any] = {"output": "o", "adapter": False, "source": "model", "dtype": "float32", "size_bytes": 2_500_000, "model_version": "4"}
+    "sweep_dir": "runs/s",
+    "trials": {"finished": 2},
+    "best_trial": 1,
+    "best_params": {"seed": 3},
+    "best_job": "best.yaml",
+    "model_dir": "m",
+    "model_version": None,
+    "mlflow_run_id": "id",
+    "tokenized_rows": 5,
+    "best_metrics": {"eval_loss": 0.125},
+    "table": [{"trial": 0, "params.seed": 1}, {"trial": 1, "params.seed": None}],
+}
+PREDICTED: dict[str, Any] = {
+    "output": "o.jsonl",
+    "rows": 1200,
+    "errors": 1,
+    "bad_rows": 2,
+    "found_rows": 3,
+    "seconds": 1.25,
+}
+EXPORTED: dict[str, Any] = {
+    "output": "o",
+    "adapter": False,
+    "source": "model",
+    "dtype": "float32",
+    "size_bytes": 2_500_000,
+    "model_version": "4",
+}
 OVERRIDE = ["--set", "seed=3"]
 
 
 @pytest.mark.parametrize(
     ("verb", "target", "arguments", "result", "expected", "shown"),
     [
-        (train_verb, "train.train", ["j", *OVERRIDE, "--resume"], TRAINED, {"overrides": ["seed=3"], "resume": True, "overwrite": False}, "30 (1.5 epochs, 2 workers)"),
-        (check_verb, "check.check", ["j", "--worker-memory", "8GB", "--price", "2"], {}, {"worker_memory": "8GB", "price": 2.0, "calibrate": False}, "job"),
-        (evaluate_verb, "evaluate.evaluate", ["r", "--data", "a", "--data", "b"], SCORED, {"data": ["a", "b"], "checkpoint": None}, "0.6667"),
-        (export_verb, "export.export", ["r", "-o", "o", "--merge-lora", "--register", "n"], EXPORTED, {"merge_lora": True, "register": "n"}, "n, version 4"),
-        (predict_verb, "predict.predict", ["r", "-i", "a", "-o", "b", "--generation", "num_beams=4"], PREDICTED, {"generation": {"num_beams": 4}}, "1,200"),
+        (
+            train_verb,
+            "train.train",
+            ["j", *OVERRIDE, "--resume"],
+            TRAINED,
+            {"overrides": ["seed=3"], "resume": True, "overwrite": False},
+            "30 (1.5 epochs, 2 workers)",
+        ),
+        (
+            check_verb,
+            "check.check",
+            ["j", "--worker-memory", "8GB", "--price", "2"],
+            {},
+            {"worker_memory": "8GB", "price": 2.0, "calibrate": False},
+            "job",
+        ),
+        (
+            evaluate_verb,
+            "evaluate.evaluate",
+            ["r", "--data", "a", "--data", "b"],
+            SCORED,
+            {"data": ["a", "b"], "checkpoint": None},
+            "0.6667",
+        ),
+        (
+            export_verb,
+            "export.export",
+            ["r", "-o", "o", "--merge-lora", "--register", "n"],
+            EXPORTED,
+            {"merge_lora": True, "register": "n"},
+            "n, version 4",
+        ),
+        (
+            predict_verb,
+            "predict.predict",
+            ["r", "-i", "a", "-o", "b", "--generation", "num_beams=4"],
+            PREDICTED,
+            {"generation": {"num_beams": 4}},
+            "1,200",
+        ),
         (report_verb, "report.report", ["r", "s"], {"page": "p.html", "pictures": ["a", "b"]}, {}, "2 PNG files"),
     ],
     ids=lambda value: value.__name__.rpartition(".")[2] if hasattr(value, "__name__") else "",
 )
 def test_flags_reach_the_verb_and_its_result_is_read_by_people_and_programs(
-    monkeypatch: pytest.MonkeyPatch, verb: Any, target: str, arguments: list[str], result: dict[str, Any], expected: dict[str, Any], shown: str
+    monkeypatch: pytest.MonkeyPatch,
+    verb: Any,
+    target: str,
+    arguments: list[str],
+    result: dict[str, Any],
+    expected: dict[str, Any],
+    shown: str,
 ) -> None:
     heard: dict[str, Any] = {}
-    monkeypatch.setattr(f"raytrain_nlp.verbs.{target}", lambda *given, **more: heard.update(more, given=given) or Result(**result))
+    monkeypatch.setattr(
+        f"raytrain_nlp.verbs.{target}", lambda *given, **more: heard.update(more, given=given) or Result(**result)
+    )
     name = target.partition(".")[0]
     done = CliRunner().invoke(app, [name, *arguments, "--json"], catch_exceptions=False)
     assert done.exit_code == 0 and {key: heard[key] for key in expected} == expected and verb.HELP
@@ -96,7 +184,13 @@ def test_flags_reach_the_verb_and_its_result_is_read_by_people_and_programs(
 def test_a_sweep_ends_with_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raytrain_nlp.tuning.sweep.sweep", lambda job, **_: Result(**SWEPT))
     done = CliRunner().invoke(app, ["sweep", "s.yaml", "--json"], catch_exceptions=False)
-    assert "1: seed 3" in done.stdout and "2 finished" in done.stdout and "0.1250" in done.stdout and json.loads(done.stdout.splitlines()[-1]) and sweep_verb.HELP
+    assert (
+        "1: seed 3" in done.stdout
+        and "2 finished" in done.stdout
+        and "0.1250" in done.stdout
+        and json.loads(done.stdout.splitlines()[-1])
+        and sweep_verb.HELP
+    )
 
 
 def test_a_wrong_generation_flag_is_told_before_anything_is_loaded() -> None:
@@ -105,27 +199,45 @@ def test_a_wrong_generation_flag_is_told_before_anything_is_loaded() -> None:
 
 
 @pytest.mark.parametrize("ok", [True, False])
-def test_the_doctor_says_a_line_each_and_its_exit_code_is_the_finding(monkeypatch: pytest.MonkeyPatch, ok: bool) -> None:
+def test_the_doctor_says_a_line_each_and_its_exit_code_is_the_finding(
+    monkeypatch: pytest.MonkeyPatch, ok: bool
+) -> None:
     finding = SimpleNamespace(ok=ok, name="ray", what="2.60", todo="Upgrade", to_dict=lambda: {"name": "ray"})
     monkeypatch.setattr("raytrain_nlp.verbs.doctor.doctor", lambda path, uri: iter([finding]))
     done = CliRunner().invoke(app, ["doctor", "--json"], catch_exceptions=False)
     assert done.exit_code == int(not ok) and json.loads(done.stdout.splitlines()[-1])["ok"] is ok and doctor_verb.HELP
-    assert done.stdout.splitlines()[0].split() == (["ok", "ray", "2.60"] if ok else ["problem", "ray", "2.60.", "Upgrade"])
+    assert done.stdout.splitlines()[0].split() == (
+        ["ok", "ray", "2.60"] if ok else ["problem", "ray", "2.60.", "Upgrade"]
+    )
 
 
 def test_submit_passes_on_what_train_would_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: dict[str, Any] = {}
     monkeypatch.setattr("raytrain_nlp.verbs.submit.submit", lambda job, **more: heard.update(more) or Result())
-    done = CliRunner().invoke(app, ["submit", "j", *OVERRIDE, "--resume", "--env", "HF_TOKEN", "--no-wait", "--installed", "--json"], catch_exceptions=False)
-    assert heard["arguments"] == ["--set", "seed=3", "--resume", "--json"] and heard["env"] == ["HF_TOKEN"] and not heard["wait"] and not heard["ship"]
+    done = CliRunner().invoke(
+        app,
+        ["submit", "j", *OVERRIDE, "--resume", "--env", "HF_TOKEN", "--no-wait", "--installed", "--json"],
+        catch_exceptions=False,
+    )
+    assert (
+        heard["arguments"] == ["--set", "seed=3", "--resume", "--json"]
+        and heard["env"] == ["HF_TOKEN"]
+        and not heard["wait"]
+        and not heard["ship"]
+    )
     assert json.loads(done.stdout) == {"kind": "result"} and submit_verb.STOP_HELP
     job = SimpleNamespace(submission_id="id", status="FAILED", exit_code=1, message="two\nlines", to_dict=lambda: {})
     monkeypatch.setattr("raytrain_nlp.verbs.submit.open_client", lambda address, force: None)
     monkeypatch.setattr("raytrain_nlp.verbs.submit.status_of", lambda identity, client: job)
-    assert CliRunner().invoke(app, ["status", "id"], catch_exceptions=False).stdout == "id: FAILED, exit code 1. two lines\n"
+    assert (
+        CliRunner().invoke(app, ["status", "id"], catch_exceptions=False).stdout
+        == "id: FAILED, exit code 1. two lines\n"
+    )
 
 
-def test_ctrl_c_while_the_command_line_is_loaded_ends_with_a_word(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_while_the_command_line_is_loaded_ends_with_a_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     class Loading:
         def __getattr__(self, name: str) -> Any:
             raise KeyboardInterrupt
@@ -134,7 +246,11 @@ def test_ctrl_c_while_the_command_line_is_loaded_ends_with_a_word(monkeypatch: p
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit) as ended:
         entry.main()
-    assert ended.value.code == 130 and capsys.readouterr().err == "stopped.\n" and signal.getsignal(signal.SIGINT) == before
+    assert (
+        ended.value.code == 130
+        and capsys.readouterr().err == "stopped.\n"
+        and signal.getsignal(signal.SIGINT) == before
+    )
 
 
 # what a person sees
@@ -151,8 +267,11 @@ def test_without_a_terminal_there_are_lines_and_not_too_many(capsys: pytest.Capt
         observer.event({"kind": "notice", "text": "a node [red]leaves"})
     told = capsys.readouterr()
     assert told.out == "" and told.err.splitlines() == [
-        "looking at the data ...", "resuming at step 5 with 2 workers", "step 5: eval_loss 0.5", "warning: a node [red]leaves",
-    ]  # fmt: skip
+        "looking at the data ...",
+        "resuming at step 5 with 2 workers",
+        "step 5: eval_loss 0.5",
+        "warning: a node [red]leaves",
+    ]
 
 
 def test_tables_hold_whole_texts(capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,7 +281,13 @@ def test_tables_hold_whole_texts(capsys: pytest.CaptureFixture[str]) -> None:
     print_result(result)
     print_evaluation(Result(**SCORED))
     out = capsys.readouterr().out
-    assert "/a" * 200 in out and "[bold]x" in out and "restarts" in out and "best step" not in out and "rows cut" not in out
+    assert (
+        "/a" * 200 in out
+        and "[bold]x" in out
+        and "restarts" in out
+        and "best step" not in out
+        and "rows cut" not in out
+    )
     assert [line.split() for line in out.splitlines() if line.startswith(("no ", "yes "))] == [
         ["no", "0.5000", "1.0000", "0.6667", "1"],
         ["no", "1", "0"],
@@ -173,21 +298,40 @@ def test_tables_hold_whole_texts(capsys: pytest.CaptureFixture[str]) -> None:
 def test_figures_of_classes_with_long_names_are_whole(capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"{sign * 60}" for sign in "ab"]
     classes = {name: {"precision": 0.5, "recall": 1.0, "f1-score": 0.6667, "support": 1} for name in names}
-    print_evaluation(Result(**{**SCORED, "labels": names, "report": {"classes": classes, "confusion_matrix": [[1, 0], [1, 2]]}}))
+    print_evaluation(
+        Result(**{**SCORED, "labels": names, "report": {"classes": classes, "confusion_matrix": [[1, 0], [1, 2]]}})
+    )
     out = capsys.readouterr().out
     assert out.count(names[0]) == 3 and out.count("0.6667") == 2 and "…" not in out
 
 
 def test_trials_are_told_as_they_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = plain_job(tmp_path, "base", data={"validation": "v.jsonl"})
-    plan = load_sweep({"kind": "sweep", "job": base, "search_space": {"seed": {"choice": [1, 2]}}, "mode": "max", "metric": "eval_accuracy", "num_samples": 3})
+    plan = load_sweep(
+        {
+            "kind": "sweep",
+            "job": base,
+            "search_space": {"seed": {"choice": [1, 2]}},
+            "mode": "max",
+            "metric": "eval_accuracy",
+            "num_samples": 3,
+        }
+    )
     with TerminalSweepObserver(verbose=False) as observer:
         observer.begin(plan, 2)
-        running, record = TrialRecord(0, {"seed": 1}), TrialRecord(1, {"seed": 2}, status=FINISHED, metrics={"eval_accuracy": 0.5}, history=[{"step": 9}])
+        running, record = (
+            TrialRecord(0, {"seed": 1}),
+            TrialRecord(1, {"seed": 2}, status=FINISHED, metrics={"eval_accuracy": 0.5}, history=[{"step": 9}]),
+        )
         for one in (running, record, TrialRecord(2, {}, status=FAILED, reason="no room")):
             observer.trial(one, [one])
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["3 trials, 2 at a time ...", "trial-0000 starts: seed 1", "trial-0001 finished, eval_accuracy 0.5000 at step 9", "trial-0002 failed (no room)"]
+    assert lines == [
+        "3 trials, 2 at a time ...",
+        "trial-0000 starts: seed 1",
+        "trial-0001 finished, eval_accuracy 0.5000 at step 9",
+        "trial-0002 failed (no room)",
+    ]
     result: Any = Result(**SWEPT)
     print_sweep(result)
     assert "attempts" not in capsys.readouterr().out
@@ -201,10 +345,30 @@ def command_of(*words: str) -> Command:
 
 
 def test_a_command_is_a_script_with_typed_flags_and_a_launcher() -> None:
-    found = command_of("torchrun", "--nproc-per-node", "4", "run_glue.py", "--learning_rate", "2e-5", "--do_train", "--task_name=mrpc", "--max_seq_length", "64")
+    found = command_of(
+        "torchrun",
+        "--nproc-per-node",
+        "4",
+        "run_glue.py",
+        "--learning_rate",
+        "2e-5",
+        "--do_train",
+        "--task_name=mrpc",
+        "--max_seq_length",
+        "64",
+    )
     assert (found.script, found.task, found.num_workers) == ("run_glue.py", "text-classification", 4)
-    assert (found.get("learning_rate"), found.get("do_train"), found.get("max_seq_length"), found.get("unknown", 7)) == (2e-5, True, 64, 7) and not found.problems
-    for words, line in ((["python", "run_qa.py"], "is not supported"), (["python", "run_glu.py"], "Did you mean 'run_glue.py'"), (["ls"], "names no script")):
+    assert (
+        found.get("learning_rate"),
+        found.get("do_train"),
+        found.get("max_seq_length"),
+        found.get("unknown", 7),
+    ) == (2e-5, True, 64, 7) and not found.problems
+    for words, line in (
+        (["python", "run_qa.py"], "is not supported"),
+        (["python", "run_glu.py"], "Did you mean 'run_glue.py'"),
+        (["ls"], "names no script"),
+    ):
         with pytest.raises(InputError, match=line):
             command_of(*words)
 
@@ -212,9 +376,9 @@ def test_a_command_is_a_script_with_typed_flags_and_a_launcher() -> None:
 @pytest.mark.parametrize(
     ("words", "workers", "use_gpu"),
     [
-        ([], 1, False), (["python"], 1, False), (["torchrun", "--nproc_per_node=2", "--nnodes=3"], 6, False), (["torchrun", "--nproc_per_node", "gpu"], "auto", True),
-        (["torchrun", "--nproc_per_node=2", "--nnodes=1:4"], [2, 8], False), (["deepspeed", "--num_gpus", "3"], 3, True), (["deepspeed"], "auto", True),
-        (["deepspeed", "--include", "a:0,1@b:2"], 3, True), (["CUDA_VISIBLE_DEVICES=0,2", "python"], 2, True), (["srun", "--ntasks", "5"], 5, False),
+        ([], 1, False), (["python"], 1, False), (["torchrun", "--nproc_per_node=2", "--nnodes=3"], 6, False), (["torchrun", "--nproc_per_node", "gpu"], "auto", True),  # noqa: E501
+        (["torchrun", "--nproc_per_node=2", "--nnodes=1:4"], [2, 8], False), (["deepspeed", "--num_gpus", "3"], 3, True), (["deepspeed"], "auto", True),  # noqa: E501
+        (["deepspeed", "--include", "a:0,1@b:2"], 3, True), (["CUDA_VISIBLE_DEVICES=0,2", "python"], 2, True), (["srun", "--ntasks", "5"], 5, False),  # noqa: E501
         (["accelerate", "launch", "--num_processes", "8", "--multi_gpu"], 8, True),
     ],
 )  # fmt: skip
@@ -227,7 +391,16 @@ def test_a_launcher_says_how_many_processes_there_are(words: list[str], workers:
 def test_the_file_of_accelerate_goes_behind_its_flags(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     deepspeed = {"zero_stage": 3, "offload_optimizer_device": "cpu", "gradient_accumulation_steps": 4}
-    file.write_text(yaml.safe_dump({"distributed_type": "DEEPSPEED", "num_processes": 8, "mixed_precision": "bf16", "deepspeed_config": deepspeed}))
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "distributed_type": "DEEPSPEED",
+                "num_processes": 8,
+                "mixed_precision": "bf16",
+                "deepspeed_config": deepspeed,
+            }
+        )
+    )
     found, processes = Command("run_glue.py", "text-classification"), Processes()
     read_accelerate(found, [("config_file", str(file)), ("num_processes", "2")], processes)
     assert processes.total == 2 and found.sharding == {"zero_stage": 3, "offload_optimizer": "cpu"}
@@ -239,9 +412,22 @@ def test_the_file_of_accelerate_goes_behind_its_flags(tmp_path: Path) -> None:
 
 def test_variables_before_a_command_are_read_and_named() -> None:
     found, processes = Command("run_glue.py", "text-classification"), Processes()
-    words = ["env", "CUDA_VISIBLE_DEVICES=0,1,-1", "OMP_NUM_THREADS=4", "MLFLOW_EXPERIMENT_NAME=e", "X=1", "python", "Y=2"]
+    words = [
+        "env",
+        "CUDA_VISIBLE_DEVICES=0,1,-1",
+        "OMP_NUM_THREADS=4",
+        "MLFLOW_EXPERIMENT_NAME=e",
+        "X=1",
+        "python",
+        "Y=2",
+    ]
     assert list(read_variables(found, words, processes)) == ["env", "python", "Y=2"]
-    assert processes.devices == 2 and found.use_gpu and found.workers == {"resources_per_worker": {"CPU": 4}} and found.tracking == {"experiment_name": "e"}
+    assert (
+        processes.devices == 2
+        and found.use_gpu
+        and found.workers == {"resources_per_worker": {"CPU": 4}}
+        and found.tracking == {"experiment_name": "e"}
+    )
     assert any(note.startswith("X: ") for note in found.notes)
     take_precision(found, "fp16")
     take_precision(found, "fp8")
@@ -260,35 +446,70 @@ def files(tmp_path: Path) -> Callable[[str, str], str]:
 
 def test_files_say_columns_and_models_their_length(files: Callable[[str, str], str], tmp_path: Path) -> None:
     rows = first_rows(files("a.csv", "sentence,label\ngood,0.5\n"))
-    assert rows is not None and rows[0]["sentence"] == "good" and is_number(rows[0]["label"]) and not is_number("x") and first_rows(str(tmp_path / "none.csv")) is None
+    assert (
+        rows is not None
+        and rows[0]["sentence"] == "good"
+        and is_number(rows[0]["label"])
+        and not is_number("x")
+        and first_rows(str(tmp_path / "none.csv")) is None
+    )
     files("m/config.json", json.dumps({**TINY, "max_position_embeddings": 64}))
     files("m/tokenizer_config.json", json.dumps({"model_max_length": 48}))
     config = model_config(str(tmp_path / "m"))
-    assert config is not None and model_positions(config) == 64 and model_length(str(tmp_path / "m")) == 48 and model_config(str(tmp_path / "none")) is None
+    assert (
+        config is not None
+        and model_positions(config) == 64
+        and model_length(str(tmp_path / "m")) == 48
+        and model_config(str(tmp_path / "none")) is None
+    )
 
 
 def test_a_script_makes_sections_of_its_flags(files: Callable[[str, str], str]) -> None:
-    found = Command("run_glue.py", "text-classification", {"train_file": files("t.csv", "sentence1,sentence2,label\na,b,0.5\n"), "model_name_or_path": "m"})
+    found = Command(
+        "run_glue.py",
+        "text-classification",
+        {"train_file": files("t.csv", "sentence1,sentence2,label\na,b,0.5\n"), "model_name_or_path": "m"},
+    )
     job: dict[str, Any] = {"model": {}, "data": {}, "task": {}, "training": {}}
     fill_model(found, job)
     fill_data(found, job)
     fill_task(found, job)
-    assert job["data"]["train"].endswith("t.csv") and job["task"] == {"text_columns": ["sentence1", "sentence2"], "problem_type": "regression"}
+    assert job["data"]["train"].endswith("t.csv") and job["task"] == {
+        "text_columns": ["sentence1", "sentence2"],
+        "problem_type": "regression",
+    }
     glue = Command(
-        "run_glue.py", "text-classification", {"task_name": "MNLI", "do_eval": True, "model_type": "bert", "config_overrides": "hidden_size=8,use_cache=false"}
+        "run_glue.py",
+        "text-classification",
+        {
+            "task_name": "MNLI",
+            "do_eval": True,
+            "model_type": "bert",
+            "config_overrides": "hidden_size=8,use_cache=false",
+        },
     )
     job = {"model": {}, "data": {}, "task": {}, "training": {}}
     fill_model(glue, job)
     fill_data(glue, job)
     fill_task(glue, job)
-    assert job["data"]["train"] == "hf://nyu-mll/glue/mnli:train" and list(job["data"]["validation"]) == ["matched", "mismatched"] and job["task"]["glue"] == "mnli"
+    assert (
+        job["data"]["train"] == "hf://nyu-mll/glue/mnli:train"
+        and list(job["data"]["validation"]) == ["matched", "mismatched"]
+        and job["task"]["glue"] == "mnli"
+    )
     assert job["model"]["config"] == {"model_type": "bert", "hidden_size": 8, "use_cache": False}
 
 
 def test_a_length_beyond_the_positions_of_the_model_is_cut_and_told() -> None:
     found = Command("run_glue.py", "text-classification")
-    job: dict[str, Any] = {"model": {"config": {**TINY, "max_position_embeddings": 64}}, "data": {"max_length": 512}, "task": {}}
+    job: dict[str, Any] = {
+        "model": {"config": {**TINY, "max_position_embeddings": 64}},
+        "data": {"max_length": 512},
+        "task": {},
+    }
     fit_positions(found, job)
-    assert job["data"]["max_length"] == 64 and found.notes == ["--max_seq_length: The model has 64 positions; data.max_length is 64, not 512."]
+    assert job["data"]["max_length"] == 64 and found.notes == [
+        "--max_seq_length: The model has 64 positions; data.max_length is 64, not 512."
+    ]
     fit_positions(found, job)
     assert len(found.notes) == 1

@@ -1,4 +1,6 @@
-"""The cluster file holds by Ray's own schema, installs what this package is tested with, and `check --cluster` says what a job takes of it."""
+"""The cluster file holds by Ray's own schema, installs what this package is tested with, and `check --cluster` says
+what a job takes of it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,13 @@ FILE = Path(__file__).parents[2] / "cluster.yaml"
 
 
 def job_of(**workers: Any) -> TrainJob:
-    tiny = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    tiny = {
+        "model_type": "bert",
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
     return load_job(
         {
             "task": {"type": "text-classification", "text_columns": ["text"]},
@@ -44,7 +52,11 @@ def test_nodes_get_versions_this_package_takes() -> None:
     """Every pin is one that pyproject.toml allows."""
     text = " ".join(yaml.safe_load(FILE.read_text())["setup_commands"])
     pins = {name.split("[")[0]: version for name, version in re.findall(r"'?([\w\[\],-]+)==([\w.]+)", text)}
-    allowed = {requirement.name: requirement.specifier for requirement in map(Requirement, requires("raytrain-nlp")) if requirement.marker is None}
+    allowed = {
+        requirement.name: requirement.specifier
+        for requirement in map(Requirement, requires("raytrain-nlp"))
+        if requirement.marker is None
+    }
     assert {"torch", "ray", "transformers", "deepspeed", "accelerate", "datasets", "peft", "mlflow"} == set(pins)
     assert not [name for name, version in pins.items() if version not in allowed[name]]
 
@@ -54,7 +66,10 @@ def test_nodes_get_versions_this_package_takes() -> None:
     [
         ({"num_workers": 4, "use_gpu": True}, {"gpu": 1}),  # 4 GPUs, and the feeds on the same node's 48 CPUs
         ({"num_workers": 32, "use_gpu": True}, {"gpu": 4, "gpu-spot": 4}),
-        ({"num_workers": 6, "resources_per_worker": {"CPU": 8}}, {"cpu": 4}),  # two on a node of 16; their six feeds need the fourth
+        (
+            {"num_workers": 6, "resources_per_worker": {"CPU": 8}},
+            {"cpu": 4},
+        ),  # two on a node of 16; their six feeds need the fourth
     ],
 )
 def test_a_job_is_told_its_nodes(workers: dict[str, Any], nodes: dict[str, int]) -> None:
@@ -68,8 +83,14 @@ def test_a_job_is_told_its_nodes(workers: dict[str, Any], nodes: dict[str, int])
 @pytest.mark.parametrize(
     ("workers", "line"),
     [
-        ({"num_workers": 1, "use_gpu": True, "resources_per_worker": {"GPU": 8}}, "holds a worker of {CPU: 1, GPU: 8} (gpu: {CPU: 48, GPU: 4} x 4; "),
-        ({"num_workers": 33, "use_gpu": True}, "workers.num_workers: 33 workers of {CPU: 1, GPU: 1} with their feeds need more nodes than"),
+        (
+            {"num_workers": 1, "use_gpu": True, "resources_per_worker": {"GPU": 8}},
+            "holds a worker of {CPU: 1, GPU: 8} (gpu: {CPU: 48, GPU: 4} x 4; ",
+        ),
+        (
+            {"num_workers": 33, "use_gpu": True},
+            "workers.num_workers: 33 workers of {CPU: 1, GPU: 1} with their feeds need more nodes than",
+        ),
     ],
 )
 def test_a_job_that_fits_nowhere_is_refused(workers: dict[str, Any], line: str) -> None:
@@ -83,7 +104,10 @@ def test_a_job_that_fits_nowhere_is_refused(workers: dict[str, Any], line: str) 
     [
         ("a: [", "is no cluster file of Ray's"),
         ("- 1", "is not a mapping"),
-        (FILE.read_text().replace("max_workers: 12 ", "max_workers: many "), "max_workers: 'many' is not of type 'integer'"),
+        (
+            FILE.read_text().replace("max_workers: 12 ", "max_workers: many "),
+            "max_workers: 'many' is not of type 'integer'",
+        ),
         (FILE.read_text().replace("resources: {CPU: 16}", "resources: {}"), "says no resources of cpu"),
     ],
 )

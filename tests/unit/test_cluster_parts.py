@@ -1,4 +1,6 @@
-"""The driver's connection to Ray, what dead controllers have left in it, and workers that stay from run to run; with Ray's answers played."""
+"""The driver's connection to Ray, what dead controllers have left in it, and workers that stay from run to run; with
+Ray's answers played.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from typing import Any
 
 import pytest
 import ray
-import ray.util.placement_group  # noqa: F401 - the module, of whose name ray.util has a function
+import ray.util.placement_group
 from support import plain_job
 
 from raytrain_nlp.cluster import connection, placement_groups
@@ -36,7 +38,9 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(connection, "is_local", lambda: False)
     monkeypatch.setattr(connection, "boot_processes", lambda job: heard.append("boot"))
     monkeypatch.setattr("raytrain_nlp.cluster.capacity.ask_for_room", lambda job: heard.append("ask"))
-    monkeypatch.setattr("raytrain_nlp.cluster.capacity.wait_for_room", lambda job, say, fixed, asked: heard.append("wait"))
+    monkeypatch.setattr(
+        "raytrain_nlp.cluster.capacity.wait_for_room", lambda job, say, fixed, asked: heard.append("wait")
+    )
     monkeypatch.setattr(ray, "init", lambda **options: heard.append(f"init {options['address']}"))
     monkeypatch.setattr(ray, "shutdown", lambda: heard.append("shutdown"))
     return heard
@@ -61,7 +65,9 @@ def test_an_error_while_connected_leaves_no_connection_behind(tmp_path: Path, he
     assert heard == ["init auto", "shutdown"]
 
 
-def test_a_ray_that_the_user_has_connected_stays_connected(tmp_path: Path, heard: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ray_that_the_user_has_connected_stays_connected(
+    tmp_path: Path, heard: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A notebook would lose its actors with the first `train`."""
     monkeypatch.setattr(connection, "is_connected", lambda: True)
     connected = Connection(load_job(plain_job(tmp_path, "x")))
@@ -72,21 +78,28 @@ def test_a_ray_that_the_user_has_connected_stays_connected(tmp_path: Path, heard
     assert heard == ["wait", "boot"]
 
 
-def test_a_cluster_that_does_not_answer_is_one_line(tmp_path: Path, heard: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_does_not_answer_is_one_line(
+    tmp_path: Path, heard: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def init(**_: Any) -> None:
         raise ConnectionError("nobody there.\nand a page of advice")
 
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    line = r"^the cluster at 10.0.0.1:6379 does not answer: nobody there\. Try again when the machine is less busy, or look into Ray's logs\.$"
+    line = r"^the cluster at 10.0.0.1:6379 does not answer: nobody there\. Try again when the machine is less busy, or look into Ray's logs\.$"  # noqa: E501
     with pytest.raises(RunError, match=line), connected_briefly():
         raise AssertionError("is not reached")
     with pytest.raises(RunError, match=line), connect_ahead(load_job(plain_job(tmp_path, "x"))):
         raise AssertionError("is not reached")
 
 
-@pytest.mark.parametrize(("use_gpu", "given", "hidden"), [(False, None, True), (True, None, False), (False, {"CUDA_VISIBLE_DEVICES": "3"}, False)])
-def test_all_processes_of_a_job_without_gpus_see_none(tmp_path: Path, heard: list[str], monkeypatch: pytest.MonkeyPatch, use_gpu: bool, given: Any, hidden: bool) -> None:
+@pytest.mark.parametrize(
+    ("use_gpu", "given", "hidden"),
+    [(False, None, True), (True, None, False), (False, {"CUDA_VISIBLE_DEVICES": "3"}, False)],
+)
+def test_all_processes_of_a_job_without_gpus_see_none(
+    tmp_path: Path, heard: list[str], monkeypatch: pytest.MonkeyPatch, use_gpu: bool, given: Any, hidden: bool
+) -> None:
     options: dict[str, Any] = {}
     monkeypatch.setattr(ray, "init", lambda **found: options.update(found))
     monkeypatch.setattr(connection, "hidden_gpus", lambda use_gpu: contextlib.nullcontext())
@@ -106,7 +119,11 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     found: dict[str, Any] = {"groups": [], "actors": {}, "removed": []}
     monkeypatch.setattr(placement_groups, "placement_groups_of_this_job", lambda: found["groups"])
     monkeypatch.setattr(placement_groups, "actor_entry", lambda actor: found["actors"].get(actor))
-    monkeypatch.setattr(sys.modules["ray.util.placement_group"], "remove_placement_group", lambda group: found["removed"].append(group.id.hex()))
+    monkeypatch.setattr(
+        sys.modules["ray.util.placement_group"],
+        "remove_placement_group",
+        lambda group: found["removed"].append(group.id.hex()),
+    )
     yield found
 
 
@@ -114,28 +131,45 @@ ONE, TWO, THREE = ("1" * 36, "2" * 36, "3" * 36)
 
 
 def test_what_dead_controllers_have_placed_is_freed_and_nothing_else(groups: dict[str, Any]) -> None:
-    """Resources of a run that has ended would be kept from the next one; those of a run that goes on, or of the user's own actors, must stay."""
+    """Resources of a run that has ended would be kept from the next one; those of a run that goes on, or of the user's
+    own actors, must stay.
+    """
     groups["groups"] = [(ONE, "dead"), (TWO, "alive"), (THREE, "other")]
     groups["actors"] = {
-        "dead": {"State": "DEAD", "ActorClassName": "TrainController"}, "alive": {"State": "ALIVE", "ActorClassName": "TrainController"},
+        "dead": {"State": "DEAD", "ActorClassName": "TrainController"},
+        "alive": {"State": "ALIVE", "ActorClassName": "TrainController"},
         "other": {"State": "DEAD", "ActorClassName": "OfTheUser"},
-    }  # fmt: skip
+    }
     free_orphans()
     assert groups["removed"] == [ONE]
 
 
-def test_a_controller_that_is_killed_may_ask_until_it_is_dead(groups: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_controller_that_is_killed_may_ask_until_it_is_dead(
+    groups: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     states = iter(["ALIVE", "ALIVE", "DEAD"])
-    monkeypatch.setattr(placement_groups, "actor_entry", lambda actor: {"State": next(states), "ActorClassName": "TrainController"})
-    monkeypatch.setattr(placement_groups, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda seconds: groups["groups"].append((TWO, "it"))))
+    monkeypatch.setattr(
+        placement_groups, "actor_entry", lambda actor: {"State": next(states), "ActorClassName": "TrainController"}
+    )
+    monkeypatch.setattr(
+        placement_groups,
+        "time",
+        SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda seconds: groups["groups"].append((TWO, "it"))),
+    )
     groups["groups"] = [(ONE, "it"), (THREE, "another")]
     free_groups_of("it")
     assert groups["removed"] == [ONE, TWO, TWO]
 
 
-def test_one_that_does_not_die_is_not_waited_for_for_ever(groups: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_does_not_die_is_not_waited_for_for_ever(
+    groups: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(placement_groups, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=lambda seconds: setattr(clock, "now", clock.now + 1)))
+    monkeypatch.setattr(
+        placement_groups,
+        "time",
+        SimpleNamespace(monotonic=lambda: clock.now, sleep=lambda seconds: setattr(clock, "now", clock.now + 1)),
+    )
     groups["groups"], groups["actors"] = [(ONE, "it")], {"it": {"State": "ALIVE", "ActorClassName": "TrainController"}}
     free_groups_of("it")
     assert groups["removed"] == [ONE] and clock.now < 10
@@ -168,9 +202,10 @@ class Cluster(SimpleNamespace):
         monkeypatch.setattr(ray, "get", lambda value: value)
         monkeypatch.setattr(ray, "wait", lambda results, timeout: (results, []))
         self.mailbox = SimpleNamespace(
-            put=SimpleNamespace(remote=lambda pool, spec: 0), result=SimpleNamespace(remote=lambda pool, number: cluster.outcomes.pop(0)),
+            put=SimpleNamespace(remote=lambda pool, spec: 0),
+            result=SimpleNamespace(remote=lambda pool, number: cluster.outcomes.pop(0)),
             stop=SimpleNamespace(remote=lambda pool, number: cluster.stopped.append(number)),
-        )  # fmt: skip
+        )
 
     def answer(self, outcome: dict[str, Any], memory: int = 10**9, restarts: int = 0) -> None:
         self.outcomes.append({"outcome": outcome, "memory": memory, "restarts": restarts})
@@ -186,7 +221,9 @@ def run(pool: WorkerPool, tmp_path: Path, **workers: Any) -> dict[str, Any]:
 
 
 def test_runs_share_workers_as_long_as_these_are_as_new(tmp_path: Path, cluster: Cluster) -> None:
-    """Kept on after an error, a restart or a leak they would spoil the next trial; replaced each time they would cost the seconds that a pool saves."""
+    """Kept on after an error, a restart or a leak they would spoil the next trial; replaced each time they would cost
+    the seconds that a pool saves.
+    """
     pool = WorkerPool(cluster.mailbox)
     good = {"result": {"metrics": {"eval_loss": 1.0}}}
     for _ in range(3):
@@ -198,7 +235,9 @@ def test_runs_share_workers_as_long_as_these_are_as_new(tmp_path: Path, cluster:
     for memory, restarts in ((10**9, 1), (10**9, 0), (4 * 10**9, 0), (10**9, 0)):
         cluster.answer(good, memory, restarts)
         run(pool, tmp_path)
-    assert len(cluster.started) == 4 and cluster.ended == 3, "after the error, after the restart, after the memory that did not come back"
+    assert len(cluster.started) == 4 and cluster.ended == 3, (
+        "after the error, after the restart, after the memory that did not come back"
+    )
     cluster.answer(good)
     run(pool, tmp_path, num_workers=1)
     assert cluster.started[-1] == 1 and len(cluster.started) == 5, "a job of another shape has workers of its own"

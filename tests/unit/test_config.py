@@ -1,4 +1,6 @@
-"""The job file: every mistake is one line that names the key and what to do, all of them at once; nothing heavy is imported."""
+"""The job file: every mistake is one line that names the key and what to do, all of them at once; nothing heavy is
+imported.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,11 @@ def test_smallest_job_is_taken_with_documented_defaults() -> None:
     """A job of three sections loads; what it leaves out has the values the documentation names."""
     loaded = load_job(job())
     assert (loaded.name, loaded.storage_path, loaded.seed) == ("run", "runs", 42)
-    assert (loaded.workers.auto, loaded.deepspeed.zero_stage, loaded.data.max_bad_rows) == ({"num_workers", "use_gpu"}, 0, 0.01)
+    assert (loaded.workers.auto, loaded.deepspeed.zero_stage, loaded.data.max_bad_rows) == (
+        {"num_workers", "use_gpu"},
+        0,
+        0.01,
+    )
     assert loaded.arguments() == {
         "seed": 42, "logging_steps": 10, "logging_first_step": True, "train_sampling_strategy": "group_by_length",
         "eval_strategy": "no", "save_strategy": "epoch", "per_device_train_batch_size": 8,
@@ -55,7 +61,7 @@ def test_smallest_job_is_taken_with_documented_defaults() -> None:
     [
         ("sed", "seed"), ("trainng", "training"), ("trackng", "tracking"), ("task.text_column", "text_columns"),
         ("task.label_colum", "label_column"), ("model.name_or_pth", "name_or_path"), ("model.tokenizr", "tokenizer"),
-        ("model.tokenizer_training.vocab_sze", "vocab_size"), ("data.trian", "train"), ("data.max_lenght", "max_length"),
+        ("model.tokenizer_training.vocab_sze", "vocab_size"), ("data.trian", "train"), ("data.max_lenght", "max_length"),  # noqa: E501
         ("data.global_batchsize", "global_batch_size"), ("training.learning_rat", "learning_rate"),
         ("training.num_train_epoch", "num_train_epochs"), ("training.eval_stratgy", "eval_strategy"),
         ("deepspeed.zero_stge", "zero_stage"), ("deepspeed.offload_optimiser", "offload_optimizer"),
@@ -89,7 +95,11 @@ def test_unknown_key_without_a_near_name_lists_the_valid_ones() -> None:
         ("model.config=bert", "model.config", "should be a valid dictionary"),
         ("model.dtype=fp32", "model.dtype", "should match pattern"),
         ("model.trust_remote_code=perhaps", "model.trust_remote_code", "should be a valid boolean"),
-        ("model.tokenizer_training.vocab_size=1", "model.tokenizer_training.vocab_size", "greater than or equal to 300"),
+        (
+            "model.tokenizer_training.vocab_size=1",
+            "model.tokenizer_training.vocab_size",
+            "greater than or equal to 300",
+        ),
         ("data=null", "data", "should be a valid dictionary"),
         ("data.train=5", "data.train", "should be a name or a list of names (5)"),
         ("data.train=[a.jsonl, 5]", "data.train", "should be a name or a list of names"),
@@ -103,35 +113,73 @@ def test_unknown_key_without_a_near_name_lists_the_valid_ones() -> None:
         ("training.learning_rate=fast", "training.learning_rate", "unable to parse string as a number"),
         ("training.learning_rate=-1", "training.learning_rate", "must not be below 0 (-1)"),
         ("training.learning_rate=.inf", "training.learning_rate", "should be a finite number (inf)"),
-        ("training.per_device_train_batch_size=1.5", "training.per_device_train_batch_size", "should be a valid integer"),
+        (
+            "training.per_device_train_batch_size=1.5",
+            "training.per_device_train_batch_size",
+            "should be a valid integer",
+        ),
         ("training.per_device_train_batch_size=0", "training.per_device_train_batch_size", "must be above 0"),
-        ("training.per_device_train_batch_size=true", "training.per_device_train_batch_size", "should be a number (True)"),
+        (
+            "training.per_device_train_batch_size=true",
+            "training.per_device_train_batch_size",
+            "should be a number (True)",
+        ),
         ("training.num_train_epochs=0", "training.num_train_epochs", "must be above 0"),
-        ("training.save_steps=1.5", "training.save_steps", "must be a whole number, or a share of all steps below 1 (1.5)"),
+        (
+            "training.save_steps=1.5",
+            "training.save_steps",
+            "must be a whole number, or a share of all steps below 1 (1.5)",
+        ),
         ("training.save_steps=0", "training.save_steps", "must be above 0"),
         ("training.lr_scheduler_type=lineer", "training.lr_scheduler_type", "'linear'"),
         ("training.optim=adam", "training.optim", "'adamw_torch'"),
-        ("training.train_sampling_strategy=shuffled", "training.train_sampling_strategy", "is not supported ('shuffled')"),
+        (
+            "training.train_sampling_strategy=shuffled",
+            "training.train_sampling_strategy",
+            "is not supported ('shuffled')",
+        ),
         ("deepspeed.zero_stage=4", "deepspeed.zero_stage", "should be 0, 1, 2 or 3 (4)"),
         ("deepspeed.offload_optimizer=nvme", "deepspeed.offload_optimizer", "should be 'cpu'"),
         ("workers.num_workers=0", "workers.num_workers", "greater than or equal to 1"),
         ("workers.resources_per_worker={CPU: two}", "workers.resources_per_worker.CPU", "should be a valid number"),
-        ("workers.resources_per_worker={CPU: -1}", "workers.resources_per_worker", "asks for nothing or less than nothing"),
+        (
+            "workers.resources_per_worker={CPU: -1}",
+            "workers.resources_per_worker",
+            "asks for nothing or less than nothing",
+        ),
         ("workers.resources_per_worker={CPU: .nan}", "workers.resources_per_worker.CPU", "should be a finite number"),
         ("checkpoint.save_total_limit=0", "checkpoint.save_total_limit", "greater than or equal to 1"),
-        ("checkpoint.save_strategy=sometimes", "checkpoint.save_strategy", "should be 'no', 'steps', 'epoch' or 'best'"),
-        ("early_stopping={early_stopping_patience: 0}", "early_stopping.early_stopping_patience", "greater than or equal to 1"),
+        (
+            "checkpoint.save_strategy=sometimes",
+            "checkpoint.save_strategy",
+            "should be 'no', 'steps', 'epoch' or 'best'",
+        ),
+        (
+            "early_stopping={early_stopping_patience: 0}",
+            "early_stopping.early_stopping_patience",
+            "greater than or equal to 1",
+        ),
         ("tracking.tags={a: 1}", "tracking.tags.a", "should be a valid string (1)"),
         ("tracking.tracking_uri=file:///tmp/mlruns", "tracking.tracking_uri", "MLflow's file store"),
-        ("tracking.tracking_uri=htpp://server:5000", "tracking.tracking_uri", "MLflow knows no store of this kind (htpp://)"),
+        (
+            "tracking.tracking_uri=htpp://server:5000",
+            "tracking.tracking_uri",
+            "MLflow knows no store of this kind (htpp://)",
+        ),
         ("tracking.tracking_uri=mlruns", "tracking.tracking_uri", "MLflow's file store"),
         ("tracking.tracking_uri='sqlite:///mlflow.db'", "tracking.tracking_uri", "relative SQLite path"),
-        ("storage_path='ftp://bucket/runs'", "storage_path", "must be a folder all nodes share, or start with s3:// or gs:// ('ftp://bucket/runs')"),
+        (
+            "storage_path='ftp://bucket/runs'",
+            "storage_path",
+            "must be a folder all nodes share, or start with s3:// or gs:// ('ftp://bucket/runs')",
+        ),
         ("storage_path='s3:///runs'", "storage_path", "names no bucket ('s3:///runs')"),
     ],
 )
 def test_wrong_value_is_one_line_with_its_key(override: str, key: str, what: str) -> None:
-    """A value of the wrong type or out of range is exactly one line, which starts with the dotted key and shows the value."""
+    """A value of the wrong type or out of range is exactly one line, which starts with the dotted key and shows the
+    value.
+    """
     lines = problems(job(), override)
     assert len(lines) == 1
     assert lines[0].startswith(f"{key}: ")
@@ -163,7 +211,11 @@ def test_missing_sections_are_all_named() -> None:
 def test_all_problems_come_at_once() -> None:
     """Ten mistakes in ten places are ten lines: of the command line, of sections, of `training`, of the name."""
     wrong = job(
-        name="../x", seed=-1, storage_path="gs://b", sede=1, training={"learning_rat": 1, "evaluation_strategy": "no", "output_dir": "x"}
+        name="../x",
+        seed=-1,
+        storage_path="gs://b",
+        sede=1,
+        training={"learning_rat": 1, "evaluation_strategy": "no", "output_dir": "x"},
     )
     wrong["data"] = {"train": 5, "max_lenght": 4}
     assert [line.split(": ")[0] for line in problems(wrong, "no-equals-sign")] == [
@@ -174,14 +226,28 @@ def test_all_problems_come_at_once() -> None:
 
 def test_all_contradictions_come_at_once() -> None:
     """Where every section is right by itself, everything they disagree on is told together."""
-    training = {"fp16": True, "bf16": True, "per_device_train_batch_size": 4, "load_best_model_at_end": True, "run_name": "x"}
+    training = {
+        "fp16": True,
+        "bf16": True,
+        "per_device_train_batch_size": 4,
+        "load_best_model_at_end": True,
+        "run_name": "x",
+    }
     lines = problems(
-        job(data={"train": "a.jsonl", "global_batch_size": 6}, training=training, workers={"num_workers": 1, "use_gpu": False, "resources_per_worker": {"GPU": 1}})
+        job(
+            data={"train": "a.jsonl", "global_batch_size": 6},
+            training=training,
+            workers={"num_workers": 1, "use_gpu": False, "resources_per_worker": {"GPU": 1}},
+        )
     )
     assert [line.split(": ")[0] for line in lines] == [
-        "training.run_name", "data.global_batch_size", "training.load_best_model_at_end", "training.fp16", "training.fp16",
+        "training.run_name",
+        "data.global_batch_size",
+        "training.load_best_model_at_end",
+        "training.fp16",
+        "training.fp16",
         "workers.resources_per_worker",
-    ]  # fmt: skip
+    ]
 
 
 # --set
@@ -208,7 +274,13 @@ def test_override_takes_a_yaml_value(text: str, value: Any) -> None:
 
 def test_override_creates_sections_and_replaces_what_is_no_mapping() -> None:
     """A dotted key makes the sections on its way, also in place of an empty one; the last override of a key wins."""
-    overrides = ["tracking.tags.team=nlp", "early_stopping.early_stopping_patience=3", "training.seed=42", "seed=1", "seed=42"]
+    overrides = [
+        "tracking.tags.team=nlp",
+        "early_stopping.early_stopping_patience=3",
+        "training.seed=42",
+        "seed=1",
+        "seed=42",
+    ]
     early = {"validation": "v.jsonl", "train": "t.jsonl"}
     loaded = load_job(job(tracking=None, data=early), overrides)
     assert loaded.tracking.tags == {"team": "nlp"}
@@ -231,8 +303,11 @@ def test_override_leaves_the_given_job_alone() -> None:
 def test_override_of_another_form_is_told(override: str) -> None:
     """An override that is not dotted.key=value is told as it was typed."""
     (line,) = problems(job(), override)
-    assert line == f"--set {override}: is not of the form dotted.key=value. Write e.g. --set training.learning_rate=1e-5.".replace(
-        "  ", " "
+    assert (
+        line
+        == f"--set {override}: is not of the form dotted.key=value. Write e.g. --set training.learning_rate=1e-5.".replace(  # noqa: E501
+            "  ", " "
+        )
     )
 
 
@@ -249,8 +324,8 @@ def test_override_whose_value_is_no_yaml_is_told(text: str) -> None:
 @pytest.mark.parametrize(
     ("key", "text", "value"),
     [
-        ("learning_rate", "2e-5", 2e-5), ("weight_decay", "1e-2", 0.01), ("num_train_epochs", "3", 3.0), ("warmup_steps", "0.1", 0.1),
-        ("max_steps", "'100'", 100), ("logging_steps", "5", 5.0), ("bf16", "true", True), ("optim", "adafactor", "adafactor"),
+        ("learning_rate", "2e-5", 2e-5), ("weight_decay", "1e-2", 0.01), ("num_train_epochs", "3", 3.0), ("warmup_steps", "0.1", 0.1),  # noqa: E501
+        ("max_steps", "'100'", 100), ("logging_steps", "5", 5.0), ("bf16", "true", True), ("optim", "adafactor", "adafactor"),  # noqa: E501
     ],
 )  # fmt: skip
 def test_training_value_gets_the_type_of_training_arguments(key: str, text: str, value: Any) -> None:
@@ -282,16 +357,18 @@ def test_bare_no_switches_evaluation_off() -> None:
 @pytest.mark.parametrize("name", sorted(RENAMED))
 def test_removed_name_tells_the_new_one(name: str) -> None:
     """A name that older `TrainingArguments` had is told as removed, together with what replaced it."""
-    assert problems(job(), f"training.{name}=1") == [f"training.{name}: was removed from transformers. Use {RENAMED[name]}."]
+    assert problems(job(), f"training.{name}=1") == [
+        f"training.{name}: was removed from transformers. Use {RENAMED[name]}."
+    ]
 
 
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
         ("output_dir", "storage_path"), ("overwrite_output_dir", "--overwrite"), ("resume_from_checkpoint", "--resume"),
-        ("deepspeed", "`deepspeed`"), ("fsdp", "`deepspeed`"), ("use_cpu", "workers.use_gpu"), ("report_to", "`tracking`"),
+        ("deepspeed", "`deepspeed`"), ("fsdp", "`deepspeed`"), ("use_cpu", "workers.use_gpu"), ("report_to", "`tracking`"),  # noqa: E501
         ("run_name", "`name`"), ("push_to_hub", "hub token"), ("dataloader_num_workers", "data.feed_cpus_per_worker"),
-        ("ignore_data_skip", "exact"), ("auto_find_batch_size", "per_device_train_batch_size"), ("local_rank", "Ray Train"),
+        ("ignore_data_skip", "exact"), ("auto_find_batch_size", "per_device_train_batch_size"), ("local_rank", "Ray Train"),  # noqa: E501
         ("remove_unused_columns", "remove it"), ("save_only_model", "model/"), ("do_train", "raytrain-nlp train"),
     ],
 )  # fmt: skip
@@ -312,7 +389,9 @@ def test_refused_name_tells_the_reason(name: str, hint: str) -> None:
 def test_batch_sizes_must_multiply_up(per_device: int, accumulation: int, workers: int, total: int, fits: bool) -> None:
     """A global batch is per-device size x accumulation x workers, or the job is refused with the product."""
     training = {"per_device_train_batch_size": per_device, "gradient_accumulation_steps": accumulation}
-    given = job(training=training, workers={"num_workers": workers}, data={"train": "a.jsonl", "global_batch_size": total})
+    given = job(
+        training=training, workers={"num_workers": workers}, data={"train": "a.jsonl", "global_batch_size": total}
+    )
     lines = problems(given)
     assert len(lines) == (0 if fits else 1)
     if fits:
@@ -325,7 +404,9 @@ def test_batch_sizes_must_multiply_up(per_device: int, accumulation: int, worker
 
 @pytest.mark.parametrize(("total", "workers", "per_device"), [(8, 2, 4), (9, 2, 5), (7, 3, 3), (1, 4, 1)])
 def test_global_batch_alone_gives_the_per_device_size(total: int, workers: int, per_device: int) -> None:
-    """With a global batch only, each worker gets its share of it, rounded up; the global batch stays what the job says."""
+    """With a global batch only, each worker gets its share of it, rounded up; the global batch stays what the job
+    says.
+    """
     loaded = load_job(job(workers={"num_workers": workers}, data={"train": "a.jsonl", "global_batch_size": total}))
     assert (loaded.arguments()["per_device_train_batch_size"], loaded.global_batch_size) == (per_device, total)
 
@@ -374,7 +455,11 @@ BEST = "training.load_best_model_at_end"
             f"{BEST}: needs save_steps to be a multiple of eval_steps (15 and 10)",
         ),
         (True, {"eval_steps": 0, "eval_strategy": "steps", "save_steps": 15}, "training.eval_steps: must be above 0"),
-        (True, {"eval_steps": 0.1, "eval_strategy": "steps", "save_steps": 0.25}, f"{BEST}: needs save_steps to be a multiple"),
+        (
+            True,
+            {"eval_steps": 0.1, "eval_strategy": "steps", "save_steps": 0.25},
+            f"{BEST}: needs save_steps to be a multiple",
+        ),
         (True, {"eval_steps": 0.1, "eval_strategy": "steps", "save_steps": 0.3}, None),
         (True, {"eval_steps": 10, "eval_strategy": "steps", "save_steps": 20}, None),
         (True, {"eval_steps": 10}, None),
@@ -382,8 +467,12 @@ BEST = "training.load_best_model_at_end"
         (True, {}, None),
     ],
 )
-def test_best_model_needs_checkpoints_where_it_is_measured(validation: bool, training: dict[str, Any], problem: str | None) -> None:
-    """load_best_model_at_end holds only where a checkpoint is made at each evaluation; the first rule broken is told."""
+def test_best_model_needs_checkpoints_where_it_is_measured(
+    validation: bool, training: dict[str, Any], problem: str | None
+) -> None:
+    """load_best_model_at_end holds only where a checkpoint is made at each evaluation; the first rule broken is
+    told.
+    """
     data = {"train": "a.jsonl", **({"validation": "b.jsonl"} if validation else {})}
     lines = problems(job(data=data, training={**training, "load_best_model_at_end": True}))
     assert len(lines) == (1 if problem else 0)
@@ -392,10 +481,14 @@ def test_best_model_needs_checkpoints_where_it_is_measured(validation: bool, tra
 
 def test_early_stopping_asks_for_the_best_model_and_names_itself() -> None:
     """early_stopping switches load_best_model_at_end on; what that lacks is told under early_stopping."""
-    loaded = load_job(job(data={"train": "a.jsonl", "validation": "b.jsonl"}, early_stopping={"early_stopping_patience": 2}))
+    loaded = load_job(
+        job(data={"train": "a.jsonl", "validation": "b.jsonl"}, early_stopping={"early_stopping_patience": 2})
+    )
     assert loaded.arguments()["load_best_model_at_end"] is True
     assert loaded.arguments()["metric_for_best_model"] == "loss"
-    assert problems(job(early_stopping={})) == ["early_stopping: needs evaluations. Set training.eval_strategy and data.validation."]
+    assert problems(job(early_stopping={})) == [
+        "early_stopping: needs evaluations. Set training.eval_strategy and data.validation."
+    ]
 
 
 def test_evaluation_needs_validation_data() -> None:
@@ -410,8 +503,19 @@ def test_evaluation_needs_validation_data() -> None:
     [
         ({"zero_stage": 2, "offload_param": "cpu"}, "offload_param needs zero_stage 3, not 2"),
         ({"offload_optimizer": "cpu"}, "offload_optimizer needs zero_stage 1, 2 or 3"),
-        ({"zero_stage": 1, "stage3_param_persistence_threshold": 0}, "stage3_param_persistence_threshold needs zero_stage 3"),
-        ({"zero_stage": 3, "offload_param": "cpu", "offload_optimizer": "cpu", "stage3_param_persistence_threshold": 0}, None),
+        (
+            {"zero_stage": 1, "stage3_param_persistence_threshold": 0},
+            "stage3_param_persistence_threshold needs zero_stage 3",
+        ),
+        (
+            {
+                "zero_stage": 3,
+                "offload_param": "cpu",
+                "offload_optimizer": "cpu",
+                "stage3_param_persistence_threshold": 0,
+            },
+            None,
+        ),
         ({"zero_stage": 1, "offload_optimizer": "cpu"}, None),
     ],
 )
@@ -427,7 +531,9 @@ def test_same_key_in_two_sections_must_agree() -> None:
         "checkpoint.save_steps: stands under `training` too, with another value (5 and 6). Keep one."
     ]
     assert problems(job(), "checkpoint.save_steps=5", "training.save_steps=5") == []
-    assert problems(job(), "seed=1", "training.seed=2") == ["training.seed: differs from the top-level seed (2 and 1). Keep one."]
+    assert problems(job(), "seed=1", "training.seed=2") == [
+        "training.seed: differs from the top-level seed (2 and 1). Keep one."
+    ]
 
 
 # names and files
@@ -440,7 +546,8 @@ def test_good_name_is_taken(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "a..b", "/etc", "a/b", "a\\b", "a\0b", "x" * 101, "x" * 300, "", ".hidden", "-rf", "a b", "a\n", "ä", "~"]
+    "name",
+    ["../x", "a..b", "/etc", "a/b", "a\\b", "a\0b", "x" * 101, "x" * 300, "", ".hidden", "-rf", "a b", "a\n", "ä", "~"],
 )
 def test_name_that_could_leave_its_folder_is_refused(name: str) -> None:
     """A run's name is one folder below storage_path: no path, no NUL, no 300 characters, nothing hidden."""
@@ -475,7 +582,9 @@ def test_storage_path_with_nul_is_refused() -> None:
     ],
 )
 def test_file_that_is_no_job_is_one_line_with_its_line_number(tmp_path: Path, text: str, where: str, what: str) -> None:
-    """What is not YAML, gives a key twice, or holds no sections is told with file and line; nothing in it is executed."""
+    """What is not YAML, gives a key twice, or holds no sections is told with file and line; nothing in it is
+    executed.
+    """
     path = tmp_path / "job.yaml"
     path.write_text(text)
     (line,) = problems(path)
@@ -485,7 +594,9 @@ def test_file_that_is_no_job_is_one_line_with_its_line_number(tmp_path: Path, te
 def test_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     """A missing file, a folder and a file that is not UTF-8 are one line each."""
     (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
-    assert problems(tmp_path / "nothing.yaml") == [f"{tmp_path / 'nothing.yaml'}: there is no such job file. Check the path."]
+    assert problems(tmp_path / "nothing.yaml") == [
+        f"{tmp_path / 'nothing.yaml'}: there is no such job file. Check the path."
+    ]
     for path in (tmp_path, tmp_path / "latin.yaml"):
         (line,) = problems(path)
         assert line.startswith(f"{path}: cannot be read (")
@@ -507,18 +618,32 @@ def test_job_survives_dump_and_load(tmp_path: Path) -> None:
         name="full",
         storage_path=str(tmp_path / "ünïcode runs"),
         seed=7,
-        training={"learning_rate": "2e-5", "num_train_epochs": 2, "eval_strategy": False, "lr_scheduler_kwargs": {"num_cycles": 0.5}},
+        training={
+            "learning_rate": "2e-5",
+            "num_train_epochs": 2,
+            "eval_strategy": False,
+            "lr_scheduler_kwargs": {"num_cycles": 0.5},
+        },
         deepspeed={"zero_stage": 3, "offload_param": "cpu"},
         workers={"num_workers": 2, "resources_per_worker": {"CPU": 0.5}, "max_failures": -1},
         checkpoint={"save_steps": 5, "save_total_limit": 1},
         tracking={"tracking_uri": "sqlite:////tmp/a.db", "tags": {"team": "nlp: yes"}},
-        data={"train": ["a.jsonl", "b*.csv"], "validation": "hf://x/y:test", "max_bad_rows": 0.5, "global_batch_size": 6},
+        data={
+            "train": ["a.jsonl", "b*.csv"],
+            "validation": "hf://x/y:test",
+            "max_bad_rows": 0.5,
+            "global_batch_size": 6,
+        },
     )
     first = load_job(full)
     path = tmp_path / "job.yaml"
     path.write_text(dump_job(first), encoding="utf-8")
     second = load_job(path)
-    assert second.model_dump(exclude_unset=True) == {**full, "kind": second.kind} if "kind" in second.model_fields_set else full
+    assert (
+        second.model_dump(exclude_unset=True) == {**full, "kind": second.kind}
+        if "kind" in second.model_fields_set
+        else full
+    )
     assert second == first
     assert second.arguments() == first.arguments()
     assert isinstance(load_job(second), TrainJob) and load_job(second) == first
@@ -539,11 +664,15 @@ def test_loading_a_job_imports_no_ml_library(tmp_path: Path) -> None:
 
 
 def test_help_takes_less_than_a_second() -> None:
-    """`raytrain-nlp --help` lists the verbs in under one second (best of three, on a machine with nothing else to do)."""
+    """`raytrain-nlp --help` lists the verbs in under one second (best of three, on a machine with nothing else to
+    do).
+    """
     seconds = []
     for _ in range(3):
         started = time.monotonic()
-        done = subprocess.run([sys.executable, "-m", "raytrain_nlp.cli.main", "--help"], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "raytrain_nlp.cli.main", "--help"], capture_output=True, text=True, check=True
+        )
         seconds.append(time.monotonic() - started)
         assert all(verb in done.stdout for verb in ("check", "train"))
     assert min(seconds) < 1.0 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
@@ -552,9 +681,19 @@ def test_help_takes_less_than_a_second() -> None:
 @pytest.mark.parametrize(
     ("sections", "line"),
     [
-        ({"training": {}}, "data.streaming: needs training.max_steps: how many rows there are is not known before. Set training.max_steps."),
-        ({"training": {"max_steps": 5}, "data": {"max_train_rows": 9}}, "data.max_train_rows: excludes data.streaming."),
-        ({"training": {"max_steps": 5, "dataloader_drop_last": True}}, "training.dataloader_drop_last: excludes data.streaming"),
+        (
+            {"training": {}},
+            "data.streaming: needs training.max_steps: how many rows there are is not known before. Set "
+            "training.max_steps.",
+        ),
+        (
+            {"training": {"max_steps": 5}, "data": {"max_train_rows": 9}},
+            "data.max_train_rows: excludes data.streaming.",
+        ),
+        (
+            {"training": {"max_steps": 5, "dataloader_drop_last": True}},
+            "training.dataloader_drop_last: excludes data.streaming",
+        ),
     ],
 )
 def test_streaming_says_what_it_cannot_know(sections: dict, line: str) -> None:
@@ -568,8 +707,18 @@ def test_streaming_says_what_it_cannot_know(sections: dict, line: str) -> None:
 
 
 def test_range_of_workers() -> None:
-    loaded = load_job(job(workers={"num_workers": [1, 4]}, training={"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}))
-    assert (loaded.workers.num_workers, loaded.workers.min_workers, loaded.workers.elastic, loaded.global_batch_size) == (4, 1, True, 24)
+    loaded = load_job(
+        job(
+            workers={"num_workers": [1, 4]},
+            training={"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3},
+        )
+    )
+    assert (
+        loaded.workers.num_workers,
+        loaded.workers.min_workers,
+        loaded.workers.elastic,
+        loaded.global_batch_size,
+    ) == (4, 1, True, 24)
     assert [loaded.at_size(count).gradient_accumulation_steps for count in (4, 3, 2, 1)] == [3, 4, 6, 12]
     assert loaded.smallest.workers.num_workers == 1 and loaded.gradient_accumulation_steps == 3
     again = load_job(public_values(loaded))
@@ -577,7 +726,7 @@ def test_range_of_workers() -> None:
 
 
 @pytest.mark.parametrize(("workers", "expected"), [
-    ([4, 1], "num_workers is no range"), ([1, 2, 3], "num_workers is no range"), (["a", 2], "num_workers is no range"), ([0, 2], "num_workers is no range"),
+    ([4, 1], "num_workers is no range"), ([1, 2, 3], "num_workers is no range"), (["a", 2], "num_workers is no range"), ([0, 2], "num_workers is no range"),  # noqa: E501
 ])  # fmt: skip
 def test_wrong_range_of_workers_is_refused(workers: list, expected: str) -> None:
     with pytest.raises(InputError, match=expected):

@@ -20,7 +20,26 @@ from raytrain_nlp.storage.names import UnsafeName, below, part, what_is_wrong
 from raytrain_nlp.tuning.inherit import Pointer, apply_pointer
 from raytrain_nlp.tuning.trial_records import Book
 
-BAD = ["", ".", "..", "../x", "a/../../x", "a/..", "/etc/passwd", "//x", "a//b", "a/", "./a", "a\0b", "a\nb", "a\\b", "..\\x", "\\\\host\\x", "C:\\x", "x" * 256]
+BAD = [
+    "",
+    ".",
+    "..",
+    "../x",
+    "a/../../x",
+    "a/..",
+    "/etc/passwd",
+    "//x",
+    "a//b",
+    "a/",
+    "./a",
+    "a\0b",
+    "a\nb",
+    "a\\b",
+    "..\\x",
+    "\\\\host\\x",
+    "C:\\x",
+    "x" * 256,
+]
 GOOD = ["a", "a/b", "a.b", "..a", "a..", "...", "a b", "~", "~root/x", "ä/😀", "$HOME", "*", "x" * 255]
 
 
@@ -29,7 +48,11 @@ def test_bad_names_are_refused(tmp_path: Path, name: object) -> None:
     assert what_is_wrong(name)
     with pytest.raises(UnsafeName) as caught:
         below(tmp_path, name)
-    assert "\n" not in str(caught.value) and "\0" not in str(caught.value) and len(str(caught.value)) < len(str(tmp_path)) + 250
+    assert (
+        "\n" not in str(caught.value)
+        and "\0" not in str(caught.value)
+        and len(str(caught.value)) < len(str(tmp_path)) + 250
+    )
     with pytest.raises(UnsafeName):
         part(name)
 
@@ -82,8 +105,14 @@ def bucket_with(monkeypatch: pytest.MonkeyPatch, *keys: str) -> Bucket:
     return bucket
 
 
-@pytest.mark.parametrize("name", ["../escaped", "../../../../escaped", "a/../../escaped", "/tmp/escaped", "a//b", "a\\..\\b", "a\0b", "."], ids=repr)
-def test_a_key_never_becomes_a_file_outside_of_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["../escaped", "../../../../escaped", "a/../../escaped", "/tmp/escaped", "a//b", "a\\..\\b", "a\0b", "."],
+    ids=repr,
+)
+def test_a_key_never_becomes_a_file_outside_of_the_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     folder = local_folder("s3://bucket/runs", tmp_path) / "run"
     bucket = bucket_with(monkeypatch, "runs/run/run.json", f"runs/run/{name}")
     for look in (local_copy.fetch_tree, local_copy.list_tree, lambda path: bring_run(RunPaths(path.parent, path.name))):
@@ -125,7 +154,11 @@ def test_shards_lie_in_the_folder_of_their_manifest(tmp_path: Path, file: str | 
         TokenStore(folder).fetch(np.array([0]))
 
 
-JOB = {"task": {"type": "causal-lm"}, "model": {"config": {"model_type": "gpt2"}, "tokenizer": "train"}, "data": {"train": "x.txt"}}
+JOB = {
+    "task": {"type": "causal-lm"},
+    "model": {"config": {"model_type": "gpt2"}, "tokenizer": "train"},
+    "data": {"train": "x.txt"},
+}
 
 
 def run_with(storage: Path, tokenizer: object) -> RunPaths:
@@ -166,7 +199,18 @@ def test_the_best_trial_is_a_number(tmp_path: Path, best: object) -> None:
         find_run(paths.run)
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"number": "../../x", "params": {}}', '{"number": 2, "params": {}}', '{"number": null, "params": {}}', "{"], ids=str)
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{}",
+        '{"number": "../../x", "params": {}}',
+        '{"number": 2, "params": {}}',
+        '{"number": null, "params": {}}',
+        "{",
+    ],
+    ids=str,
+)
 def test_the_record_of_a_trial_is_that_of_its_folder(tmp_path: Path, content: str) -> None:
     paths = SweepPaths(tmp_path, "sweep")
     file = paths.trial(1).run / "trial.json"

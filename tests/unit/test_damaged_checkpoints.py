@@ -27,7 +27,9 @@ def make(root: Path, step: int) -> store.Checkpoint:
     paths = [staging / "sub" / "a", staging / "b"]
     for path in paths:
         path.write_bytes(os.urandom(100))
-    return store.commit(root, staging, store.Manifest(step, 1, 0, "data", {"torch": "2"}, store.describe_files(staging, paths)))
+    return store.commit(
+        root, staging, store.Manifest(step, 1, 0, "data", {"torch": "2"}, store.describe_files(staging, paths))
+    )
 
 
 def changed(**values: Any) -> Callable[[str], str]:
@@ -58,7 +60,10 @@ DAMAGES: dict[str, tuple[Callable[[str], str], str]] = {
     "an empty object": (lambda text: "{}", "its format is None"),
     "deeply nested": (lambda text: "[" * 200_000, "nested too deep"),
     "zeros": (lambda text: "\0" * len(text), "no JSON"),
-    "a later format": (changed(format=store.FORMAT + 1), f"its format is {store.FORMAT + 1}, this version reads {store.FORMAT}"),
+    "a later format": (
+        changed(format=store.FORMAT + 1),
+        f"its format is {store.FORMAT + 1}, this version reads {store.FORMAT}",
+    ),
     "a format as text": (changed(format=str(store.FORMAT)), "its format is '1'"),
     "a format that is true": (changed(format=True), "its format is True"),
     "no format": (without("format"), "its format is None"),
@@ -109,11 +114,19 @@ def test_alone_it_is_refused_by_the_driver_and_by_the_workers(tmp_path: Path, da
     paths = RunPaths(tmp_path, "run")
     apply(make(paths.checkpoints, 5).path)
     (problem,) = _check_checkpoints(paths)
-    assert problem.where == "--resume" and "none of 1 checkpoints is intact (the newest, checkpoint-5: manifest.json" in problem.what
+    assert (
+        problem.where == "--resume"
+        and "none of 1 checkpoints is intact (the newest, checkpoint-5: manifest.json" in problem.what
+    )
     notes: list[str] = []
     with pytest.raises(CheckpointError, match=told):
         Commits(paths.checkpoints, 0, 1, None, lambda step, seconds: None).find(notes.append)
-    assert len(notes) == 1 and notes[0].startswith("checkpoint-5 is damaged (manifest.json ") and "\n" not in notes[0] and len(notes[0]) < 400
+    assert (
+        len(notes) == 1
+        and notes[0].startswith("checkpoint-5 is damaged (manifest.json ")
+        and "\n" not in notes[0]
+        and len(notes[0]) < 400
+    )
 
 
 @pytest.mark.parametrize("good", [4, 6], ids=["an older good one", "a newer good one"])
@@ -131,7 +144,9 @@ def test_beside_a_good_one_it_is_named(tmp_path: Path, damage: Any, good: int) -
 
 
 def test_what_only_looks_like_a_checkpoint(tmp_path: Path) -> None:
-    """A folder without a manifest is one that somebody damaged, as its name comes last; another name is nobody's checkpoint."""
+    """A folder without a manifest is one that somebody damaged, as its name comes last; another name is nobody's
+    checkpoint.
+    """
     paths = RunPaths(tmp_path, "run")
     for name in ("checkpoint-best", "checkpoint-5.bak", "checkpoint-", "checkpoint-\u0665", "Checkpoint-7"):
         (paths.checkpoints / name).mkdir(parents=True)
@@ -170,7 +185,9 @@ def test_no_file_outside_of_a_checkpoint_is_taken_for_one_of_it(tmp_path: Path, 
     assert store.damage(checkpoint) is None
 
 
-@pytest.mark.parametrize("tag", ["../elsewhere", "/tmp", "", "a/b", "..", "a\0", "x" * 5_000], ids=lambda tag: repr(tag)[:20])
+@pytest.mark.parametrize(
+    "tag", ["../elsewhere", "/tmp", "", "a/b", "..", "a\0", "x" * 5_000], ids=lambda tag: repr(tag)[:20]
+)
 def test_latest_names_a_folder_of_the_checkpoint(tmp_path: Path, tag: str) -> None:
     (tmp_path / "latest").write_text(tag)
     with pytest.raises(CheckpointError, match="names no folder of the checkpoint"):
@@ -187,7 +204,9 @@ def test_a_file_that_cannot_be_read_is_damage(tmp_path: Path, monkeypatch: pytes
     assert store.damage(checkpoint) == "sub/a cannot be read: Input/output error"
 
 
-def test_checkpoints_that_go_while_weights_are_looked_for_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_that_go_while_weights_are_looked_for_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run that goes on retires them: what has been seen and is gone is missing, not a traceback."""
     paths = RunPaths(tmp_path, "run")
     make(paths.checkpoints, 5)

@@ -28,11 +28,21 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> None:
         yield
 
 
-@pytest.mark.parametrize("path", sorted(set(ROOT.rglob("*.py")) - {ROOT / "distributed" / "device.py"}), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path",
+    sorted(set(ROOT.rglob("*.py")) - {ROOT / "distributed" / "device.py"}),
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
 def test_only_the_device_module_asks_a_gpu(path: Path) -> None:
-    """Whoever asks torch what the machine has, and not the job what it uses, is wrong on a machine whose GPU the job does not use."""
+    """Whoever asks torch what the machine has, and not the job what it uses, is wrong on a machine whose GPU the job
+    does not use.
+    """
     named = {"cuda", "xpu", "hip"}
-    asked = [node.lineno for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute) and node.attr in named]
+    asked = [
+        node.lineno
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in named
+    ]
     assert not asked, f"{path.name}:{asked}"
 
 
@@ -49,7 +59,9 @@ def test_a_job_without_gpus_asks_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_free_memory_of_a_gpu_counts_what_torch_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = types.SimpleNamespace(mem_get_info=lambda: (100, 1000), memory_reserved=lambda: 600, memory_allocated=lambda: 250)
+    cuda = types.SimpleNamespace(
+        mem_get_info=lambda: (100, 1000), memory_reserved=lambda: 600, memory_allocated=lambda: 250
+    )
     monkeypatch.setattr(torch, "cuda", cuda)
     device.settle_device(True)
     assert device.free_memory() == 100 + 600 - 250
@@ -71,7 +83,9 @@ def test_a_process_that_changes_its_device_changes_deepspeeds(monkeypatch: pytes
 @pytest.mark.parametrize("before", [None, "0,1"])
 def test_the_environment_is_given_back(before: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A notebook may train on CPU now and on its GPU next."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before) if before else monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before) if before else monkeypatch.delenv(
+        "CUDA_VISIBLE_DEVICES", raising=False
+    )
     own = dict(os.environ)
     with devices.hidden_gpus(use_gpu=False):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
@@ -119,14 +133,18 @@ CARDS = ("NVIDIA H200", 150, (9, 0)), ("Tesla V100", 32, (7, 0))
 @pytest.mark.parametrize(
     ("visible", "names"),
     [
-        (None, ["NVIDIA H200", "Tesla V100"]), ("", []), ("1", ["Tesla V100"]), ("1,0", ["Tesla V100", "NVIDIA H200"]), ("0,7,1", ["NVIDIA H200"]),
-        ("-1", []), ("NoDevFiles", []), ("GPU-8932f937-d72c,GPU-aa", ["NVIDIA H200", "Tesla V100"]), ("GPU-8932f937-d72c", ["NVIDIA H200"]),
+        (None, ["NVIDIA H200", "Tesla V100"]), ("", []), ("1", ["Tesla V100"]), ("1,0", ["Tesla V100", "NVIDIA H200"]), ("0,7,1", ["NVIDIA H200"]),  # noqa: E501
+        ("-1", []), ("NoDevFiles", []), ("GPU-8932f937-d72c,GPU-aa", ["NVIDIA H200", "Tesla V100"]), ("GPU-8932f937-d72c", ["NVIDIA H200"]),  # noqa: E501
     ],
 )  # fmt: skip
-def test_gpus_are_those_a_process_may_see(visible: str | None, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_those_a_process_may_see(
+    visible: str | None, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gpus, "_torch_build", lambda: {"cuda": "13.0"})
     monkeypatch.setattr(gpus, "load_nvml", lambda: FakeNvml(*CARDS))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible) if visible is not None else monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible) if visible is not None else monkeypatch.delenv(
+        "CUDA_VISIBLE_DEVICES", raising=False
+    )
     assert [gpu.name for gpu in gpus.local_gpus()] == names
     assert all(gpu.bf16 == (gpu.name == "NVIDIA H200") for gpu in gpus.local_gpus())
 
@@ -154,10 +172,15 @@ def test_gpus_of_amds_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_installed_libraries_are_found() -> None:
-    """The real files: torch's own word of what it was built for, and a library that answers or says that there is no driver."""
+    """The real files: torch's own word of what it was built for, and a library that answers or says that there is no
+    driver.
+    """
     import subprocess
 
-    program = "import sys; from raytrain_nlp.cluster import gpus; gpus.local_gpus(); print(gpus.load_nvml().nvmlInit.__name__, *{'torch', 'ray'} & {*sys.modules})"
+    program = (
+        "import sys; from raytrain_nlp.cluster import gpus; gpus.local_gpus(); "
+        "print(gpus.load_nvml().nvmlInit.__name__, *{'torch', 'ray'} & {*sys.modules})"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["nvmlInit"], done.stderr
     assert gpus._torch_build()["__version__"] == torch.__version__

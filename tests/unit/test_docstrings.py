@@ -16,7 +16,18 @@ from raytrain_nlp.errors import InputError
 
 @pytest.mark.parametrize(
     "text",
-    ["torch.nn.Linear", "np.zeros", "PyTorch", "to_pandas", "MlflowClient", "RayTrainWorker", "ray.train", "Ray", "raylet", "scikit learn"],
+    [
+        "torch.nn.Linear",
+        "np.zeros",
+        "PyTorch",
+        "to_pandas",
+        "MlflowClient",
+        "RayTrainWorker",
+        "ray.train",
+        "Ray",
+        "raylet",
+        "scikit learn",
+    ],
 )
 def test_names_are_masked_with_all_that_hangs_on_them(text):
     assert docstrings._NAMES.sub("LIB", f"see {text}, please") == "see LIB, please"
@@ -46,7 +57,16 @@ torch.add_docstr(torch.abs, r"""added {x}""".format(x=1))
 add_newdoc("numpy", "ndarray", ("T", """new"""))
 '''
     assert docs_in(source) == ["module", "class", "method", "added {x}", "new"]
-    assert docs_in(source, private=True) == ["module", "class", "method", "private method", "private class", "its method", "added {x}", "new"]
+    assert docs_in(source, private=True) == [
+        "module",
+        "class",
+        "method",
+        "private method",
+        "private class",
+        "its method",
+        "added {x}",
+        "new",
+    ]
     assert docs_in(b"{{ a template }}: no Python") == []
 
 
@@ -67,7 +87,10 @@ def test_only_the_words_of_a_docstring_stay():
     >>> solve(1, 2)
     3
     """
-    assert docstrings._clean(doc) == "Solve the linear system with LIB inputs, as LIB does, in one go. a : array of numbers"
+    assert (
+        docstrings._clean(doc)
+        == "Solve the linear system with LIB inputs, as LIB does, in one go. a : array of numbers"
+    )
     assert docstrings._clean("Too short.") is None
 
 
@@ -81,7 +104,10 @@ def test_fingerprint_is_stable_and_follows_the_versions(monkeypatch):
 
 def test_a_text_of_two_libraries_is_dropped(monkeypatch):
     common = "One sentence that two of the libraries have word for word."
-    texts = {label: [f"The sentence number {i} that only the library {label} has." for i in range(100)] + [common] for label in ("a", "b")}
+    texts = {
+        label: [f"The sentence number {i} that only the library {label} has." for i in range(100)] + [common]
+        for label in ("a", "b")
+    }
     monkeypatch.setattr(docstrings, "LIBRARIES", {"a": "a", "b": "b"})
     monkeypatch.setattr(docstrings, "installed_libraries", lambda: {"a": "1", "b": "1"})
     monkeypatch.setattr(docstrings, "_texts_of", lambda module: {key_of(text): text for text in texts[module]})

@@ -17,7 +17,7 @@ def health() -> Iterator[str]:
     """A server whose /health says OK, as MLflow's does."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802 - the base class's name
+        def do_GET(self) -> None:
             self.send_response(200 if self.path == "/health" else 404)
             self.end_headers()
             self.wfile.write(b"OK" if self.path == "/health" else b"")
@@ -43,7 +43,12 @@ def test_a_tracker_that_answers_and_one_that_does_not(health: str, tmp_path: Pat
 def test_a_missing_package_and_a_wrong_version_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "requires", lambda name: ["torch>=99", "no-such-package", "optuna; extra == 'sweep'"])
     finding = doctor._packages()
-    assert not finding.ok and "no-such-package is missing" in finding.what and "(needs >=99)" in finding.what and "optuna" not in finding.what
+    assert (
+        not finding.ok
+        and "no-such-package is missing" in finding.what
+        and "(needs >=99)" in finding.what
+        and "optuna" not in finding.what
+    )
 
 
 def test_a_storage_path_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,6 @@
-"""A run that fails lets go of what it has opened, and its own error is what is told; Ray Data's settings stay the user's."""
+"""A run that fails lets go of what it has opened, and its own error is what is told; Ray Data's settings stay the
+user's.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +20,30 @@ from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.trainer import loader as loaders
 from raytrain_nlp.worker import loop
 
-JOB = {"name": "run", "task": {"type": "causal-lm"}, "model": {"name_or_path": "x"}, "data": {"train": "x.txt"}, "workers": {"num_workers": 1, "use_gpu": False}}
+JOB = {
+    "name": "run",
+    "task": {"type": "causal-lm"},
+    "model": {"name_or_path": "x"},
+    "data": {"train": "x.txt"},
+    "workers": {"num_workers": 1, "use_gpu": False},
+}
 
 
 @pytest.mark.parametrize("fails", ["building", "training", "committing", "the end", None], ids=str)
 @pytest.mark.parametrize("closing", ["closes well", "fails to close"])
-def test_loaders_and_trainer_are_closed_however_a_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str | None, closing: str) -> None:
+def test_loaders_and_trainer_are_closed_however_a_run_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str | None, closing: str
+) -> None:
     done: list[str] = []
 
     def act(name: str) -> Any:
         def action(*_: Any, **__: Any) -> None:
             done.append(name)
-            if name == fails or (fails in done and name in ("train closed", "evaluation closed", "released") and closing == "fails to close"):
+            if name == fails or (
+                fails in done
+                and name in ("train closed", "evaluation closed", "released")
+                and closing == "fails to close"
+            ):
                 raise RuntimeError(name)
 
         return action
@@ -37,7 +51,9 @@ def test_loaders_and_trainer_are_closed_however_a_run_ends(tmp_path: Path, monke
     def closed(name: str) -> Any:
         return SimpleNamespace(close=act(f"{name} closed"))
 
-    trainer = SimpleNamespace(train=act("training"), release=act("released"), model=None, state=SimpleNamespace(global_step=1))
+    trainer = SimpleNamespace(
+        train=act("training"), release=act("released"), model=None, state=SimpleNamespace(global_step=1)
+    )
     commits = SimpleNamespace(find=lambda note: None, finish=act("committing"))
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
@@ -85,7 +101,13 @@ def settings() -> tuple[Any, ...]:
 
     context = DataContext.get_current()
     options = context.execution_options
-    return options.preserve_order, options.resource_limits.cpu, context.enable_progress_bars, context.target_max_block_size, context.execution_no_progress_timeout_s
+    return (
+        options.preserve_order,
+        options.resource_limits.cpu,
+        context.enable_progress_bars,
+        context.target_max_block_size,
+        context.execution_no_progress_timeout_s,
+    )
 
 
 def test_the_feed_changes_nothing_of_ray_data_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +124,13 @@ def test_the_feed_changes_nothing_of_ray_data_for_others(monkeypatch: pytest.Mon
 
         def map_batches(self, *_: Any, **__: Any) -> Any:
             context = self.context
-            made.append((context.execution_options.preserve_order, context.execution_options.resource_limits.cpu, context.target_max_block_size))
+            made.append(
+                (
+                    context.execution_options.preserve_order,
+                    context.execution_options.resource_limits.cpu,
+                    context.target_max_block_size,
+                )
+            )
             return SimpleNamespace(iter_batches=lambda **_: [])
 
     monkeypatch.setattr(read_api, "from_blocks", lambda blocks: Source())

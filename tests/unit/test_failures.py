@@ -1,4 +1,6 @@
-"""Who failed: real tracebacks inside DeepSpeed, transformers, torch and the user's own file; what comes again; what is told of it."""
+"""Who failed: real tracebacks inside DeepSpeed, transformers, torch and the user's own file; what comes again; what is
+told of it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ import torch.distributed as dist
 from raytrain_nlp.errors import FeedError
 from raytrain_nlp.failures import find_failure, raised_in
 
-GLOO = "[pair.cc:537] Read error [127.0.0.1]:54191: Connection reset by peer. Check the logs of the remote worker (gloo)"
+GLOO = (
+    "[pair.cc:537] Read error [127.0.0.1]:54191: Connection reset by peer. Check the logs of the remote worker (gloo)"
+)
 
 
 def installed(name: str, file: str) -> ModuleType:
@@ -43,7 +47,7 @@ def users(tmp_path: Path) -> ModuleType:
 
 
 def failing(call: Callable[[], Any]) -> BaseException:
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - whatever the library raises
+    with pytest.raises(Exception) as caught:
         call()
     error = caught.value
     error.__traceback__ = error.__traceback__.tb_next  # this function is no user's
@@ -69,18 +73,27 @@ LOOK_UP = functools.partial(torch.nn.functional.embedding, torch.tensor([7]), to
 
 def test_deepspeed_is_named_with_what_it_needs_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     line = told(lambda: compile_without_cuda(monkeypatch))
-    assert line.startswith("DeepSpeed failed: MissingCUDAException: CUDA_HOME does not exist, unable to compile CUDA op(s) at deepspeed/ops/op_builder/builder.py:")
+    assert line.startswith(
+        "DeepSpeed failed: MissingCUDAException: CUDA_HOME does not exist, unable to compile CUDA op(s) at "
+        "deepspeed/ops/op_builder/builder.py:"
+    )
     assert all(word in line for word in ("CUDA_HOME", "TORCH_CUDA_ARCH_LIST", "g++", "ninja"))
 
 
 def test_torch_is_named_and_what_an_id_beyond_a_table_means() -> None:
     line = told(LOOK_UP)
-    assert line.startswith("PyTorch failed: IndexError: index out of range in self at torch/nn/functional.py:") and "vocab_size" in line
+    assert (
+        line.startswith("PyTorch failed: IndexError: index out of range in self at torch/nn/functional.py:")
+        and "vocab_size" in line
+    )
 
 
 def test_transformers_is_named() -> None:
     line = told(lambda: installed("transformers", "utils/versions.py").require_version("numpy>=999"))
-    assert line.startswith("transformers failed: ImportError: numpy>=999 is required") and " at transformers/utils/versions.py:" in line
+    assert (
+        line.startswith("transformers failed: ImportError: numpy>=999 is required")
+        and " at transformers/utils/versions.py:" in line
+    )
 
 
 def test_the_users_file_is_named_where_it_raises(users: ModuleType) -> None:
@@ -89,11 +102,15 @@ def test_the_users_file_is_named_where_it_raises(users: ModuleType) -> None:
 
 def test_both_are_named_where_the_users_code_called_the_library(users: ModuleType) -> None:
     line = told(lambda: users.compute_loss(LOOK_UP))
-    assert line.startswith("the user's code failed: IndexError: index out of range in self, raised in PyTorch (torch/nn/functional.py:")
+    assert line.startswith(
+        "the user's code failed: IndexError: index out of range in self, raised in PyTorch (torch/nn/functional.py:"
+    )
     assert f"called at {users.__file__}:2 in compute_loss" in line
 
 
-def test_a_step_of_the_users_above_our_frames_is_not_to_blame(users: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_of_the_users_above_our_frames_is_not_to_blame(
+    users: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The user's training step calls `super()`, which comes back to ours, which calls the library."""
     from raytrain_nlp import failures
 
@@ -110,7 +127,7 @@ def test_a_step_of_the_users_above_our_frames_is_not_to_blame(users: ModuleType,
 
 
 @pytest.mark.parametrize("error", [
-    RuntimeError(GLOO), dist.DistNetworkError("lost"), RuntimeError("NCCL communicator was aborted on rank 1"), KeyboardInterrupt(), FeedError("says it"),
+    RuntimeError(GLOO), dist.DistNetworkError("lost"), RuntimeError("NCCL communicator was aborted on rank 1"), KeyboardInterrupt(), FeedError("says it"),  # noqa: E501
 ])  # fmt: skip
 def test_what_is_no_failure_of_this_process(users: ModuleType, error: BaseException) -> None:
     assert find_failure(error) is None
@@ -124,22 +141,32 @@ def raising(error: BaseException) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize(("error", "again"), [
-    (TypeError("forward() got an unexpected keyword argument 'x'"), True), (ImportError("no module named flash_attn"), True),
-    (RuntimeError("mat1 and mat2 shapes cannot be multiplied (4x3 and 5x2)"), True), (RuntimeError("The size of tensor a (5) must match the size of tensor b (4)"), True),
+    (TypeError("forward() got an unexpected keyword argument 'x'"), True), (ImportError("no module named flash_attn"), True),  # noqa: E501
+    (RuntimeError("mat1 and mat2 shapes cannot be multiplied (4x3 and 5x2)"), True), (RuntimeError("The size of tensor a (5) must match the size of tensor b (4)"), True),  # noqa: E501
     (RuntimeError("CUDA error: unspecified launch failure"), False), (OSError("disk"), False),
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), False),
 ])  # fmt: skip
 def test_what_the_same_step_brings_again(error: Exception, again: bool) -> None:
     """Of a library; what passes is tried again."""
     scope: dict[str, Any] = {}
-    exec(compile("def forward(call):\n    call()\n", "/env/lib/python3.11/site-packages/transformers/models/x.py", "exec"), scope)
+    exec(
+        compile(
+            "def forward(call):\n    call()\n", "/env/lib/python3.11/site-packages/transformers/models/x.py", "exec"
+        ),
+        scope,
+    )
     error = failing(lambda: scope["forward"](exec_raiser(error)))
     assert find_failure(error).again is again
 
 
 def exec_raiser(error: BaseException) -> Callable[[], None]:
     scope: dict[str, Any] = {"error": error}
-    exec(compile("def raiser():\n    raise error\n", "/env/lib/python3.11/site-packages/transformers/models/y.py", "exec"), scope)
+    exec(
+        compile(
+            "def raiser():\n    raise error\n", "/env/lib/python3.11/site-packages/transformers/models/y.py", "exec"
+        ),
+        scope,
+    )
     return scope["raiser"]
 
 
@@ -147,13 +174,23 @@ def test_errors_of_the_feed_may_pass_though_they_are_of_the_class_that_was_raise
     kind = type("RayTaskError(KeyError)", (KeyError,), {"__module__": "ray.exceptions"})
     text = 'ray::map()\n  File "/env/lib/python3.11/site-packages/pyarrow/ipc.py", line 5, in open\nKeyError: 1'
     scope: dict[str, Any] = {"error": kind(text)}
-    exec(compile("def get():\n    raise error\n", "/env/lib/python3.11/site-packages/ray/_private/worker.py", "exec"), scope)
+    exec(
+        compile("def get():\n    raise error\n", "/env/lib/python3.11/site-packages/ray/_private/worker.py", "exec"),
+        scope,
+    )
     assert not find_failure(failing(scope["get"])).again
 
 
 def test_code_that_came_with_a_model_is_neither_the_users_nor_a_librarys() -> None:
     scope: dict[str, Any] = {}
-    exec(compile("def forward():\n    raise ValueError('no')\n", "/home/u/.cache/huggingface/modules/transformers_modules/org/m/modeling.py", "exec"), scope)
+    exec(
+        compile(
+            "def forward():\n    raise ValueError('no')\n",
+            "/home/u/.cache/huggingface/modules/transformers_modules/org/m/modeling.py",
+            "exec",
+        ),
+        scope,
+    )
     failure = find_failure(failing(scope["forward"]))
     assert failure.who == "the model's own code" and "org/m/modeling.py:2 in forward" in failure.error
 
@@ -161,7 +198,11 @@ def test_code_that_came_with_a_model_is_neither_the_users_nor_a_librarys() -> No
 def test_where_an_error_was_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     before = sys.modules.get("deepspeed")
     error = failing(lambda: compile_without_cuda(monkeypatch))
-    assert raised_in(error, "deepspeed") and not raised_in(error, "transformers") and sys.modules.get("deepspeed") is before
+    assert (
+        raised_in(error, "deepspeed")
+        and not raised_in(error, "transformers")
+        and sys.modules.get("deepspeed") is before
+    )
 
 
 # What becomes of it
@@ -192,7 +233,9 @@ def test_a_failure_is_tried_again_until_it_comes_twice_at_the_same_step(tell: Ca
     assert tell("PyTorch failed: something else", False, step=9)
 
 
-def test_one_that_would_come_again_is_not_tried_at_all_and_no_other_rank_takes_it_back(tell: Callable[..., bool]) -> None:
+def test_one_that_would_come_again_is_not_tried_at_all_and_no_other_rank_takes_it_back(
+    tell: Callable[..., bool],
+) -> None:
     assert tell("the user's code failed: KeyError", True)
     assert tell("PyTorch failed: lost a rank", False, rank=1)
 
@@ -210,16 +253,30 @@ def explained(tmp_path: Path, failures: dict[int, str], monkeypatch: pytest.Monk
     return str(explain(error, RunPaths(tmp_path, "run"), " Continue with --resume.", lambda: advice))
 
 
-def test_resume_is_advised_only_where_it_can_help(tell: Callable[..., bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lost, shape = f"Traceback\nRuntimeError: {GLOO}", "Traceback\nraytrain_nlp.errors.RunError: PyTorch failed: RuntimeError: CUDA error at torch/x.py:1 in f."
+def test_resume_is_advised_only_where_it_can_help(
+    tell: Callable[..., bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost, shape = (
+        f"Traceback\nRuntimeError: {GLOO}",
+        "Traceback\nraytrain_nlp.errors.RunError: PyTorch failed: RuntimeError: CUDA error at torch/x.py:1 in f.",
+    )
     line = explained(tmp_path, {0: lost, 1: shape}, monkeypatch)
-    assert line.startswith("rank 1: PyTorch failed: RuntimeError: CUDA error at torch/x.py:1 in f. Logs") and line.endswith("Continue with --resume.")
+    assert line.startswith(
+        "rank 1: PyTorch failed: RuntimeError: CUDA error at torch/x.py:1 in f. Logs"
+    ) and line.endswith("Continue with --resume.")
     tell("transformers failed: TypeError: f() got x.", True)
     line = explained(tmp_path, {0: lost}, monkeypatch)
-    assert line.startswith("transformers failed: TypeError: f() got x. Logs") and line.endswith("It would come again: mend it first.")
+    assert line.startswith("transformers failed: TypeError: f() got x. Logs") and line.endswith(
+        "It would come again: mend it first."
+    )
 
 
-def test_memory_that_was_not_enough_is_told_with_the_planners_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "raytrain_nlp.errors.RunError: PyTorch failed: OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB at torch/x.py:1 in f."
+def test_memory_that_was_not_enough_is_told_with_the_planners_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (
+        "raytrain_nlp.errors.RunError: PyTorch failed: OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB "
+        "at torch/x.py:1 in f."
+    )
     line = explained(tmp_path, {0: text}, monkeypatch, "It fits with --set deepspeed.zero_stage=3.")
     assert "in f. It fits with --set deepspeed.zero_stage=3. Logs" in line

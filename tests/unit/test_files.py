@@ -1,4 +1,6 @@
-"""What a run leaves is readable as the user's umask says, is on disk, and is replaced as a whole, also by a process that is killed."""
+"""What a run leaves is readable as the user's umask says, is on disk, and is replaced as a whole, also by a process
+that is killed.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def test_tensors_follow_the_umask(tmp_path: Path, mask: int) -> None:
 def test_nothing_shared_is_made_with_tempfile() -> None:
     """Its files and folders are their owner's alone: right for a node's own, wrong in a run."""
     made = re.compile(r"\b(mkstemp|mkdtemp|NamedTemporaryFile)\b|TemporaryDirectory\([^)]*dir=")
-    assert {str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py") if made.search(path.read_text(encoding="utf-8"))} <= {"host/scratch.py"}
+    assert {
+        str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py") if made.search(path.read_text(encoding="utf-8"))
+    } <= {"host/scratch.py"}
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -153,9 +157,17 @@ def test_all_levels_of_a_folder_are_brought_to_disk(tmp_path: Path, monkeypatch:
     folder(tmp_path / "a" / "deep", "x")
     synced = []
     fsync = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")) or fsync(handle))
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")) or fsync(handle)
+    )
     fsync_tree(tmp_path / "a")
-    assert {os.path.relpath(path, tmp_path) for path in synced} == {"a", "a/deep", "a/deep/sub", "a/deep/config.json", "a/deep/sub/x"}
+    assert {os.path.relpath(path, tmp_path) for path in synced} == {
+        "a",
+        "a/deep",
+        "a/deep/sub",
+        "a/deep/config.json",
+        "a/deep/sub/x",
+    }
     assert synced.index(str(tmp_path / "a" / "deep" / "sub")) < synced.index(str(tmp_path / "a"))
 
 

@@ -1,4 +1,6 @@
-"""Which processes of Ray the fork server takes over: plain Python workers; everything else starts as Ray would start it."""
+"""Which processes of Ray the fork server takes over: plain Python workers; everything else starts as Ray would start
+it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ SETUP, WORKER = "/site/ray/_private/workers/setup_worker.py", "/site/ray/_privat
 
 
 def context(**values: object) -> str:
-    content = {"command_prefix": [], "env_vars": {}, "py_executable": "/venv/python", "override_worker_entrypoint": None, "java_jars": [], **values}
+    content = {
+        "command_prefix": [],
+        "env_vars": {},
+        "py_executable": "/venv/python",
+        "override_worker_entrypoint": None,
+        "java_jars": [],
+        **values,
+    }
     return f"--serialized-runtime-env-context={json.dumps(content)}"
 
 

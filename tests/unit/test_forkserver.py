@@ -32,7 +32,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen(8)
-        server = subprocess.Popen([sys.executable, "-c", SERVER, str(listener.fileno())], stdin=subprocess.PIPE, pass_fds=[listener.fileno()])
+        server = subprocess.Popen(
+            [sys.executable, "-c", SERVER, str(listener.fileno())], stdin=subprocess.PIPE, pass_fds=[listener.fileno()]
+        )
     yield str(path)
     server.stdin.close()
     assert server.wait(20) == 0
@@ -48,7 +50,12 @@ def connect(address: str) -> socket.socket:
 def request(place: Path) -> bytes:
     script = place / "script.py"
     script.write_text("import sys, pathlib\npathlib.Path(sys.argv[1]).write_text('done')\n")
-    return json.dumps({"arguments": [str(script), str(place / "made")], "environment": dict(os.environ), "directory": str(place)}).encode() + b"\n"
+    return (
+        json.dumps(
+            {"arguments": [str(script), str(place / "made")], "environment": dict(os.environ), "directory": str(place)}
+        ).encode()
+        + b"\n"
+    )
 
 
 def start(address: str, place: Path) -> None:
@@ -63,7 +70,11 @@ def start(address: str, place: Path) -> None:
     assert (place / "made").read_text() == "done"
 
 
-@pytest.mark.parametrize("content", [b"", b'{"arguments": [', b"\n", b"no json\n", b"[]\n"], ids=["nothing", "half", "an empty line", "no JSON", "a list"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b'{"arguments": [', b"\n", b"no json\n", b"[]\n"],
+    ids=["nothing", "half", "an empty line", "no JSON", "a list"],
+)
 @pytest.mark.parametrize("streams", [0, 3], ids=["no streams", "its streams"])
 @pytest.mark.parametrize("ends", ["closes", "hangs"])
 def test_the_next_launcher_is_served(address: str, tmp_path: Path, content: bytes, streams: int, ends: str) -> None:

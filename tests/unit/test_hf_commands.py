@@ -1,5 +1,5 @@
-"""Every command line of transformers' examples for the five scripts becomes a job that is taken. Whether it passes `check` with a model
-and trains is asked by tests/cluster/test_hf_examples.py."""
+"""Every command line of transformers' examples for the five scripts becomes a job that is taken. Whether it passes
+`check` with a model and trains is asked by tests/cluster/test_hf_examples.py."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from hf_commands import commands, local_job, write_inputs  # noqa: E402
+from hf_commands import commands, local_job, write_inputs
 
-from raytrain_nlp.cli.from_hf.convert import from_hf  # noqa: E402
-from raytrain_nlp.cli.from_hf.flags import SCRIPTS  # noqa: E402
-from raytrain_nlp.config import load_job  # noqa: E402
+from raytrain_nlp.cli.from_hf.convert import from_hf
+from raytrain_nlp.cli.from_hf.flags import SCRIPTS
+from raytrain_nlp.config import load_job
 
 COMMANDS = commands()
 
@@ -41,6 +41,10 @@ def test_command_becomes_a_job(name: str) -> None:
     job, _ = from_hf(shlex.split(command))
     loaded = load_job(local_job(job))
     assert ("--do_eval" in command) <= (loaded.data.validation is not None)
-    assert loaded.workers.num_workers == (8 if " 8 " in command.partition("run_")[0] else 2 if "num_gpus 2" in command or "per_node=2" in command else 1)
+    assert loaded.workers.num_workers == (
+        8 if " 8 " in command.partition("run_")[0] else 2 if "num_gpus 2" in command or "per_node=2" in command else 1
+    )
     if "--deepspeed" in command:
-        assert loaded.deepspeed.zero_stage == (3 if "zero3.json" in command else 2) and loaded.arguments().get("fp16", False) == ("--fp16" in command)
+        assert loaded.deepspeed.zero_stage == (3 if "zero3.json" in command else 2) and loaded.arguments().get(
+            "fp16", False
+        ) == ("--fp16" in command)

@@ -40,7 +40,9 @@ def test_of_threads_that_say_the_same_at_once_one_does() -> None:
 
 def test_versions_are_those_of_the_installed_packages() -> None:
     found = package_versions()
-    assert {name: found[name] for name in ("torch", "ray", "numpy")} == {name: version(name) for name in ("torch", "ray", "numpy")}
+    assert {name: found[name] for name in ("torch", "ray", "numpy")} == {
+        name: version(name) for name in ("torch", "ray", "numpy")
+    }
     assert set(found) >= {"transformers", "deepspeed", "tokenizers", "raytrain-nlp"} and all(found.values())
 
 
@@ -74,7 +76,9 @@ def test_a_signal_ends_a_verb_with_its_own_line_and_the_handlers_of_before_are_b
 
 
 def test_who_is_asked_and_has_an_answer_is_not_interrupted() -> None:
-    """Training goes on to its checkpoint; the line says what is waited for, and the exit code says which signal it was."""
+    """Training goes on to its checkpoint; the line says what is waited for, and the exit code says which signal it
+    was.
+    """
     asked = threading.Event()
 
     def hook() -> str:

@@ -33,11 +33,17 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch, own: str, 
     assert huge_pages() == {"GLIBC_TUNABLES": expected}
 
 
-@pytest.mark.skipif(not SETTING.exists() or "[madvise]" not in SETTING.read_text(), reason="the kernel does not give huge pages on request")
+@pytest.mark.skipif(
+    not SETTING.exists() or "[madvise]" not in SETTING.read_text(),
+    reason="the kernel does not give huge pages on request",
+)
 def test_large_blocks_lie_in_huge_pages() -> None:
     name, version = os.confstr("CS_GNU_LIBC_VERSION").split()
     if tuple(map(int, version.split("."))) < (2, 35):
         pytest.skip(f"{name} {version} knows no huge pages")
-    plain, asked = (int(subprocess.check_output([sys.executable, "-c", TOUCH], env={**os.environ, **extra})) for extra in ({}, huge_pages()))
+    plain, asked = (
+        int(subprocess.check_output([sys.executable, "-c", TOUCH], env={**os.environ, **extra}))
+        for extra in ({}, huge_pages())
+    )
     assert plain < 1024
     assert asked > 32 * 1024  # of 64 MiB; the kernel gives fewer where it has none

@@ -1,4 +1,6 @@
-"""`raytrain-nlp init`: each example is a job that loads where it was written, and its code is where the job imports it from."""
+"""`raytrain-nlp init`: each example is a job that loads where it was written, and its code is where the job imports it
+from.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,9 @@ def test_the_techniques_are_in_their_examples() -> None:
 
 
 def test_a_deepspeed_file_is_written_beside_the_job_that_names_it() -> None:
-    assert json.loads(init("deepspeed-json", "deep/down/job.yaml", "--json").stdout.splitlines()[-1]) == {"files": ["deep/down/job.yaml", "deep/down/ds_zero3.json"]}
+    assert json.loads(init("deepspeed-json", "deep/down/job.yaml", "--json").stdout.splitlines()[-1]) == {
+        "files": ["deep/down/job.yaml", "deep/down/ds_zero3.json"]
+    }
     job = load_job("deep/down/job.yaml")
     assert job.deepspeed.config_file == "deep/down/ds_zero3.json"
     assert job.deepspeed.config["train_batch_size"] == "auto"
@@ -81,7 +85,10 @@ def test_a_deepspeed_file_is_written_beside_the_job_that_names_it() -> None:
 def test_code_is_written_where_the_job_imports_it_from(target: str, folder: Path) -> None:
     init("custom-trainer", target)
     trainer = load_job(target).trainer
-    assert [trainer.class_.partition(":")[2], *(name.partition(":")[2] for name in trainer.callbacks)] == ["WeightedTrainer", "StopWhenGoodEnough"]
+    assert [trainer.class_.partition(":")[2], *(name.partition(":")[2] for name in trainer.callbacks)] == [
+        "WeightedTrainer",
+        "StopWhenGoodEnough",
+    ]
     for name in (trainer.class_, *trainer.callbacks):
         module, _, attribute = name.partition(":")
         assert f"class {attribute}(" in (folder / module.replace(".", "/")).with_suffix(".py").read_text()
@@ -126,7 +133,9 @@ def test_without_a_task_all_are_listed_tasks_first() -> None:
     lines = init().stdout.splitlines()
     assert [line.split()[0] for line in lines[: len(TASK_TYPES)]] == list(TASK_TYPES)
     assert sorted(line.split()[0] for line in lines) == EXAMPLES
-    assert next(line for line in lines if line.startswith("lora")).endswith("LoRA: train small matrices beside frozen weights")
+    assert next(line for line in lines if line.startswith("lora")).endswith(
+        "LoRA: train small matrices beside frozen weights"
+    )
     assert sorted(json.loads(init("--json").stdout.splitlines()[-1])["examples"]) == EXAMPLES
 
 

@@ -1,4 +1,6 @@
-"""Signals: the first is answered and interrupts, or has the hook end things; the second ends the process and what it started."""
+"""Signals: the first is answered and interrupts, or has the hook end things; the second ends the process and what it
+started.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ BEGIN = "import os, signal, sys, time\nfrom raytrain_nlp.host import signals as 
 
 
 def start(program: str) -> subprocess.Popen:
-    process = subprocess.Popen([sys.executable, "-c", BEGIN + program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", BEGIN + program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline().strip() == "ready"
     return process
 
@@ -52,7 +56,7 @@ def test_interrupt_comes_though_the_answer_takes_longer_than_the_main_thread_wai
     process = start(
         "interrupts._DECISION_S = 0.1\n"
         "with interrupts.handled(), interrupts.asking(lambda: time.sleep(1)):\n"
-        "    try:\n        print('ready', flush=True); time.sleep(60); time.sleep(60)\n    except KeyboardInterrupt:\n        print('interrupted')\n"
+        "    try:\n        print('ready', flush=True); time.sleep(60); time.sleep(60)\n    except KeyboardInterrupt:\n        print('interrupted')\n"  # noqa: E501
     )
     process.send_signal(signal.SIGINT)
     assert end(process)[1] == "interrupted\n"
@@ -73,7 +77,7 @@ def test_hook_ends_things_instead() -> None:
 def test_hook_that_has_nothing_to_end_lets_it_interrupt() -> None:
     process = start(
         "with interrupts.handled(), interrupts.asking(lambda: None), interrupts.asking(lambda: 1 / 0):\n"
-        "    try:\n        print('ready', flush=True); time.sleep(60)\n    except KeyboardInterrupt:\n        print('interrupted')\n"
+        "    try:\n        print('ready', flush=True); time.sleep(60)\n    except KeyboardInterrupt:\n        print('interrupted')\n"  # noqa: E501
     )
     process.send_signal(signal.SIGINT)
     assert end(process)[1] == "interrupted\n"
@@ -82,10 +86,10 @@ def test_hook_that_has_nothing_to_end_lets_it_interrupt() -> None:
 def test_second_signal_ends_everything_though_the_main_thread_hears_nothing() -> None:
     process = start(
         "import subprocess\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)'])\n"
-        "with interrupts.handled(), interrupts.at_once(lambda: os.write(1, b'last word\\n')), interrupts.at_once(lambda: time.sleep(60)):\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)'])\n"  # noqa: E501
+        "with interrupts.handled(), interrupts.at_once(lambda: os.write(1, b'last word\\n')), interrupts.at_once(lambda: time.sleep(60)):\n"  # noqa: E501
         "    print('ready', flush=True)\n"
-        "    while True:\n        try:\n            time.sleep(60)\n        except KeyboardInterrupt:\n            pass\n"
+        "    while True:\n        try:\n            time.sleep(60)\n        except KeyboardInterrupt:\n            pass\n"  # noqa: E501
     )
     child = psutil.Process(process.pid).children()[0]
     process.send_signal(signal.SIGINT)
@@ -115,6 +119,6 @@ def test_handlers_are_put_back() -> None:
         "before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)\n"
         "print('ready', flush=True)\n"
         "with interrupts.handled(), interrupts.handled():\n    pass\n"
-        "print(before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)), signal.set_wakeup_fd(-1))\n"
+        "print(before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)), signal.set_wakeup_fd(-1))\n"  # noqa: E501
     )
     assert end(process)[1] == "True -1\n"

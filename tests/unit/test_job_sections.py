@@ -1,4 +1,6 @@
-"""Sections of a job, each alone: what they take, what they refuse in a line, and that they say what the libraries say."""
+"""Sections of a job, each alone: what they take, what they refuse in a line, and that they say what the libraries
+say.
+"""
 
 from __future__ import annotations
 
@@ -49,39 +51,70 @@ class Outer(Section):
 
 def test_what_is_wrong_is_told_by_the_key_the_user_wrote_all_at_once() -> None:
     lines = told(Outer, inner={"widht": 3}, name=True, more=1)
-    assert "here.inner.widht: unknown key. Did you mean 'width'?" in lines and any(line.startswith("here.more: unknown key. Valid keys: inner, name") for line in lines)
-    assert any(line.startswith("here.name: should be a valid string (True). YAML reads a bare yes, on and true as True: quote the word") for line in lines)
+    assert "here.inner.widht: unknown key. Did you mean 'width'?" in lines and any(
+        line.startswith("here.more: unknown key. Valid keys: inner, name") for line in lines
+    )
+    assert any(
+        line.startswith(
+            "here.name: should be a valid string (True). YAML reads a bare yes, on and true as True: quote the word"
+        )
+        for line in lines
+    )
     with pytest.raises(ValidationError):
         Outer().name = "y"  # type: ignore[misc]
 
 
 def test_data_are_named_in_every_form_and_batched_in_one_way() -> None:
     one = DataConfig(train=["a", "b"], validation={"in": "c", "out": ["d", "e"]})
-    assert sources_of(one.train) == ["a", "b"] and sources_of(one.validation) == ["c", "d", "e"] and sources_of(None) == []
-    assert one.source_of("train") == ["a", "b"] and one.source_of("validation.out") == ["d", "e"] and list(one.validation_sets()) == ["in", "out"]
-    assert DataConfig(train="a", validation="v").validation_sets() == {"": "v"} and DataConfig(train="a").validation_sets() == {}
+    assert (
+        sources_of(one.train) == ["a", "b"] and sources_of(one.validation) == ["c", "d", "e"] and sources_of(None) == []
+    )
+    assert (
+        one.source_of("train") == ["a", "b"]
+        and one.source_of("validation.out") == ["d", "e"]
+        and list(one.validation_sets()) == ["in", "out"]
+    )
+    assert (
+        DataConfig(train="a", validation="v").validation_sets() == {"": "v"}
+        and DataConfig(train="a").validation_sets() == {}
+    )
     for values, line in (
-        ({"train": []}, "is empty"), ({"train": 7}, "should be a name or a list of names"), ({"train": "a", "validation": {"a b": "c"}}, "letters, digits and _"),
-        ({"train": "a", "global_batch_size": 8, "batch_tokens": 512}, "exclude each other"), ({"train": "a", "max_length": 1}, "greater than or equal to 2"),
+        ({"train": []}, "is empty"), ({"train": 7}, "should be a name or a list of names"), ({"train": "a", "validation": {"a b": "c"}}, "letters, digits and _"),  # noqa: E501
+        ({"train": "a", "global_batch_size": 8, "batch_tokens": 512}, "exclude each other"), ({"train": "a", "max_length": 1}, "greater than or equal to 2"),  # noqa: E501
     ):  # fmt: skip
         (found,) = told(DataConfig, **values)
         assert line in found
 
 
 def test_a_deepspeed_file_is_read_and_contradictions_are_told(tmp_path: Path) -> None:
-    (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 3}, "gradient_clipping": 0.5, "bf16": {"enabled": True}, "train_batch_size": 32}))
+    (tmp_path / "ds.json").write_text(
+        json.dumps(
+            {
+                "zero_optimization": {"stage": 3},
+                "gradient_clipping": 0.5,
+                "bf16": {"enabled": True},
+                "train_batch_size": 32,
+            }
+        )
+    )
     found = DeepSpeedConfig(config_file=str(tmp_path / "ds.json"))
     assert found.zero_stage == 3 and found.enabled and not DeepSpeedConfig().enabled and found.config is not None
     values: dict[str, Any] = {"learning_rate": 1e-3}
     assert apply_deepspeed_config(found.config, values, num_workers=2) == []
     assert values == {"learning_rate": 1e-3, "max_grad_norm": 0.5, "bf16": True, "per_device_train_batch_size": 16}
-    wrong = apply_deepspeed_config(found.config, {"max_grad_norm": 1.0, "per_device_train_batch_size": 8}, num_workers=2)
-    assert [problem.where for problem in wrong] == ["deepspeed.config.gradient_clipping", "deepspeed.config.train_batch_size"]
+    wrong = apply_deepspeed_config(
+        found.config, {"max_grad_norm": 1.0, "per_device_train_batch_size": 8}, num_workers=2
+    )
+    assert [problem.where for problem in wrong] == [
+        "deepspeed.config.gradient_clipping",
+        "deepspeed.config.train_batch_size",
+    ]
     (tmp_path / "twice.json").write_text('{"gradient_clipping": 1, "gradient_clipping": 2}')
     for config, line in (
-        ({"config_file": str(tmp_path / "none")}, "there is no such file"), ({"config_file": str(tmp_path / "twice.json")}, "stands there twice"),
-        ({"zero_stage": 1, "offload_param": "cpu"}, "offload_param needs zero_stage 3, not 1"), ({"offload_optimizer": "cpu"}, "needs zero_stage 1, 2 or 3"),
-        ({"zero_stage": 2, "config": {"zero_optimization": {"stage": 3}}}, "zero_stage contradicts the DeepSpeed configuration (2 and 3)"),
+        ({"config_file": str(tmp_path / "none")}, "there is no such file"), ({"config_file": str(tmp_path / "twice.json")}, "stands there twice"),  # noqa: E501
+        ({"zero_stage": 1, "offload_param": "cpu"}, "offload_param needs zero_stage 3, not 1"), ({"offload_optimizer": "cpu"}, "needs zero_stage 1, 2 or 3"),  # noqa: E501
+        ({"zero_stage": 2, "config": {"zero_optimization": {"stage": 3}}}, "zero_stage contradicts the DeepSpeed "
+                                                                           "configuration (2 and 3)"),
     ):  # fmt: skip
         (found_line,) = told(DeepSpeedConfig, **config)
         assert line in found_line
@@ -104,9 +137,19 @@ def test_what_needs_a_gpu_is_told_by_the_job_alone(tmp_path: Path, sections: dic
 
 
 def test_a_job_counts_its_batches_as_trainer_does(tmp_path: Path) -> None:
-    job = load_job(plain_job(tmp_path, "x", workers={"num_workers": [2, 4]}, training={"gradient_accumulation_steps": 3}))
-    assert job.gradient_accumulation_steps == 3 and job.arguments()["per_device_train_batch_size"] == 8 and job.workers.elastic
-    assert job.global_batch_size == 8 * 3 * 4 and job.smallest.workers.num_workers == 2 and job.smallest.global_batch_size == job.global_batch_size
+    job = load_job(
+        plain_job(tmp_path, "x", workers={"num_workers": [2, 4]}, training={"gradient_accumulation_steps": 3})
+    )
+    assert (
+        job.gradient_accumulation_steps == 3
+        and job.arguments()["per_device_train_batch_size"] == 8
+        and job.workers.elastic
+    )
+    assert (
+        job.global_batch_size == 8 * 3 * 4
+        and job.smallest.workers.num_workers == 2
+        and job.smallest.global_batch_size == job.global_batch_size
+    )
     for name in ("../x", "", "a b", "-x"):
         assert told(TrainJob, **plain_job(tmp_path, name)), name
 
@@ -144,7 +187,10 @@ def test_an_adapter_is_told_what_peft_would_not_take(lora: dict[str, Any], line:
 
 
 def test_a_job_that_is_written_is_the_job_that_is_read(tmp_path: Path) -> None:
-    job = load_job(plain_job(tmp_path, "größe", tracking={"tracking_uri": "http://user:secret@host"}) | {"name": "x"}, ["training.learning_rate=2e-4", "seed=11"])
+    job = load_job(
+        plain_job(tmp_path, "größe", tracking={"tracking_uri": "http://user:secret@host"}) | {"name": "x"},
+        ["training.learning_rate=2e-4", "seed=11"],
+    )
     assert job.arguments()["learning_rate"] == 2e-4 and job.seed == 11 and "secret" not in dump_job(job)
     (tmp_path / "job.yaml").write_text(dump_job(job))
     again = load_job(tmp_path / "job.yaml")
@@ -153,7 +199,11 @@ def test_a_job_that_is_written_is_the_job_that_is_read(tmp_path: Path) -> None:
 
 def test_what_is_no_job_file_is_one_line_with_its_place(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
-    for content, line in (("a: [1\n", r"job.yaml:\d: is not YAML"), ("- a\n", "holds no mapping"), ("seed: 1\nseed: 2\n", "the key 'seed' stands there twice")):
+    for content, line in (
+        ("a: [1\n", r"job.yaml:\d: is not YAML"),
+        ("- a\n", "holds no mapping"),
+        ("seed: 1\nseed: 2\n", "the key 'seed' stands there twice"),
+    ):
         file.write_text(content)
         with pytest.raises(InputError, match=line) as caught:
             read_values(file)
@@ -162,13 +212,15 @@ def test_what_is_no_job_file_is_one_line_with_its_place(tmp_path: Path) -> None:
         read_values(tmp_path / "none.yaml")
     values: dict[str, Any] = {"a": 1}
     assert apply_override(values, "b.c=[1, x]") is None and values == {"a": 1, "b": {"c": [1, "x"]}}
-    assert "is not of the form" in str(apply_override(values, "b.=1")) and "not YAML" in str(apply_override(values, "b=[1"))
+    assert "is not of the form" in str(apply_override(values, "b.=1")) and "not YAML" in str(
+        apply_override(values, "b=[1")
+    )
 
 
 @pytest.mark.parametrize(
     ("section", "scheduler"),
     [
-        (Asha, tune_schedulers.ASHAScheduler), (HyperBand, tune_schedulers.HyperBandScheduler), (MedianStopping, tune_schedulers.MedianStoppingRule),
+        (Asha, tune_schedulers.ASHAScheduler), (HyperBand, tune_schedulers.HyperBandScheduler), (MedianStopping, tune_schedulers.MedianStoppingRule),  # noqa: E501
         (Pbt, tune_schedulers.PopulationBasedTraining),
     ],
 )  # fmt: skip
@@ -183,13 +235,20 @@ def test_languages_name_their_columns() -> None:
     assert (plain.source, plain.target) == ("en", "de")
     named = Translation(type="translation", source_lang="en", target_lang="de", source_column="a", target_column="b")
     assert (named.source, named.target) == ("a", "b")
-    assert Summarization(type="summarization").summary_column == "summary" and told(Summarization, type="summarization", max_target_length=1)
+    assert Summarization(type="summarization").summary_column == "summary" and told(
+        Summarization, type="summarization", max_target_length=1
+    )
 
 
 @pytest.mark.parametrize("name", ["my_code:MyTrainer", "a.b_c:D.e"])
 def test_names_of_the_users_code_are_a_module_and_a_name(name: str) -> None:
-    assert TrainerConfig.model_validate({"class": name, "callbacks": [name, {"class": name, "arguments": {"x": 1}}]}).callback_configs() == [
-        CallbackConfig(class_=name), CallbackConfig(class_=name, arguments={"x": 1}),
-    ]  # fmt: skip
+    assert TrainerConfig.model_validate(
+        {"class": name, "callbacks": [name, {"class": name, "arguments": {"x": 1}}]}
+    ).callback_configs() == [
+        CallbackConfig(class_=name),
+        CallbackConfig(class_=name, arguments={"x": 1}),
+    ]
     for wrong in ("my_code.MyTrainer", "my code:X", "os;x:y", ":x"):
-        assert "is not of the form package.module:name" in told(TrainerConfig, preprocess=wrong)[0] and told(TrainerConfig, callbacks=[{"class": wrong}])
+        assert "is not of the form package.module:name" in told(TrainerConfig, preprocess=wrong)[0] and told(
+            TrainerConfig, callbacks=[{"class": wrong}]
+        )

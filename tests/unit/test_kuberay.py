@@ -1,4 +1,6 @@
-"""The manifest of `submit --kuberay`: what Ray's own reading of it for the autoscaler gives, and that it carries no secret."""
+"""The manifest of `submit --kuberay`: what Ray's own reading of it for the autoscaler gives, and that it carries no
+secret.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,13 @@ from raytrain_nlp.errors import InputError
 
 
 def job_file(folder: Path, **sections: Any) -> str:
-    tiny = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    tiny = {
+        "model_type": "bert",
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
     job = {
         "name": "My_Run.1",
         "storage_path": "/mnt/shared/runs",
@@ -32,15 +40,28 @@ def job_file(folder: Path, **sections: Any) -> str:
 def test_rays_autoscaler_reads_what_the_job_needs(tmp_path: Path) -> None:
     from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
-    text = manifest(job_file(tmp_path), image="registry/mine:1", overrides=["training.max_steps=7"], arguments=["--resume"], env=["HF_TOKEN"])
+    text = manifest(
+        job_file(tmp_path),
+        image="registry/mine:1",
+        overrides=["training.max_steps=7"],
+        arguments=["--resume"],
+        env=["HF_TOKEN"],
+    )
     files, ray_job = yaml.safe_load_all(text)
     assert (ray_job["apiVersion"], ray_job["kind"], ray_job["metadata"]["name"]) == ("ray.io/v1", "RayJob", "my-run-1")
     spec = ray_job["spec"]
-    config = _derive_autoscaling_config_from_ray_cr({"metadata": {"name": "r", "namespace": "n"}, "spec": spec["rayClusterSpec"]})  # validates, too
+    config = _derive_autoscaling_config_from_ray_cr(
+        {"metadata": {"name": "r", "namespace": "n"}, "spec": spec["rayClusterSpec"]}
+    )  # validates, too
     kinds = config["available_node_types"]
     assert kinds["headgroup"]["resources"]["CPU"] == 0 and kinds["headgroup"]["max_workers"] == 0
     train = kinds["train"]
-    assert (train["min_workers"], train["max_workers"], train["resources"]["CPU"], train["resources"]["GPU"]) == (0, 4, 7, 1)  # 6, and its feed
+    assert (train["min_workers"], train["max_workers"], train["resources"]["CPU"], train["resources"]["GPU"]) == (
+        0,
+        4,
+        7,
+        1,
+    )  # 6, and its feed
     assert kinds["data"]["resources"].get("GPU", 0) == 0
     assert spec["entrypoint"] == "python -m raytrain_nlp.cli.main train /home/ray/job/job.yaml --resume"
     again = load_job(yaml.safe_load(files["data"]["job.yaml"]))
@@ -48,7 +69,9 @@ def test_rays_autoscaler_reads_what_the_job_needs(tmp_path: Path) -> None:
     pods = [spec["rayClusterSpec"]["headGroupSpec"], *spec["rayClusterSpec"]["workerGroupSpecs"]]
     for pod in (group["template"]["spec"] for group in pods):
         (container,) = pod["containers"]
-        assert container["env"] == [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "raytrain-nlp", "key": "HF_TOKEN"}}}]
+        assert container["env"] == [
+            {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "raytrain-nlp", "key": "HF_TOKEN"}}}
+        ]
         assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
         assert container["image"] == "registry/mine:1"
 

@@ -1,4 +1,6 @@
-"""Language models' rows to tensors: what is learned, what is masked, and that chance depends on seed, epoch and row alone."""
+"""Language models' rows to tensors: what is learned, what is masked, and that chance depends on seed, epoch and row
+alone.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +17,30 @@ from raytrain_nlp.tasks.base import IGNORED, CollateContext, Lengths, Place
 
 TEXTS = ["the fox runs over two hills", "a cat sleeps", "seven zebras walk home slowly tonight"]
 CHAT_TEMPLATE = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>\n{% endfor %}{% if add_generation_prompt "
+    "%}<assistant>{% endif %}"
 )
 
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     cache = tmp_path_factory.mktemp("tokenizers")
-    return {kind: load_tokenizer(str(train_tokenizer(TEXTS, TokenizerTraining(vocab_size=320), kind, "k", cache, None))) for kind in ("encoder", "decoder")}
+    return {
+        kind: load_tokenizer(str(train_tokenizer(TEXTS, TokenizerTraining(vocab_size=320), kind, "k", cache, None)))
+        for kind in ("encoder", "decoder")
+    }
 
 
 def context_of(tokenizer: Any) -> CollateContext:
-    return CollateContext(tokenizer.pad_token_id, 0, "right", ["input_ids", "attention_mask"], [], tokenizer.mask_token_id, len(tokenizer))
+    return CollateContext(
+        tokenizer.pad_token_id, 0, "right", ["input_ids", "attention_mask"], [], tokenizer.mask_token_id, len(tokenizer)
+    )
 
 
 def collated(task: Any, columns: dict[str, list], tokenizer: Any, place: Place) -> dict[str, np.ndarray]:
-    return task.collate({name: [np.array(row) for row in rows] for name, rows in columns.items()}, context_of(tokenizer), place)
+    return task.collate(
+        {name: [np.array(row) for row in rows] for name, rows in columns.items()}, context_of(tokenizer), place
+    )
 
 
 def causal(**values: Any) -> Any:
@@ -47,7 +57,9 @@ def test_plain_text_is_learned_whole(tokenizers: dict[str, Any]) -> None:
     columns = task.encode([{"text": text} for text in TEXTS], tokenizer, Lengths(64))
     assert columns["input_ids"] == tokenizer(TEXTS)["input_ids"]
     batch = collated(task, columns, tokenizer, place())
-    for ids, labels, mask, row in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], columns["input_ids"], strict=True):
+    for ids, labels, mask, row in zip(
+        batch["input_ids"], batch["labels"], batch["attention_mask"], columns["input_ids"], strict=True
+    ):
         assert labels[: len(row)].tolist() == ids[: len(row)].tolist() == row
         assert set(labels[len(row) :]) <= {IGNORED} and mask.sum() == len(row)
 
@@ -58,12 +70,20 @@ def test_only_completions_are_learned(tokenizers: dict[str, Any]) -> None:
     row = {"p": "the fox", "c": " runs home"}
     task = causal(prompt_column="p", completion_column="c")
     columns = task.encode([row], tokenizer, Lengths(64))
-    prompt, completion = tokenizer("the fox")["input_ids"], tokenizer(" runs home")["input_ids"] + [tokenizer.eos_token_id]
+    prompt, completion = (
+        tokenizer("the fox")["input_ids"],
+        tokenizer(" runs home")["input_ids"] + [tokenizer.eos_token_id],
+    )
     assert columns["input_ids"] == [prompt + completion]
     labels = collated(task, columns, tokenizer, place(count=1))["labels"][0].tolist()
     assert labels == [IGNORED] * len(prompt) + completion
     everything = causal(prompt_column="p", completion_column="c", completion_only_loss=False)
-    assert collated(everything, everything.encode([row], tokenizer, Lengths(64)), tokenizer, place(count=1))["labels"][0].tolist() == prompt + completion
+    assert (
+        collated(everything, everything.encode([row], tokenizer, Lengths(64)), tokenizer, place(count=1))["labels"][
+            0
+        ].tolist()
+        == prompt + completion
+    )
 
 
 def test_only_the_assistant_is_learned(tokenizers: dict[str, Any]) -> None:
@@ -71,9 +91,12 @@ def test_only_the_assistant_is_learned(tokenizers: dict[str, Any]) -> None:
     tokenizer = tokenizers["decoder"]
     tokenizer.chat_template = CHAT_TEMPLATE
     messages = [
-        {"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello you"},
-        {"role": "user", "content": "more"}, {"role": "assistant", "content": "no"},
-    ]  # fmt: skip
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "hello you"},
+        {"role": "user", "content": "more"},
+        {"role": "assistant", "content": "no"},
+    ]
     task = causal(messages_column="messages")
     columns = task.encode([{"messages": messages}], tokenizer, Lengths(512))
     ids, targets = columns["input_ids"][0], columns["targets"][0]
@@ -85,9 +108,10 @@ def test_only_the_assistant_is_learned(tokenizers: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
-        (None, "null"), ([], "empty"), ("hi", "str"), ([1], "message 1 of field 'm' is int"), ([{"role": "user", "content": "x"}], "no message of the"),
-        ([{"role": "user", "content": "x"}, {"role": "assistant", "content": None}], "message 2 of field 'm' has a content that is null, not text"),
-        ([{"from": "human", "value": "x"}], "has no role (keys: from, value)"), ([{"role": "user", "content": [{"type": "text"}]}], "has a content that is list"),
+        (None, "null"), ([], "empty"), ("hi", "str"), ([1], "message 1 of field 'm' is int"), ([{"role": "user", "content": "x"}], "no message of the"),  # noqa: E501
+        ([{"role": "user", "content": "x"}, {"role": "assistant", "content": None}], "message 2 of field 'm' has a "
+                                                                                     "content that is null, not text"),
+        ([{"from": "human", "value": "x"}], "has no role (keys: from, value)"), ([{"role": "user", "content": [{"type": "text"}]}], "has a content that is list"),  # noqa: E501
     ],
 )  # fmt: skip
 def test_what_is_no_chat(messages: Any, reason: str) -> None:
@@ -104,7 +128,9 @@ def test_packed_documents_do_not_meet(tokenizers: dict[str, Any]) -> None:
     assert "attention_mask" not in batch
 
 
-def masked(tokenizer: Any, place: Place, rows: list[list[int]], words: list[list[int]] | None = None, **values: Any) -> dict[str, np.ndarray]:
+def masked(
+    tokenizer: Any, place: Place, rows: list[list[int]], words: list[list[int]] | None = None, **values: Any
+) -> dict[str, np.ndarray]:
     task = build_task(MaskedLm(type="masked-lm", **values))
     return collated(task, {"input_ids": rows, "words": words or [[1] * len(row) for row in rows]}, tokenizer, place)
 

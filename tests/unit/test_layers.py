@@ -13,11 +13,38 @@ import raytrain_nlp
 
 ROOT = Path(raytrain_nlp.__file__).parent
 ROOMS = [
-    "cli", "tuning", "verbs", "reporting", "launch", "planning", "memory", "worker", "trainer", "cluster", "run", "checkpoint", "tracking",
-    "data", "data/reading", "data/builtin", "modeling", "tasks", "cpu", "distributed", "config", "failures", "user_code", "paths",
-    "storage", "compat", "host", "errors",
-]  # fmt: skip
-"""From top to bottom. A room is a folder, or a module of the package itself; `cli` and `config` are read with the rooms in them."""
+    "cli",
+    "tuning",
+    "verbs",
+    "reporting",
+    "launch",
+    "planning",
+    "memory",
+    "worker",
+    "trainer",
+    "cluster",
+    "run",
+    "checkpoint",
+    "tracking",
+    "data",
+    "data/reading",
+    "data/builtin",
+    "modeling",
+    "tasks",
+    "cpu",
+    "distributed",
+    "config",
+    "failures",
+    "user_code",
+    "paths",
+    "storage",
+    "compat",
+    "host",
+    "errors",
+]
+"""From top to bottom. A room is a folder, or a module of the package itself; `cli` and `config` are read with the rooms
+in them.
+"""
 
 MOST_FILES = 18
 MOST_OF_THE_CODE = 0.15
@@ -48,12 +75,15 @@ def room_of(path: Path) -> str:
 
 
 def imports_of(path: Path, for_types: bool = True) -> set[Path]:
-    """Files of this package that a module imports, at any depth of its code; of a name in a package: its module, or the package.
+    """Files of this package that a module imports, at any depth of its code; of a name in a package: its module, or the
+    package.
 
     `for_types`: also what is imported for the type checker alone.
     """
     found, tree = set(), ast.parse(path.read_text(encoding="utf-8"))
-    for_checker = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    for_checker = [
+        node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
     left_out = set() if for_types else {id(node) for block in for_checker for node in ast.walk(block)}
     for node in ast.walk(tree):
         if id(node) in left_out:
@@ -81,7 +111,9 @@ def test_imports_point_down(path: Path) -> None:
     mine = room_of(path)
     for imported in imports_of(path):
         theirs = room_of(imported)
-        assert theirs == mine or ROOMS.index(theirs) > ROOMS.index(mine), f"{path.relative_to(ROOT)} imports {imported.relative_to(ROOT)}"
+        assert theirs == mine or ROOMS.index(theirs) > ROOMS.index(mine), (
+            f"{path.relative_to(ROOT)} imports {imported.relative_to(ROOT)}"
+        )
 
 
 def test_no_imports_go_round() -> None:
@@ -101,22 +133,38 @@ def test_every_room_has_a_place_and_says_in_a_sentence_what_it_is() -> None:
 
 
 def test_no_room_is_a_corridor() -> None:
-    lines = {folder: [len(path.read_text().splitlines()) for path in folder.glob("*.py")] for folder in {path.parent for path in MODULES} - {ROOT}}
+    lines = {
+        folder: [len(path.read_text().splitlines()) for path in folder.glob("*.py")]
+        for folder in {path.parent for path in MODULES} - {ROOT}
+    }
     assert {folder.name: len(files) for folder, files in lines.items() if len(files) > MOST_FILES} == {}
     whole = sum(map(sum, lines.values()))
-    assert {folder.name: sum(files) / whole for folder, files in lines.items() if sum(files) > MOST_OF_THE_CODE * whole} == {}
+    assert {
+        folder.name: sum(files) / whole for folder, files in lines.items() if sum(files) > MOST_OF_THE_CODE * whole
+    } == {}
 
 
-@pytest.mark.parametrize("module", ["raytrain_nlp", "raytrain_nlp.config", "raytrain_nlp.cli.main", "raytrain_nlp.data.plan"])
+@pytest.mark.parametrize(
+    "module", ["raytrain_nlp", "raytrain_nlp.config", "raytrain_nlp.cli.main", "raytrain_nlp.data.plan"]
+)
 def test_light_modules_import_no_ml_library(module: str) -> None:
-    program = f"import sys, {module}; print([name for name in ('torch', 'transformers', 'ray', 'mlflow', 'deepspeed', 'datasets') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    program = (
+        f"import sys, {module}; print([name for name in ('torch', 'transformers', 'ray', 'mlflow', 'deepspeed', "
+        f"'datasets') if name in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+        == "[]"
+    )
 
 
 def test_the_feed_imports_no_torch() -> None:
     """Its remote functions run beside training on the same CPUs: they must start fast and stay small."""
     program = "import sys, raytrain_nlp.data.feed; print('torch' in sys.modules or 'transformers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip() == "False"
+    assert (
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+        == "False"
+    )
 
 
 def test_public_names_are_what_all_says() -> None:
@@ -126,21 +174,25 @@ def test_public_names_are_what_all_says() -> None:
 
 def test_no_submodule_hides_a_function_of_the_api() -> None:
     """`raytrain_nlp.train` must stay the function, whatever was imported before it was asked for."""
-    import raytrain_nlp.cli.main  # noqa: F401
-    import raytrain_nlp.verbs.train  # noqa: F401
+    import raytrain_nlp.cli.main
+    import raytrain_nlp.verbs.train
 
     assert not {path.stem for path in ROOT.iterdir()} & set(raytrain_nlp.__all__)
     assert callable(raytrain_nlp.train) and callable(raytrain_nlp.check)
 
 
 def test_no_two_test_files_share_a_name() -> None:
-    """pytest imports them by their bare name, so a second one of a name ends the whole run at collection, in a fresh checkout only."""
+    """pytest imports them by their bare name, so a second one of a name ends the whole run at collection, in a fresh
+    checkout only.
+    """
     names = [path.name for path in Path(__file__).parents[1].rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))
 
 
 def test_every_module_is_named_by_a_unit_test() -> None:
-    """Else nothing of tests/unit fails where it breaks: a run of minutes has to. `HELD_ELSEWHERE` says for which that is right, and why."""
+    """Else nothing of tests/unit fails where it breaks: a run of minutes has to. `HELD_ELSEWHERE` says for which that
+    is right, and why.
+    """
     named = set().union(*(imports_of(path) for path in Path(__file__).parent.glob("test_*.py")))
     alone = {path.relative_to(ROOT).as_posix() for path in MODULES if path not in named and path.name != "__init__.py"}
     assert alone - HELD_ELSEWHERE.keys() == set()

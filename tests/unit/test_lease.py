@@ -1,4 +1,6 @@
-"""Two drivers on one run: the second refuses; a dead one is followed at once on its own host, after its time from another."""
+"""Two drivers on one run: the second refuses; a dead one is followed at once on its own host, after its time from
+another.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def test_from_another_host_after_its_time(killed: RunPaths, monkeypatch: pytest.
 def test_who_lost_the_lease_stops_writing(tmp_path: Path) -> None:
     """A driver that slept through its time, and wakes up beside the next."""
     program = "from raytrain_nlp.run import lease\nlease._BEAT_S = 0.05\n" + HOLD
-    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     next_one = '{"host": "elsewhere", "pid": 7, "id": "x"}'
     process.send_signal(signal.SIGSTOP)
@@ -79,7 +83,9 @@ def test_who_lost_the_lease_stops_writing(tmp_path: Path) -> None:
 
 
 class Bucket:
-    """Objects of a storage that looks at conditions, or does not; with a pause before each answer, in which others get theirs."""
+    """Objects of a storage that looks at conditions, or does not; with a pause before each answer, in which others get
+    theirs.
+    """
 
     def __init__(self, conditions: bool = True):
         self.objects: dict[str, tuple[bytes, float]] = {}
@@ -129,7 +135,11 @@ class Place:
         self._tmp_path, self.bucket = tmp_path, bucket
 
     def of(self, host: str) -> Path:
-        root = self._tmp_path / "shared" if self.bucket is None else local_folder("s3://bucket/runs", self._tmp_path / host)
+        root = (
+            self._tmp_path / "shared"
+            if self.bucket is None
+            else local_folder("s3://bucket/runs", self._tmp_path / host)
+        )
         return root / "run" / "driver.json"
 
     def write(self, content: str, age_s: float) -> None:
@@ -156,7 +166,9 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def race(place: Place, hosts: int = 6) -> tuple[list[str], list[str]]:
-    """Drivers of many hosts start at once: which enter, and what the others are told. Who enters stays until all have tried."""
+    """Drivers of many hosts start at once: which enter, and what the others are told. Who enters stays until all have
+    tried.
+    """
     entered: list[str] = []
     told: list[str] = []
     begin, end = threading.Barrier(hosts), threading.Barrier(hosts)
@@ -183,14 +195,20 @@ def race(place: Place, hosts: int = 6) -> tuple[list[str], list[str]]:
 DEAD = json.dumps({"host": "dead", "boot": "x", "pid": 7, "id": "x"})
 
 
-@pytest.mark.parametrize("before", [None, DEAD, "{}", "", "[]", '{"host": 3, "id": {"../x": null}}'], ids=["free", "dead", "an object", "empty", "a list", "odd"])
+@pytest.mark.parametrize(
+    "before",
+    [None, DEAD, "{}", "", "[]", '{"host": 3, "id": {"../x": null}}'],
+    ids=["free", "dead", "an object", "empty", "a list", "odd"],
+)
 def test_of_many_hosts_at_once_one_enters(place: Place, before: str | None) -> None:
     for _ in range(6):
         if before is not None:
             place.write(before, lease._STALE_S + 5)
         entered, told = race(place)
         assert len(entered) == 1 and len(told) == 5
-        assert all("start the run at the same time" in line or "another driver is writing the run" in line for line in told)
+        assert all(
+            "start the run at the same time" in line or "another driver is writing the run" in line for line in told
+        )
         assert place.left() == []  # neither a lease nor a probe, nor the right to follow anybody
 
 
@@ -241,7 +259,9 @@ def test_a_holder_that_lives_is_heard_of(place: Place, monkeypatch: pytest.Monke
         assert not entered and len(told) == 2
 
 
-def test_a_beat_that_fails_ends_neither_the_thread_nor_the_run(place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_beat_that_fails_ends_neither_the_thread_nor_the_run(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(lease, "_BEAT_S", 0.01)
     holder, calls = lease._holder, []
 
@@ -260,7 +280,9 @@ def test_a_beat_that_fails_ends_neither_the_thread_nor_the_run(place: Place, mon
     assert capsys.readouterr().err.count("the lease of the run cannot be kept alive") == 1
 
 
-def test_a_storage_without_conditions_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_storage_without_conditions_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     bucket = Bucket(conditions=False)
     monkeypatch.setattr(local_copy, "_objects", lambda url: bucket)
     path = Place(tmp_path, bucket).of("here")
@@ -279,7 +301,15 @@ def test_a_start_that_was_killed_early_does_not_block_the_name(tmp_path: Path) -
     write_json(paths.lease, json.loads(DEAD))
     paths.lock.touch()
     (paths.run / ".driver.json.after-0123456789abcdef").touch()
-    job = load_job({"name": "run", "storage_path": str(tmp_path), "task": {"type": "causal-lm"}, "model": {"name_or_path": "x"}, "data": {"train": "x.txt"}})
+    job = load_job(
+        {
+            "name": "run",
+            "storage_path": str(tmp_path),
+            "task": {"type": "causal-lm"},
+            "model": {"name_or_path": "x"},
+            "data": {"train": "x.txt"},
+        }
+    )
     assert check_name(job, paths, resume=False, overwrite=False) == []
     (paths.run / "notes.txt").touch()
     assert "is no run of ours" in check_name(job, paths, resume=False, overwrite=False)[0].what

@@ -74,7 +74,9 @@ def test_number_words(number: int, in_english: str, in_german: str) -> None:
 
 def test_no_two_numbers_have_the_same_words() -> None:
     numbers = [*range(12_000), *range(99_900, 101_200), *range(999_000, 1_002_000), LARGEST]
-    assert len({english(number) for number in numbers}) == len({german(number) for number in numbers}) == len(set(numbers))
+    assert (
+        len({english(number) for number in numbers}) == len({german(number) for number in numbers}) == len(set(numbers))
+    )
 
 
 def test_rows_are_lists_of_all_sizes(splits: Splits) -> None:
@@ -92,7 +94,10 @@ def test_rows_are_lists_of_all_sizes(splits: Splits) -> None:
 
 def test_validation_numbers_are_new(splits: Splits) -> None:
     short = {german(number) for number in range(100)}
-    seen = {split: {word for row in rows for word in row["translation"]["de"].split(", ")} - short for split, rows in splits.items()}
+    seen = {
+        split: {word for row in rows for word in row["translation"]["de"].split(", ")} - short
+        for split, rows in splits.items()
+    }
     assert len(seen["validation"]) > 300 and not seen["train"] & seen["validation"]
 
 

@@ -1,4 +1,6 @@
-"""Paths of any spelling and length: storage that becomes a URI, a relative RUN, a TMPDIR longer than a socket's name may be."""
+"""Paths of any spelling and length: storage that becomes a URI, a relative RUN, a TMPDIR longer than a socket's name
+may be.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ ODD = ["plain", "a b", "what?x=1", "100%", "p%20q", "h#1", "ümläut 中", "a&b=
 
 @pytest.mark.parametrize("name", ODD)
 def test_database_lies_in_its_storage(tmp_path: Path, name: str) -> None:
-    """By the way SQLAlchemy reads the address: the file is there, and nothing is beside the folder, also where MLflow makes the database's parents."""
+    """By the way SQLAlchemy reads the address: the file is there, and nothing is beside the folder, also where MLflow
+    makes the database's parents.
+    """
     storage = tmp_path / name
     storage.mkdir()
     uri = default_uri(storage)
@@ -65,15 +69,28 @@ def test_a_relative_run_is_made_absolute(tmp_path: Path, monkeypatch: pytest.Mon
     assert at_hand(".") == tmp_path / "runs" / "r" and at_hand(".").name == "r"
 
 
-def test_names_of_a_job_mean_what_they_meant_where_it_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_a_job_mean_what_they_meant_where_it_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Data, model and modules of a run are found from another folder too, and are not those of the same names there."""
     home, other = tmp_path / "home", tmp_path / "other"
     for folder in (home, other):
         (folder / "base").mkdir(parents=True)
         for name in ("a.jsonl", "b.jsonl"):
             (folder / name).write_text('{"text": "x", "label": 0}\n')
-    sources = {"one": "a.jsonl", "two": ["*.jsonl", "base:train"], "hub": "hf://a/b:test", "far": "s3://a/b", "gone": "c.jsonl", "whole": str(other / "a.jsonl")}
-    job = {"task": {"type": "text-classification"}, "model": {"name_or_path": "base", "tokenizer": "gpt2"}, "data": {"train": "a.jsonl", "validation": sources}}
+    sources = {
+        "one": "a.jsonl",
+        "two": ["*.jsonl", "base:train"],
+        "hub": "hf://a/b:test",
+        "far": "s3://a/b",
+        "gone": "c.jsonl",
+        "whole": str(other / "a.jsonl"),
+    }
+    job = {
+        "task": {"type": "text-classification"},
+        "model": {"name_or_path": "base", "tokenizer": "gpt2"},
+        "data": {"train": "a.jsonl", "validation": sources},
+    }
     run = home / "runs" / "r"
     (run / "model").mkdir(parents=True)
     (run / "model" / "tokenizer_config.json").write_text("{}")
@@ -82,8 +99,16 @@ def test_names_of_a_job_mean_what_they_meant_where_it_was_started(tmp_path: Path
     monkeypatch.chdir(other)
     found = find_run("../home/runs/r")
     there = {**sources, "one": str(home / "a.jsonl"), "two": [str(home / "*.jsonl"), str(home / "base:train")]}
-    assert found.job.data.validation == there and found.job.data.train == str(home / "a.jsonl") and found.code_folder == str(home)
-    assert (found.job.model.name_or_path, found.job.model.tokenizer, found.base) == (str(home / "base"), "gpt2", str(home / "base"))
+    assert (
+        found.job.data.validation == there
+        and found.job.data.train == str(home / "a.jsonl")
+        and found.code_folder == str(home)
+    )
+    assert (found.job.model.name_or_path, found.job.model.tokenizer, found.base) == (
+        str(home / "base"),
+        "gpt2",
+        str(home / "base"),
+    )
     monkeypatch.chdir(home)
     assert find_run("runs/r").job.data.validation == sources and find_run("runs/r").base == "base"
     (run / "run.json").write_text(json.dumps({**record, "folder": str(tmp_path / "of another machine")}))
@@ -107,8 +132,12 @@ def short_tmp() -> Path:
 
 
 @pytest.mark.parametrize("length", [30, 36, 37, 40, 65, 100, 200])
-def test_ray_gets_a_folder_that_its_sockets_fit_into(short_tmp: Path, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
-    """By binding the longest socket Ray makes; a TMPDIR that is short enough is left alone, of the others the files lie in TMPDIR."""
+def test_ray_gets_a_folder_that_its_sockets_fit_into(
+    short_tmp: Path, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    """By binding the longest socket Ray makes; a TMPDIR that is short enough is left alone, of the others the files lie
+    in TMPDIR.
+    """
     folder = long_folder(short_tmp, length)
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
@@ -125,7 +154,11 @@ def test_ray_gets_a_folder_that_its_sockets_fit_into(short_tmp: Path, monkeypatc
 def test_folder_with_blanks_gets_a_plain_name(short_tmp: Path) -> None:
     (short_tmp / "a b").mkdir()
     name = short_name(short_tmp / "a b" / "socket")
-    assert " " not in str(name) and name.parent.resolve() == (short_tmp / "a b").resolve() and name == short_name(short_tmp / "a b" / "socket")
+    assert (
+        " " not in str(name)
+        and name.parent.resolve() == (short_tmp / "a b").resolve()
+        and name == short_name(short_tmp / "a b" / "socket")
+    )
 
 
 def test_fork_server_listens_in_a_long_folder(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,4 +171,8 @@ def test_fork_server_listens_in_a_long_folder(short_tmp: Path, monkeypatch: pyte
     with fork_server.forked_processes():
         launcher = Path(services.sys.executable)
         address = shlex.split(launcher.read_text().splitlines()[1])[5]
-        assert max(len(address), len(str(launcher))) <= MOST_BYTES and Path(address).is_socket() and launcher.resolve().is_relative_to(folder)
+        assert (
+            max(len(address), len(str(launcher))) <= MOST_BYTES
+            and Path(address).is_socket()
+            and launcher.resolve().is_relative_to(folder)
+        )

@@ -1,4 +1,6 @@
-"""What LoRA trains beside weights that ZeRO-3 has sharded: one device and one type, or a line that names the odd ones."""
+"""What LoRA trains beside weights that ZeRO-3 has sharded: one device and one type, or a line that names the odd
+ones.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from raytrain_nlp.modeling.lora import apply_one_kind, check_one_kind
 
 
 def adapted(base: torch.dtype) -> torch.nn.Module:
-    """As PEFT leaves a classifier: adapters in fp32 on the CPU, the head a copy in the base's type. The base is sharded."""
+    """As PEFT leaves a classifier: adapters in fp32 on the CPU, the head a copy in the base's type. The base is
+    sharded.
+    """
     model = torch.nn.Module()
     model.base = torch.nn.Linear(2, 2, dtype=base)
     for parameter in model.base.parameters():
@@ -35,7 +39,9 @@ def test_what_was_made_beside_a_gpu_is_moved_to_it() -> None:
     """PEFT makes on the CPU what it copies from nowhere."""
     moved = []
     data = types.SimpleNamespace(to=lambda *where: moved.append(where))
-    sharded = types.SimpleNamespace(ds_id=0, device="cuda:0", dtype=torch.bfloat16, requires_grad=False, is_floating_point=lambda: True)
+    sharded = types.SimpleNamespace(
+        ds_id=0, device="cuda:0", dtype=torch.bfloat16, requires_grad=False, is_floating_point=lambda: True
+    )
     adapter = types.SimpleNamespace(requires_grad=True, data=data)
     frozen = types.SimpleNamespace(requires_grad=False, data=data)
     apply_one_kind(types.SimpleNamespace(parameters=lambda: iter([frozen, sharded, adapter])))
@@ -44,7 +50,9 @@ def test_what_was_made_beside_a_gpu_is_moved_to_it() -> None:
 
 def test_the_odd_ones_are_named() -> None:
     model = adapted(torch.bfloat16)
-    with pytest.raises(InputError, match=r"most are torch.float32 on cpu, but not head.weight \(torch.bfloat16 on cpu\), head.bias"):
+    with pytest.raises(
+        InputError, match=r"most are torch.float32 on cpu, but not head.weight \(torch.bfloat16 on cpu\), head.bias"
+    ):
         del model.base
         check_one_kind(model)
     model.lora_B.to("meta")

@@ -1,4 +1,6 @@
-"""Predictions: nothing is published half, and what an interrupted prediction has made is never lost by following our advice."""
+"""Predictions: nothing is published half, and what an interrupted prediction has made is never lost by following our
+advice.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,11 @@ from raytrain_nlp.run.saved_run import Run, Weights
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A folder, by its path and as an address; and objects, which fsspec keeps in this process."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    return {"folder": str(tmp_path / "out"), "file://": f"file://{tmp_path}/out", "memory://": f"memory://{uuid.uuid4().hex}"}[request.param]
+    return {
+        "folder": str(tmp_path / "out"),
+        "file://": f"file://{tmp_path}/out",
+        "memory://": f"memory://{uuid.uuid4().hex}",
+    }[request.param]
 
 
 def content(path: str) -> bytes | None:
@@ -87,7 +93,9 @@ def test_finished_parts_are_found_again_also_with_overwrite(place: str) -> None:
     assert begin(place) == made and begin(place, overwrite=True) == made
     with open_output(f"{place}/out.jsonl") as file:
         file.write(b"what an older version has left")
-    with pytest.raises(InputError, match=r"is there already .* add --overwrite; the 3 parts that are made already are kept"):
+    with pytest.raises(
+        InputError, match=r"is there already .* add --overwrite; the 3 parts that are made already are kept"
+    ):
         begin(place)
     assert begin(place, overwrite=True) == made  # the advice, followed
     assert put_together(f"{place}/out.jsonl", f"{place}/out.jsonl.parts", "jsonl", set(made), "") == {
@@ -124,22 +132,39 @@ def test_what_parts_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "user_preprocess_of_parts.py").write_text("def f(row):\n    return row\n")
-    values = {"task": {"type": "causal-lm"}, "model": {"name_or_path": "x"}, "data": {"train": "x.txt", "max_length": 16}}
+    values = {
+        "task": {"type": "causal-lm"},
+        "model": {"name_or_path": "x"},
+        "data": {"train": "x.txt", "max_length": 16},
+    }
     paths, weights = RunPaths(tmp_path, "run"), tmp_path / "run" / "model"
     weights.mkdir(parents=True)
     (weights / "model.safetensors").write_bytes(os.urandom(3_000_000))
 
-    def what(name: str = "model", options: dict[str, Any] | None = None, prefix: str = "", **more: Any) -> dict[str, Any]:
+    def what(
+        name: str = "model", options: dict[str, Any] | None = None, prefix: str = "", **more: Any
+    ) -> dict[str, Any]:
         job = load_job({**values, **more})
-        return what_parts_hold(Run(paths, job, [], weights, {}, tmp_path, None), Weights(name, weights), job, [], options or {}, prefix, 512)
+        return what_parts_hold(
+            Run(paths, job, [], weights, {}, tmp_path, None),
+            Weights(name, weights),
+            job,
+            [],
+            options or {},
+            prefix,
+            512,
+        )
 
     first = json.dumps(what())
     os.utime(weights / "model.safetensors", (1, 1))
     assert json.dumps(what()) == first
     others = [
-        what("checkpoint-5"), what(options={"num_beams": 2}), what(prefix="a_"), what(data={"train": "x.txt", "max_length": 32}),
+        what("checkpoint-5"),
+        what(options={"num_beams": 2}),
+        what(prefix="a_"),
+        what(data={"train": "x.txt", "max_length": 32}),
         what(trainer={"preprocess": "user_preprocess_of_parts:f"}),
-    ]  # fmt: skip
+    ]
     changed = bytearray((weights / "model.safetensors").read_bytes())
     changed[1_500_000:] = os.urandom(1_500_000)
     (weights / "model.safetensors").write_bytes(changed)

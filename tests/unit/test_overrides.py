@@ -1,4 +1,6 @@
-"""What becomes of the methods a user's `Trainer` overrides: one table, in step with transformers and with what is written of it."""
+"""What becomes of the methods a user's `Trainer` overrides: one table, in step with transformers and with what is
+written of it.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,25 @@ from raytrain_nlp.trainer.override_check import check_overrides
 
 
 def test_every_method_of_both_classes_has_a_rule_and_no_rule_is_of_none() -> None:
-    names = {name for cls in (Trainer, Seq2SeqTrainer) for name in vars(cls) if name == "__init__" or not name.startswith("__")}
+    names = {
+        name
+        for cls in (Trainer, Seq2SeqTrainer)
+        for name in vars(cls)
+        if name == "__init__" or not name.startswith("__")
+    }
     assert set(RULES) == names
-    assert {name for cls in (Trainer, Seq2SeqTrainer) for name in inspect.signature(cls.__init__).parameters} - {"self"} == set(ARGUMENTS)
+    assert {name for cls in (Trainer, Seq2SeqTrainer) for name in inspect.signature(cls.__init__).parameters} - {
+        "self"
+    } == set(ARGUMENTS)
     assert not [name for name in REMOVED if hasattr(Trainer, name)]
     assert all(rule.why and rule.instead for rule in RULES.values() if rule.kind == REFUSED)
 
 
 def test_the_readme_has_the_table() -> None:
     readme = (Path(raytrain_nlp.__file__).parent / "README.md").read_text(encoding="utf-8")
-    assert markdown() in readme, "write what raytrain_nlp.trainer.methods.markdown() returns into raytrain_nlp/README.md"
+    assert markdown() in readme, (
+        "write what raytrain_nlp.trainer.methods.markdown() returns into raytrain_nlp/README.md"
+    )
 
 
 def class_of(name: str, value: Any) -> type[Trainer]:
@@ -101,8 +112,10 @@ def an_optimizer(given: dict[str, Any]) -> tuple[Any, None]:
     (made(optimizers=an_optimizer), {}, False, None),
     (made(optimizers=an_optimizer), {}, True, "which DeepSpeed makes anew"),
     (type("Mine", (Trainer,), {"__init__": lambda self, **kwargs: None}), {}, False, "does not call super().__init__"),
-    (type("Mine", (Trainer,), {"__init__": lambda self, model, args, tokenizer=None: None}), {}, False, "processing_class"),
+    (type("Mine", (Trainer,), {"__init__": lambda self, model, args, tokenizer=None: None}), {}, False, "processing_class"),  # noqa: E501
 ])  # fmt: skip
-def test_what_init_takes_and_gives(cls: type[Trainer], arguments: dict[str, Any], deepspeed: bool, told: str | None) -> None:
+def test_what_init_takes_and_gives(
+    cls: type[Trainer], arguments: dict[str, Any], deepspeed: bool, told: str | None
+) -> None:
     problems = check_overrides(cls, arguments, [], deepspeed)
     assert (not problems) if told is None else any(told in problem.what for problem in problems), problems

@@ -1,4 +1,6 @@
-"""Packing against slow and plain truths: a joined list cut into blocks, and documents that no block splits, loses or lets meet."""
+"""Packing against slow and plain truths: a joined list cut into blocks, and documents that no block splits, loses or
+lets meet.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,11 @@ def store_of(folder: Path, documents: list[list[int]], per_shard: int = 7) -> To
     shards = []
     for number, start in enumerate(range(0, len(documents), per_shard)):
         part = documents[start : start + per_shard]
-        columns = {"line": list(range(len(part))), "input_ids": part, "targets": [[token % 2 for token in row] for row in part]}
+        columns = {
+            "line": list(range(len(part))),
+            "input_ids": part,
+            "targets": [[token % 2 for token in row] for row in part],
+        }
         write_shard(folder / f"{number}.arrow", columns)
         shards.append({"file": f"{number}.arrow", "rows": len(part), "source": "x", "first_line": start + 1})
     np.save(folder / LENGTHS, np.array([len(row) for row in documents], dtype=np.int32))
@@ -56,7 +62,9 @@ def test_concat_is_the_joined_stream_cut_into_blocks(tmp_path: Path, count: int,
 
 @pytest.mark.parametrize(("count", "longest", "size"), [(200, 30, 32), (60, 100, 16), (5, 4, 100)])
 def test_best_fit_keeps_documents_whole_and_apart(tmp_path: Path, count: int, longest: int, size: int) -> None:
-    """Every token is in one block, once; a document that fits is in one piece; positions start again where another begins."""
+    """Every token is in one block, once; a document that fits is in one piece; positions start again where another
+    begins.
+    """
     documents = documents_of(2, count, longest)
     store, kind = store_of(tmp_path / "store", documents), Packing("best_fit", size)
     folder, left = build_blocks(store, kind, count)
@@ -71,11 +79,19 @@ def test_best_fit_keeps_documents_whole_and_apart(tmp_path: Path, count: int, lo
         for i, (token, position) in enumerate(zip(ids.tolist(), positions.tolist(), strict=True)):
             begins = position == 0
             assert begins or (ids[i - 1] == token - 1 and positions[i - 1] == position - 1)
-            assert not begins or token in starts or any(token == row[0] + cut for row in documents if len(row) > size for cut in range(0, len(row), size))
+            assert (
+                not begins
+                or token in starts
+                or any(
+                    token == row[0] + cut for row in documents if len(row) > size for cut in range(0, len(row), size)
+                )
+            )
 
 
 def test_best_fit_wastes_little(tmp_path: Path) -> None:
-    """Lengths as text has them: less than 1 % of the blocks' room stays empty; one document a block would waste most."""
+    """Lengths as text has them: less than 1 % of the blocks' room stays empty; one document a block would waste
+    most.
+    """
     random = np.random.default_rng(3)
     lengths = np.minimum(random.lognormal(4, 1, size=3000).astype(int) + 1, 400)
     documents = [list(range(length)) for length in lengths.tolist()]
@@ -102,4 +118,7 @@ def test_first_rows_only(tmp_path: Path) -> None:
     store, kind = store_of(tmp_path / "store", documents), Packing("concat", 7)
     folder, _ = build_blocks(store, kind, 11)
     blocks = Blocks(folder, kind)
-    assert blocks.fetch(store, np.array([len(blocks) - 1]))["input_ids"][0].tolist()[-1] == sum(map(len, documents[:11])) - 1
+    assert (
+        blocks.fetch(store, np.array([len(blocks) - 1]))["input_ids"][0].tolist()[-1]
+        == sum(map(len, documents[:11])) - 1
+    )

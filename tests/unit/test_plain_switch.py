@@ -1,4 +1,6 @@
-"""RAYTRAIN_NLP_PLAIN=1: a run without forked processes, huge pages and shared memory. Whole runs that way: the end of .ci/run."""
+"""RAYTRAIN_NLP_PLAIN=1: a run without forked processes, huge pages and shared memory. Whole runs that way: the end of
+.ci/run.
+"""
 
 from __future__ import annotations
 

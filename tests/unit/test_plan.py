@@ -122,14 +122,18 @@ rows = Plan(PlanSpec(len(lengths), 1, "group_by_length", 16), lengths).batch(3, 
 seconds = time.process_time() - started
 peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))  # ru_maxrss would count the parent's
 print(json.dumps({"rows": rows.tolist(), "seconds": seconds, "mb": peak / 1024}))
-"""
+"""  # noqa: E501
 
 
 def test_batch_five_million_of_a_hundred_million_rows(tmp_path: Path) -> None:
     """Found in a new process in under two seconds of its time after the lengths are opened, in under a gigabyte."""
     lengths = np.lib.format.open_memmap(tmp_path / "lengths.npy", mode="w+", dtype=np.int32, shape=(100_000_000,))
-    lengths.reshape(100, -1)[:] = np.random.default_rng(0).integers(3, 128, 1_000_000, dtype=np.int32)  # drawing them all takes longer than the test
-    output = subprocess.run([sys.executable, "-c", _HUGE, tmp_path / "lengths.npy"], capture_output=True, text=True, check=True).stdout
+    lengths.reshape(100, -1)[:] = np.random.default_rng(0).integers(
+        3, 128, 1_000_000, dtype=np.int32
+    )  # drawing them all takes longer than the test
+    output = subprocess.run(
+        [sys.executable, "-c", _HUGE, tmp_path / "lengths.npy"], capture_output=True, text=True, check=True
+    ).stdout
     found = json.loads(output)
     assert len(set(found["rows"])) == 16 and max(found["rows"]) < 100_000_000
     assert found["seconds"] < 2 and found["mb"] < 1024

@@ -1,4 +1,6 @@
-"""`predict` adds columns: where the input has one of these names already, that is told before work begins, with the flag that helps."""
+"""`predict` adds columns: where the input has one of these names already, that is told before work begins, with the
+flag that helps.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,10 @@ from raytrain_nlp.verbs.predict import _find_files
 from raytrain_nlp.worker.predictor import Predictor
 
 TASKS: dict[str, dict[str, Any]] = {
-    "classes": {"type": "text-classification"}, "number": {"type": "text-classification", "problem_type": "regression"}, "text": {"type": "causal-lm"},
-}  # fmt: skip
+    "classes": {"type": "text-classification"},
+    "number": {"type": "text-classification", "problem_type": "regression"},
+    "text": {"type": "causal-lm"},
+}
 
 
 def job_of(task: str) -> Any:
@@ -44,19 +48,24 @@ def written(folder: Path, kind: str, row: dict[str, Any]) -> Path:
 @pytest.mark.parametrize(
     ("task", "prefix", "column", "clashes"),
     [
-        ("classes", "", "prediction", True), ("classes", "", "probabilities", True), ("classes", "", "error", True), ("classes", "m_", "m_error", True),
-        ("classes", "m_", "prediction", False), ("number", "", "probabilities", False), ("number", "", "error", True), ("text", "", "prediction", True),
+        ("classes", "", "prediction", True), ("classes", "", "probabilities", True), ("classes", "", "error", True), ("classes", "m_", "m_error", True),  # noqa: E501
+        ("classes", "m_", "prediction", False), ("number", "", "probabilities", False), ("number", "", "error", True), ("text", "", "prediction", True),  # noqa: E501
         ("text", "", "probabilities", False), ("classes", "", "id", False),
     ],
 )  # fmt: skip
-def test_names_that_predictions_would_take(tmp_path: Path, kind: str, task: str, prefix: str, column: str, clashes: bool) -> None:
+def test_names_that_predictions_would_take(
+    tmp_path: Path, kind: str, task: str, prefix: str, column: str, clashes: bool
+) -> None:
     path = written(tmp_path, kind, {"text": "hello", column: "mine"})
     if not clashes:
         assert len(_find_files(str(path), job_of(task), prefix)) == 1
         return
     with pytest.raises(InputError) as caught:
         _find_files(str(path), job_of(task), prefix)
-    line = f"--input: has a column '{column}' already ({path}), where predictions would go. Give the new ones a prefix, e.g. --prefix model_."
+    line = (
+        f"--input: has a column '{column}' already ({path}), where predictions would go. Give the new ones a prefix, "
+        f"e.g. --prefix model_."
+    )
     assert str(caught.value) == line
 
 
@@ -66,7 +75,9 @@ def test_a_name_far_behind_and_in_another_file_is_found(tmp_path: Path, monkeypa
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     (tmp_path / "b.jsonl").write_text("\n".join([*lines, json.dumps({"text": "x", "error": "mine"})]))
     files = find_files([str(tmp_path / "*.jsonl")], "")
-    assert [problem.what for problem in check_free(files, ["error"], "--input")] == [f"has a column 'error' already ({files[1].path}), where predictions would go"]
+    assert [problem.what for problem in check_free(files, ["error"], "--input")] == [
+        f"has a column 'error' already ({files[1].path}), where predictions would go"
+    ]
     monkeypatch.setattr(inputs, "_SEARCHED_BYTES", 1)
     monkeypatch.setattr(inputs, "_LEAST_BYTES", 1 << 12)
     assert check_free(files, ["error"], "--input") == []
@@ -80,7 +91,10 @@ def test_tasks_say_what_they_add(task: str) -> None:
 def test_a_name_behind_what_was_read_ahead_is_refused_when_it_comes(tmp_path: Path) -> None:
     """Nothing of the user's is replaced by a prediction, however late the column turns up."""
     predictor = Predictor.__new__(Predictor)
-    predictor._task, predictor._spec = build_task(job_of("classes").task), SimpleNamespace(prefix="m_", parts=str(tmp_path))
+    predictor._task, predictor._spec = (
+        build_task(job_of("classes").task),
+        SimpleNamespace(prefix="m_", parts=str(tmp_path)),
+    )
     predictor.predict = lambda rows: ([{"prediction": "a", "probabilities": {}}] * len(rows), [None] * len(rows))
     with pytest.raises(InputError, match="has a column 'm_error' already"):
         predictor._part("part-000000-0000000.arrow", pa.table({"text": ["x"], "m_error": ["mine"]}))

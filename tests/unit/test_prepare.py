@@ -1,4 +1,6 @@
-"""From files to committed tokens: what is bad is told at its file and line, what is good is what the tokenizer says, all or nothing."""
+"""From files to committed tokens: what is bad is told at its file and line, what is good is what the tokenizer says,
+all or nothing.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,21 @@ from raytrain_nlp.modeling.tokenizer import train_tokenizer
 from raytrain_nlp.tasks.base import Lengths
 
 MAX_LENGTH = 12
-TEXTS = [f"the {animal} runs over {count} hills" for animal in ("fox", "cat", "zebra", "snail") for count in ("two", "seven", "no")]
+TEXTS = [
+    f"the {animal} runs over {count} hills"
+    for animal in ("fox", "cat", "zebra", "snail")
+    for count in ("two", "seven", "no")
+]
 GOOD = [{"text": text, "label": number % 3} for number, text in enumerate(TEXTS)]
-ODD = ["the", "unseen wörds \U0001f40d", "a" * 500, " leading", "the fox " * 40, "lone \ud800 surrogate", "tab\tand \u2028 separators"]
+ODD = [
+    "the",
+    "unseen wörds \U0001f40d",
+    "a" * 500,
+    " leading",
+    "the fox " * 40,
+    "lone \ud800 surrogate",
+    "tab\tand \u2028 separators",
+]
 BAD = [
     (b'{"text": "cut off', "not JSON ("),
     (b"[1]", "not a JSON object but list"),
@@ -47,14 +61,19 @@ BAD = [
     (b'{"text": "\\ud800 no label"}', "field 'label' is missing"),
     (b'{"text": "a", "label": null}', "field 'label' is null or empty"),
     (b'{"text": "a", "label": ""}', "field 'label' is null or empty"),
-    (b'{"text": "a", "label": 0.5}', "field 'label' is float, not an integer or text (numbers: task.problem_type: regression)"),
+    (
+        b'{"text": "a", "label": 0.5}',
+        "field 'label' is float, not an integer or text (numbers: task.problem_type: regression)",
+    ),
     (b'{"text": "a", "label": {}}', "field 'label' is dict, not an integer or text"),
 ]
 
 
 @pytest.fixture(scope="module")
 def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_tokenizer(TEXTS, TokenizerTraining(vocab_size=300), "encoder", "key", tmp_path_factory.mktemp("tokenizers"), MAX_LENGTH)
+    return train_tokenizer(
+        TEXTS, TokenizerTraining(vocab_size=300), "encoder", "key", tmp_path_factory.mktemp("tokenizers"), MAX_LENGTH
+    )
 
 
 @pytest.fixture
@@ -75,7 +94,9 @@ def write(path: Path, rows: Iterable[dict[str, Any] | bytes]) -> Path:
 
 
 def prepared(folder: Path, spec: PrepareSpec, *paths: Path, map_pieces: Any = map) -> TokenStore:
-    return TokenStore(prepare_tokens(find_files([str(path) for path in paths], "data.train"), spec, folder, map_pieces, "data.train"))
+    return TokenStore(
+        prepare_tokens(find_files([str(path) for path in paths], "data.train"), spec, folder, map_pieces, "data.train")
+    )
 
 
 def quarantine(store: TokenStore) -> list[dict[str, Any]]:
@@ -94,7 +115,9 @@ def everything(store: TokenStore) -> list[tuple[Any, ...]]:
 
 
 def test_bad_rows_are_told_at_file_line_and_reason(tmp_path: Path, spec: Callable[..., PrepareSpec]) -> None:
-    """Each kind of bad row is in the quarantine once, with the file, line and reason of a hand-made list; all others are tokenized."""
+    """Each kind of bad row is in the quarantine once, with the file, line and reason of a hand-made list; all others
+    are tokenized.
+    """
     rows: list[Any] = []
     expected = []
     for number, (line, reason) in enumerate(BAD):
@@ -104,7 +127,9 @@ def test_bad_rows_are_told_at_file_line_and_reason(tmp_path: Path, spec: Callabl
     store = prepared(tmp_path / "tokens", spec(), path)
     told = quarantine(store)
     assert [(entry["source"], entry["line"]) for entry in told] == [(str(path), line) for line, _, _ in expected]
-    assert [entry["reason"].startswith(reason) for entry, (_, reason, _) in zip(told, expected, strict=True)] == [True] * len(BAD)
+    assert [entry["reason"].startswith(reason) for entry, (_, reason, _) in zip(told, expected, strict=True)] == [
+        True
+    ] * len(BAD)
     assert (store.num_rows, store.manifest["bad_rows"]) == (len(BAD), len(BAD))
     assert [store.locate(i) for i in range(len(BAD))] == [(str(path), 3 * i + 1) for i in range(len(BAD))]
 
@@ -112,23 +137,34 @@ def test_bad_rows_are_told_at_file_line_and_reason(tmp_path: Path, spec: Callabl
 def test_quarantine_shows_the_row(tmp_path: Path, spec: Callable[..., PrepareSpec]) -> None:
     """The entry of a bad row holds its beginning as text, whatever bytes it is made of."""
     rows = [GOOD[0], BAD[2][0], {"text": None, "label": "ü"}, b'{"text": "\\ud800"}', b"{" + b"x" * 9000]
-    told = [entry["row"] for entry in quarantine(prepared(tmp_path / "tokens", spec(), write(tmp_path / "a.jsonl", rows)))]
+    told = [
+        entry["row"] for entry in quarantine(prepared(tmp_path / "tokens", spec(), write(tmp_path / "a.jsonl", rows)))
+    ]
     assert told[:3] == ['{"text": "caf\\xe9", "label": 0}', '{"text": null, "label": "ü"}', '{"text": "\\ud800"}']
     assert told[3] == "{" + "x" * 499
 
 
 def test_lines_count_in_csv_and_parquet(tmp_path: Path, spec: Callable[..., PrepareSpec]) -> None:
-    """A CSV row is told at the line it begins on, header and quoted line breaks counted; a Parquet row by its number from 1."""
+    """A CSV row is told at the line it begins on, header and quoted line breaks counted; a Parquet row by its number
+    from 1.
+    """
     with (tmp_path / "a.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("text", "label"), ("two\nlines", "x"), ("", "y"), ("fine", ""), ("good", "z")])
     table = pa.table({"text": ["a", None, "c", ""], "label": [1, 1, None, 1]})
     parquet.write_table(table, tmp_path / "b.parquet", row_group_size=1)
     store = prepared(tmp_path / "tokens", spec(), tmp_path / "a.csv", tmp_path / "b.parquet")
     assert [(Path(entry["source"]).name, entry["line"], entry["reason"]) for entry in quarantine(store)] == [
-        ("a.csv", 4, "field 'text' is empty"), ("a.csv", 5, "field 'label' is null or empty"), ("b.parquet", 2, "field 'text' is null"),
-        ("b.parquet", 3, "field 'label' is null or empty"), ("b.parquet", 4, "field 'text' is empty"),
-    ]  # fmt: skip
-    assert [(Path(path).name, line) for path, line in map(store.locate, range(3))] == [("a.csv", 2), ("a.csv", 6), ("b.parquet", 1)]
+        ("a.csv", 4, "field 'text' is empty"),
+        ("a.csv", 5, "field 'label' is null or empty"),
+        ("b.parquet", 2, "field 'text' is null"),
+        ("b.parquet", 3, "field 'label' is null or empty"),
+        ("b.parquet", 4, "field 'text' is empty"),
+    ]
+    assert [(Path(path).name, line) for path, line in map(store.locate, range(3))] == [
+        ("a.csv", 2),
+        ("a.csv", 6),
+        ("b.parquet", 1),
+    ]
     assert store.manifest["labels"] == {"x": 1, "z": 1, "1": 1}
 
 
@@ -136,19 +172,25 @@ def test_label_outside_the_given_names_is_bad(tmp_path: Path, spec: Callable[...
     """Where the job names all labels, a row with another one is told."""
     rows = [{"text": "a", "label": label} for label in ("yes", "no", "maybe", "yes ")]
     store = prepared(tmp_path / "tokens", spec(label_names=["no", "yes"]), write(tmp_path / "a.jsonl", rows))
-    assert [(entry["line"], entry["reason"]) for entry in quarantine(store)] == [(3, "field 'label' has label 'maybe', which is none of the names (no, yes)")]
+    assert [(entry["line"], entry["reason"]) for entry in quarantine(store)] == [
+        (3, "field 'label' has label 'maybe', which is none of the names (no, yes)")
+    ]
     assert store.column("label").tolist() == ["yes", "no", "yes"]
 
 
 @pytest.mark.parametrize(
     ("limit", "good", "bad", "taken"),
     [
-        (0.2, 8, 2, True), (0.19, 8, 2, False), (0.29, 71, 29, True), (0, 9, 1, False), (0, 9, 0, True), (0.999, 1, 9, True),
+        (0.2, 8, 2, True), (0.19, 8, 2, False), (0.29, 71, 29, True), (0, 9, 1, False), (0, 9, 0, True), (0.999, 1, 9, True),  # noqa: E501
         (2, 1, 2, True), (1, 8, 2, False), (1, 8, 1, True), (100, 0, 3, False),
     ],
 )  # fmt: skip
-def test_too_many_bad_rows_end_it(tmp_path: Path, spec: Callable[..., PrepareSpec], limit: float, good: int, bad: int, taken: bool) -> None:
-    """Below 1 the limit is a share of all rows, from 1 on a number; the first bad row is told, and nothing is committed beyond it."""
+def test_too_many_bad_rows_end_it(
+    tmp_path: Path, spec: Callable[..., PrepareSpec], limit: float, good: int, bad: int, taken: bool
+) -> None:
+    """Below 1 the limit is a share of all rows, from 1 on a number; the first bad row is told, and nothing is committed
+    beyond it.
+    """
     path = write(tmp_path / "a.jsonl", [GOOD[i % len(GOOD)] for i in range(good)] + [b"bad"] * bad)
     if taken:
         store = prepared(tmp_path / "tokens", spec(limit), path)
@@ -157,7 +199,8 @@ def test_too_many_bad_rows_end_it(tmp_path: Path, spec: Callable[..., PrepareSpe
     with pytest.raises(InputError) as caught:
         prepared(tmp_path / "tokens", spec(limit), path)
     start = (
-        f"data.train: {bad} of {good + bad} rows are bad, more than data.max_bad_rows ({limit:g}); the first: {path}:{good + 1}: not JSON ("
+        f"data.train: {bad} of {good + bad} rows are bad, more than data.max_bad_rows ({limit:g}); the first: "
+        f"{path}:{good + 1}: not JSON ("
     )
     assert str(caught.value).startswith(start)
     assert list((tmp_path).iterdir()) == [path]
@@ -185,12 +228,15 @@ def test_file_without_rows_is_told(tmp_path: Path, spec: Callable[..., PrepareSp
 def test_tokens_are_what_the_tokenizer_says(
     tmp_path: Path, spec: Callable[..., PrepareSpec], tokenizer_dir: Path, columns: tuple[str, ...]
 ) -> None:
-    """Tokens, types, lengths, labels and places of a store equal those of the Hugging Face tokenizer called on each text alone."""
+    """Tokens, types, lengths, labels and places of a store equal those of the Hugging Face tokenizer called on each
+    text alone.
+    """
     from transformers import AutoTokenizer
 
     texts = [*TEXTS, *ODD]
     rows = [
-        {"text": text, "second": second, "label": number % 3} for number, (text, second) in enumerate(zip(texts, texts[::-1], strict=True))
+        {"text": text, "second": second, "label": number % 3}
+        for number, (text, second) in enumerate(zip(texts, texts[::-1], strict=True))
     ]
     store = prepared(tmp_path / "tokens", spec(columns=columns), write(tmp_path / "a.jsonl", rows))
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
@@ -288,8 +334,12 @@ def _fails_half_way(function: Any, items: list[Any]) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("interrupted", [_fails_at_first, _fails_half_way])
-def test_interrupted_preparation_leaves_nothing(tmp_path: Path, spec: Callable[..., PrepareSpec], interrupted: Any) -> None:
-    """Stopped while pieces are mapped: no tokens are found, the staging folder is gone, and the next call makes them."""
+def test_interrupted_preparation_leaves_nothing(
+    tmp_path: Path, spec: Callable[..., PrepareSpec], interrupted: Any
+) -> None:
+    """Stopped while pieces are mapped: no tokens are found, the staging folder is gone, and the next call makes
+    them.
+    """
     paths = [write(tmp_path / name, GOOD) for name in ("a.jsonl", "b.jsonl")]
     folder = tmp_path / "cache" / "tokens"
     with pytest.raises(KeyboardInterrupt):
@@ -299,8 +349,12 @@ def test_interrupted_preparation_leaves_nothing(tmp_path: Path, spec: Callable[.
     assert prepared(folder, spec(), *paths).num_rows == 24
 
 
-def test_kill_before_the_rename_leaves_no_tokens(tmp_path: Path, spec: Callable[..., PrepareSpec], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process killed when all is written but not renamed has committed nothing; the next one starts from the files."""
+def test_kill_before_the_rename_leaves_no_tokens(
+    tmp_path: Path, spec: Callable[..., PrepareSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process killed when all is written but not renamed has committed nothing; the next one starts from the
+    files.
+    """
     path = write(tmp_path / "a.jsonl", GOOD)
     folder = tmp_path / "cache" / "tokens"
     child = os.fork()
@@ -316,7 +370,9 @@ def test_kill_before_the_rename_leaves_no_tokens(tmp_path: Path, spec: Callable[
 
 
 def test_damaged_file_is_told_from_wherever_it_is_read(tmp_path: Path, spec: Callable[..., PrepareSpec]) -> None:
-    """A file damaged far behind its first rows is one line with its name, also where exceptions do not come back as they were raised."""
+    """A file damaged far behind its first rows is one line with its name, also where exceptions do not come back as
+    they were raised.
+    """
     rows = [{"text": os.urandom(20).hex(), "label": number % 2} for number in range(400)]
     content = gzip.compress(write(tmp_path / "whole.jsonl", rows).read_bytes())
     (tmp_path / "cut.jsonl.gz").write_bytes(content[: len(content) // 2])
@@ -331,7 +387,13 @@ def test_damaged_file_is_told_from_wherever_it_is_read(tmp_path: Path, spec: Cal
 
     for map_pieces in (map, remote):
         with pytest.raises(InputError) as caught:
-            prepared(tmp_path / "cache" / "tokens", spec(), tmp_path / "whole.jsonl", tmp_path / "cut.jsonl.gz", map_pieces=map_pieces)
+            prepared(
+                tmp_path / "cache" / "tokens",
+                spec(),
+                tmp_path / "whole.jsonl",
+                tmp_path / "cut.jsonl.gz",
+                map_pieces=map_pieces,
+            )
         assert [problem.where for problem in caught.value.problems] == [str(tmp_path / "cut.jsonl.gz")]
         assert "cannot be read as jsonl (EOFError" in str(caught.value)
         assert list((tmp_path / "cache").iterdir()) == []

@@ -17,7 +17,10 @@ NAMES = ("json", "random", "selectors", "torch", "ray", "datasets", "evaluate", 
 def test_files_named_like_libraries_are_not_imported(tmp_path: Path) -> None:
     for name in NAMES:
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the file of the user')\n")
-    program = "import json, psutil, random, selectors, raytrain_nlp.cluster.ray_head, raytrain_nlp.cpu.fork_server; print('loaded')"
+    program = (
+        "import json, psutil, random, selectors, raytrain_nlp.cluster.ray_head, raytrain_nlp.cpu.fork_server; "
+        "print('loaded')"
+    )
     ended = subprocess.run(python_command(program), cwd=tmp_path, capture_output=True, text=True)
     assert (ended.stdout, ended.returncode) == ("loaded\n", 0), ended.stderr
 

@@ -1,4 +1,6 @@
-"""What single readers make of bytes: separators, encodings, JSON of several shapes, splits of folders and of the hub; against csv, json and datasets."""
+"""What single readers make of bytes: separators, encodings, JSON of several shapes, splits of folders and of the hub;
+against csv, json and datasets.
+"""
 
 from __future__ import annotations
 
@@ -48,12 +50,20 @@ def test_csv_gives_the_rows_that_the_csv_module_wrote(tmp_path: Path, separator:
 def test_a_row_of_another_width_is_bad_and_the_next_one_is_read(tmp_path: Path) -> None:
     found = separated(tmp_path, "text,label\na,1\nb,2,3\nc\nd,4\n")
     assert [(type(row).__name__, row.line) for row in found] == [("Row", 1), ("BadRow", 2), ("BadRow", 3), ("Row", 4)]
-    assert found[1].reason == "3 fields where the header has 2" and found[1].text == "b,2,3" and found[3].values == {"text": "d", "label": "4"}
+    assert (
+        found[1].reason == "3 fields where the header has 2"
+        and found[1].text == "b,2,3"
+        and found[3].values == {"text": "d", "label": "4"}
+    )
 
 
 def test_a_byte_that_is_no_utf8_costs_its_row_alone_and_is_named(tmp_path: Path) -> None:
     found = separated(tmp_path, b"text,label\na,1\ncaf\xe9,2\nb,3\n")
-    assert [isinstance(row, Row) for row in found] == [True, False, True] and "not UTF-8 (0xe9: Latin-1 or Windows-1252?" in found[1].reason
+    assert [isinstance(row, Row) for row in found] == [
+        True,
+        False,
+        True,
+    ] and "not UTF-8 (0xe9: Latin-1 or Windows-1252?" in found[1].reason
 
 
 def test_in_tsv_a_lone_quote_is_a_sign_like_any_other(tmp_path: Path) -> None:
@@ -83,17 +93,23 @@ def test_whatever_a_text_is_written_in_it_is_the_same_text(encoding: str) -> Non
     file, recoded = as_utf8(io.BytesIO(content))
     assert file.read().decode("utf-8-sig") == text and recoded == (not encoding.startswith("utf-8"))
     assert encoding_of(content[:4096]).startswith(encoding.removesuffix("-sig"))
-    assert is_split_by_lines(content, "jsonl") == encoding.startswith("utf-8"), "UTF-16 cut at a byte would be other signs"
+    assert is_split_by_lines(content, "jsonl") == encoding.startswith("utf-8"), (
+        "UTF-16 cut at a byte would be other signs"
+    )
 
 
 def test_chinese_utf16_without_a_mark_is_not_taken_for_utf8() -> None:
     text = "".join(f'{{"text": "天地玄黄宇宙洪荒", "label": {number}}}\n' for number in range(50))
-    assert encoding_of(text.encode("utf-16-le")) == "utf-16-le" and encoding_of(text.encode()) == "utf-8" and encoding_of(b"") == "utf-8"
+    assert (
+        encoding_of(text.encode("utf-16-le")) == "utf-16-le"
+        and encoding_of(text.encode()) == "utf-8"
+        and encoding_of(b"") == "utf-8"
+    )
 
 
 @pytest.mark.parametrize(
     ("head", "lines"),
-    [(b'{"a": 1}\n{"a": 2}\n', True), (b'\xef\xbb\xbf{"a": 1}\n', True), (b'[\n{"a": 1}]', False), (b'[{"a": 1}]', False), (b'{\n "a": 1\n}\n', False),
+    [(b'{"a": 1}\n{"a": 2}\n', True), (b'\xef\xbb\xbf{"a": 1}\n', True), (b'[\n{"a": 1}]', False), (b'[{"a": 1}]', False), (b'{\n "a": 1\n}\n', False),  # noqa: E501
      (b'{"a": 1,\n"b": 2}', False), (b'{"a": tru}\n{"a": 1}\n', True)],
 )  # fmt: skip
 def test_json_that_goes_over_lines_is_not_cut_at_them(head: bytes, lines: bool) -> None:
@@ -108,7 +124,7 @@ ROWS = [{"text": text, "label": place} for place, text in enumerate(TEXTS)]
 
 @pytest.mark.parametrize(
     "content",
-    [json.dumps(ROWS), json.dumps(ROWS, indent=2), json.dumps({"data": ROWS}, indent=1), "\n".join(json.dumps(row, indent=1) for row in ROWS),
+    [json.dumps(ROWS), json.dumps(ROWS, indent=2), json.dumps({"data": ROWS}, indent=1), "\n".join(json.dumps(row, indent=1) for row in ROWS),  # noqa: E501
      " ".join(map(json.dumps, ROWS)), "\ufeff" + json.dumps(ROWS, ensure_ascii=False)],
     ids=["array", "array of lines", "table", "objects of lines", "objects in one line", "with a mark"],
 )  # fmt: skip
@@ -119,7 +135,10 @@ def test_json_of_any_shape_is_the_same_rows(content: str) -> None:
 def test_a_list_of_texts_is_rows_of_text() -> None:
     assert [row.values for row in rows_of_list(["a", "b"])] == [{"text": "a"}, {"text": "b"}]
     mixed = list(rows_of_list([{"text": "a"}, "b", 7]))
-    assert isinstance(mixed[0], Row) and [row.reason for row in mixed[1:]] == ["not a JSON object but str", "not a JSON object but int"]
+    assert isinstance(mixed[0], Row) and [row.reason for row in mixed[1:]] == [
+        "not a JSON object but str",
+        "not a JSON object but int",
+    ]
 
 
 def test_a_damaged_object_costs_itself_alone() -> None:
@@ -127,13 +146,15 @@ def test_a_damaged_object_costs_itself_alone() -> None:
     found = list(rows_of_whole(content))
     assert [type(row) for row in found] == [Row, BadRow, Row] and [row.line for row in found] == [0, 3, 6]
     twice = list(rows_of_whole(b'[{"a": 1}, {"a": 1, "a": 2}, {"a": 3}]'))
-    assert [row.values for row in twice if isinstance(row, Row)] == [{"a": 1}, {"a": 3}] and twice[1].reason == "the key 'a' stands there twice"
+    assert [row.values for row in twice if isinstance(row, Row)] == [{"a": 1}, {"a": 3}] and twice[
+        1
+    ].reason == "the key 'a' stands there twice"
 
 
 @pytest.mark.parametrize(
     ("line", "expected"),
-    [(b'{"a": "\xc3\xb6"}\n', {"a": "ö"}), (b"  \r\n", Blank), (b"", Blank), (b"[1]", "not a JSON object but list"), (b'{"a": 1', "not JSON"),
-     (b'{"a": 1, "a": 2}', "the key 'a' stands there twice"), (b'{"a": "\xf6"}', "not UTF-8 at byte 7 (0xf6"), (b"[" * 100_000, "not JSON")],
+    [(b'{"a": "\xc3\xb6"}\n', {"a": "ö"}), (b"  \r\n", Blank), (b"", Blank), (b"[1]", "not a JSON object but list"), (b'{"a": 1', "not JSON"),  # noqa: E501
+     (b'{"a": 1, "a": 2}', "the key 'a' stands there twice"), (b'{"a": "\xf6"}', "not UTF-8 at byte 7 (0xf6"), (b"[" * 100_000, "not JSON")],  # noqa: E501
     ids=["row", "blank", "empty", "list", "cut", "twice", "latin-1", "deep"],
 )  # fmt: skip
 def test_a_line_is_a_row_or_says_why_not(line: bytes, expected: Any) -> None:
@@ -167,7 +188,7 @@ def folder() -> tuple[Any, str]:
 
 @pytest.mark.parametrize(
     "names",
-    [["train.csv", "my-train-data.csv", "training_0.csv", "dev.csv", "test-1.csv", "eval.csv"], ["train/1.csv", "x/valid/1.csv", "test/a/1.csv"],
+    [["train.csv", "my-train-data.csv", "training_0.csv", "dev.csv", "test-1.csv", "eval.csv"], ["train/1.csv", "x/valid/1.csv", "test/a/1.csv"],  # noqa: E501
      ["data/train-00000-of-00002.csv", "data/train-00001-of-00002.csv", "data/odd_name-00000-of-00001.csv"]],
     ids=["names", "folders", "shards"],
 )  # fmt: skip
@@ -196,7 +217,10 @@ def test_a_folder_of_several_splits_is_asked_for_one(folder: tuple[Any, str]) ->
         return find_in_folder(filesystem, root, split, lambda name: True, "data.train", "memory://split")
 
     assert find("train") == [f"{root}/train-1.csv", f"{root}/train-2.csv"]
-    with pytest.raises(InputError, match=r"data.train: holds the splits .*\(memory://split\). Choose one: memory://split:\w+ or memory://split:\w+"):
+    with pytest.raises(
+        InputError,
+        match=r"data.train: holds the splits .*\(memory://split\). Choose one: memory://split:\w+ or memory://split:\w+",
+    ):
         find(None)
     with pytest.raises(InputError, match="has no split 'tran' .* Did you mean 'train'"):
         find("tran")
@@ -208,11 +232,15 @@ def test_a_saved_dataset_is_the_files_it_names(folder: tuple[Any, str]) -> None:
     filesystem, root = folder
     filesystem.pipe(f"{root}/dataset_dict.json", b'{"splits": ["train", "test"]}')
     for split in ("train", "test"):
-        filesystem.pipe(f"{root}/{split}/state.json", b'{"_data_files": [{"filename": "b.arrow"}, {"filename": "a.arrow"}]}')
+        filesystem.pipe(
+            f"{root}/{split}/state.json", b'{"_data_files": [{"filename": "b.arrow"}, {"filename": "a.arrow"}]}'
+        )
         for name in ("a.arrow", "b.arrow", "cache-0.arrow"):
             filesystem.pipe(f"{root}/{split}/{name}", b"x")
     saved = [f"{root}/train/b.arrow", f"{root}/train/a.arrow"]
-    assert find_in_folder(filesystem, root, "train", lambda name: True, "", root) == saved, "in the order in which they were saved"
+    assert find_in_folder(filesystem, root, "train", lambda name: True, "", root) == saved, (
+        "in the order in which they were saved"
+    )
     with pytest.raises(InputError, match="is one dataset, not several splits"):
         find_in_folder(filesystem, f"{root}/train", "train", lambda name: True, "", f"{root}/train")
     names = [f"{root}/train/{name}" for name in ("a.arrow", "b.arrow", "cache-0.arrow", "x.csv")]
@@ -227,7 +255,9 @@ def test_a_saved_dataset_is_the_files_it_names(folder: tuple[Any, str]) -> None:
     [("hf://imdb", [("imdb", None)], "train"), ("hf://nyu-mll/glue/mrpc:test", [("nyu-mll/glue", "mrpc")], "test"),
      ("hf://glue/mrpc", [("glue/mrpc", None), ("glue", "mrpc")], "train")],
 )  # fmt: skip
-def test_a_name_of_the_hub_means_dataset_config_and_split(monkeypatch: pytest.MonkeyPatch, spec: str, asked: list[Any], split: str) -> None:
+def test_a_name_of_the_hub_means_dataset_config_and_split(
+    monkeypatch: pytest.MonkeyPatch, spec: str, asked: list[Any], split: str
+) -> None:
     heard = []
 
     def data_files(path: str, config: str | None) -> dict[str, list[str]]:
@@ -242,8 +272,9 @@ def test_a_name_of_the_hub_means_dataset_config_and_split(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     ("spec", "line"),
-    [("hf://a/b/c/d", r"is not hf://DATASET/CONFIG:SPLIT \(hf://a/b/c/d\)"), ("hf://", "is not hf://DATASET"), ("hf://x/y:val", r"has no split 'val' .* train, test"),
-     ("hf://gone/gone", r"cannot be read from the hub \(hf://gone/gone: no such dataset\)"), ("hf://down/down", r"ConnectionError|no network")],
+    [("hf://a/b/c/d", r"is not hf://DATASET/CONFIG:SPLIT \(hf://a/b/c/d\)"), ("hf://", "is not hf://DATASET"), ("hf://x/y:val", r"has no split 'val' .* "  # noqa: E501
+                                                                                                                                r"train, test"),  # noqa: E501
+     ("hf://gone/gone", r"cannot be read from the hub \(hf://gone/gone: no such dataset\)"), ("hf://down/down", r"ConnectionError|no network")],  # noqa: E501
 )  # fmt: skip
 def test_what_the_hub_does_not_give_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch, spec: str, line: str) -> None:
     def data_files(path: str, config: str | None) -> dict[str, list[str]]:

@@ -1,4 +1,6 @@
-"""How a run is stopped and taken up again: the word to its ranks, when it is given, what is said at the end, and from which folder it came."""
+"""How a run is stopped and taken up again: the word to its ranks, when it is given, what is said at the end, and from
+which folder it came.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,11 @@ def test_a_request_that_is_cut_off_ends_no_run(paths: RunPaths) -> None:
     assert not ends_after_checkpoint(paths)
 
 
-START, TRAIN, STEP = ("start", {"step": 0}), ("phase", {"phase": "train"}), ("log", {"step": 1, "metrics": {"loss": 1.0}})
+START, TRAIN, STEP = (
+    ("start", {"step": 0}),
+    ("phase", {"phase": "train"}),
+    ("log", {"step": 1, "metrics": {"loss": 1.0}}),
+)
 SUMMARY, RESUME, END = ("log", {"step": 9, "metrics": {"train_runtime": 3.0}}), ("resume", {"step": 5}), ("end", {})
 
 
@@ -61,7 +67,9 @@ SUMMARY, RESUME, END = ("log", {"step": 9, "metrics": {"train_runtime": 3.0}}), 
     ],
     ids=lambda value: "-".join(kind for kind, _ in value) or "nothing" if isinstance(value, list) else str(value),
 )
-def test_workers_hear_a_word_only_while_they_train(paths: RunPaths, told: list[tuple[str, dict[str, Any]]], expected: bool) -> None:
+def test_workers_hear_a_word_only_while_they_train(
+    paths: RunPaths, told: list[tuple[str, dict[str, Any]]], expected: bool
+) -> None:
     """Ctrl-C would wait for a checkpoint that nobody writes, or end a run without the one it could have had."""
     log = EventLog(paths.events)
     for kind, fields in told:
@@ -69,8 +77,12 @@ def test_workers_hear_a_word_only_while_they_train(paths: RunPaths, told: list[t
     assert training_runs(paths) is expected
 
 
-def test_what_an_earlier_driver_did_is_not_training_of_this_one(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first signal interrupts until this driver's workers train; then it has them commit, and is noted before anything is waited for."""
+def test_what_an_earlier_driver_did_is_not_training_of_this_one(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first signal interrupts until this driver's workers train; then it has them commit, and is noted before
+    anything is waited for.
+    """
     hooks: list[Callable[[], str | None]] = []
     words: list[Callable[[], None]] = []
 
@@ -90,7 +102,13 @@ def test_what_an_earlier_driver_did_is_not_training_of_this_one(paths: RunPaths,
         log.write("resume", step=1)
         log.write("phase", phase="train")
         line = hooks[0]()
-        assert line is not None and "a checkpoint is committed" in line and ends_after_checkpoint(paths) and noted == [1] and len(words) == 1
+        assert (
+            line is not None
+            and "a checkpoint is committed" in line
+            and ends_after_checkpoint(paths)
+            and noted == [1]
+            and len(words) == 1
+        )
     assert not hooks and not words
 
 
@@ -101,7 +119,9 @@ def test_the_last_line_says_where_the_run_stands_and_how_to_go_on(paths: RunPath
         folder.mkdir(parents=True)
         write_json(folder / "manifest.json", vars(Manifest(step, 1, 0, "data", {}, [])))
     (paths.checkpoints / checkpoint_name(200)).mkdir()  # never committed
-    assert f"the run stands at step 100 ({paths.checkpoints / 'checkpoint-100'}). Continue with --resume." in str(stopped(paths))
+    assert f"the run stands at step 100 ({paths.checkpoints / 'checkpoint-100'}). Continue with --resume." in str(
+        stopped(paths)
+    )
 
 
 def test_a_job_started_elsewhere_finds_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,10 +132,18 @@ def test_a_job_started_elsewhere_finds_its_files(tmp_path: Path, monkeypatch: py
     for name in ("train.jsonl", "a-1.csv", "a-2.csv"):
         (home / "data" / name).write_text("x")
     monkeypatch.chdir(other)
-    data = {"train": ["data/train.jsonl", "data/a-*.csv", "data/splits:train", "hf://x/y:train"], "validation": {"one": "data/train.jsonl", "two": "~/v.jsonl"}}
+    data = {
+        "train": ["data/train.jsonl", "data/a-*.csv", "data/splits:train", "hf://x/y:train"],
+        "validation": {"one": "data/train.jsonl", "two": "~/v.jsonl"},
+    }
     job = {"model": {"name_or_path": "data", "tokenizer": "bert-base-uncased"}, "data": data, "seed": 1}
     found = from_origin(job, str(home))
-    assert found["data"]["train"] == [f"{home}/data/train.jsonl", f"{home}/data/a-*.csv", f"{home}/data/splits:train", "hf://x/y:train"]
+    assert found["data"]["train"] == [
+        f"{home}/data/train.jsonl",
+        f"{home}/data/a-*.csv",
+        f"{home}/data/splits:train",
+        "hf://x/y:train",
+    ]
     assert found["data"]["validation"] == {"one": f"{home}/data/train.jsonl", "two": "~/v.jsonl"}
     assert found["model"] == {"name_or_path": f"{home}/data", "tokenizer": "bert-base-uncased"} and found["seed"] == 1
     assert job["data"]["train"][0] == "data/train.jsonl", "the job that was given is not changed"

@@ -11,7 +11,10 @@ import pytest
 
 from raytrain_nlp.host.scratch import scratch_folder
 
-_OTHER = "import sys; from raytrain_nlp.host.scratch import scratch_folder\nwith scratch_folder() as folder: print(folder, flush=True); sys.stdin.read()"
+_OTHER = (
+    "import sys; from raytrain_nlp.host.scratch import scratch_folder\nwith scratch_folder() as folder: print(folder, "
+    "flush=True); sys.stdin.read()"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +30,9 @@ def test_is_gone_after_use(tmp_path: Path) -> None:
 
 
 def test_the_folder_of_a_killed_process_is_removed_and_that_of_a_living_one_is_not() -> None:
-    with subprocess.Popen([sys.executable, "-c", _OTHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", _OTHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdout
         folder = Path(other.stdout.readline().strip())
         (folder / "file").write_text("x")

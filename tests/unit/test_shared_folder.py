@@ -26,7 +26,9 @@ def two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunPaths
 
 
 @pytest.mark.parametrize("stale", [False, True])
-def test_a_node_with_a_folder_of_its_own_is_named(two_nodes: tuple[RunPaths, RunPaths], monkeypatch: pytest.MonkeyPatch, stale: bool) -> None:
+def test_a_node_with_a_folder_of_its_own_is_named(
+    two_nodes: tuple[RunPaths, RunPaths], monkeypatch: pytest.MonkeyPatch, stale: bool
+) -> None:
     mine, other = two_nodes
     if stale:  # a copy of an earlier time
         with open_run(other, overwrite=False) as record:
@@ -35,7 +37,9 @@ def test_a_node_with_a_folder_of_its_own_is_named(two_nodes: tuple[RunPaths, Run
     assert folder_check.sees_record(spec, mine) and not folder_check.sees_record(spec, other)
     monkeypatch.setattr(folder_check, "gather_objects", lambda host: [None, host or "far-away"])  # both ranks get this
     for paths in two_nodes:
-        with pytest.raises(InputError, match=r"storage_path: is not shared by all nodes: rank 1 on \S+ does not see the driver's"):
+        with pytest.raises(
+            InputError, match=r"storage_path: is not shared by all nodes: rank 1 on \S+ does not see the driver's"
+        ):
             folder_check.check_shared(spec, paths)
 
 

@@ -28,7 +28,9 @@ def bad(*specs: str | Path) -> list[tuple[int, str]]:
 @pytest.mark.parametrize("name", sorted(FORMATS))
 @pytest.mark.parametrize("packed", ["", ".gz", ".GZ"])
 def test_format_is_read_as_it_was_written(tmp_path: Path, name: str, packed: str) -> None:
-    """Every format gives the rows that were written, in order: quoted line breaks, tabs, BOM, blank lines, CRLF; also gzipped."""
+    """Every format gives the rows that were written, in order: quoted line breaks, tabs, BOM, blank lines, CRLF; also
+    gzipped.
+    """
     content, expected = FORMATS[name]
     path = tmp_path / f"{name}{packed}"
     path.write_bytes(gzip.compress(content) if packed else content)
@@ -52,7 +54,9 @@ def test_suffix_in_capitals_is_known(tmp_path: Path) -> None:
 
 
 def test_long_csv_field_is_one_field(tmp_path: Path) -> None:
-    """A text of a megabyte, with line breaks and commas in it, is a cell like any other; the rows behind it are untouched."""
+    """A text of a megabyte, with line breaks and commas in it, is a cell like any other; the rows behind it are
+    untouched.
+    """
     long = [{"text": "word, \n" * 150_000, "label": "a"}, {"text": "next", "label": "b"}]
     (tmp_path / "a.csv").write_bytes(csv_of(long))
     assert values(tmp_path / "a.csv") == long
@@ -76,7 +80,9 @@ def test_order_of_files_is_stable(tmp_path: Path) -> None:
 
 
 def test_folder_leaves_out_what_is_no_data(tmp_path: Path) -> None:
-    """Of a folder, hidden files and folders, files of other formats and what `save_to_disk` writes beside its data are left out."""
+    """Of a folder, hidden files and folders, files of other formats and what `save_to_disk` writes beside its data are
+    left out.
+    """
     (tmp_path / "data-00000-of-00001.arrow").write_bytes(arrow_of(ROWS, stream=True))
     others = (
         "README.md",
@@ -145,7 +151,10 @@ def test_fingerprint_follows_the_content_and_not_the_name(tmp_path: Path) -> Non
     """Equal content under another name is the same data; another byte, order, or format is not."""
     for name, rows in {"a.jsonl": ROWS, "b.jsonl": ROWS, "c.jsonl": ROWS[::-1], "a.txt": ROWS}.items():
         (tmp_path / name).write_bytes(jsonl_of(rows))
-    prints = {name: fingerprint_files(find_files([str(tmp_path / name)], "x")) for name in ("a.jsonl", "b.jsonl", "c.jsonl", "a.txt")}
+    prints = {
+        name: fingerprint_files(find_files([str(tmp_path / name)], "x"))
+        for name in ("a.jsonl", "b.jsonl", "c.jsonl", "a.txt")
+    }
     both = [
         fingerprint_files(find_files([str(tmp_path / name) for name in names], "x"))
         for names in (("a.jsonl", "c.jsonl"), ("c.jsonl", "a.jsonl"))
@@ -162,8 +171,12 @@ def test_fingerprint_follows_the_content_and_not_the_name(tmp_path: Path) -> Non
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
 @pytest.mark.parametrize("last", [True, False], ids=["newline at the end", "none at the end"])
 @pytest.mark.parametrize("kind", ["jsonl", "txt"])
-def test_pieces_hold_every_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, ending: str, last: bool) -> None:
-    """However a file is cut, its pieces together hold its rows, each once and in order: any piece size, from one byte on."""
+def test_pieces_hold_every_row_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, ending: str, last: bool
+) -> None:
+    """However a file is cut, its pieces together hold its rows, each once and in order: any piece size, from one byte
+    on.
+    """
     rows = [{"text": line} for line in odd_lines(1)]
     lines = [json.dumps(row, ensure_ascii=False) if kind == "jsonl" else row["text"] for row in rows]
     path = tmp_path / f"a.{kind}"
@@ -178,7 +191,9 @@ def test_pieces_hold_every_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_lines_of_pieces_count_all_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a piece, lines are numbered from its first, blank ones counted: the pieces' lines add up to the lines of the file."""
+    """In a piece, lines are numbered from its first, blank ones counted: the pieces' lines add up to the lines of the
+    file.
+    """
     text = b"".join(b'{"text": "%d"}\n' % i if i % 3 else b"\n" for i in range(50))
     path = tmp_path / "a.jsonl"
     path.write_bytes(text)
@@ -220,9 +235,19 @@ def test_line_without_end_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_bad_lines_of_jsonl_have_their_number_and_reason(tmp_path: Path) -> None:
-    """Not JSON, not an object, not UTF-8, nested without end: each is told at its line; the good rows around them stay."""
+    """Not JSON, not an object, not UTF-8, nested without end: each is told at its line; the good rows around them
+    stay.
+    """
     good = b'{"text": "ok"}\n'
-    wrong = [b'{"text": \n', b"[1, 2]\n", b'"text"\n', b"null\n", b'{"text": "caf\xe9"}\n', b"[" * 5000 + b"\n", b"nonsense"]
+    wrong = [
+        b'{"text": \n',
+        b"[1, 2]\n",
+        b'"text"\n',
+        b"null\n",
+        b'{"text": "caf\xe9"}\n',
+        b"[" * 5000 + b"\n",
+        b"nonsense",
+    ]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join([good] + [line + good for line in wrong[:-1]]) + wrong[-1])
     content = (tmp_path / "a.jsonl").read_bytes().split(b"\n")
     told = bad(tmp_path / "a.jsonl")
@@ -236,7 +261,9 @@ def test_bad_lines_of_jsonl_have_their_number_and_reason(tmp_path: Path) -> None
         "not UTF-8 at byte 13",
         "not JSON (",
     ]
-    assert [reason.startswith(start) for (_, reason), start in zip(told, [*starts, "not JSON ("], strict=True)] == [True] * 7
+    assert [reason.startswith(start) for (_, reason), start in zip(told, [*starts, "not JSON ("], strict=True)] == [
+        True
+    ] * 7
     assert [row.values for row in read(tmp_path / "a.jsonl") if isinstance(row, Row)] == [{"text": "ok"}] * 7
 
 
@@ -245,12 +272,17 @@ def test_bad_lines_of_text_have_their_number(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"one\n\ncaf\xe9\nfour\n\xff\n")
     assert values(tmp_path / "a.txt")[::2] == [{"text": "one"}, {"text": "four"}]
     told = bad(tmp_path / "a.txt")
-    assert [(line, reason.split(" (")[0]) for line, reason in told] == [(3, "not UTF-8 at byte 3"), (5, "not UTF-8 at byte 0")]
+    assert [(line, reason.split(" (")[0]) for line, reason in told] == [
+        (3, "not UTF-8 at byte 3"),
+        (5, "not UTF-8 at byte 0"),
+    ]
     assert "0xe9: Latin-1 or Windows-1252?" in told[0][1]
 
 
 def test_bad_rows_of_csv_have_the_line_they_begin_on(tmp_path: Path) -> None:
-    """Too few or too many fields and bytes that are not UTF-8 are told at the line the row begins on, behind quoted line breaks too."""
+    """Too few or too many fields and bytes that are not UTF-8 are told at the line the row begins on, behind quoted
+    line breaks too.
+    """
     lines = [
         b"text,label", b'"two', b'lines",a', b"few", b"too,many,fields", b"", b"caf\xe9,b", b'"x', b'y",c,d', b"last,e",
     ]  # fmt: skip
@@ -258,13 +290,18 @@ def test_bad_rows_of_csv_have_the_line_they_begin_on(tmp_path: Path) -> None:
     told = bad(tmp_path / "a.csv")
     assert told[:2] == [(4, "1 fields where the header has 2"), (5, "3 fields where the header has 2")]
     assert told[2][0] == 7 and told[2][1].startswith("not UTF-8 (0xe9: Latin-1")
-    assert told[3:] == [(8, "3 fields where the header has 2"), (9, "inside the row of line 8, by a quote left open there")]
+    assert told[3:] == [
+        (8, "3 fields where the header has 2"),
+        (9, "inside the row of line 8, by a quote left open there"),
+    ]
     good = [(row.line + 1, row.values) for row in read(tmp_path / "a.csv") if isinstance(row, Row)]
     assert good == [(2, {"text": "two\r\nlines", "label": "a"}), (10, {"text": "last", "label": "e"})]
 
 
 def test_open_quote_of_csv_costs_no_row_silently(tmp_path: Path) -> None:
-    """A quote that is never closed takes the rest of the file with it: every line of the rest is told, not one row for all."""
+    """A quote that is never closed takes the rest of the file with it: every line of the rest is told, not one row for
+    all.
+    """
     rows = [f"row {i},x" for i in range(100)]
     rows[60] = '"row 60,x'
     (tmp_path / "a.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
@@ -297,7 +334,13 @@ def test_text_that_is_not_utf8_costs_one_row_of_parquet(tmp_path: Path) -> None:
         writer.write_batch(pa.record_batch([good], names=["text"]))
         writer.write_batch(pa.record_batch([wrong], names=["text"]))
     assert bad(tmp_path / "a.arrow") == [(5, "not UTF-8")]
-    assert [row.values["text"] for row in read(tmp_path / "a.arrow") if isinstance(row, Row)] == ["a", "b", "c", "a", "c"]
+    assert [row.values["text"] for row in read(tmp_path / "a.arrow") if isinstance(row, Row)] == [
+        "a",
+        "b",
+        "c",
+        "a",
+        "c",
+    ]
 
 
 # damaged files
@@ -318,7 +361,9 @@ def test_text_that_is_not_utf8_costs_one_row_of_parquet(tmp_path: Path) -> None:
     ],
 )
 def test_damaged_file_is_told_and_not_read_in_part(tmp_path: Path, name: str, content: bytes) -> None:
-    """A file that is cut off or not what its suffix says ends with one line naming it: its rest is never left out silently."""
+    """A file that is cut off or not what its suffix says ends with one line naming it: its rest is never left out
+    silently.
+    """
     (tmp_path / name).write_bytes(content)
     line = problem(tmp_path / name)
     assert line.startswith(f"{tmp_path / name}: cannot be read as {name.split('.')[1].replace('txt', 'text')} (")

@@ -1,4 +1,6 @@
-"""What `submit` refuses before anything leaves this machine, what it packs, and how it follows a job whose connection breaks."""
+"""What `submit` refuses before anything leaves this machine, what it packs, and how it follows a job whose connection
+breaks.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def test_wrong_input_is_told_before_the_cluster_is_asked(folder: Path) -> None:
 
 def test_code_is_not_offered_to_a_network_without_a_token(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = ["--set", "storage_path=/mnt/runs"]
-    assert "whoever reaches it could run code on it (http://192.0.2.1:8265)" in problem_of(address="http://192.0.2.1:8265", arguments=shared)
+    assert "whoever reaches it could run code on it (http://192.0.2.1:8265)" in problem_of(
+        address="http://192.0.2.1:8265", arguments=shared
+    )
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
     monkeypatch.setattr("ray.job_submission.JobSubmissionClient", lambda url: url)
     assert submit.open_client("http://192.0.2.1:8265") == "http://192.0.2.1:8265"
@@ -57,7 +61,9 @@ def test_runs_do_not_go_to_the_folder_that_ends_with_the_job(folder: Path) -> No
         submit._storage(values, [], "http://192.0.2.1:8265")
 
 
-def test_a_folder_too_large_names_what_is_large_and_ignored_files_do_not_count(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_too_large_names_what_is_large_and_ignored_files_do_not_count(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, size in {"data/big.bin": 3000, "models/m.bin": 2000, "small.py": 10}.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"x" * size)
@@ -127,6 +133,13 @@ def test_named_variables_and_no_others_are_passed(folder: Path, monkeypatch: pyt
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")
     monkeypatch.setattr(submit, "open_client", lambda *_: Recorder())
     result = submit.submit("job.yaml", env=["MINE"], arguments=["--resume"], wait=False, echo=lambda line: None)
-    assert result.status == "PENDING" and given["runtime_env"]["env_vars"] == {"MINE": "1"} and "canary" not in json.dumps(given)
-    assert given["entrypoint"] == f"python -m raytrain_nlp.cli.main train job.yaml --resume --set storage_path={folder / 'runs'}"
+    assert (
+        result.status == "PENDING"
+        and given["runtime_env"]["env_vars"] == {"MINE": "1"}
+        and "canary" not in json.dumps(given)
+    )
+    assert (
+        given["entrypoint"]
+        == f"python -m raytrain_nlp.cli.main train job.yaml --resume --set storage_path={folder / 'runs'}"
+    )
     assert Path(given["runtime_env"]["py_modules"][0]).name == "raytrain_nlp"

@@ -44,9 +44,13 @@ class Played(SimpleNamespace):
     __hash__ = object.__hash__
 
 
-def sweep_of(tmp_path: Path, space: dict[str, Any] = SPACE, job: dict[str, Any] | None = None, **sections: Any) -> Sweep:
+def sweep_of(
+    tmp_path: Path, space: dict[str, Any] = SPACE, job: dict[str, Any] | None = None, **sections: Any
+) -> Sweep:
     base = plain_job(tmp_path, "base", data={"validation": "v.jsonl"}, lora={"r": 8, "lora_alpha": 16}, **(job or {}))
-    return load_sweep({"kind": "sweep", "job": base, "search_space": space, "mode": "max", "metric": "eval_accuracy", **sections})
+    return load_sweep(
+        {"kind": "sweep", "job": base, "search_space": space, "mode": "max", "metric": "eval_accuracy", **sections}
+    )
 
 
 def score(point: dict[str, Any]) -> float:
@@ -60,7 +64,15 @@ def play(study: Study, book: Book, trials: int) -> list[dict[str, Any]]:
         number, point = study.ask()
         book.begin(number, point)
         for time in (1, 2):
-            book.add(number, {"training_iteration": time, "step": 10 * time, "epoch": time, "eval_accuracy": score(point) - 1 / time})
+            book.add(
+                number,
+                {
+                    "training_iteration": time,
+                    "step": 10 * time,
+                    "epoch": time,
+                    "eval_accuracy": score(point) - 1 / time,
+                },
+            )
             study.report(number, score(point) - 1 / time, time)
         book.end(number, FINISHED, {"eval_accuracy": score(point)})
         study.tell(book.trials[number])
@@ -110,9 +122,18 @@ def test_the_same_seed_draws_the_same_points(tmp_path: Path) -> None:
 
 
 def test_a_grid_is_tried_point_by_point_over_a_restart(tmp_path: Path, paths: SweepPaths) -> None:
-    config = sweep_of(tmp_path, {"training.learning_rate": {"grid": [1e-3, 1e-2]}, "lora.r": {"grid": [4, 8]}}, searcher={"type": "grid"}).config
+    config = sweep_of(
+        tmp_path,
+        {"training.learning_rate": {"grid": [1e-3, 1e-2]}, "lora.r": {"grid": [4, 8]}},
+        searcher={"type": "grid"},
+    ).config
     points = play(Study(config, paths.study), Book(paths), 3) + play(Study(config, paths.study), Book(paths), 1)
-    assert sorted((point["training.learning_rate"], point["lora.r"]) for point in points) == [(1e-3, 4), (1e-3, 8), (1e-2, 4), (1e-2, 8)]
+    assert sorted((point["training.learning_rate"], point["lora.r"]) for point in points) == [
+        (1e-3, 4),
+        (1e-3, 8),
+        (1e-2, 4),
+        (1e-2, 8),
+    ]
 
 
 def test_an_interrupted_trial_is_told_to_the_study_by_the_next_driver(tmp_path: Path, paths: SweepPaths) -> None:
@@ -152,26 +173,40 @@ NODE = {"CPU": 4.0}
         ({"num_workers": 2, "use_gpu": True, "resources_per_worker": {"CPU": 1}}, [{"CPU": 64.0, "GPU": 8.0}], None, 4),
     ],
 )
-def test_as_many_trials_as_fit(tmp_path: Path, workers: dict[str, Any], nodes: list[dict[str, float]], most: int | None, expected: int) -> None:
+def test_as_many_trials_as_fit(
+    tmp_path: Path, workers: dict[str, Any], nodes: list[dict[str, float]], most: int | None, expected: int
+) -> None:
     assert plan_concurrency(sweep_of(tmp_path, job={"workers": workers}).jobs, nodes, most) == expected
 
 
 @pytest.mark.parametrize(
     ("workers", "nodes", "expected"),
     [
-        ({"num_workers": 3, "resources_per_worker": {"CPU": 1}}, [NODE], "needs 4.5 CPU (with 0.5 CPU for each worker's feed), the cluster can give 4"),
-        ({"num_workers": 2, "resources_per_worker": {"CPU": 3}}, [{"CPU": 2.0}] * 5, "do not fit on the nodes, which have places for 0"),
+        (
+            {"num_workers": 3, "resources_per_worker": {"CPU": 1}},
+            [NODE],
+            "needs 4.5 CPU (with 0.5 CPU for each worker's feed), the cluster can give 4",
+        ),
+        (
+            {"num_workers": 2, "resources_per_worker": {"CPU": 3}},
+            [{"CPU": 2.0}] * 5,
+            "do not fit on the nodes, which have places for 0",
+        ),
         ({"num_workers": 1, "use_gpu": True}, [NODE], "needs 1 GPU, the cluster can give 0"),
     ],
 )
-def test_a_trial_that_never_fits_is_refused(tmp_path: Path, workers: dict[str, Any], nodes: list[dict[str, float]], expected: str) -> None:
+def test_a_trial_that_never_fits_is_refused(
+    tmp_path: Path, workers: dict[str, Any], nodes: list[dict[str, float]], expected: str
+) -> None:
     with pytest.raises(InputError) as caught:
         plan_concurrency(sweep_of(tmp_path, job={"workers": workers}).jobs, nodes, None)
     assert expected in str(caught.value)
 
 
 def test_the_largest_trial_of_the_space_counts(tmp_path: Path) -> None:
-    sweep = sweep_of(tmp_path, {"workers.num_workers": {"choice": [1, 4]}}, job={"workers": {"resources_per_worker": {"CPU": 1}}})
+    sweep = sweep_of(
+        tmp_path, {"workers.num_workers": {"choice": [1, 4]}}, job={"workers": {"resources_per_worker": {"CPU": 1}}}
+    )
     assert plan_concurrency(sweep.jobs, [{"CPU": 12.0}], None) == 2
 
 
@@ -197,23 +232,41 @@ def test_a_trial_is_not_stopped_when_only_its_model_is_left_to_write(tmp_path: P
     config = sweep_of(tmp_path, scheduler={"type": kind, "max_t": 3}).config
     verdicts = []
     for last in (True, False):
-        scheduler, trial = build_scheduler(config, {"training_iteration": 3}), Played(trial_id="new", status="RUNNING", is_finished=lambda: False)
-        controller = SimpleNamespace(get_live_trials=lambda trial=trial: [trial], stop_trial=lambda trial, **_: None, pause_trial=lambda *_, **__: None)
+        scheduler, trial = (
+            build_scheduler(config, {"training_iteration": 3}),
+            Played(trial_id="new", status="RUNNING", is_finished=lambda: False),
+        )
+        controller = SimpleNamespace(
+            get_live_trials=lambda trial=trial: [trial],
+            stop_trial=lambda trial, **_: None,
+            pause_trial=lambda *_, **__: None,
+        )
         scheduler.on_trial_add(controller, trial)
         for time in (1, 2, 3):
-            verdict = scheduler.on_trial_result(controller, trial, {"training_iteration": time, "eval_accuracy": 0.5, LAST: last and time == 3})
+            verdict = scheduler.on_trial_result(
+                controller, trial, {"training_iteration": time, "eval_accuracy": 0.5, LAST: last and time == 3}
+            )
         verdicts.append(verdict)
     assert verdicts == ["CONTINUE", "STOP"]
 
 
 def test_whom_pbt_copies_and_what_it_changes_are_the_seeds(tmp_path: Path) -> None:
     def draws(seed: int, disturbed: bool) -> list[tuple[str, dict[str, Any]]]:
-        space = {"training.learning_rate": SPACE["training.learning_rate"], "training.weight_decay": {"choice": [0.0, 0.1, 0.2]}}
-        scheduler = build_scheduler(sweep_of(tmp_path, space, scheduler={"type": "pbt"}, seed=seed).config, {"training_iteration": 3})
-        bad, *good = (Played(name=name, config={"training.learning_rate": 1e-3, "training.weight_decay": 0.1}) for name in "abcde")
+        space = {
+            "training.learning_rate": SPACE["training.learning_rate"],
+            "training.weight_decay": {"choice": [0.0, 0.1, 0.2]},
+        }
+        scheduler = build_scheduler(
+            sweep_of(tmp_path, space, scheduler={"type": "pbt"}, seed=seed).config, {"training_iteration": 3}
+        )
+        bad, *good = (
+            Played(name=name, config={"training.learning_rate": 1e-3, "training.weight_decay": 0.1}) for name in "abcde"
+        )
         scheduler._trial_state = {trial: SimpleNamespace(last_checkpoint="a checkpoint") for trial in (bad, *good)}
         found: list[tuple[str, dict[str, Any]]] = []
-        scheduler._exploit = lambda controller, trial, donor: found.append((donor.name, scheduler._get_new_config(trial, donor)[0]))
+        scheduler._exploit = lambda controller, trial, donor: found.append(
+            (donor.name, scheduler._get_new_config(trial, donor)[0])
+        )
         for _ in range(6):
             if disturbed:
                 random.random()
@@ -265,7 +318,14 @@ def test_a_name_that_is_taken_is_refused_and_a_resumed_sweep_is_the_same(tmp_pat
 
 
 def test_the_table_has_a_row_for_each_trial(tmp_path: Path, paths: SweepPaths) -> None:
-    sweep = sweep_of(tmp_path, {"training.learning_rate": SPACE["training.learning_rate"], "lora.r": SPACE["lora.r"], "lora.lora_alpha": SPACE["lora.lora_alpha"]})
+    sweep = sweep_of(
+        tmp_path,
+        {
+            "training.learning_rate": SPACE["training.learning_rate"],
+            "lora.r": SPACE["lora.r"],
+            "lora.lora_alpha": SPACE["lora.lora_alpha"],
+        },
+    )
     study, book = Study(sweep.config, paths.study), Book(paths)
     play(study, book, 12)
     number, point = study.ask()
@@ -275,7 +335,9 @@ def test_the_table_has_a_row_for_each_trial(tmp_path: Path, paths: SweepPaths) -
     write_table(table_of(sweep, book), paths)
     rows = list(csv.DictReader(paths.table.open()))
     assert len(rows) == 13 and all(int(row["lora.lora_alpha"]) == 2 * int(row["lora.r"]) for row in rows)
-    assert [float(row["eval_accuracy"]) for row in rows[:12]] == pytest.approx([book.trials[i].metrics["eval_accuracy"] for i in range(12)])
+    assert [float(row["eval_accuracy"]) for row in rows[:12]] == pytest.approx(
+        [book.trials[i].metrics["eval_accuracy"] for i in range(12)]
+    )
     assert (rows[12]["status"], rows[12]["reason"], rows[12]["eval_accuracy"]) == ("failed", "the loss is nan", "")
 
 
@@ -304,7 +366,9 @@ def test_the_receiver_gets_the_donors_bits_though_the_donor_retires_them(tmp_pat
     store.apply_retention(donor.checkpoints, 1, set())
     apply_pointer(pointer, receiver, notes.append)
     found = store.find_checkpoint(receiver.checkpoints)
-    assert (pointer.step, pointer.training_iteration, found.manifest.step) == (20, 2, 20) and torch.equal(weights_of(found), wanted)
+    assert (pointer.step, pointer.training_iteration, found.manifest.step) == (20, 2, 20) and torch.equal(
+        weights_of(found), wanted
+    )
     assert [checkpoint.manifest.step for checkpoint in store.list_checkpoints(receiver.checkpoints)] == [20]
     assert notes == ["goes on from step 20 of donor."] and not list(receiver.checkpoints.glob(".*"))
 

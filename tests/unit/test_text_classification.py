@@ -29,9 +29,15 @@ PAIR = build_task(TextClassification(type="text-classification", text_columns=["
         ({"a": " ", "b": "y", "y": 1}, "field 'a' is empty"),
         ({"a": "x", "b": "y"}, "field 'y' is missing"),
         ({"a": "x", "b": "y", "y": None}, "field 'y' is null or empty"),
-        ({"a": "x", "b": "y", "y": [1]}, "field 'y' is list, not an integer or text (lists: task.problem_type: multi_label_classification)"),
+        (
+            {"a": "x", "b": "y", "y": [1]},
+            "field 'y' is list, not an integer or text (lists: task.problem_type: multi_label_classification)",
+        ),
         ({"a": "x", "b": "y", "y": "\ud800"}, "field 'y' has a lone surrogate, which is no Unicode text"),
-        ({"a": "x", "b": "y", "y": 0.5}, "field 'y' is float, not an integer or text (numbers: task.problem_type: regression)"),
+        (
+            {"a": "x", "b": "y", "y": 0.5},
+            "field 'y' is float, not an integer or text (numbers: task.problem_type: regression)",
+        ),
     ],
 )
 def test_which_rows_are_bad(row: dict[str, Any], reason: str | None) -> None:
@@ -46,7 +52,11 @@ def test_labels_have_one_spelling_and_a_stable_order() -> None:
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_collate_pads_and_masks_by_hand(side: str) -> None:
     context = CollateContext(9, 0, side, ["input_ids", "token_type_ids"], ["no", "yes"])
-    columns = {"input_ids": [np.array([1, 2, 3]), np.array([4])], "token_type_ids": [np.array([0, 1, 1]), np.array([0])], "label": ["yes", "no"]}
+    columns = {
+        "input_ids": [np.array([1, 2, 3]), np.array([4])],
+        "token_type_ids": [np.array([0, 1, 1]), np.array([0])],
+        "label": ["yes", "no"],
+    }
     batch = PAIR.collate(columns, context, PLACE)
     right = side == "right"
     assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 9, 9] if right else [9, 9, 4]]
@@ -63,19 +73,31 @@ def test_token_type_ids_only_for_models_that_read_them() -> None:
 def test_two_class_figures_by_hand() -> None:
     """4 rows: 1 true positive, 1 false positive, 1 false negative, 1 true negative."""
     logits = np.array([[0, 1], [0, 1], [1, 0], [1, 0]], dtype=np.float32)
-    metrics = PAIR.build_metrics(["0", "1"], None)(SimpleNamespace(predictions=logits, label_ids=np.array([1, 0, 1, 0])))
+    metrics = PAIR.build_metrics(["0", "1"], None)(
+        SimpleNamespace(predictions=logits, label_ids=np.array([1, 0, 1, 0]))
+    )
     assert metrics == {"accuracy": 0.5, "f1": 0.5, "mcc": 0.0}
 
 
 def test_many_classes_use_macro_f1_over_all_labels() -> None:
     logits = np.eye(3)[[0, 0, 1]]
-    metrics = PAIR.build_metrics(["a", "b", "c"], None)(SimpleNamespace(predictions=logits, label_ids=np.array([0, 1, 1])))
-    assert metrics["accuracy"] == pytest.approx(2 / 3) and metrics["f1"] == pytest.approx((2 / 3 + 2 / 3 + 0) / 3) and "mcc" not in metrics
+    metrics = PAIR.build_metrics(["a", "b", "c"], None)(
+        SimpleNamespace(predictions=logits, label_ids=np.array([0, 1, 1]))
+    )
+    assert (
+        metrics["accuracy"] == pytest.approx(2 / 3)
+        and metrics["f1"] == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
+        and "mcc" not in metrics
+    )
 
 
 def test_label_names_reach_the_model_config() -> None:
     kwargs = PAIR.model_kwargs(["no", "yes"])
-    assert kwargs["id2label"] == {0: "no", 1: "yes"} and kwargs["label2id"] == {"no": 0, "yes": 1} and kwargs["num_labels"] == 2
+    assert (
+        kwargs["id2label"] == {0: "no", 1: "yes"}
+        and kwargs["label2id"] == {"no": 0, "yes": 1}
+        and kwargs["num_labels"] == 2
+    )
 
 
 SEVERAL = build_task(TextClassification(type="text-classification", problem_type="multi_label_classification"))
@@ -114,18 +136,29 @@ def test_several_labels_become_one_column_each() -> None:
 
 
 def test_several_labels_by_hand() -> None:
-    """2 rows x 2 labels: 1 true positive (a), 1 false positive (a), 1 false negative (b): micro 2/4, macro (2/3 + 0) / 2, no row whole."""
-    prediction = SimpleNamespace(predictions=np.array([[3.0, -1.0], [0.5, -2.0]]), label_ids=np.array([[1.0, 1.0], [0.0, 0.0]]))
-    assert SEVERAL.build_metrics(["a", "b"], None)(prediction) == pytest.approx({"f1_micro": 0.5, "f1_macro": 1 / 3, "accuracy": 0.0})
+    """2 rows x 2 labels: 1 true positive (a), 1 false positive (a), 1 false negative (b): micro 2/4, macro (2/3 + 0) /
+    2, no row whole.
+    """
+    prediction = SimpleNamespace(
+        predictions=np.array([[3.0, -1.0], [0.5, -2.0]]), label_ids=np.array([[1.0, 1.0], [0.0, 0.0]])
+    )
+    assert SEVERAL.build_metrics(["a", "b"], None)(prediction) == pytest.approx(
+        {"f1_micro": 0.5, "f1_macro": 1 / 3, "accuracy": 0.0}
+    )
 
 
 def test_numbers_by_numpy() -> None:
     """Pearson against numpy's own; Spearman is Pearson of the ranks."""
-    guess, truth = np.array([[0.1], [0.4], [0.2], [0.9]], dtype=np.float32), np.array([1.0, 3.0, 4.0, 5.0], dtype=np.float32)
+    guess, truth = (
+        np.array([[0.1], [0.4], [0.2], [0.9]], dtype=np.float32),
+        np.array([1.0, 3.0, 4.0, 5.0], dtype=np.float32),
+    )
     metrics = NUMBER.build_metrics([], None)(SimpleNamespace(predictions=guess, label_ids=truth))
     ranks = np.array([1, 3, 2, 4]), np.array([1, 2, 3, 4])
     assert metrics["pearson"] == pytest.approx(np.corrcoef(guess[:, 0], truth)[0, 1], abs=1e-6)
-    assert metrics["spearmanr"] == pytest.approx(np.corrcoef(*ranks)[0, 1]) and metrics["mse"] == pytest.approx(np.mean((guess[:, 0] - truth) ** 2))
+    assert metrics["spearmanr"] == pytest.approx(np.corrcoef(*ranks)[0, 1]) and metrics["mse"] == pytest.approx(
+        np.mean((guess[:, 0] - truth) ** 2)
+    )
     constant = NUMBER.build_metrics([], None)(SimpleNamespace(predictions=np.zeros((4, 1)), label_ids=truth))
     assert (constant["pearson"], constant["spearmanr"]) == (0.0, 0.0)
     assert NUMBER.model_kwargs([]) == {"num_labels": 1, "problem_type": "regression"} and NUMBER.label_column is None

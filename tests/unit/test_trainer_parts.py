@@ -1,4 +1,6 @@
-"""Parts of the trainer, each alone: its names in transformers, figures, throughput, whole weights for generation, rows of the user's own."""
+"""Parts of the trainer, each alone: its names in transformers, figures, throughput, whole weights for generation, rows
+of the user's own.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def test_what_is_said_of_transformers_trainer_is_there() -> None:
     """A release that renames a method would never call ours: losses would be divided otherwise, without a word."""
     (said,) = [node for node in ast.walk(ast.parse(inspect.getsource(host))) if isinstance(node, ast.ClassDef)]
     methods = {node.name for node in said.body if isinstance(node, ast.FunctionDef)} - {"loss_is_scaled_for_ga"}
-    fields = {node.target.id for node in said.body if isinstance(node, ast.AnnAssign)} - {"_feed"} | {"loss_is_scaled_for_ga"}
+    fields = {node.target.id for node in said.body if isinstance(node, ast.AnnAssign)} - {"_feed"} | {
+        "loss_is_scaled_for_ga"
+    }
     assert len(methods) > 8 and len(fields) > 12
     source = inspect.getsource(transformers.Trainer)
     assert [name for name in sorted(methods) if not callable(getattr(transformers.Trainer, name, None))] == []
@@ -73,7 +77,11 @@ def test_the_users_figures_go_before_the_tasks_own() -> None:
     assert Figures(task, [], None)(0.5) == {"accuracy": 0.5}
     heard = []
     figures = Figures(task, [], None, lambda prediction, **more: heard.append((prediction, more)) or {"mine": 1.0})
-    assert figures(0.5) == {"mine": 1.0} and figures(0.25, compute_result=True) == {"mine": 1.0} and figures.own(0.5) == {"accuracy": 0.5}
+    assert (
+        figures(0.5) == {"mine": 1.0}
+        and figures(0.25, compute_result=True) == {"mine": 1.0}
+        and figures.own(0.5) == {"accuracy": 0.5}
+    )
     assert heard == [(0.5, {}), (0.25, {"compute_result": True})]
 
 
@@ -81,13 +89,22 @@ def test_of_language_models_the_user_sees_tokens_and_not_the_counts() -> None:
     """As in run_clm.py; of others what the task sees, unless the model gives more than logits."""
     logits = torch.tensor([[[0.1, 0.9], [0.8, 0.2]]])
     language: Any = Scored(scores_labels=False)
-    assert Figures(language, [], None).shown(logits, None).tolist() == [[1, 0]] == Figures(language, [], None).shown((logits, 1), None).tolist()
+    assert (
+        Figures(language, [], None).shown(logits, None).tolist()
+        == [[1, 0]]
+        == Figures(language, [], None).shown((logits, 1), None).tolist()
+    )
     task: Any = Scored()
-    assert Figures(task, [], None).shown(logits, None) is None and Figures(task, [], None).shown((logits, 1), None) == (logits, 1)
+    assert Figures(task, [], None).shown(logits, None) is None and Figures(task, [], None).shown((logits, 1), None) == (
+        logits,
+        1,
+    )
 
 
 def test_what_was_generated_is_written_beside_its_reference(tmp_path: Path) -> None:
-    write_generated(tmp_path / "g.jsonl", np.array([[1, 2, 0], [3, 0, 0]]), np.array([[1, 2, -100], [4, 5, 6]]), Words())
+    write_generated(
+        tmp_path / "g.jsonl", np.array([[1, 2, 0], [3, 0, 0]]), np.array([[1, 2, -100], [4, 5, 6]]), Words()
+    )
     rows = [json.loads(line) for line in (tmp_path / "g.jsonl").read_text().splitlines()]
     assert rows == [{"prediction": "a b", "reference": "a b"}, {"prediction": "c", "reference": "d e f"}]
     with pytest.raises(ValueError, match="zip"):
@@ -107,10 +124,20 @@ def test_rates_are_of_the_whole_job_since_the_last_reading(monkeypatch: pytest.M
     meter.add([micro(10, 20), micro(10, 20)], 1.0)
     clock.now += 4
     rates = meter.read()
-    assert rates == {"samples_per_second": 16, "tokens_per_second": 300, "padding_share": pytest.approx(1 - 100 / 140), "data_wait_share": 0.25}
+    assert rates == {
+        "samples_per_second": 16,
+        "tokens_per_second": 300,
+        "padding_share": pytest.approx(1 - 100 / 140),
+        "data_wait_share": 0.25,
+    }
     meter.add([micro(10, 10)], 1.5)
     clock.now += 1
-    assert meter.read() == {"samples_per_second": 32, "tokens_per_second": 600, "padding_share": 0, "data_wait_share": 0.5}
+    assert meter.read() == {
+        "samples_per_second": 32,
+        "tokens_per_second": 600,
+        "padding_share": 0,
+        "data_wait_share": 0.5,
+    }
     assert meter.read()["samples_per_second"] == 0, "nothing since, and no time: no error"
 
 
@@ -125,9 +152,15 @@ def sharded(count: int, available: bool = False) -> Any:
     return SimpleNamespace(ds_status=status, ds_numel=count, element_size=lambda: 4)
 
 
-@pytest.mark.parametrize(("free", "others", "whole"), [(5_000, True, True), (4_900, True, False), (5_001, False, False)])
-def test_weights_are_gathered_where_every_rank_has_memory_for_them(monkeypatch: pytest.MonkeyPatch, free: int, others: bool, whole: bool) -> None:
-    """4,000 bytes are sharded, and four fifths of the free memory may be taken; one rank alone must not gather, for the others would not."""
+@pytest.mark.parametrize(
+    ("free", "others", "whole"), [(5_000, True, True), (4_900, True, False), (5_001, False, False)]
+)
+def test_weights_are_gathered_where_every_rank_has_memory_for_them(
+    monkeypatch: pytest.MonkeyPatch, free: int, others: bool, whole: bool
+) -> None:
+    """4,000 bytes are sharded, and four fifths of the free memory may be taken; one rank alone must not gather, for the
+    others would not.
+    """
     gathered: list[int] = []
 
     @contextlib.contextmanager
@@ -142,14 +175,22 @@ def test_weights_are_gathered_where_every_rank_has_memory_for_them(monkeypatch: 
     module = SimpleNamespace(parameters=lambda: [sharded(600), sharded(400), sharded(9_999, available=True)])
     optimizer = SimpleNamespace(parameter_offload=SimpleNamespace(module=module))
     accelerator = SimpleNamespace(unwrap_model=lambda model: f"plain {model}")
-    trainer = SimpleNamespace(is_deepspeed_enabled=True, deepspeed=SimpleNamespace(optimizer=optimizer), accelerator=accelerator, model="model")
+    trainer = SimpleNamespace(
+        is_deepspeed_enabled=True,
+        deepspeed=SimpleNamespace(optimizer=optimizer),
+        accelerator=accelerator,
+        model="model",
+    )
     with gathered_weights(trainer) as model:
         assert model == ("plain model" if whole else None)
     assert gathered == ([600, 400] if whole else [])
 
 
 def test_without_zero_3_nothing_is_gathered() -> None:
-    for trainer in (SimpleNamespace(is_deepspeed_enabled=False), SimpleNamespace(is_deepspeed_enabled=True, deepspeed=SimpleNamespace(optimizer=object()))):
+    for trainer in (
+        SimpleNamespace(is_deepspeed_enabled=False),
+        SimpleNamespace(is_deepspeed_enabled=True, deepspeed=SimpleNamespace(optimizer=object())),
+    ):
         with gathered_weights(trainer) as model:
             assert model is None
 
@@ -170,7 +211,11 @@ def test_each_row_is_scored_once_by_one_rank(world_size: int, rows: int) -> None
     assert {len(part) for part in batches} == {len(loaders[0])} and len(loaders[0]) == -(-rows // (2 * world_size))
     scored = [batch.micro_batch.rows.tolist() for step in zip(*batches, strict=True) for batch in step]
     assert sum(scored, []) == list(range(rows))
-    assert all(batch.micro_batch.weight == len(batch.micro_batch.rows) and len(batch["x"]) for part in batches for batch in part)
+    assert all(
+        batch.micro_batch.weight == len(batch.micro_batch.rows) and len(batch["x"])
+        for part in batches
+        for batch in part
+    )
 
 
 @pytest.fixture
@@ -183,20 +228,33 @@ def reader(tmp_path: Path) -> RowsReader:
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     context = CollateContext(0, 0, "right", ["input_ids", "attention_mask"], ["no", "yes"])
     arguments = SimpleNamespace(eval_batch_size=2, world_size=1, process_index=0)
-    return RowsReader(load_job(plain_job(tmp_path, "x")), str(tmp_path / "tokenizer"), tokenizer, context, tmp_path, "", arguments)
+    return RowsReader(
+        load_job(plain_job(tmp_path, "x")), str(tmp_path / "tokenizer"), tokenizer, context, tmp_path, "", arguments
+    )
 
 
 def test_tokenized_rows_are_padded_as_transformers_pads_them(reader: RowsReader) -> None:
-    rows = [{"input_ids": [2, 4], "attention_mask": [1, 1], "labels": 1, "text": "good film"}, {"input_ids": [3], "attention_mask": [1], "labels": 0, "text": "bad"}]
+    rows = [
+        {"input_ids": [2, 4], "attention_mask": [1, 1], "labels": 1, "text": "good film"},
+        {"input_ids": [3], "attention_mask": [1], "labels": 0, "text": "bad"},
+    ]
     (batch,) = reader.loader(rows, ["input_ids", "attention_mask", "labels"])
-    expected = transformers.DataCollatorWithPadding(reader.tokenizer)([{key: row[key] for key in row if key != "text"} for row in rows])
-    assert set(batch) == set(expected) and all(torch.equal(batch[key], expected[key]) for key in batch) and batch.micro_batch.weight == 2
+    expected = transformers.DataCollatorWithPadding(reader.tokenizer)(
+        [{key: row[key] for key in row if key != "text"} for row in rows]
+    )
+    assert (
+        set(batch) == set(expected)
+        and all(torch.equal(batch[key], expected[key]) for key in batch)
+        and batch.micro_batch.weight == 2
+    )
 
 
 def test_rows_as_in_the_files_become_tokens_as_those_of_the_files_do(reader: RowsReader) -> None:
     rows = [{"text": "good film", "label": "yes"}, {"text": "bad", "label": "no"}, {"text": "film", "label": "yes"}]
     batches = list(reader.loader(rows, []))
-    assert [batch["input_ids"].tolist() for batch in batches] == [[[2, 4], [3, 0]], [[4]]] and [batch["labels"].tolist() for batch in batches] == [[1, 0], [1]]
+    assert [batch["input_ids"].tolist() for batch in batches] == [[[2, 4], [3, 0]], [[4]]] and [
+        batch["labels"].tolist() for batch in batches
+    ] == [[1, 0], [1]]
     with pytest.raises(ValueError, match="labels that training never saw: maybe"):
         reader.loader([*rows, {"text": "film", "label": "maybe"}], [])
 
@@ -212,7 +270,7 @@ def test_rows_without_labels_are_what_predict_reads(reader: RowsReader) -> None:
     ("rows", "line"),
     [([], "there are no rows to score"), ([7], "rows to score must be dicts, not int"),
      ([{"label": 1}], "row 0 can be neither scored nor predicted: .* 'text' is missing"),
-     (iter([]), "there are no rows to score"), (FeedDataset(lambda position: iter([]), 1, 1, 0), "the training rows are a stream")],
+     (iter([]), "there are no rows to score"), (FeedDataset(lambda position: iter([]), 1, 1, 0), "the training rows are a stream")],  # noqa: E501
     ids=["none", "numbers", "other columns", "an iterator", "a stream"],
 )  # fmt: skip
 def test_rows_that_cannot_be_scored_are_told(reader: RowsReader, rows: Any, line: str) -> None:

@@ -1,4 +1,6 @@
-"""`trainer:` and several validation sets: what a job may say, and the small parts that make it mean what it means in transformers."""
+"""`trainer:` and several validation sets: what a job may say, and the small parts that make it mean what it means in
+transformers.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ def job_of(folder: Path, **sections: Any) -> Any:
 
 def test_callbacks_with_and_without_arguments(tmp_path: Path) -> None:
     job = job_of(tmp_path, trainer={"callbacks": ["a.b:C", {"class": "a:D", "arguments": {"x": 1}}]})
-    assert [(found.class_, found.arguments) for found in job.trainer.callback_configs()] == [("a.b:C", {}), ("a:D", {"x": 1})]
+    assert [(found.class_, found.arguments) for found in job.trainer.callback_configs()] == [
+        ("a.b:C", {}),
+        ("a:D", {"x": 1}),
+    ]
 
 
 @pytest.mark.parametrize(("section", "told"), [
@@ -39,7 +44,10 @@ def test_classes_that_cannot_be_made_are_told_before_start(tmp_path: Path) -> No
     from raytrain_nlp.tasks import build_task
     from raytrain_nlp.worker.extensions import check_user_code
 
-    callbacks = [{"class": "user_programs:StopsEpochs", "arguments": {"step": 1}}, {"class": "user_programs:StopsEpochs", "arguments": {"steps": 1}}]
+    callbacks = [
+        {"class": "user_programs:StopsEpochs", "arguments": {"step": 1}},
+        {"class": "user_programs:StopsEpochs", "arguments": {"steps": 1}},
+    ]
     for section, told in (
         ({"callbacks": callbacks}, "unexpected keyword argument 'step'"),
         ({"callbacks": callbacks[1:]}, None),
@@ -49,10 +57,16 @@ def test_classes_that_cannot_be_made_are_told_before_start(tmp_path: Path) -> No
     ):
         job = job_of(tmp_path, trainer=section)
         problems = check_user_code(job, build_task(job.task), str(tmp_path))
-        assert (not problems) if told is None else any(told in problem.what for problem in problems), (section, problems)
+        assert (not problems) if told is None else any(told in problem.what for problem in problems), (
+            section,
+            problems,
+        )
 
 
-@pytest.mark.parametrize(("metrics", "told"), [(None, "needs a function"), ("user_programs:figures", "compute_result"), ("user_programs:batch_figures", None)])
+@pytest.mark.parametrize(
+    ("metrics", "told"),
+    [(None, "needs a function"), ("user_programs:figures", "compute_result"), ("user_programs:batch_figures", None)],
+)
 def test_metrics_batch_by_batch_need_a_function_for_it(tmp_path: Path, metrics: str | None, told: str | None) -> None:
     from raytrain_nlp.tasks import build_task
     from raytrain_nlp.worker.extensions import check_user_code
@@ -64,7 +78,9 @@ def test_metrics_batch_by_batch_need_a_function_for_it(tmp_path: Path, metrics: 
 
 def test_validation_sets(tmp_path: Path) -> None:
     job = job_of(tmp_path, data={"validation": {"first": "a.jsonl", "second": ["b.jsonl", "c.jsonl"]}})
-    assert job.data.validation_sets() == {"first": "a.jsonl", "second": ["b.jsonl", "c.jsonl"]} and job.data.source_of("validation.second") == ["b.jsonl", "c.jsonl"]
+    assert job.data.validation_sets() == {"first": "a.jsonl", "second": ["b.jsonl", "c.jsonl"]} and job.data.source_of(
+        "validation.second"
+    ) == ["b.jsonl", "c.jsonl"]
     assert job.arguments()["eval_strategy"] == "epoch"
     one = job_of(tmp_path, data={"validation": "a.jsonl"})
     assert one.data.validation_sets() == {"": "a.jsonl"} and one.data.source_of("validation") == "a.jsonl"
@@ -78,25 +94,40 @@ def test_sets_of_a_run_are_scored_by_name(tmp_path: Path) -> None:
     from raytrain_nlp.verbs.evaluate import _job_of
 
     sets = {"first": "a.jsonl", "second": ["b.jsonl", "c.jsonl"]}
-    sections = {"data": {"validation": sets, "max_validation_rows": 7}, "training": {"metric_for_best_model": "first_loss"}}
+    sections = {
+        "data": {"validation": sets, "max_validation_rows": 7},
+        "training": {"metric_for_best_model": "first_loss"},
+    }
     run: Any = SimpleNamespace(job=job_of(tmp_path, **sections), chosen=[])
     for data, sources, rows in (
-        ("first", ["a.jsonl"], 7), (["second"], ["b.jsonl", "c.jsonl"], 7), (["first", "second"], ["a.jsonl", "b.jsonl", "c.jsonl"], 7),
+        ("first", ["a.jsonl"], 7), (["second"], ["b.jsonl", "c.jsonl"], 7), (["first", "second"], ["a.jsonl", "b.jsonl", "c.jsonl"], 7),  # noqa: E501
         (["first", "d.jsonl"], ["a.jsonl", "d.jsonl"], None), ("d.jsonl", ["d.jsonl"], None),
     ):  # fmt: skip
         job = _job_of(run, data, [])
         assert (job.data.validation, job.data.max_validation_rows) == (sources, rows)
-    with pytest.raises(InputError, match=r"--data: is missing, and the run has several validation sets \(first, second\)"):
+    with pytest.raises(
+        InputError, match=r"--data: is missing, and the run has several validation sets \(first, second\)"
+    ):
         _job_of(run, None, [])
-    with pytest.raises(InputError, match=r"--data: is neither a file nor a validation set of the run \(frist\)\. Did you mean 'first'\?"):
+    with pytest.raises(
+        InputError,
+        match=r"--data: is neither a file nor a validation set of the run \(frist\)\. Did you mean 'first'\?",
+    ):
         _job_of(run, ["frist"], [])
 
 
-@pytest.mark.parametrize(("metric", "known"), [("first_loss", True), ("eval_second_accuracy", True), ("loss", False), ("accuracy", False), ("third_loss", False)])
+@pytest.mark.parametrize(
+    ("metric", "known"),
+    [("first_loss", True), ("eval_second_accuracy", True), ("loss", False), ("accuracy", False), ("third_loss", False)],
+)
 def test_the_metric_of_the_best_model_names_a_set(tmp_path: Path, metric: str, known: bool) -> None:
     from raytrain_nlp.planning.metric_checks import check_metrics
 
-    job = job_of(tmp_path, data={"validation": {"first": "a", "second": "b"}}, training={"metric_for_best_model": metric, "load_best_model_at_end": True})
+    job = job_of(
+        tmp_path,
+        data={"validation": {"first": "a", "second": "b"}},
+        training={"metric_for_best_model": metric, "load_best_model_at_end": True},
+    )
     assert bool(check_metrics(job)) is not known
 
 
@@ -104,23 +135,41 @@ def test_a_count_knows_whether_it_is_used() -> None:
     from raytrain_nlp.trainer.item_count import Count
 
     count = Count.of(torch.tensor(4.0))
-    assert count is not None and count.device.type == "cpu" and count.shape == () and count.dtype == torch.float32 and not count.used
+    assert (
+        count is not None
+        and count.device.type == "cpu"
+        and count.shape == ()
+        and count.dtype == torch.float32
+        and not count.used
+    )
     loss = torch.tensor(8.0, requires_grad=True)
     divided = loss / count
     assert count.used and type(divided) is torch.Tensor and divided.item() == 2.0
     divided.backward()
     assert loss.grad.item() == 0.25
-    for use in (float, int, lambda value: value.to("cpu"), lambda value: value.item(), lambda value: torch.stack([value, value]), lambda value: 1 / value):
+    for use in (
+        float,
+        int,
+        lambda value: value.to("cpu"),
+        lambda value: value.item(),
+        lambda value: torch.stack([value, value]),
+        lambda value: 1 / value,
+    ):
         count = Count.of(torch.tensor(4.0))
         use(count)
         assert count.used
 
 
-@pytest.mark.parametrize(("epoch", "stopped", "place"), [(0.3, False, 3), (0.3, True, 10), (1.0, True, 10), (1.0, False, 10), (1.2, True, 20), (2.0000000001, True, 20)])
+@pytest.mark.parametrize(
+    ("epoch", "stopped", "place"),
+    [(0.3, False, 3), (0.3, True, 10), (1.0, True, 10), (1.0, False, 10), (1.2, True, 20), (2.0000000001, True, 20)],
+)
 def test_where_a_checkpoint_stands(epoch: float, stopped: bool, place: int) -> None:
     from raytrain_nlp.trainer.resume_position import find_position
 
-    state = SimpleNamespace(epoch=epoch, stateful_callbacks={"TrainerControl": {"args": {"should_epoch_stop": stopped}}})
+    state = SimpleNamespace(
+        epoch=epoch, stateful_callbacks={"TrainerControl": {"args": {"should_epoch_stop": stopped}}}
+    )
     assert find_position(state, 10) == place
 
 
@@ -128,7 +177,10 @@ def test_the_mean_loss_is_that_of_the_batches_that_have_one() -> None:
     """A user's `prediction_step` may have none for a batch without labels."""
     from raytrain_nlp.trainer.eval_outputs import Part, mean_loss
 
-    parts = [Part(np.array([row]), weight, loss, None, None) for row, (weight, loss) in enumerate([(1, 2.0), (3, 4.0), (5, None)])]
+    parts = [
+        Part(np.array([row]), weight, loss, None, None)
+        for row, (weight, loss) in enumerate([(1, 2.0), (3, 4.0), (5, None)])
+    ]
     assert mean_loss(parts) == 3.5 and mean_loss(parts[2:]) is None and mean_loss([]) is None
 
 
@@ -136,8 +188,18 @@ def test_batches_apart_are_as_wide_as_their_own_rows() -> None:
     from raytrain_nlp.trainer.eval_outputs import Joined, Part
 
     wide = np.array([[5, 6, 7], [8, 9, -100]])
-    parts = [Part(np.array([2, 3]), 2, 1.0, wide, wide), Part(np.array([1, 0]), 2, 3.0, np.array([[1], [2]]), np.array([[1], [2]]))]
+    parts = [
+        Part(np.array([2, 3]), 2, 1.0, wide, wide),
+        Part(np.array([1, 0]), 2, 3.0, np.array([[1], [2]]), np.array([[1], [2]])),
+    ]
     joined = Joined(parts)
-    assert joined.of("own").tolist() == [[2, -100, -100], [1, -100, -100], [5, 6, 7], [8, 9, -100]] and joined.losses().tolist() == [3, 3, 1, 1]
+    assert joined.of("own").tolist() == [
+        [2, -100, -100],
+        [1, -100, -100],
+        [5, 6, 7],
+        [8, 9, -100],
+    ] and joined.losses().tolist() == [3, 3, 1, 1]
     apart = joined.prediction(["loss"], 2)
-    assert [batch.tolist() for batch in apart.predictions] == [[[2], [1]], [[5, 6, 7], [8, 9, -100]]] and [len(part) for part in apart.losses] == [2, 2]
+    assert [batch.tolist() for batch in apart.predictions] == [[[2], [1]], [[5, 6, 7], [8, 9, -100]]] and [
+        len(part) for part in apart.losses
+    ] == [2, 2]

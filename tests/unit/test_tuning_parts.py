@@ -1,4 +1,6 @@
-"""The driver's side of a sweep without Ray: a trial in its actor, what Tune is told, the runs in MLflow, registration, importance, and what is refused."""
+"""The driver's side of a sweep without Ray: a trial in its actor, what Tune is told, the runs in MLflow, registration,
+importance, and what is refused.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,17 @@ SPACE = {"training.learning_rate": {"loguniform": [1e-5, 1e-1]}, "seed": {"choic
 
 def plan_of(tmp_path: Path, job: dict[str, Any] | None = None, **sections: Any) -> Sweep:
     base = plain_job(tmp_path, "base", data={"validation": "v.jsonl"}, **(job or {}))
-    return load_sweep({"kind": "sweep", "name": "s", "job": base, "search_space": SPACE, "mode": "max", "metric": "eval_accuracy", **sections})
+    return load_sweep(
+        {
+            "kind": "sweep",
+            "name": "s",
+            "job": base,
+            "search_space": SPACE,
+            "mode": "max",
+            "metric": "eval_accuracy",
+            **sections,
+        }
+    )
 
 
 @pytest.fixture
@@ -72,9 +84,22 @@ def start(tmp_path: Path, paths: SweepPaths, monkeypatch: pytest.MonkeyPatch) ->
     def make(does: Callable[[Trial, Any], dict[str, float]], waits: bool = False) -> Trial:
         monkeypatch.setattr("raytrain_nlp.planning.inputs.find_job_files", lambda job, storage: None)
         monkeypatch.setattr(trial, "prepare", lambda job, *_: Prepared(Spec()))
-        monkeypatch.setattr(trial, "run_resolved", lambda job, resolved, paths, observer, **_: SimpleNamespace(metrics=does(observer, (job, resolved.spec))))
+        monkeypatch.setattr(
+            trial,
+            "run_resolved",
+            lambda job, resolved, paths, observer, **_: SimpleNamespace(metrics=does(observer, (job, resolved.spec))),
+        )
         plan = plan_of(tmp_path)
-        settings = TrialSettings(plan.values, plan.config.search_space, str(paths.storage), str(paths.trials), "eval_accuracy", waits, False, None)
+        settings = TrialSettings(
+            plan.values,
+            plan.config.search_space,
+            str(paths.storage),
+            str(paths.trials),
+            "eval_accuracy",
+            waits,
+            False,
+            None,
+        )
         return Trial(settings, "trial-0003", {"training.learning_rate": 0.25, "seed": 2, NUMBER: 3}, None)
 
     return make
@@ -84,7 +109,9 @@ def evaluated(step: int, value: float, name: str = "eval_accuracy") -> dict[str,
     return {"kind": "log", "step": step, "metrics": {name: value, "epoch": step / 10}}
 
 
-def test_a_trial_gives_its_evaluations_in_order_and_then_how_it_ended(start: Callable[..., Trial], paths: SweepPaths) -> None:
+def test_a_trial_gives_its_evaluations_in_order_and_then_how_it_ended(
+    start: Callable[..., Trial], paths: SweepPaths
+) -> None:
     seen = []
 
     def does(observer: Trial, given: Any) -> dict[str, float]:
@@ -96,10 +123,19 @@ def test_a_trial_gives_its_evaluations_in_order_and_then_how_it_ended(start: Cal
 
     one = start(does)
     results = [one.next_result() for _ in range(3)]
-    assert [(result["training_iteration"], result["step"], result["eval_accuracy"]) for result in results] == [(1, 10, 0.5), (2, 20, 0.75), (2, 20, 0.75)]
+    assert [(result["training_iteration"], result["step"], result["eval_accuracy"]) for result in results] == [
+        (1, 10, 0.5),
+        (2, 20, 0.75),
+        (2, 20, 0.75),
+    ]
     assert results[2]["done"] and results[2]["status"] == FINISHED and "done" not in results[0]
     (job, spec) = seen[0]
-    assert job.name == "trial-0003" and job.training["learning_rate"] == 0.25 and job.seed == 2 and spec.storage_path == str(paths.trials)
+    assert (
+        job.name == "trial-0003"
+        and job.training["learning_rate"] == 0.25
+        and job.seed == 2
+        and spec.storage_path == str(paths.trials)
+    )
     one.stop()
 
 
@@ -119,8 +155,13 @@ def test_a_result_that_is_passed_on_waits_for_its_checkpoint(start: Callable[...
     assert one.next_result()["step"] == 10 and committed.is_set() and one.next_result()["done"]
 
 
-@pytest.mark.parametrize(("error", "reason"), [(RunError("no\nroom"), "no room"), (MemoryError(), "MemoryError: "), (ValueError("a\nb"), "ValueError: a")])
-def test_a_trial_that_fails_says_why_in_a_line_and_ends_no_sweep(start: Callable[..., Trial], error: Exception, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(RunError("no\nroom"), "no room"), (MemoryError(), "MemoryError: "), (ValueError("a\nb"), "ValueError: a")],
+)
+def test_a_trial_that_fails_says_why_in_a_line_and_ends_no_sweep(
+    start: Callable[..., Trial], error: Exception, reason: str
+) -> None:
     def does(observer: Trial, given: Any) -> dict[str, float]:
         raise error
 
@@ -134,7 +175,9 @@ def test_a_metric_that_no_evaluation_has_is_told_with_those_there_are(start: Cal
         return {}
 
     result = start(does).next_result()
-    assert result["wrong_metric"] and result["reason"] == "is no figure of the evaluations, which have eval_f1, eval_loss"
+    assert (
+        result["wrong_metric"] and result["reason"] == "is no figure of the evaluations, which have eval_f1, eval_loss"
+    )
 
 
 # what Tune is told
@@ -145,9 +188,11 @@ def test_tune_is_quiet_and_its_settings_are_taken_back(monkeypatch: pytest.Monke
     monkeypatch.delenv("TUNE_X", raising=False)
     before = dict(os.environ)
     with tune_environment({"TUNE_X": "1"}):
-        assert os.environ["TUNE_DISABLE_SIGINT_HANDLER"] == "1" and os.environ["TUNE_X"] == "1" and os.environ["TUNE_WARN_THRESHOLD_S"] == "7", (
-            "what the user has set stays"
-        )
+        assert (
+            os.environ["TUNE_DISABLE_SIGINT_HANDLER"] == "1"
+            and os.environ["TUNE_X"] == "1"
+            and os.environ["TUNE_WARN_THRESHOLD_S"] == "7"
+        ), "what the user has set stays"
     assert dict(os.environ) == before
     logger = logging.getLogger("ray.tune")
     level = logger.level
@@ -158,11 +203,19 @@ def test_tune_is_quiet_and_its_settings_are_taken_back(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("concurrent", [1, 3, 7, 50])
-def test_as_many_trials_run_as_were_planned_and_no_secret_travels(tmp_path: Path, paths: SweepPaths, monkeypatch: pytest.MonkeyPatch, concurrent: int) -> None:
-    plan = plan_of(tmp_path, reuse_workers=False, num_samples=4, job={"tracking": {"tracking_uri": "http://user:secret@host"}})
+def test_as_many_trials_run_as_were_planned_and_no_secret_travels(
+    tmp_path: Path, paths: SweepPaths, monkeypatch: pytest.MonkeyPatch, concurrent: int
+) -> None:
+    plan = plan_of(
+        tmp_path, reuse_workers=False, num_samples=4, job={"tracking": {"tracking_uri": "http://user:secret@host"}}
+    )
     told: dict[str, Any] = {}
     monkeypatch.setattr(tune, "with_parameters", lambda kind, settings: (kind, settings))
-    monkeypatch.setattr(tune, "run", lambda trainable, **options: told.update(trainable=trainable, environment=dict(os.environ), **options))
+    monkeypatch.setattr(
+        tune,
+        "run",
+        lambda trainable, **options: told.update(trainable=trainable, environment=dict(os.environ), **options),
+    )
     paths.ray.mkdir()
     book, tree = Book(paths), SimpleNamespace(end=None, follow=None)
     scheduler = build_scheduler(plan.config, 20, concurrent)
@@ -171,10 +224,14 @@ def test_as_many_trials_run_as_were_planned_and_no_secret_travels(tmp_path: Path
     assert math.floor(1 / share + 1e-9) == concurrent and told["max_concurrent_trials"] == concurrent
     settings = told["trainable"][1]
     assert "secret" not in repr(settings) and settings.values["storage_path"] == str(plan.job.storage_path)
-    assert told["environment"]["TUNE_DISABLE_SIGINT_HANDLER"] == "1" and not paths.ray.exists(), "nothing is resumed from Tune's own files"
+    assert told["environment"]["TUNE_DISABLE_SIGINT_HANDLER"] == "1" and not paths.ray.exists(), (
+        "nothing is resumed from Tune's own files"
+    )
 
 
-def test_a_sweep_whose_trials_have_all_ended_starts_none(tmp_path: Path, paths: SweepPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_whose_trials_have_all_ended_starts_none(
+    tmp_path: Path, paths: SweepPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tune_run, "tune_environment", None)
     plan, book = plan_of(tmp_path, reuse_workers=False, num_samples=2), Book(paths)
     for number in range(2):
@@ -182,7 +239,17 @@ def test_a_sweep_whose_trials_have_all_ended_starts_none(tmp_path: Path, paths: 
         book.begin(number, {"seed": 1})
         book.end(number, FINISHED, {"eval_accuracy": 0.5})
     tree: Any = SimpleNamespace(end=None, follow=None)
-    run_trials(plan, paths, book, Study(plan.config, paths.study), tree, 1, build_scheduler(plan.config, 20, 1), SweepObserver(), False)
+    run_trials(
+        plan,
+        paths,
+        book,
+        Study(plan.config, paths.study),
+        tree,
+        1,
+        build_scheduler(plan.config, 20, 1),
+        SweepObserver(),
+        False,
+    )
 
 
 # MLflow
@@ -197,7 +264,9 @@ class Server(SimpleNamespace):
 
         class Tracker(SimpleNamespace):
             def __init__(self, paths: Any, config: Any, params: dict[str, Any], text: str, warn: Any) -> None:
-                super().__init__(paths=paths, config=config, params=params, run_id=None, status=None, uri="http://user:secret@host")
+                super().__init__(
+                    paths=paths, config=config, params=params, run_id=None, status=None, uri="http://user:secret@host"
+                )
                 server.trackers.append(self)
 
             def start(self) -> Any:
@@ -224,7 +293,9 @@ class Server(SimpleNamespace):
         monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(MlflowClient=Client))
 
 
-def test_a_sweep_is_one_run_with_a_child_for_each_trial(tmp_path: Path, paths: SweepPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_is_one_run_with_a_child_for_each_trial(
+    tmp_path: Path, paths: SweepPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server, plan, book = Server(monkeypatch), plan_of(tmp_path), Book(paths)
     tree = Tree(plan, paths, book, "text", lambda text: None)
     for number, status in enumerate((FINISHED, STOPPED, FAILED)):
@@ -234,15 +305,26 @@ def test_a_sweep_is_one_run_with_a_child_for_each_trial(tmp_path: Path, paths: S
         assert len(server.trackers) == 1 + number + bool(number), "no child before there is a parent to be named"
         if not number:
             tree.start()
-        book.end(number, status, {"eval_accuracy": 0.5} if status == FINISHED else None, "no room" if status == FAILED else None)
+        book.end(
+            number,
+            status,
+            {"eval_accuracy": 0.5} if status == FINISHED else None,
+            "no room" if status == FAILED else None,
+        )
         tree.end(record, 0.5)
     best = book.trials[0]
     assert tree.close("FINISHED", best, [paths.table, paths.plots / "a.png"]) == "id-s"
     parent, *children = server.trackers
     assert parent.status == "FINISHED" and [child.status for child in children] == ["FINISHED", "KILLED", "FAILED"]
-    assert {child.config.tags["mlflow.parentRunId"] for child in children} == {"id-s"} and children[1].config.tags["searched.seed"] == "1"
+    assert {child.config.tags["mlflow.parentRunId"] for child in children} == {"id-s"} and children[1].config.tags[
+        "searched.seed"
+    ] == "1"
     assert Book(paths).trials[1].mlflow_run_id == "id-trial-0001", "the next driver goes on with the same runs"
-    assert server.tags["id-trial-0000"]["best"] == "true" and "best" not in server.tags["id-trial-0001"] and server.tags["id-trial-0002"]["reason"] == "no room"
+    assert (
+        server.tags["id-trial-0000"]["best"] == "true"
+        and "best" not in server.tags["id-trial-0001"]
+        and server.tags["id-trial-0002"]["reason"] == "no room"
+    )
     assert {key: server.tags["id-s"][key] for key in ("finished", "stopped", "failed", "running", "best_trial")} == {
         "finished": "1", "stopped": "1", "failed": "1", "running": "0", "best_trial": "0",
     }  # fmt: skip
@@ -251,7 +333,9 @@ def test_a_sweep_is_one_run_with_a_child_for_each_trial(tmp_path: Path, paths: S
     assert [event["metrics"]["trials/ended"] for event in logged] == [1, 2, 3]
 
 
-def test_a_server_that_fails_ends_no_sweep_and_its_password_is_not_told(tmp_path: Path, paths: SweepPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_fails_ends_no_sweep_and_its_password_is_not_told(
+    tmp_path: Path, paths: SweepPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Server(monkeypatch, answers=False)
     warned: list[str] = []
     tree = Tree(plan_of(tmp_path), paths, Book(paths), "text", warned.append).start()
@@ -265,12 +349,26 @@ def test_a_server_that_fails_ends_no_sweep_and_its_password_is_not_told(tmp_path
 def test_only_what_the_registry_takes_is_registered(tmp_path: Path) -> None:
     assert check_registration(plan_of(tmp_path)) == [] == check_registration(plan_of(tmp_path, register_model="m"))
     base = {**plain_job(tmp_path, "base", data={"validation": "v.jsonl"}), "task": {"type": "summarization"}}
-    plan = load_sweep({"kind": "sweep", "job": base, "search_space": SPACE, "mode": "min", "metric": "eval_loss", "register_model": "m"})
+    plan = load_sweep(
+        {
+            "kind": "sweep",
+            "job": base,
+            "search_space": SPACE,
+            "mode": "min",
+            "metric": "eval_loss",
+            "register_model": "m",
+        }
+    )
     (problem,) = check_registration(plan)
-    assert str(problem) == "register_model: is not possible for summarization: transformers 5 has no pipeline for it. Leave it out."
+    assert (
+        str(problem)
+        == "register_model: is not possible for summarization: transformers 5 has no pipeline for it. Leave it out."
+    )
 
 
-def test_the_best_model_is_registered_merged_and_a_failure_names_the_command(tmp_path: Path, paths: SweepPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_model_is_registered_merged_and_a_failure_names_the_command(
+    tmp_path: Path, paths: SweepPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan, warned, asked = plan_of(tmp_path, register_model="best"), [], []
     book = Book(paths)
     paths.trial(4).run.mkdir()
@@ -278,7 +376,10 @@ def test_the_best_model_is_registered_merged_and_a_failure_names_the_command(tmp
     run = SimpleNamespace(paths=SimpleNamespace(run=paths.trial(4).run))
     monkeypatch.setattr("raytrain_nlp.run.saved_run.find_run", lambda folder: run)
     monkeypatch.setattr("raytrain_nlp.run.saved_run.find_weights", lambda run, which: "weights")
-    monkeypatch.setattr("raytrain_nlp.verbs.export.write_weights", lambda run, weights, folder, dtype, merge_lora, stage: asked.append(merge_lora))
+    monkeypatch.setattr(
+        "raytrain_nlp.verbs.export.write_weights",
+        lambda run, weights, folder, dtype, merge_lora, stage: asked.append(merge_lora),
+    )
     monkeypatch.setattr("raytrain_nlp.tracking.registry.register_model", lambda *given: asked.append(given[-1]) or "7")
     assert register_best(plan, paths, record, warned.append) == "7" and asked == [True, "best"] and not warned
 
@@ -287,7 +388,10 @@ def test_the_best_model_is_registered_merged_and_a_failure_names_the_command(tmp
 
     monkeypatch.setattr("raytrain_nlp.tracking.registry.register_model", fails)
     assert register_best(plan, paths, record, warned.append) is None
-    assert warned == [f"the server is away. Register it by hand: raytrain-nlp export {paths.trial(4).run} --output DIR --merge-lora --register best."]
+    assert warned == [
+        f"the server is away. Register it by hand: raytrain-nlp export {paths.trial(4).run} --output DIR --merge-lora "
+        f"--register best."
+    ]
 
 
 def study_of(trials: int) -> optuna.Study:
@@ -303,13 +407,19 @@ def study_of(trials: int) -> optuna.Study:
 
 
 def test_the_key_that_matters_is_the_important_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optuna.importance, "FanovaImportanceEvaluator", lambda seed: optuna.importance.PedAnovaImportanceEvaluator())  # without scikit-learn's forests
+    monkeypatch.setattr(
+        optuna.importance, "FanovaImportanceEvaluator", lambda seed: optuna.importance.PedAnovaImportanceEvaluator()
+    )  # without scikit-learn's forests
     found = importances(study_of(12), ["a", "b", "c"])
-    assert found["a"] > 0.6 and sum(found.values()) == pytest.approx(1) and set(found) == {"a", "b"}, "a key of one value explains nothing"
+    assert found["a"] > 0.6 and sum(found.values()) == pytest.approx(1) and set(found) == {"a", "b"}, (
+        "a key of one value explains nothing"
+    )
     assert importances(study_of(2), ["a", "b"]) == {} == importances(study_of(12), ["unknown"])
 
 
-def test_pictures_are_those_the_trials_allow(tmp_path: Path, paths: SweepPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_are_those_the_trials_allow(
+    tmp_path: Path, paths: SweepPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(plots, "draw", lambda paint, width: b"png")
     plan, book = plan_of(tmp_path), Book(paths)
     names = [path.name for path in write_plots(plan.config, book, study_of(1), paths.plots)]
@@ -323,7 +433,9 @@ def test_pictures_are_those_the_trials_allow(tmp_path: Path, paths: SweepPaths, 
     assert len(write_plots(plan.config, book, study_of(1), paths.plots)) == 1
 
 
-def test_a_sweep_tells_its_observer_more_than_a_run_and_shows_nothing_by_itself(tmp_path: Path, paths: SweepPaths, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_tells_its_observer_more_than_a_run_and_shows_nothing_by_itself(
+    tmp_path: Path, paths: SweepPaths, capsys: pytest.CaptureFixture[str]
+) -> None:
     observer, book = SweepObserver(), Book(paths)
     paths.trial(0).run.mkdir()
     observer.begin(plan_of(tmp_path), 2)
@@ -332,10 +444,24 @@ def test_a_sweep_tells_its_observer_more_than_a_run_and_shows_nothing_by_itself(
     assert isinstance(observer, Observer) and capsys.readouterr() == ("", "")
 
 
-def test_all_that_is_wrong_with_a_sweep_is_told_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_that_is_wrong_with_a_sweep_is_told_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sweep, "connect_ahead", None)
-    base = {**plain_job(tmp_path, "base", data={"validation": "v.jsonl"}), "task": {"type": "summarization"}, "storage_path": "/proc/nowhere"}
-    values = {"kind": "sweep", "name": "s", "job": base, "search_space": SPACE, "mode": "min", "metric": "eval_loss", "register_model": "m"}
+    base = {
+        **plain_job(tmp_path, "base", data={"validation": "v.jsonl"}),
+        "task": {"type": "summarization"},
+        "storage_path": "/proc/nowhere",
+    }
+    values = {
+        "kind": "sweep",
+        "name": "s",
+        "job": base,
+        "search_space": SPACE,
+        "mode": "min",
+        "metric": "eval_loss",
+        "register_model": "m",
+    }
     with pytest.raises(InputError) as caught:
         sweep.sweep(values)
     assert {problem.where for problem in caught.value.problems} >= {"storage_path", "register_model"}

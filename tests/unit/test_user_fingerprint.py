@@ -1,4 +1,6 @@
-"""Tokens are made again when the user's code has changed: the named module, or anything of the user's that it imports."""
+"""Tokens are made again when the user's code has changed: the named module, or anything of the user's that it
+imports.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,15 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
     def write(**sources: str) -> str:
         for name, text in sources.items():
-            path = tmp_path / root / (name.replace("__", "/") + ".py" if not name.endswith("init") else name.removesuffix("init").replace("__", "/") + "__init__.py")
+            path = (
+                tmp_path
+                / root
+                / (
+                    name.replace("__", "/") + ".py"
+                    if not name.endswith("init")
+                    else name.removesuffix("init").replace("__", "/") + "__init__.py"
+                )
+            )
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text.replace("ROOT", root))
         return root
@@ -45,7 +55,7 @@ ROWS = {
     "relative module": "from . import helper\ndef clean(row):\n    return helper.f(row)\n",
     "star": "from .helper import *\ndef clean(row):\n    return f(row)\n",
     "in a function": "def clean(row):\n    from ROOT.helper import f\n    return f(row)\n",
-    "in a try": "try:\n    from ROOT import helper\nexcept ImportError:\n    helper = None\ndef clean(row):\n    return row\n",
+    "in a try": "try:\n    from ROOT import helper\nexcept ImportError:\n    helper = None\ndef clean(row):\n    return row\n",  # noqa: E501
     "by its name": "import importlib\ndef clean(row):\n    return importlib.import_module('ROOT.helper').f(row)\n",
     "by another": "import ROOT.between\ndef clean(row):\n    return row\n",
 }
@@ -54,7 +64,13 @@ ROWS = {
 @pytest.mark.parametrize("rows", ROWS, ids=str)
 def test_a_helper_that_changes_changes_it(tmp_path: Path, write: Callable[..., str], rows: str) -> None:
     between = "from ROOT.deep import over\n"
-    root = write(rows=ROWS[rows], helper="def f(row):\n    return row\n", between=between, deep__over="from ..helper import f\n", other="x = 1\n")
+    root = write(
+        rows=ROWS[rows],
+        helper="def f(row):\n    return row\n",
+        between=between,
+        deep__over="from ..helper import f\n",
+        other="x = 1\n",
+    )
     first = fingerprint(root, tmp_path)
     assert fingerprint(root, tmp_path) == first
     write(other="x = 2\n")
@@ -67,17 +83,25 @@ def test_a_helper_that_changes_changes_it(tmp_path: Path, write: Callable[..., s
 
 def test_packages_cycles_and_sources_that_cannot_be_read(tmp_path: Path, write: Callable[..., str]) -> None:
     root = write(
-        init="y = 1\n", rows="from . import a\ndef clean(row):\n    return row\n", a="import ROOT.b\n",
-        b="import json\nimport numpy as np\ntry:\n    import missing_module\n    from . import broken\nexcept Exception:\n    pass\nfrom . import a\n", broken="def (:\n",
-    )  # fmt: skip
+        init="y = 1\n",
+        rows="from . import a\ndef clean(row):\n    return row\n",
+        a="import ROOT.b\n",
+        b="import json\nimport numpy as np\ntry:\n    import missing_module\n    from . import broken\nexcept Exception:\n    pass\nfrom . import a\n",  # noqa: E501
+        broken="def (:\n",
+    )
     fingerprint(root, tmp_path)
-    assert {*user_code.user_sources(f"{root}.rows", str(tmp_path))} == {root, *(f"{root}.{name}" for name in ("rows", "a", "b", "broken"))}
+    assert {*user_code.user_sources(f"{root}.rows", str(tmp_path))} == {
+        root,
+        *(f"{root}.{name}" for name in ("rows", "a", "b", "broken")),
+    }
     first = fingerprint(root, tmp_path)
     write(init="y = 2\n")
     assert fingerprint(root, tmp_path) != first
 
 
-def test_a_folder_elsewhere_on_the_path(tmp_path: Path, write: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_elsewhere_on_the_path(
+    tmp_path: Path, write: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = f"helpers_{uuid.uuid4().hex[:8]}"
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / f"{name}.py").write_text("x = 1\n")
@@ -89,5 +113,7 @@ def test_a_folder_elsewhere_on_the_path(tmp_path: Path, write: Callable[..., str
 
 
 def test_what_is_installed_counts_where_it_is_named_itself(tmp_path: Path) -> None:
-    one, other = (UserObject(name, "trainer.preprocess", str(tmp_path)).fingerprint() for name in ("json:loads", "math:sqrt"))
+    one, other = (
+        UserObject(name, "trainer.preprocess", str(tmp_path)).fingerprint() for name in ("json:loads", "math:sqrt")
+    )
     assert one != other and not user_code.user_sources("json", str(tmp_path))

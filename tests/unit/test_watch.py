@@ -1,4 +1,6 @@
-"""A step that takes far longer than the others is told once, with the place of each rank; evaluations and checkpoints are no steps."""
+"""A step that takes far longer than the others is told once, with the place of each rank; evaluations and checkpoints
+are no steps.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,9 @@ def test_a_late_step_is_told_once_with_the_place_of_each_rank(model: torch.nn.Mo
     assert not (paths.run / "slow").exists() and "watch" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_an_evaluation_is_no_late_step_and_the_step_after_it_begins_anew(model: torch.nn.Module, paths: RunPaths) -> None:
+def test_an_evaluation_is_no_late_step_and_the_step_after_it_begins_anew(
+    model: torch.nn.Module, paths: RunPaths
+) -> None:
     def evaluation_loop() -> None:
         end = time.monotonic() + 0.4
         while time.monotonic() < end:
@@ -92,7 +96,9 @@ def test_the_first_steps_may_compile(paths: RunPaths) -> None:
     assert CLOCK.median is None and not CLOCK.seconds, "the first step is no measure"
 
 
-def test_a_watcher_that_fails_says_so_and_ends_no_run(model: torch.nn.Module, paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watcher_that_fails_says_so_and_ends_no_run(
+    model: torch.nn.Module, paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(slow_steps, "_stack", lambda frame: 1 / 0)
     with slow_steps.watched(model, paths, EventLog(paths.events), rank=0, world_size=1):
         end = time.monotonic() + 5

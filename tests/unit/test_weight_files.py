@@ -1,4 +1,6 @@
-"""Weights of a model folder that are missing, cut off or quantized are told before start, by their headers alone. Truth is `save_pretrained` and safetensors."""
+"""Weights of a model folder that are missing, cut off or quantized are told before start, by their headers alone. Truth
+is `save_pretrained` and safetensors.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ WHERE = "model.name_or_path"
 
 
 def saved(folder: Path, size: str = "5GB") -> Path:
-    config = transformers.BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+    )
     transformers.BertModel(config).save_pretrained(folder, max_shard_size=size)
     return folder
 
@@ -28,7 +32,9 @@ def told(folder: Path, trains: bool = True, adapter: bool = False) -> list[str]:
 
 def test_what_was_saved_is_whole(tmp_path: Path) -> None:
     whole, parts = saved(tmp_path / "a"), saved(tmp_path / "b", "20KB")
-    assert (parts / "model.safetensors.index.json").exists() and told(whole) == told(parts) == [] == told(Path("bert-base-uncased"))
+    assert (parts / "model.safetensors.index.json").exists() and told(whole) == told(parts) == [] == told(
+        Path("bert-base-uncased")
+    )
     torch.save({"a": torch.ones(1)}, whole / "pytorch_model.bin")
     (whole / "model.safetensors").unlink()
     assert told(whole) == []
@@ -38,7 +44,13 @@ def test_what_was_saved_is_whole(tmp_path: Path) -> None:
 def test_a_damaged_file_is_told_as_safetensors_would(tmp_path: Path, damage: str) -> None:
     file = saved(tmp_path / "a") / "model.safetensors"
     content = file.read_bytes()
-    kinds = {"half": content[: len(content) // 2], "no header": content[:6], "longer": content + b"x", "empty": b"", "not JSON": content[:8] + b"!" * (len(content) - 8)}
+    kinds = {
+        "half": content[: len(content) // 2],
+        "no header": content[:6],
+        "longer": content + b"x",
+        "empty": b"",
+        "not JSON": content[:8] + b"!" * (len(content) - 8),
+    }
     file.write_bytes(kinds[damage])
     with pytest.raises((SafetensorError, OSError)), safe_open(str(file), framework="pt"):
         pass
@@ -52,7 +64,11 @@ def test_a_missing_shard_and_missing_weights(tmp_path: Path) -> None:
     parts = saved(tmp_path / "a", "20KB")
     shards = sorted(parts.glob("*.safetensors"))
     shards[0].unlink()
-    assert told(parts) == [f"{WHERE}: 1 of {len(shards)} files of weights are missing (the first: {shards[0]}). Restore them."] == told(parts, trains=False)
+    assert (
+        told(parts)
+        == [f"{WHERE}: 1 of {len(shards)} files of weights are missing (the first: {shards[0]}). Restore them."]
+        == told(parts, trains=False)
+    )
     for file in (*shards[1:], parts / "model.safetensors.index.json"):
         file.unlink()
     assert told(parts, trains=False) == [] and "the folder has no weights" in told(parts)[0]
@@ -61,7 +77,7 @@ def test_a_missing_shard_and_missing_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("quantized", "refused"), [
-    ({"quant_method": "gptq", "bits": 4}, True), ({"quant_method": "bitsandbytes", "load_in_4bit": True}, True), ({"quant_method": "mxfp4"}, False), (None, False),
+    ({"quant_method": "gptq", "bits": 4}, True), ({"quant_method": "bitsandbytes", "load_in_4bit": True}, True), ({"quant_method": "mxfp4"}, False), (None, False),  # noqa: E501
 ])  # fmt: skip
 def test_quantized_weights_take_an_adapter(tmp_path: Path, quantized: dict[str, Any] | None, refused: bool) -> None:
     folder = saved(tmp_path / "a")

@@ -1,4 +1,6 @@
-"""Shards of ZeRO-3 put together by hand-made partitions: any number of ranks, padding, sub-groups, tied parameters, buffers; other stages."""
+"""Shards of ZeRO-3 put together by hand-made partitions: any number of ranks, padding, sub-groups, tied parameters,
+buffers; other stages.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,12 @@ def checkpoint(folder: Path, stage: int, world_size: int) -> Checkpoint:
     return Checkpoint(folder, Manifest(1, world_size, stage, "", {}, []))
 
 
-def write_shards(folder: Path, weights: dict[str, torch.Tensor], world_size: int, cuts: list[int], spare: int = 0) -> Checkpoint:
-    """Each parameter filled up to a multiple of the ranks and cut into as many parts; a rank's parts end to end, cut into sub-groups."""
+def write_shards(
+    folder: Path, weights: dict[str, torch.Tensor], world_size: int, cuts: list[int], spare: int = 0
+) -> Checkpoint:
+    """Each parameter filled up to a multiple of the ranks and cut into as many parts; a rank's parts end to end, cut
+    into sub-groups.
+    """
     (folder / "global_step1").mkdir()
     (folder / "latest").write_text("global_step1")
     parts: list[list[torch.Tensor]] = [[] for _ in range(world_size)]
@@ -40,7 +46,11 @@ def write_shards(folder: Path, weights: dict[str, torch.Tensor], world_size: int
         flat = torch.cat([*parts[rank], torch.zeros(spare)])
         bounds = [0, *[cut for cut in cuts if cut < len(flat)], len(flat)]
         groups = [flat[start:stop].clone() for start, stop in zip(bounds, bounds[1:])]
-        names: dict[str, Any] = {"module": {"table": torch.arange(3)}, "buffer_names": ["table", "not saved"], "frozen_param_shapes": None}
+        names: dict[str, Any] = {
+            "module": {"table": torch.arange(3)},
+            "buffer_names": ["table", "not saved"],
+            "frozen_param_shapes": None,
+        }
         shapes = [{name: torch.Size(shape) for name, shape in group.items()} for group in SHAPES]
         model = {**names, "param_shapes": shapes, "shared_params": {"tied": "b.weight"}}
         save_state(folder / "global_step1" / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt", model)

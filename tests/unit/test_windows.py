@@ -1,4 +1,6 @@
-"""Data in windows: each row once an epoch, the same batches at any number of workers and whenever windows were prepared."""
+"""Data in windows: each row once an epoch, the same batches at any number of workers and whenever windows were
+prepared.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ TEXTS = [f"row {number} has {'many ' * (number % 7)}words" for number in range(R
 
 @pytest.fixture(scope="module")
 def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_tokenizer(TEXTS, TokenizerTraining(vocab_size=300), "decoder", "key", tmp_path_factory.mktemp("tokenizers"), None)
+    return train_tokenizer(
+        TEXTS, TokenizerTraining(vocab_size=300), "decoder", "key", tmp_path_factory.mktemp("tokenizers"), None
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +57,14 @@ def json_lines() -> list[str]:
     return [json.dumps({"text": text}) + "\n" for text in TEXTS]
 
 
-def preparer(folder: Path, files: list[Any], tokenizer_dir: Path, packing: str = "none", max_bad_rows: float = 0.01, steps: int = 10**6) -> WindowPreparer:
+def preparer(
+    folder: Path,
+    files: list[Any],
+    tokenizer_dir: Path,
+    packing: str = "none",
+    max_bad_rows: float = 0.01,
+    steps: int = 10**6,
+) -> WindowPreparer:
     task = CausalLm(type="causal-lm", packing=packing)
     tokenizer = load_tokenizer(str(tokenizer_dir))
     context = CollateContext(tokenizer.pad_token_id, 0, "right", ["input_ids", "attention_mask"], [])
@@ -61,7 +72,9 @@ def preparer(folder: Path, files: list[Any], tokenizer_dir: Path, packing: str =
 
     split = SplitSpec("", None, None, build_task(task).packing(16), PlanSpec(0, 5, "random", 8), None, task, context)
     cut = split_windows(files)
-    spec = WindowedSpec(str(folder / "windows"), len(cut), split, str(folder / "failed.json"), str(folder / "wanted.json"))
+    spec = WindowedSpec(
+        str(folder / "windows"), len(cut), split, str(folder / "failed.json"), str(folder / "wanted.json")
+    )
     prepare = PrepareSpec(task, str(tokenizer_dir), "key", Lengths(None if packing != "none" else 16), max_bad_rows)
     return WindowPreparer(spec, cut, prepare, steps)
 
@@ -76,7 +89,10 @@ def prepare_all(made: WindowPreparer, folder: Path) -> WindowedSplit:
 
 def rows_of(split: WindowedSplit, steps: range, world_size: int = 1) -> list[list[int]]:
     """Row ids of each global batch, put together from all ranks."""
-    parts = [[split.micro_batches(step, world_size, rank, 1)[0].rows.tolist() for rank in range(world_size)] for step in steps]
+    parts = [
+        [split.micro_batches(step, world_size, rank, 1)[0].rows.tolist() for rank in range(world_size)]
+        for step in steps
+    ]
     return [sum(part, []) for part in parts]
 
 
@@ -131,7 +147,9 @@ def test_packed_windows_hold_every_token_once(tmp_path: Path, tokenizer_dir: Pat
     end = [tokenizer.eos_token_id] if packing == "best_fit" else []  # whole documents are ended
     wanted = Counter(token for text in TEXTS for token in tokenizer(text)["input_ids"] + end)
     missing = sum((wanted - found).values())
-    assert not found - wanted and missing <= split.spec.count  # at most the one token that may be left at the end of each window's stream
+    assert (
+        not found - wanted and missing <= split.spec.count
+    )  # at most the one token that may be left at the end of each window's stream
 
 
 def test_nothing_is_prepared_beyond_what_the_steps_need(tmp_path: Path, tokenizer_dir: Path) -> None:
@@ -160,7 +178,12 @@ def test_bad_rows_keep_their_line_in_the_file(tmp_path: Path, tokenizer_dir: Pat
         lines[number] = '{"text": null}\n'
     prepare_all(preparer(tmp_path, write(tmp_path / "data", lines), tokenizer_dir, max_bad_rows=4), tmp_path)
     told = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
-    assert [(Path(bad["source"]).name, bad["line"]) for bad in told] == [("a.jsonl", 4), ("a.jsonl", 151), ("a.jsonl", 220), ("b.jsonl", 80)]
+    assert [(Path(bad["source"]).name, bad["line"]) for bad in told] == [
+        ("a.jsonl", 4),
+        ("a.jsonl", 151),
+        ("a.jsonl", 220),
+        ("b.jsonl", 80),
+    ]
     assert all(bad["split"] == "train" and bad["reason"] == "field 'text' is null" for bad in told)
 
 
@@ -168,7 +191,10 @@ def test_too_many_bad_rows_stop_the_feed_and_the_driver(tmp_path: Path, tokenize
     lines = [line if number < 100 or number % 2 else "no json\n" for number, line in enumerate(json_lines())]
     made = preparer(tmp_path, write(tmp_path / "data", lines), tokenizer_dir, max_bad_rows=20)
     made.prepare_first(map)
-    line = r"^data\.train: \d+ of \d+ rows so far are bad, more than data\.max_bad_rows \(20\); one of them: .*a\.jsonl:\d+: not JSON"
+    line = (
+        r"^data\.train: \d+ of \d+ rows so far are bad, more than data\.max_bad_rows \(20\); one of them: "
+        r".*a\.jsonl:\d+: not JSON"
+    )
     running = made.running(lambda: 10**6, tmp_path / "quarantine.jsonl", lambda stop: nullcontext(map))
     with pytest.raises(InputError, match=line), running, pytest.raises(FeedError, match="rows so far are bad"):
         WindowedSplit(made.spec).find(10**6)

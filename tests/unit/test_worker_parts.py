@@ -1,4 +1,6 @@
-"""The parts of a worker, each alone: callbacks, logs, what it lets go of, its notice to leave, its runs one after the other, scoring, what it sends back."""
+"""The parts of a worker, each alone: callbacks, logs, what it lets go of, its notice to leave, its runs one after the
+other, scoring, what it sends back.
+"""
 
 from __future__ import annotations
 
@@ -70,26 +72,45 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_figures_go_to_the_event_log_with_the_load_of_the_machine(paths: RunPaths) -> None:
-    callback, state = EventCallback(EventLog(paths.events), paths.progress, 10), SimpleNamespace(global_step=3, epoch=0.5)
+    callback, state = (
+        EventCallback(EventLog(paths.events), paths.progress, 10),
+        SimpleNamespace(global_step=3, epoch=0.5),
+    )
     callback.on_train_begin(None, state, None)
     callback.on_log(None, state, None, logs={"loss": 0.5, "note": "text"})
     callback.on_log(None, state, None, logs={"eval_loss": 0.25})
     phase, log, evaluated = told(paths)
-    assert (phase["kind"], phase["phase"]) == ("phase", "train") and log["step"] == 3 and log["metrics"]["loss"] == 0.5 and "note" not in log["metrics"]
-    assert 0 < log["metrics"]["system/system_memory_usage_percentage"] <= 100 and log["metrics"]["system/process_memory_megabytes"] > 10
+    assert (
+        (phase["kind"], phase["phase"]) == ("phase", "train")
+        and log["step"] == 3
+        and log["metrics"]["loss"] == 0.5
+        and "note" not in log["metrics"]
+    )
+    assert (
+        0 < log["metrics"]["system/system_memory_usage_percentage"] <= 100
+        and log["metrics"]["system/process_memory_megabytes"] > 10
+    )
     assert evaluated["metrics"] == {"eval_loss": 0.25}, "the load stands beside training figures alone"
 
 
 def test_progress_is_shown_twice_a_second_and_at_the_end(paths: RunPaths, clock: Clock) -> None:
     callback = EventCallback(EventLog(paths.events), paths.progress, 5)
-    callback.on_log(None, SimpleNamespace(global_step=1), None, logs={"loss": 2.0, "tokens_per_second": 7.0, "grad_norm": 1.0})
+    callback.on_log(
+        None, SimpleNamespace(global_step=1), None, logs={"loss": 2.0, "tokens_per_second": 7.0, "grad_norm": 1.0}
+    )
     seen = []
     for step in range(1, 6):
         clock.now += 0.3
         callback.on_step_end(None, SimpleNamespace(global_step=step, epoch=step / 5), None)
         seen.append(json.loads(paths.progress.read_text())["step"])
     assert seen == [1, 1, 3, 3, 5]
-    assert json.loads(paths.progress.read_text()) == {"step": 5, "total": 5, "epoch": 1.0, "loss": 2.0, "tokens_per_second": 7.0}
+    assert json.loads(paths.progress.read_text()) == {
+        "step": 5,
+        "total": 5,
+        "epoch": 1.0,
+        "loss": 2.0,
+        "tokens_per_second": 7.0,
+    }
     assert [event["step"] for event in told(paths) if event.get("phase") == "first step"] == [1]
 
 
@@ -106,7 +127,13 @@ def test_an_evaluation_shows_how_far_it_is(paths: RunPaths, clock: Clock) -> Non
 def test_the_time_of_a_step_is_without_evaluations_checkpoints_and_the_first_one(clock: Clock) -> None:
     callback, state = ClockCallback(), SimpleNamespace(global_step=0)
     callback.on_train_begin(None, state, None)
-    for seconds, event in [(100, None), (2, "on_save"), (2, "on_evaluate"), (2, "on_prediction_step"), (2, "on_epoch_begin")]:
+    for seconds, event in [
+        (100, None),
+        (2, "on_save"),
+        (2, "on_evaluate"),
+        (2, "on_prediction_step"),
+        (2, "on_epoch_begin"),
+    ]:
         clock.now += seconds
         state.global_step += 1
         callback.on_step_end(None, state, None)
@@ -146,7 +173,9 @@ def test_after_a_good_end_what_fails_is_told_and_after_an_error_the_error_is() -
     assert done == ["fails", "fails", "last"]
 
 
-def test_all_a_rank_says_is_in_its_own_log_and_nothing_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_a_rank_says_is_in_its_own_log_and_nothing_after(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with rank_log(tmp_path / "logs", 3):
         print("printed")
         print("an error", file=sys.stderr)
@@ -156,7 +185,13 @@ def test_all_a_rank_says_is_in_its_own_log_and_nothing_after(tmp_path: Path, cap
     logging.getLogger("transformers.trainer").error("outside")
     print("outside, too")
     text = (tmp_path / "logs" / "rank-3.log").read_text()
-    assert all(part in text for part in ("printed", "an error", "ERROR transformers.trainer: told by a logger", "a second run")) and "outside" not in text
+    assert (
+        all(
+            part in text
+            for part in ("printed", "an error", "ERROR transformers.trainer: told by a logger", "a second run")
+        )
+        and "outside" not in text
+    )
     assert "outside, too" in capsys.readouterr().out
 
 
@@ -194,7 +229,9 @@ def test_a_node_of_a_rank_that_is_taken_back_is_noticed(paths: RunPaths, nodes: 
         nodes["b" * 56] = int((time.time() + 120) * 1000)
         assert events.notice.wait(20) and given()
     (notice,) = [event["text"] for event in told(paths)]
-    assert notice.startswith("node bbbbbbbb of rank 1 is to go within 1") and notice.endswith("a checkpoint is committed, and the run goes on from it.")
+    assert notice.startswith("node bbbbbbbb of rank 1 is to go within 1") and notice.endswith(
+        "a checkpoint is committed, and the run goes on from it."
+    )
 
 
 @pytest.mark.parametrize(("then_end", "words"), [(False, "the run goes on from it."), (True, "the run ends.")])
@@ -207,7 +244,9 @@ def test_the_drivers_word_is_heard(paths: RunPaths, nodes: dict[str, int], then_
 
 
 def test_what_an_earlier_driver_asked_for_is_forgotten_but_not_its_end(paths: RunPaths, nodes: dict[str, int]) -> None:
-    """A run that is taken up again would move at its first step, for ever; one that is to end must not go on with new workers."""
+    """A run that is taken up again would move at its first step, for ever; one that is to end must not go on with new
+    workers.
+    """
     ask_to_move(paths, "a better place")
     with noticed(paths, EventLog(paths.events), 0):
         assert not paths.move.exists()
@@ -247,7 +286,14 @@ def test_a_worker_that_stays_is_after_each_run_as_it_was_before(monkeypatch: pyt
     threads, seen = torch.get_num_threads(), []
 
     def run(spec: Any, body: Any) -> dict[str, Any]:
-        seen.append((torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), os.environ.get("OF_A_TRIAL"), os.environ.get("RANK")))
+        seen.append(
+            (
+                torch.get_num_threads(),
+                torch.are_deterministic_algorithms_enabled(),
+                os.environ.get("OF_A_TRIAL"),
+                os.environ.get("RANK"),
+            )
+        )
         torch.set_num_threads(threads + 1)
         torch.use_deterministic_algorithms(True)
         os.environ["OF_A_TRIAL"] = spec
@@ -264,7 +310,9 @@ def test_a_worker_that_stays_is_after_each_run_as_it_was_before(monkeypatch: pyt
 
 
 @pytest.mark.parametrize(("rank", "asked", "expected"), [("0", True, True), ("1", True, False), ("0", False, False)])
-def test_the_first_rank_hears_that_its_run_is_to_stop(monkeypatch: pytest.MonkeyPatch, rank: str, asked: bool, expected: bool) -> None:
+def test_the_first_rank_hears_that_its_run_is_to_stop(
+    monkeypatch: pytest.MonkeyPatch, rank: str, asked: bool, expected: bool
+) -> None:
     answered = threading.Event()
     monkeypatch.setattr(ray, "get", lambda value: (answered.set() if value is asked else None, value)[1])
     monkeypatch.setenv("RANK", rank)
@@ -288,10 +336,30 @@ def test_the_first_rank_hears_that_its_run_is_to_stop(monkeypatch: pytest.Monkey
 def test_a_spec_comes_to_its_workers_as_it_was_and_none_changes_it(tmp_path: Path) -> None:
     """What is not plain would be another object on each node, or need its module there."""
     split: Any = SimpleNamespace  # stands for a SplitSpec, which has tests of its own
-    spec = WorkerSpec(plain_job(tmp_path, "x"), str(tmp_path), "x", "tokenizer", ["a", "b"], split, None, 10, 30, 2, "data", {"torch": "2"}, False, "/code")
+    spec = WorkerSpec(
+        plain_job(tmp_path, "x"),
+        str(tmp_path),
+        "x",
+        "tokenizer",
+        ["a", "b"],
+        split,
+        None,
+        10,
+        30,
+        2,
+        "data",
+        {"torch": "2"},
+        False,
+        "/code",
+    )
     arrived = pickle.loads(pickle.dumps(spec))
     assert arrived == spec and load_job(arrived.job) == load_job(plain_job(tmp_path, "x"))
-    assert (arrived.exports, arrived.renew_hyperparameters, arrived.driver, arrived.named_validations) == (True, False, 0, {})
+    assert (arrived.exports, arrived.renew_hyperparameters, arrived.driver, arrived.named_validations) == (
+        True,
+        False,
+        0,
+        {},
+    )
     with pytest.raises(dataclasses.FrozenInstanceError):
         spec.total_steps = 31  # type: ignore[misc]
 
@@ -303,7 +371,10 @@ class Task:
     """Two classes; a row is right where prediction and truth agree."""
 
     def score_rows(self, predictions: Any, truth: Any, labels: list[str], tokenizer: Any) -> Iterator[dict[str, Any]]:
-        yield from ({"predicted": labels[guess], "right": bool(guess == true)} for guess, true in zip(predictions, truth, strict=True))
+        yield from (
+            {"predicted": labels[guess], "right": bool(guess == true)}
+            for guess, true in zip(predictions, truth, strict=True)
+        )
 
     def build_report(self, predictions: Any, truth: Any, labels: list[str]) -> dict[str, Any]:
         return {"right": int((predictions == truth).sum())}
@@ -320,25 +391,42 @@ def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
         found = {"": (np.array([0, 1, 1]), np.array([0, 1, 0]))} if rank == 0 else {}
         trainer = SimpleNamespace(evaluate=evaluate, _feed=SimpleNamespace(scored=found), processing_class=None)
         monkeypatch.setattr(scoring, "_build_trainer", lambda *_: (trainer, Task()))
-        monkeypatch.setattr(scoring, "Split", lambda spec: SimpleNamespace(locate=lambda row: f"dir:1/v.jsonl:{row + 10}"))
+        monkeypatch.setattr(
+            scoring, "Split", lambda spec: SimpleNamespace(locate=lambda row: f"dir:1/v.jsonl:{row + 10}")
+        )
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "2")
         validation: Any = None
-        spec = ScoringSpec(plain_job(tmp_path, "x"), str(tmp_path), "scored", str(tmp_path / "model"), "tokenizer", ["no", "yes"], validation, 1, "", keep_rows)
+        spec = ScoringSpec(
+            plain_job(tmp_path, "x"),
+            str(tmp_path),
+            "scored",
+            str(tmp_path / "model"),
+            "tokenizer",
+            ["no", "yes"],
+            validation,
+            1,
+            "",
+            keep_rows,
+        )
         (tmp_path / "scored").mkdir(exist_ok=True)
         return run_scoring({"spec": spec})
 
     return run
 
 
-def test_scoring_gives_figures_a_report_and_a_line_for_each_row(tmp_path: Path, score: Callable[..., dict[str, Any]]) -> None:
+def test_scoring_gives_figures_a_report_and_a_line_for_each_row(
+    tmp_path: Path, score: Callable[..., dict[str, Any]]
+) -> None:
     assert score() == {"result": {"metrics": {"eval_loss": 0.5}, "report": {"right": 2}}}
     rows = [json.loads(line) for line in (tmp_path / "scored" / SCORES).read_text().splitlines()]
     assert rows[0] == {"row": 0, "source": "dir:1/v.jsonl", "line": 10, "predicted": "no", "right": True}
     assert [row["right"] for row in rows] == [True, True, False] and [row["line"] for row in rows] == [10, 11, 12]
 
 
-def test_other_ranks_give_figures_alone_and_rows_are_kept_on_request(tmp_path: Path, score: Callable[..., dict[str, Any]]) -> None:
+def test_other_ranks_give_figures_alone_and_rows_are_kept_on_request(
+    tmp_path: Path, score: Callable[..., dict[str, Any]]
+) -> None:
     assert score(rank=1) == {"result": {"metrics": {"eval_loss": 0.5}}}
     assert "report" in score(keep_rows=False)["result"] and not (tmp_path / "scored" / SCORES).exists()
 
@@ -365,10 +453,14 @@ def test_in_a_shared_folder_the_first_rank_writes_where_the_driver_reads(paths: 
     assert not paths.quarantine.exists(), "nothing is made that was not there"
 
 
-def test_in_object_storage_each_start_has_events_of_its_own_which_are_there_after_a_flush(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_object_storage_each_start_has_events_of_its_own_which_are_there_after_a_flush(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sent: dict[Path, str] = {}
     monkeypatch.setattr(uploads.locations, "remote_of", lambda path: "s3://bucket/run")
-    monkeypatch.setattr("raytrain_nlp.storage.uploader.push", lambda path, *_, **__: sent.update({path: path.read_text()}))
+    monkeypatch.setattr(
+        "raytrain_nlp.storage.uploader.push", lambda path, *_, **__: sent.update({path: path.read_text()})
+    )
     for driver in (1, 2):
         with event_log(paths, driver, 0) as (events, flush):
             events.write("notice", text=f"driver {driver}")
@@ -378,7 +470,11 @@ def test_in_object_storage_each_start_has_events_of_its_own_which_are_there_afte
             events.write("notice", text="the last word")
     names = sorted(path.name for path in sent if path.parent == paths.worker_events)
     assert [name[:5] for name in names] == ["0001-", "0002-"] and not paths.events.exists()
-    assert all(text.splitlines()[-1].count("the last word") for path, text in sent.items() if path.parent == paths.worker_events)
+    assert all(
+        text.splitlines()[-1].count("the last word")
+        for path, text in sent.items()
+        if path.parent == paths.worker_events
+    )
 
 
 def test_a_log_that_cannot_be_sent_hides_no_error(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:

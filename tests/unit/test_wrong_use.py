@@ -1,4 +1,6 @@
-"""Wrong use of the verbs around a run: exit code 2 and one line that names the flag or argument, before anything is loaded or written."""
+"""Wrong use of the verbs around a run: exit code 2 and one line that names the flag or argument, before anything is
+loaded or written.
+"""
 
 from __future__ import annotations
 
@@ -13,29 +15,72 @@ from raytrain_nlp.cli.main import main
 
 KINDS: dict[str, tuple[list[str], str]] = {
     "evaluate: no run": (["evaluate", "{runs}/min"], "RUN: is no folder of a run ({runs}/min). Did you mean 'mine'?"),
-    "evaluate: no data at all": (["evaluate", "{run}"], "--data: is missing, and the run has no validation data of its own. Name a file."),
-    "evaluate: too many workers": (["evaluate", "{run}", "--data", "x.jsonl", "--set", "workers.num_workers=9999"], "workers.num_workers: 9999 workers"),
-    "evaluate: a run without weights": (["evaluate", "{run}", "--data", "{folder}/rows.jsonl"], "RUN: has neither a model nor a checkpoint ({run})"),
-    "evaluate: an unknown key": (["evaluate", "{run}", "--data", "x.jsonl", "--set", "worker.num_workers=1"], "worker: unknown key. Did you mean 'workers'?"),
-    "predict: no output": (["predict", "{run}", "--input", "x.jsonl"], "Missing option '--output'"),
-    "predict: an unknown suffix": (["predict", "{run}", "--input", "{folder}/rows.jsonl", "--output", "{folder}/out.txt"], "--output: has no known suffix"),
-    "predict: generation without a value": (
-        ["predict", "{run}", "--input", "{folder}/rows.jsonl", "--output", "{folder}/out.jsonl", "--generation", "beams"], "--generation: is not KEY=VALUE (beams)",
+    "evaluate: no data at all": (
+        ["evaluate", "{run}"],
+        "--data: is missing, and the run has no validation data of its own. Name a file.",
     ),
-    "predict: a batch of none": (["predict", "{run}", "--input", "x.jsonl", "--output", "out.jsonl", "--batch-size", "0"], "'--batch-size'"),
-    "export: an unknown type": (["export", "{run}", "--output", "{folder}/out", "--dtype", "int4"], "--dtype: is unknown (int4)"),
-    "export: over a file": (["export", "{run}", "--output", "{folder}/rows.jsonl"], "--output: is a file ({folder}/rows.jsonl)"),
-    "export: over the run": (["export", "{run}", "--output", "{run}"], "--output: would replace the run itself ({run})"),
+    "evaluate: too many workers": (
+        ["evaluate", "{run}", "--data", "x.jsonl", "--set", "workers.num_workers=9999"],
+        "workers.num_workers: 9999 workers",
+    ),
+    "evaluate: a run without weights": (
+        ["evaluate", "{run}", "--data", "{folder}/rows.jsonl"],
+        "RUN: has neither a model nor a checkpoint ({run})",
+    ),
+    "evaluate: an unknown key": (
+        ["evaluate", "{run}", "--data", "x.jsonl", "--set", "worker.num_workers=1"],
+        "worker: unknown key. Did you mean 'workers'?",
+    ),
+    "predict: no output": (["predict", "{run}", "--input", "x.jsonl"], "Missing option '--output'"),
+    "predict: an unknown suffix": (
+        ["predict", "{run}", "--input", "{folder}/rows.jsonl", "--output", "{folder}/out.txt"],
+        "--output: has no known suffix",
+    ),
+    "predict: generation without a value": (
+        [
+            "predict",
+            "{run}",
+            "--input",
+            "{folder}/rows.jsonl",
+            "--output",
+            "{folder}/out.jsonl",
+            "--generation",
+            "beams",
+        ],
+        "--generation: is not KEY=VALUE (beams)",
+    ),
+    "predict: a batch of none": (
+        ["predict", "{run}", "--input", "x.jsonl", "--output", "out.jsonl", "--batch-size", "0"],
+        "'--batch-size'",
+    ),
+    "export: an unknown type": (
+        ["export", "{run}", "--output", "{folder}/out", "--dtype", "int4"],
+        "--dtype: is unknown (int4)",
+    ),
+    "export: over a file": (
+        ["export", "{run}", "--output", "{folder}/rows.jsonl"],
+        "--output: is a file ({folder}/rows.jsonl)",
+    ),
+    "export: over the run": (
+        ["export", "{run}", "--output", "{run}"],
+        "--output: would replace the run itself ({run})",
+    ),
     "report: no run": (["report", "{folder}"], "RUN: is no folder of a run ({folder})"),
     "report: no run named": (["report"], "Missing argument 'RUN...'"),
     "check: no file": (["check", "{folder}/absent.yaml"], "{folder}/absent.yaml: "),
     "check: a price without calibration": (["check", "{job}", "--price", "3"], "--price: needs --calibrate. Add it."),
     "check: a negative price": (["check", "{job}", "--calibrate", "--price", "-3"], "--price: is below 0 (-3)"),
-    "check: no steps": (["check", "{job}", "--calibrate", "--calibration-steps", "0"], "--calibration-steps: is below 1 (0)"),
-    "check: an amount that is none": (["check", "{job}", "--worker-memory", "80 apples"], "--worker-memory: is no amount of memory (80 apples)"),
+    "check: no steps": (
+        ["check", "{job}", "--calibrate", "--calibration-steps", "0"],
+        "--calibration-steps: is below 1 (0)",
+    ),
+    "check: an amount that is none": (
+        ["check", "{job}", "--worker-memory", "80 apples"],
+        "--worker-memory: is no amount of memory (80 apples)",
+    ),
     "doctor: an unknown flag": (["doctor", "--storage", "x"], "No such option: --storage"),
     "doctor: an argument": (["doctor", "runs"], "Got unexpected extra argument"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +97,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_line_and_exit_code_2(places: dict[str, str], kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_line_and_exit_code_2(
+    places: dict[str, str], kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments, expected = KINDS[kind]
     before = {path: path.stat().st_mtime_ns for path in Path(places["folder"]).rglob("*") if path.is_file()}
     monkeypatch.setattr(sys, "argv", ["raytrain-nlp", *(argument.format(**places) for argument in arguments)])
@@ -66,4 +113,11 @@ def test_one_line_and_exit_code_2(places: dict[str, str], kind: str, monkeypatch
 
 
 def test_every_verb_after_training_is_covered() -> None:
-    assert {arguments[0] for arguments, _ in KINDS.values()} == {"evaluate", "predict", "export", "report", "check", "doctor"}
+    assert {arguments[0] for arguments, _ in KINDS.values()} == {
+        "evaluate",
+        "predict",
+        "export",
+        "report",
+        "check",
+        "doctor",
+    }

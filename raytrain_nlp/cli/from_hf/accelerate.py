@@ -13,17 +13,62 @@ from raytrain_nlp.cli.from_hf.variables import Processes, read_count, take_preci
 if TYPE_CHECKING:
     from raytrain_nlp.cli.from_hf.command import Command
 
-_KINDS = {"DEEPSPEED": "use_deepspeed", "FSDP": "use_fsdp", "MULTI_GPU": "multi_gpu", "MEGATRON_LM": "use_megatron_lm", "XLA": "tpu", "TPU": "tpu"}
+_KINDS = {
+    "DEEPSPEED": "use_deepspeed",
+    "FSDP": "use_fsdp",
+    "MULTI_GPU": "multi_gpu",
+    "MEGATRON_LM": "use_megatron_lm",
+    "XLA": "tpu",
+    "TPU": "tpu",
+}
 """`distributed_type` of the file -> the flag that says the same."""
-_SHARDED = {"FULL_SHARD": 3, "HYBRID_SHARD": 3, "1": 3, "4": 3, "SHARD_GRAD_OP": 2, "HYBRID_SHARD_ZERO2": 2, "2": 2, "5": 2, "NO_SHARD": 0, "3": 0}
+_SHARDED = {
+    "FULL_SHARD": 3,
+    "HYBRID_SHARD": 3,
+    "1": 3,
+    "4": 3,
+    "SHARD_GRAD_OP": 2,
+    "HYBRID_SHARD_ZERO2": 2,
+    "2": 2,
+    "5": 2,
+    "NO_SHARD": 0,
+    "3": 0,
+}
 """Strategy of FSDP -> the stage of ZeRO that shards the same."""
 _SAID = {
-    "m", "module", "no_python", "quiet", "debug", "config_file", "num_machines", "machine_rank", "compute_environment", "main_training_function", "same_network",
-    "tpu_env", "tpu_use_cluster", "tpu_use_sudo", "downcast_bf16", "zero3_init_flag", "zero3_save_16bit_model", "deepspeed_multinode_launcher", "fsdp_config",
-    "rdzv_backend", "distributed_type", "enable_cpu_affinity", "gradient_accumulation_steps", "gradient_clipping", "zero_stage", "offload_optimizer_device",
-    "offload_param_device", "offload_optimizer_nvme_path", "offload_param_nvme_path",
-}  # fmt: skip
-"""What is so in every job, or is read with another key. A flag among them that is given on the command line alone is named."""
+    "m",
+    "module",
+    "no_python",
+    "quiet",
+    "debug",
+    "config_file",
+    "num_machines",
+    "machine_rank",
+    "compute_environment",
+    "main_training_function",
+    "same_network",
+    "tpu_env",
+    "tpu_use_cluster",
+    "tpu_use_sudo",
+    "downcast_bf16",
+    "zero3_init_flag",
+    "zero3_save_16bit_model",
+    "deepspeed_multinode_launcher",
+    "fsdp_config",
+    "rdzv_backend",
+    "distributed_type",
+    "enable_cpu_affinity",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "zero_stage",
+    "offload_optimizer_device",
+    "offload_param_device",
+    "offload_optimizer_nvme_path",
+    "offload_param_nvme_path",
+}
+"""What is so in every job, or is read with another key. A flag among them that is given on the command line alone is
+named.
+"""
 _NAMED = ("num_machines", "machine_rank", "rdzv_backend", "same_network", "downcast_bf16", "enable_cpu_affinity")
 
 
@@ -56,7 +101,11 @@ def read_accelerate(command: Command, options: list[tuple[str, str]], found: Pro
 def _read_file(command: Command, file: str | None) -> dict[str, Any]:
     """The file's values under the names of the flags."""
     if file is None:
-        default = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser() / "accelerate" / "default_config.yaml"
+        default = (
+            Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+            / "accelerate"
+            / "default_config.yaml"
+        )
         if default.exists():
             command.note("config_file", f"{default} is not read; give it as --config_file.")
         return {}
@@ -66,7 +115,9 @@ def _read_file(command: Command, file: str | None) -> dict[str, Any]:
         command.problem("config_file", f"there is no such file ({file})", "Check the path.")
         return {}
     except (OSError, ValueError, yaml.YAMLError) as error:
-        command.problem("config_file", f"is not YAML ({file}: {' '.join(str(error).split())[:120]})", "Correct the file.")
+        command.problem(
+            "config_file", f"is not YAML ({file}: {' '.join(str(error).split())[:120]})", "Correct the file."
+        )
         return {}
     if not isinstance(values, dict):
         command.problem("config_file", f"holds no mapping ({file})", "Write it with `accelerate config`.")
@@ -143,13 +194,31 @@ def _read_fsdp(command: Command, values: dict[str, Any]) -> None:
 
 def _name_the_rest(command: Command, values: dict[str, Any], given: dict[str, str]) -> None:
     read = {
-        "num_processes", "gpu_ids", "cpu", "use_cpu", "multi_gpu", "mixed_precision", "num_cpu_threads_per_process", "max_restarts", "use_deepspeed", "use_fsdp",
-        "deepspeed_config_file", "dynamo_backend", "dynamo_mode",
-    }  # fmt: skip
+        "num_processes",
+        "gpu_ids",
+        "cpu",
+        "use_cpu",
+        "multi_gpu",
+        "mixed_precision",
+        "num_cpu_threads_per_process",
+        "max_restarts",
+        "use_deepspeed",
+        "use_fsdp",
+        "deepspeed_config_file",
+        "dynamo_backend",
+        "dynamo_mode",
+    }
     for name, value in values.items():
-        if name in read or name.startswith("fsdp_") or (name in _SAID and not (name in given and name in _NAMED)) or value in (False, "", "no", "NO"):
+        if (
+            name in read
+            or name.startswith("fsdp_")
+            or (name in _SAID and not (name in given and name in _NAMED))
+            or value in (False, "", "no", "NO")
+        ):
             continue
-        if name in ("tpu", "use_megatron_lm", "use_parallelism_config") or name.startswith(("megatron_", "parallelism_", "fp8_", "tpu_", "sagemaker_")):
+        if name in ("tpu", "use_megatron_lm", "use_parallelism_config") or name.startswith(
+            ("megatron_", "parallelism_", "fp8_", "tpu_", "sagemaker_")
+        ):
             command.note(name, "is not supported; see the section `deepspeed`.")
         elif name in given or name not in ("main_process_ip", "main_process_port", "machine_rank"):
             command.note(name, "A flag of the launcher; Ray places, connects and restarts the workers.")

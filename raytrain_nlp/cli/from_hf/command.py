@@ -1,4 +1,6 @@
-"""A command of transformers' example scripts, read as `HfArgumentParser` reads it: launcher, script, typed values of its flags."""
+"""A command of transformers' example scripts, read as `HfArgumentParser` reads it: launcher, script, typed values of
+its flags.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +20,37 @@ from raytrain_nlp.errors import InputError, Problem, nearest
 _NUMBER = re.compile(r"-\d*\.?\d+(e[+-]?\d+)?", re.I)
 _BOOLEAN = TypeAdapter(bool)
 _OTHERS = {
-    "run_qa.py": "question answering", "run_qa_beam_search.py": "question answering", "run_seq2seq_qa.py": "question answering", "run_ner.py": "token classification",
-    "run_swag.py": "multiple choice", "run_plm.py": "permuted language modelling", "run_fim.py": "filling in the middle", "run_xnli.py": "XNLI",
-    "run_generation.py": "generation", "run_image_classification.py": "images", "run_mae.py": "images", "run_mim.py": "images", "run_clip.py": "images and text",
-    "run_speech_recognition_ctc.py": "speech", "run_speech_recognition_seq2seq.py": "speech", "run_audio_classification.py": "audio",
-    "run_language_modeling.py": "language modelling of older releases", "finetune_trainer.py": "sequence to sequence of older releases",
-    "run_semantic_segmentation.py": "images", "run_object_detection.py": "images", "run_instance_segmentation.py": "images",
-}  # fmt: skip
+    "run_qa.py": "question answering",
+    "run_qa_beam_search.py": "question answering",
+    "run_seq2seq_qa.py": "question answering",
+    "run_ner.py": "token classification",
+    "run_swag.py": "multiple choice",
+    "run_plm.py": "permuted language modelling",
+    "run_fim.py": "filling in the middle",
+    "run_xnli.py": "XNLI",
+    "run_generation.py": "generation",
+    "run_image_classification.py": "images",
+    "run_mae.py": "images",
+    "run_mim.py": "images",
+    "run_clip.py": "images and text",
+    "run_speech_recognition_ctc.py": "speech",
+    "run_speech_recognition_seq2seq.py": "speech",
+    "run_audio_classification.py": "audio",
+    "run_language_modeling.py": "language modelling of older releases",
+    "finetune_trainer.py": "sequence to sequence of older releases",
+    "run_semantic_segmentation.py": "images",
+    "run_object_detection.py": "images",
+    "run_instance_segmentation.py": "images",
+}
 """Scripts of transformers that are not read, and what they are for."""
 _NEAR = {
-    "run_classification.py": "run_glue.py", "run_xnli.py": "run_glue.py", "run_language_modeling.py": "run_clm.py or run_mlm.py", "run_plm.py": "run_mlm.py",
-    "run_fim.py": "run_clm.py", "finetune_trainer.py": "run_summarization.py or run_translation.py",
-}  # fmt: skip
+    "run_classification.py": "run_glue.py",
+    "run_xnli.py": "run_glue.py",
+    "run_language_modeling.py": "run_clm.py or run_mlm.py",
+    "run_plm.py": "run_mlm.py",
+    "run_fim.py": "run_clm.py",
+    "finetune_trainer.py": "run_summarization.py or run_translation.py",
+}
 """What is nearest to them."""
 
 
@@ -74,7 +95,10 @@ class Command:
 
 def read_command(argv: Sequence[str]) -> Command:
     """Launcher, script and flags. Raises `InputError` where there is no script; other problems are in the command."""
-    names = [_module(token) if before in ("-m", "--module") else PurePath(token).name for token, before in zip(argv, ["", *argv])]
+    names = [
+        _module(token) if before in ("-m", "--module") else PurePath(token).name
+        for token, before in zip(argv, ["", *argv])
+    ]
     at = next((i for i, name in enumerate(names) if name in SCRIPTS), None)
     if at is None:
         raise InputError(_no_script(argv, names))
@@ -93,7 +117,9 @@ def _module(name: str) -> str:
 def _no_script(argv: Sequence[str], names: Sequence[str]) -> Problem:
     """What is there instead of a script that is read."""
     scripts = f"Known scripts: {', '.join(SCRIPTS)}."
-    other = next((name for name in names if name in _OTHERS), None) or next((token for token in argv if token.endswith(".py") and "xla_spawn" not in token), None)
+    other = next((name for name in names if name in _OTHERS), None) or next(
+        (token for token in argv if token.endswith(".py") and "xla_spawn" not in token), None
+    )
     if other is None:
         return Problem("command", "names no script", f"Write it as in a shell. {scripts}")
     name = PurePath(other).name
@@ -114,7 +140,9 @@ def _read_flags(command: Command, tokens: Sequence[str]) -> None:
         while end < len(tokens) and not _is_flag(tokens[end]):
             end += 1
         if not _is_flag(token):
-            command.problems.append(Problem("command", f"a value without a flag ({_shown(token)})", "Write it after its flag."))
+            command.problems.append(
+                Problem("command", f"a value without a flag ({_shown(token)})", "Write it after its flag.")
+            )
             i += 1
             continue
         given, equals, inline = token.partition("=")
@@ -133,7 +161,9 @@ def _read_flags(command: Command, tokens: Sequence[str]) -> None:
 
 
 def _find_flag(command: Command, flags: dict[str, Flag], name: str, given: str) -> tuple[Flag | None, bool]:
-    """The flag of a name, of `no_` and the name of a switch, or of the beginning of one name, as argparse takes them."""
+    """The flag of a name, of `no_` and the name of a switch, or of the beginning of one name, as argparse takes
+    them.
+    """
     if name in flags:
         return flags[name], False
     if name.startswith("no_") and name[3:] in flags and flags[name[3:]].switch:
@@ -143,10 +173,20 @@ def _find_flag(command: Command, flags: dict[str, Flag], name: str, given: str) 
         return next(iter(begun.values())), False
     where = given if len(given) <= 60 else f"{given[:60]}..."
     if begun:
-        command.problems.append(Problem(where, f"is the beginning of several flags of {command.script}", f"Write one out: {', '.join(f'--{n}' for n in begun)}."))
+        command.problems.append(
+            Problem(
+                where,
+                f"is the beginning of several flags of {command.script}",
+                f"Write one out: {', '.join(f'--{n}' for n in begun)}.",
+            )
+        )
     else:
         hint = nearest(f"--{name}", [f"--{known}" for known in flags])
-        command.problems.append(Problem(where, f"unknown flag of {command.script}", hint or f"See the help of {command.script} for its flags."))
+        command.problems.append(
+            Problem(
+                where, f"unknown flag of {command.script}", hint or f"See the help of {command.script} for its flags."
+            )
+        )
     return None, False
 
 
@@ -184,7 +224,9 @@ def _typed(flag: Flag, texts: list[str]) -> Any:
 
 def _is_flag(token: str) -> bool:
     """As argparse has it: a dash begins a flag, but not a negative number or a text with spaces."""
-    return token.startswith("-") and len(token) > 1 and not _NUMBER.fullmatch(token) and " " not in token.partition("=")[0]
+    return (
+        token.startswith("-") and len(token) > 1 and not _NUMBER.fullmatch(token) and " " not in token.partition("=")[0]
+    )
 
 
 def _shown(text: str) -> str:

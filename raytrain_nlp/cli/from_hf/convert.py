@@ -31,12 +31,14 @@ _BY_METRIC = ("reduce_lr_on_plateau", "greedy")
 def from_hf(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """The job that equals a command, and a note `--flag: reason` for each flag that has no equal.
 
-    `argv` are the words of the command, e.g. `["python", "run_glue.py", "--task_name", "mrpc", ...]`. Raises `InputError` with
-    every problem: unknown flags, wrong values, and whatever `load_job` says of the job.
+    `argv` are the words of the command, e.g. `["python", "run_glue.py", "--task_name", "mrpc", ...]`. Raises
+    `InputError` with every problem: unknown flags, wrong values, and whatever `load_job` says of the job.
     """
     command = read_command(argv)
     misread = bool(command.problems)
-    job: Sections = {key: {} for key in ("task", "model", "data", "training", "deepspeed", "workers", "checkpoint", "tracking")}
+    job: Sections = {
+        key: {} for key in ("task", "model", "data", "training", "deepspeed", "workers", "checkpoint", "tracking")
+    }
     job["task"]["type"] = command.task
     _fill_keys(command, job)
     fill_model(command, job)
@@ -92,9 +94,15 @@ def _fill_training(command: Command, job: Sections) -> None:
             training["save_steps"] = steps  # a share of all steps
         else:
             checkpoint["save_steps"] = int(steps) if steps.is_integer() else steps
-    chooses = training.get("load_best_model_at_end") or checkpoint.get("save_strategy") == "best" or training.get("lr_scheduler_type") in _BY_METRIC
+    chooses = (
+        training.get("load_best_model_at_end")
+        or checkpoint.get("save_strategy") == "best"
+        or training.get("lr_scheduler_type") in _BY_METRIC
+    )
     if isinstance(job["data"].get("validation"), dict) and (chooses or "metric_for_best_model" in training):
-        training["metric_for_best_model"] = f"eval_{SCORED_FIRST}_{training.get('metric_for_best_model', 'loss').removeprefix('eval_')}"
+        training["metric_for_best_model"] = (
+            f"eval_{SCORED_FIRST}_{training.get('metric_for_best_model', 'loss').removeprefix('eval_')}"
+        )
     if not command.get("do_train", False):
         command.note("do_train", "It is not in the command, but a job always trains.")
 
@@ -112,7 +120,9 @@ def _fill_run(command: Command, job: Sections) -> None:
         if tracker in _TRACKERS:
             job["tracking"].setdefault("report_to", []).append(tracker)
         elif tracker not in _ALWAYS:
-            command.note("report_to", f"{tracker} is not supported; MLflow is always there, tensorboard and wandb on request.")
+            command.note(
+                "report_to", f"{tracker} is not supported; MLflow is always there, tensorboard and wandb on request."
+            )
     if (run_name := command.get("run_name")) not in (None, job["name"]):
         job["tracking"]["tags"] = {"run_name": run_name}  # the name of a run is that of its folder
     deepspeed = command.get("deepspeed")
@@ -122,8 +132,14 @@ def _fill_run(command: Command, job: Sections) -> None:
         job["deepspeed"] = command.sharding
     job["tracking"] |= command.tracking
     needs_gpu = command.use_gpu or any(job["training"].get(key) for key in _ON_GPU_ONLY) or _enabled(deepspeed, "fp16")
-    job["workers"] = {"num_workers": command.num_workers, "use_gpu": needs_gpu and not command.get("use_cpu", False), **command.workers}
-    if job["workers"]["use_gpu"] and not any(job["training"].get(key) or _enabled(deepspeed, key) for key in ("bf16", "fp16")):
+    job["workers"] = {
+        "num_workers": command.num_workers,
+        "use_gpu": needs_gpu and not command.get("use_cpu", False),
+        **command.workers,
+    }
+    if job["workers"]["use_gpu"] and not any(
+        job["training"].get(key) or _enabled(deepspeed, key) for key in ("bf16", "fp16")
+    ):
         job["training"]["bf16"] = False  # the script trains in fp32; a job that says nothing would not
 
 
@@ -132,9 +148,15 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _enabled(deepspeed: Any, precision: str) -> bool:
-    """Does a DeepSpeed configuration ask for `fp16` or `bf16`? Whether it can be read at all is checked with the job."""
+    """Does a DeepSpeed configuration ask for `fp16` or `bf16`? Whether it can be read at all is checked with the
+    job.
+    """
     try:
-        config = json.loads(Path(os.path.expanduser(deepspeed)).read_text(encoding="utf-8")) if isinstance(deepspeed, str) else deepspeed
+        config = (
+            json.loads(Path(os.path.expanduser(deepspeed)).read_text(encoding="utf-8"))
+            if isinstance(deepspeed, str)
+            else deepspeed
+        )
         return config[precision]["enabled"] is True
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -143,7 +165,9 @@ def _enabled(deepspeed: Any, precision: str) -> bool:
 def _check(command: Command, job: Sections, misread: bool) -> None:
     """Raise whatever is wrong with the command or the job; a key that came from a flag by the name of the flag."""
     if misread:  # what is missing, or contradicts, may only be misspelt
-        problems = [problem for problem in command.problems if problem.what != "is missing"] + check_training(job.get("training", {}))[1]
+        problems = [problem for problem in command.problems if problem.what != "is missing"] + check_training(
+            job.get("training", {})
+        )[1]
     else:
         if not {"name_or_path", "config"} & set(job.get("model", {})) and "config_name" not in command.values:
             command.problem("model_name_or_path", "is missing", "Give a model.")
@@ -153,7 +177,9 @@ def _check(command: Command, job: Sections, misread: bool) -> None:
     if problems:
         flags = flags_of(command.task)
         written = {flags[name].target: f"--{name}" for name in command.values}
-        raise InputError([Problem(written.get(problem.where, problem.where), problem.what, problem.todo) for problem in problems])
+        raise InputError(
+            [Problem(written.get(problem.where, problem.where), problem.what, problem.todo) for problem in problems]
+        )
 
 
 def _problems_of_job(job: Sections, known: bool) -> list[Problem]:
@@ -161,5 +187,9 @@ def _problems_of_job(job: Sections, known: bool) -> list[Problem]:
     try:
         load_job(job)
     except InputError as error:
-        return [problem for problem in error.problems if not (known and problem.what.startswith(("is missing", "needs either")))]
+        return [
+            problem
+            for problem in error.problems
+            if not (known and problem.what.startswith(("is missing", "needs either")))
+        ]
     return []

@@ -1,6 +1,7 @@
 """What a command leaves to its files: the columns of the training data, the length and config of a model in a folder.
 
-Only files on this machine are looked at, and only a little of them; everything here answers None where nothing is to be learnt.
+Only files on this machine are looked at, and only a little of them; everything here answers None where nothing is to be
+learnt.
 """
 
 from __future__ import annotations
@@ -16,7 +17,19 @@ _ROWS = 100
 _ARRAY_BYTES = 64 << 20
 _WITHOUT_END = ("t5", "mt5", "umt5", "longt5", "xlnet", "transfo-xl", "bloom", "mpt", "mamba", "rwkv", "funnel")
 """Model types whose configs may name a number of positions, and whose attention has no end."""
-_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet", "luke", "data2vec-text", "xmod", "roberta-prelayernorm", "ibert")
+_AFTER_PADDING = (
+    "roberta",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "camembert",
+    "longformer",
+    "mpnet",
+    "luke",
+    "data2vec-text",
+    "xmod",
+    "roberta-prelayernorm",
+    "ibert",
+)
 """Those that count positions from behind the id of padding."""
 
 
@@ -39,7 +52,9 @@ def _csv(file: Path) -> list[dict[str, Any]]:
 def _json(file: Path) -> list[Any] | None:
     with file.open(encoding="utf-8-sig") as lines:
         if lines.read(1) == "[":
-            return json.loads(file.read_text(encoding="utf-8-sig"))[:_ROWS] if file.stat().st_size < _ARRAY_BYTES else None
+            return (
+                json.loads(file.read_text(encoding="utf-8-sig"))[:_ROWS] if file.stat().st_size < _ARRAY_BYTES else None
+            )
         lines.seek(0)
         return [json.loads(line) for line in itertools.islice((line for line in lines if line.strip()), _ROWS)]
 
@@ -61,10 +76,19 @@ def model_length(folder: str | None) -> int | None:
 
 
 def model_positions(config: dict[str, Any]) -> int | None:
-    """The most tokens that a model of a config has positions for; None where its positions have no end, or are not known."""
+    """The most tokens that a model of a config has positions for; None where its positions have no end, or are not
+    known.
+    """
     if config.get("model_type") in _WITHOUT_END:
         return None
-    count = next((config[key] for key in ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length") if isinstance(config.get(key), int)), None)
+    count = next(
+        (
+            config[key]
+            for key in ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length")
+            if isinstance(config.get(key), int)
+        ),
+        None,
+    )
     if count is None or count <= 0:
         return None
     padded = config.get("pad_token_id", 1) if config.get("model_type") in _AFTER_PADDING else None

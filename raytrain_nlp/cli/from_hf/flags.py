@@ -1,6 +1,8 @@
-"""The flags of transformers' example scripts as data: the type of each, and the key of a job it becomes or why it has none.
+"""The flags of transformers' example scripts as data: the type of each, and the key of a job it becomes or why it has
+none.
 
-A flag's target is a job key; or `# reason`, where a job has no such key; or empty, where `from_hf` and `hf_tasks` read it by name.
+A flag's target is a job key; or `# reason`, where a job has no such key; or empty, where `from_hf` and `hf_tasks` read
+it by name.
 """
 
 from __future__ import annotations
@@ -49,7 +51,10 @@ _ALL: _Table = {
     "max_train_samples": (int, "data.max_train_rows"),
     "max_eval_samples": (int, "data.max_validation_rows"),
     "preprocessing_num_workers": (int, "# Ray Data tokenizes on all CPUs of the cluster."),
-    "overwrite_cache": (bool, "# Tokens are found again by data, tokenizer and task; delete storage_path/.cache to make them anew."),
+    "overwrite_cache": (
+        bool,
+        "# Tokens are found again by data, tokenizer and task; delete storage_path/.cache to make them anew.",
+    ),
 }
 _PREDICTS: _Table = {"test_file": (str, _PREDICT), "max_predict_samples": (int, _PREDICT)}
 _PADS: _Table = {"pad_to_max_length": (bool, _LENGTHS)}
@@ -75,28 +80,48 @@ _OF_TASK: dict[str, _Table] = {
         "max_seq_length": (int, "data.max_length"),
         "ignore_mismatched_sizes": (bool, "# A head for another number of labels is refused, not replaced."),
         "metric_name": (str, "# The figures of a task are fixed; see trainer.compute_metrics for others."),
-        **_PREDICTS, **_PADS,
+        **_PREDICTS,
+        **_PADS,
     },
     "causal-lm": {"block_size": (int, "task.block_size"), "keep_linebreaks": (bool, ""), **_FROM_SCRATCH},
     "masked-lm": {
-        "max_seq_length": (int, ""), "mlm_probability": (float, "task.mlm_probability"), "line_by_line": (bool, "task.line_by_line"),
-        **_FROM_SCRATCH, **_PADS,
+        "max_seq_length": (int, ""),
+        "mlm_probability": (float, "task.mlm_probability"),
+        "line_by_line": (bool, "task.line_by_line"),
+        **_FROM_SCRATCH,
+        **_PADS,
     },
     "summarization": {
         "text_column": (str, "task.text_column"),
         "summary_column": (str, "task.summary_column"),
         "lang": (str, "# The tokenizer's own language is taken for texts and summaries."),
         "forced_bos_token": (str, "# The model's generation config decides the first token."),
-        "resize_position_embeddings": (bool, "# Positions stay as the model has them; lower task.max_source_length where they do not suffice."),
-        **_SEQ2SEQ, **_PREDICTS, **_PADS,
+        "resize_position_embeddings": (
+            bool,
+            "# Positions stay as the model has them; lower task.max_source_length where they do not suffice.",
+        ),
+        **_SEQ2SEQ,
+        **_PREDICTS,
+        **_PADS,
     },
     "translation": {
-        "source_lang": (str, "task.source_lang"), "target_lang": (str, "task.target_lang"), "forced_bos_token": (str, "task.forced_bos_token"),
-        **_SEQ2SEQ, **_PREDICTS, **_PADS,
+        "source_lang": (str, "task.source_lang"),
+        "target_lang": (str, "task.target_lang"),
+        "forced_bos_token": (str, "task.forced_bos_token"),
+        **_SEQ2SEQ,
+        **_PREDICTS,
+        **_PADS,
     },
-}  # fmt: skip
+}
 _TRAINING = {
-    "output_dir": "", "do_train": "", "do_eval": "", "save_steps": "", "deepspeed": "", "report_to": "", "run_name": "", "use_cpu": "",
+    "output_dir": "",
+    "do_train": "",
+    "do_eval": "",
+    "save_steps": "",
+    "deepspeed": "",
+    "report_to": "",
+    "run_name": "",
+    "use_cpu": "",
     "seed": "seed",
     "save_strategy": "checkpoint.save_strategy",
     "save_total_limit": "checkpoint.save_total_limit",
@@ -107,7 +132,7 @@ _TRAINING = {
     "local_rank": _LAUNCHED,
     **dict.fromkeys(("hub_model_id", "hub_strategy", "hub_always_push", "hub_private_repo", "hub_revision"), _HUB),
     **dict.fromkeys(("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), _TRACKIO),
-}  # fmt: skip
+}
 """Fields of `TrainingArguments` with a target other than `training.` and their name."""
 _OLD_NAMES = {
     "evaluation_strategy": "eval_strategy", "per_gpu_train_batch_size": "per_device_train_batch_size",
@@ -138,9 +163,15 @@ _OLD: _Table = {
 }
 """Flags of earlier releases of transformers."""
 TRUE_HERE = {
-    "use_fast_tokenizer", "ignore_pad_token_for_loss", "save_safetensors", "remove_unused_columns", "average_tokens_across_devices",
-    "dataloader_in_order", "low_cpu_mem_usage", "use_auth_token",
-}  # fmt: skip
+    "use_fast_tokenizer",
+    "ignore_pad_token_for_loss",
+    "save_safetensors",
+    "remove_unused_columns",
+    "average_tokens_across_devices",
+    "dataloader_in_order",
+    "low_cpu_mem_usage",
+    "use_auth_token",
+}
 """Switches without a key that are on in every job; the others are off in every job."""
 
 
@@ -184,11 +215,18 @@ class Flag:
 @functools.cache
 def flags_of(task: str) -> dict[str, Flag]:
     """Every flag of a task's script, old names included."""
-    flags = {name: Flag(name, TypeAdapter(kind), target) for name, (kind, target) in {**_ALL, **_OF_TASK[task], **_OLD}.items()}
+    flags = {
+        name: Flag(name, TypeAdapter(kind), target)
+        for name, (kind, target) in {**_ALL, **_OF_TASK[task], **_OLD}.items()
+    }
     for name, kind in training_fields().items():
         if task in SEQ2SEQ or name not in generation_fields():
             reason = refusal(name)
-            flags[name] = Flag(name, kind, _TRAINING.get(name, f"# {reason.replace('; remove it.', '.')}" if reason else f"training.{name}"))
+            flags[name] = Flag(
+                name,
+                kind,
+                _TRAINING.get(name, f"# {reason.replace('; remove it.', '.')}" if reason else f"training.{name}"),
+            )
     for old, new in _OLD_NAMES.items():
         if new in flags:
             flags[old] = flags[new]

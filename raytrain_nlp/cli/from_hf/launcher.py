@@ -1,6 +1,8 @@
-"""What stands before the script in a command: variables, `srun`, `python -m`, `torchrun`, `deepspeed`, `accelerate launch`.
+"""What stands before the script in a command: variables, `srun`, `python -m`, `torchrun`, `deepspeed`, `accelerate
+launch`.
 
-Processes and nodes become workers, what a launcher hands on to the `Trainer` becomes keys of the job; the rest is named in a note.
+Processes and nodes become workers, what a launcher hands on to the `Trainer` becomes keys of the job; the rest is named
+in a note.
 """
 
 from __future__ import annotations
@@ -17,10 +19,19 @@ if TYPE_CHECKING:
     from raytrain_nlp.cli.from_hf.command import Command
 
 _LAUNCHERS = {
-    "torchrun": "torchrun", "torch.distributed.run": "torchrun", "torch.distributed.launch": "torchrun", "xla_spawn.py": "torchrun",
-    "deepspeed": "deepspeed", "deepspeed.launcher.runner": "deepspeed", "accelerate": "accelerate", "accelerate.commands.launch": "accelerate",
-    "accelerate-launch": "accelerate", "srun": "srun", "mpirun": "srun", "mpiexec": "srun",
-}  # fmt: skip
+    "torchrun": "torchrun",
+    "torch.distributed.run": "torchrun",
+    "torch.distributed.launch": "torchrun",
+    "xla_spawn.py": "torchrun",
+    "deepspeed": "deepspeed",
+    "deepspeed.launcher.runner": "deepspeed",
+    "accelerate": "accelerate",
+    "accelerate.commands.launch": "accelerate",
+    "accelerate-launch": "accelerate",
+    "srun": "srun",
+    "mpirun": "srun",
+    "mpiexec": "srun",
+}
 _SHORT = {
     "torchrun": {"r": "redirects", "t": "tee", "m": "module"},
     "deepspeed": {"H": "hostfile", "i": "include", "e": "exclude", "m": "module"},
@@ -33,7 +44,9 @@ _PLACED = "A flag of the launcher; Ray places, connects and restarts the workers
 
 
 def read_launcher(command: Command, tokens: Sequence[str]) -> None:
-    """Take over what the words before the script say; they are what the shell passes on, without the script's own name."""
+    """Take over what the words before the script say; they are what the shell passes on, without the script's own
+    name.
+    """
     found = Processes()
     words = list(read_variables(command, tokens, found))
     for launcher, options in _parts(words):
@@ -43,7 +56,12 @@ def read_launcher(command: Command, tokens: Sequence[str]) -> None:
 
 def _parts(words: Sequence[str]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """Each launcher with its options, in order: name without dashes, value or an empty text."""
-    at = [i for i, word in enumerate(words) if PurePath(word).name in _LAUNCHERS and not (i and words[i - 1] in ("--launcher", "--deepspeed_multinode_launcher"))]
+    at = [
+        i
+        for i, word in enumerate(words)
+        if PurePath(word).name in _LAUNCHERS
+        and not (i and words[i - 1] in ("--launcher", "--deepspeed_multinode_launcher"))
+    ]
     for start, end in zip(at, [*at[1:], len(words)]):
         launcher = _LAUNCHERS[PurePath(words[start]).name]
         part, options = words[start + 1 : end], []
@@ -90,7 +108,10 @@ def _read_deepspeed(command: Command, options: list[tuple[str, str]], found: Pro
             slots = _slots(value)
             if slots and not {"num_gpus", "num_nodes", "include"} & {other for other, _ in options}:
                 found.total = sum(slots)
-            command.note(name, f"{len(slots)} hosts, {sum(slots)} slots; start Ray on them." if slots else "Start Ray on its hosts.")
+            command.note(
+                name,
+                f"{len(slots)} hosts, {sum(slots)} slots; start Ray on them." if slots else "Start Ray on its hosts.",
+            )
         elif name == "elastic_training":
             command.note(name, "Write a range: workers.num_workers: [MIN, MAX].")
         elif name not in _SAID:

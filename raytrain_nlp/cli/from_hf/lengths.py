@@ -11,14 +11,22 @@ _LENGTHS = {
     "text-classification": (("data", "max_length", "max_seq_length"),),
     "causal-lm": (("task", "block_size", "block_size"),),
     "masked-lm": (("task", "block_size", "max_seq_length"), ("data", "max_length", "max_seq_length")),
-    "summarization": (("task", "max_source_length", "max_source_length"), ("task", "max_target_length", "max_target_length")),
-    "translation": (("task", "max_source_length", "max_source_length"), ("task", "max_target_length", "max_target_length")),
+    "summarization": (
+        ("task", "max_source_length", "max_source_length"),
+        ("task", "max_target_length", "max_target_length"),
+    ),
+    "translation": (
+        ("task", "max_source_length", "max_source_length"),
+        ("task", "max_target_length", "max_target_length"),
+    ),
 }
 """Keys of a job that are lengths, and their flags."""
 
 
 def fit_positions(command: Command, job: dict[str, Any]) -> None:
-    """Lengths within what a model in a folder has positions for: beyond them it cannot run, and the scripts cut, resize or stop."""
+    """Lengths within what a model in a folder has positions for: beyond them it cannot run, and the scripts cut, resize
+    or stop.
+    """
     model = job["model"]
     config = model.get("config") or model_config(model.get("name_or_path") or "")
     most = model_positions(config) if config else None

@@ -19,7 +19,9 @@ _SUMMARY_COLUMNS = {
 }  # fmt: skip
 """Columns of texts and summaries of the datasets that run_summarization.py knows."""
 _LONGEST = {"causal-lm": 1024, "masked-lm": 512}
-"""Blocks where neither command nor tokenizer is at hand: run_clm.py's own limit, and the positions of BERT and RoBERTa."""
+"""Blocks where neither command nor tokenizer is at hand: run_clm.py's own limit, and the positions of BERT and
+RoBERTa.
+"""
 SCORED_FIRST = "matched"
 """Of several validation sets the one that the script scores while training, and by which it chooses."""
 
@@ -39,7 +41,11 @@ def fill_model(command: Command, job: Sections) -> None:
             command.note("config_name", "The config comes with model.name_or_path.")
     elif config_name is not None:
         if (config := model_config(config_name)) is None:
-            command.problem("config_name", f"is no folder with a config.json ({config_name})", "Download it, or give --model_type and --config_overrides.")
+            command.problem(
+                "config_name",
+                f"is no folder with a config.json ({config_name})",
+                "Download it, or give --model_type and --config_overrides.",
+            )
         else:
             job["model"]["config"] = config
     elif kind is not None:
@@ -81,12 +87,20 @@ def fill_data(command: Command, job: Sections) -> None:
     files = {"train": command.get("train_file"), "validation": command.get("validation_file")}
     if glue is not None or dataset is not None:
         winner = "task_name" if glue is not None else "dataset_name"
-        for flag in ("train_file", "validation_file", *(("dataset_name", "dataset_config_name") if glue is not None else ())):
+        for flag in (
+            "train_file",
+            "validation_file",
+            *(("dataset_name", "dataset_config_name") if glue is not None else ()),
+        ):
             if command.get(flag) is not None:
                 command.note(flag, f"The script does not read it beside --{winner}.")
         source = f"nyu-mll/glue/{glue.lower()}" if glue is not None else "/".join(filter(None, (dataset, config)))
         if glue is None and (dataset.startswith((".", "/", "~")) or dataset.count("/") > 1 or os.path.isdir(dataset)):
-            command.problem("dataset_name", f"is a folder, not a dataset of the hub ({dataset})", "Name its files: --train_file, --validation_file.")
+            command.problem(
+                "dataset_name",
+                f"is a folder, not a dataset of the hub ({dataset})",
+                "Name its files: --train_file, --validation_file.",
+            )
         files = {"train": f"hf://{source}:train", "validation": f"hf://{source}:validation"}
         if glue is not None and glue.lower() == "mnli":
             files["validation"] = _validations_of_mnli(command, files["validation"])
@@ -105,10 +119,16 @@ def fill_data(command: Command, job: Sections) -> None:
 
 
 def _validations_of_mnli(command: Command, source: str) -> str | Sections:
-    """The script scores the matched rows while training, and the mismatched ones too where it is to evaluate afterwards."""
+    """The script scores the matched rows while training, and the mismatched ones too where it is to evaluate
+    afterwards.
+    """
     if not command.get("do_eval", False):
         return f"{source}_matched"
-    command.note("task_name", "The script's eval_accuracy is eval_matched_accuracy of the job, its eval_accuracy_mm is eval_mismatched_accuracy.")
+    command.note(
+        "task_name",
+        "The script's eval_accuracy is eval_matched_accuracy of the job, its eval_accuracy_mm is "
+        "eval_mismatched_accuracy.",
+    )
     return {name: f"{source}_{name}" for name in (SCORED_FIRST, "mismatched")}
 
 
@@ -117,9 +137,16 @@ def _note_split(command: Command, job: Sections, validation: bool, from_hub: boo
     flag = "validation_split_percentage"
     percentage = command.get(flag, 5)
     if not validation:
-        lost = [key for key in ("eval_strategy", "eval_steps", "eval_on_start", "load_best_model_at_end") if job["training"].pop(key, None)]
+        lost = [
+            key
+            for key in ("eval_strategy", "eval_steps", "eval_on_start", "load_best_model_at_end")
+            if job["training"].pop(key, None)
+        ]
         without = f" ({', '.join(lost)} left out)" if lost else ""
-        rule = f"The script holds back the first {percentage} % of the rows; a job trains on all and evaluates nothing{without}"
+        rule = (
+            f"The script holds back the first {percentage} % of the rows; a job trains on all and evaluates "
+            f"nothing{without}"
+        )
         command.note(flag, f"{rule}: split the file and add data.validation.")
     elif flag in command.values:
         split = "A job needs a dataset with a validation split; it cannot take rows from the training split."
@@ -137,15 +164,27 @@ def _fill_classification(command: Command, job: Sections) -> None:
         if glue.lower() in GLUE_COLUMNS:
             job["task"]["glue"] = glue.lower()
         else:
-            command.problem("task_name", f"unknown task ({glue})", nearest(glue.lower(), GLUE_COLUMNS) or f"Tasks: {', '.join(GLUE_COLUMNS)}.")
+            command.problem(
+                "task_name",
+                f"unknown task ({glue})",
+                nearest(glue.lower(), GLUE_COLUMNS) or f"Tasks: {', '.join(GLUE_COLUMNS)}.",
+            )
     elif command.get("dataset_name") is not None:
         job["task"]["text_columns"] = ["text"]
-        command.note("dataset_name", "The script takes the first columns besides `label`; [text] is assumed: correct task.text_columns where the dataset has others.")
+        command.note(
+            "dataset_name",
+            "The script takes the first columns besides `label`; [text] is assumed: correct task.text_columns where "
+            "the dataset has others.",
+        )
     elif (file := command.get("train_file")) is not None:
         rows = first_rows(file)
         if rows is None:
             job["task"]["text_columns"] = ["sentence"]
-            command.note("train_file", "It could not be looked into for its columns; [sentence] is assumed: correct task.text_columns where it has others.")
+            command.note(
+                "train_file",
+                "It could not be looked into for its columns; [sentence] is assumed: correct task.text_columns where "
+                "it has others.",
+            )
             return
         columns = [name for name in rows[0] if name != "label"]
         pair = ["sentence1", "sentence2"]
@@ -156,7 +195,11 @@ def _fill_classification(command: Command, job: Sections) -> None:
 
 def _fill_language_model(command: Command, job: Sections) -> None:
     by_line, masked = command.get("line_by_line", False), command.task == "masked-lm"
-    flag, section, key = ("max_seq_length", "data", "max_length") if by_line else ("max_seq_length" if masked else "block_size", "task", "block_size")
+    flag, section, key = (
+        ("max_seq_length", "data", "max_length")
+        if by_line
+        else ("max_seq_length" if masked else "block_size", "task", "block_size")
+    )
     known = model_length(command.get("tokenizer_name") or command.get("model_name_or_path"))
     limit = min(1024, known) if known else _LONGEST[command.task]
     if (asked := command.get(flag)) is not None:
@@ -167,11 +210,16 @@ def _fill_language_model(command: Command, job: Sections) -> None:
             rule = "The script takes the tokenizer's model_max_length, at most 1024 as a rule"
             command.note(flag, f"{rule}; {limit} is written: correct {section}.{key} for a model of another length.")
     if not by_line and {"max_train_samples", "max_eval_samples"} & set(command.values):
-        command.note("max_train_samples", "The script counts blocks, a job counts rows: correct data.max_train_rows and data.max_validation_rows.")
+        command.note(
+            "max_train_samples",
+            "The script counts blocks, a job counts rows: correct data.max_train_rows and data.max_validation_rows.",
+        )
     file = command.get("train_file") if command.get("dataset_name") is None else None
     if file is not None and file.endswith(".txt") and not masked:
         if command.get("keep_linebreaks", True):
-            command.note("keep_linebreaks", "Each line of a text file that is not blank is a row, without its line break.")
+            command.note(
+                "keep_linebreaks", "Each line of a text file that is not blank is a row, without its line break."
+            )
     elif "keep_linebreaks" in command.values:
         command.note("keep_linebreaks", "The script does not read it without a text file.")
     rows = first_rows(file) if file else None
@@ -190,7 +238,11 @@ def _fill_summarization(command: Command, job: Sections) -> None:
             job["task"].setdefault(name, columns[i])
     if not all(name in job["task"] for name in names):
         source = "dataset_name" if dataset is not None else "train_file"
-        command.note(source, "The script takes the first two columns; text and summary are assumed: correct task.text_column and task.summary_column.")
+        command.note(
+            source,
+            "The script takes the first two columns; text and summary are assumed: correct task.text_column and "
+            "task.summary_column.",
+        )
     _fill_seq2seq(command, job)
 
 

@@ -40,7 +40,9 @@ def read_variables(command: Command, tokens: Sequence[str], found: Processes) ->
         if match:
             _read_variable(command, match[1], match[2], found)
             continue
-        started = started or (PurePath(token).name not in ("env", "nohup", "time", "exec") and not token.startswith("-"))
+        started = started or (
+            PurePath(token).name not in ("env", "nohup", "time", "exec") and not token.startswith("-")
+        )
         yield token
 
 

@@ -14,7 +14,12 @@ SETTINGS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
 def run(
-    command: Annotated[list[str], typer.Argument(metavar="-- SCRIPT ARGS...", help="The command as it stands in a shell; a launcher before it is understood.")],
+    command: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="-- SCRIPT ARGS...", help="The command as it stands in a shell; a launcher before it is understood."
+        ),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the job as one JSON object.")] = False,
 ) -> None:
     """Translate a command."""
@@ -35,7 +40,11 @@ def render_job(job: dict[str, Any], notes: list[str]) -> str:
     for key, value in job.items():
         lines += [f"# {remark}" for remark in remarks.get(key, ())]
         lines.append(yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True, width=10_000).rstrip("\n"))
-    lines += ["", "# Without an equal key, or not quite equal:", *(f"#   {' '.join(note.split())}" for note in notes)] if notes else []
+    lines += (
+        ["", "# Without an equal key, or not quite equal:", *(f"#   {' '.join(note.split())}" for note in notes)]
+        if notes
+        else []
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -47,7 +56,12 @@ def _remarks(job: dict[str, Any]) -> dict[str, list[str]]:
         remarks["data"].append("Evaluated after each epoch; the script does so once, after training.")
     if "train_sampling_strategy" not in training:
         where = "training" if training else "workers"
-        remarks[where].append("Batches group rows by length; `train_sampling_strategy: random` under `training` is the script's way.")
+        remarks[where].append(
+            "Batches group rows by length; `train_sampling_strategy: random` under `training` is the script's way."
+        )
     if not job["workers"]["use_gpu"]:
-        remarks["workers"].append("Set use_gpu: true, and bf16: false under training, to train on GPUs as the script would where there are any.")
+        remarks["workers"].append(
+            "Set use_gpu: true, and bf16: false under training, to train on GPUs as the script would where there are "
+            "any."
+        )
     return remarks

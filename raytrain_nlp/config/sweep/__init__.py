@@ -15,14 +15,35 @@ from raytrain_nlp.config.cluster import TrackingConfig
 from raytrain_nlp.config.job import TrainJob
 from raytrain_nlp.config.load import apply_override, load_job, read_values
 from raytrain_nlp.config.sweep.schedulers import Fifo, HyperBand, Pbt, Scheduler, Searcher
-from raytrain_nlp.config.sweep.search_space import Point, SearchSpace, apply_point, grid_points, ordered, probe_points, tie
+from raytrain_nlp.config.sweep.search_space import (
+    Point,
+    SearchSpace,
+    apply_point,
+    grid_points,
+    ordered,
+    probe_points,
+    tie,
+)
 from raytrain_nlp.errors import InputError, Problem
 
 _RESERVED = ("name", "storage_path", "kind", "tracking", "checkpoint.save_total_limit")
 _PBT_FIXED = (
-    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps", "seed", "data_seed",
-    "train_sampling_strategy", "dataloader_drop_last", "optim", "eval_strategy", "eval_steps", "save_strategy", "save_steps", "lr_scheduler_type",
-)  # fmt: skip
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "max_steps",
+    "seed",
+    "data_seed",
+    "train_sampling_strategy",
+    "dataloader_drop_last",
+    "optim",
+    "eval_strategy",
+    "eval_steps",
+    "save_strategy",
+    "save_steps",
+    "lr_scheduler_type",
+)
 
 
 class SweepJob(Section):
@@ -50,7 +71,9 @@ class SweepJob(Section):
     max_concurrent_trials: int | None = Field(None, ge=1)
     """Trials at a time at most; default: as many as there is room for."""
     reuse_workers: bool = True
-    """Workers stay from trial to trial, which then starts in a fraction of the time; false where code of yours keeps a state of its own in the process."""
+    """Workers stay from trial to trial, which then starts in a fraction of the time; false where code of yours keeps a
+    state of its own in the process.
+    """
     max_trial_failures: int | None = Field(None, ge=0)
     """More failed trials than this end the sweep; default: only when all have failed."""
     seed: int = Field(42, ge=0, lt=2**32)
@@ -60,7 +83,8 @@ class SweepJob(Section):
     register_model: str | None = Field(None, min_length=1)
     """Register the best model in MLflow under this name."""
 
-    _run_name = field_validator("name")(TrainJob._run_name.__func__)  # type: ignore[attr-defined]  # pydantic makes a class method of it
+    # pydantic makes a class method of it
+    _run_name = field_validator("name")(TrainJob._run_name.__func__)  # type: ignore[attr-defined]
 
     @field_validator("metric", mode="before")
     @classmethod
@@ -105,7 +129,9 @@ class Sweep:
 
 
 def load_sweep(source: SweepSource, overrides: Iterable[str] = ()) -> Sweep:
-    """Read and check a sweep; raises `InputError` with every problem found. `--set job.training.max_steps=10` reaches into the job."""
+    """Read and check a sweep; raises `InputError` with every problem found. `--set job.training.max_steps=10` reaches
+    into the job.
+    """
     values = _values_of(source)
     problems = [problem for override in overrides if (problem := apply_override(values, override))]
     try:
@@ -167,11 +193,37 @@ def _check_space(config: SweepJob) -> list[Problem]:
         if key.startswith(_RESERVED):
             problems.append(Problem(where, "is the sweep's own and cannot be searched", "Remove it."))
         if entry.grid and config.searcher.type != "grid":
-            problems.append(Problem(where, f"is a grid, the searcher is {config.searcher.type}", "Use choice, or searcher: {type: grid}."))
+            problems.append(
+                Problem(
+                    where,
+                    f"is a grid, the searcher is {config.searcher.type}",
+                    "Use choice, or searcher: {type: grid}.",
+                )
+            )
         if config.searcher.type == "grid" and entry.searched and entry.steps() is None:
-            problems.append(Problem(where, "has no end of values, which a grid cannot try", "Use grid, int or quniform, or another searcher."))
-        if entry.multiply and tie(config.job, {other: end for other, of in config.search_space.items() for end in of.ends()}, entry.multiply) is None:
-            problems.append(Problem(where, f"is tied to {entry.multiply[0]}, which has no number", "Name a searched key, or one the job sets."))
+            problems.append(
+                Problem(
+                    where,
+                    "has no end of values, which a grid cannot try",
+                    "Use grid, int or quniform, or another searcher.",
+                )
+            )
+        if (
+            entry.multiply
+            and tie(
+                config.job,
+                {other: end for other, of in config.search_space.items() for end in of.ends()},
+                entry.multiply,
+            )
+            is None
+        ):
+            problems.append(
+                Problem(
+                    where,
+                    f"is tied to {entry.multiply[0]}, which has no number",
+                    "Name a searched key, or one the job sets.",
+                )
+            )
         if isinstance(config.scheduler, Pbt):
             problems += _check_pbt_key(where, key, entry.when)
     return problems
@@ -181,7 +233,9 @@ def _check_pbt_key(where: str, key: str, when: dict[str, Any]) -> list[Problem]:
     section, _, name = key.partition(".")
     if (section == "training" and name not in _PBT_FIXED) or key == "lora.lora_dropout":
         return [Problem(where, "has a condition, which pbt cannot keep", "Remove `when`.")] if when else []
-    return [Problem(where, "cannot change while a model trains, as pbt would have it", "Search it with another scheduler.")]
+    return [
+        Problem(where, "cannot change while a model trains, as pbt would have it", "Search it with another scheduler.")
+    ]
 
 
 def _check_job(sweep: Sweep) -> list[Problem]:
@@ -189,7 +243,11 @@ def _check_job(sweep: Sweep) -> list[Problem]:
     if arguments["eval_strategy"] == "no":
         return [Problem("job.data.validation", "is missing: a sweep compares evaluations", "Add it.")]
     if sweep.job.workers.elastic:
-        return [Problem("job.workers.num_workers", "is a range, but trials are compared on equal workers", "Write one number.")]
+        return [
+            Problem(
+                "job.workers.num_workers", "is a range, but trials are compared on equal workers", "Write one number."
+            )
+        ]
     kind = sweep.config.scheduler.type
     if not sweep.pauses or (
         arguments["save_strategy"] == arguments["eval_strategy"]
@@ -202,7 +260,11 @@ def _check_job(sweep: Sweep) -> list[Problem]:
 
 def _check_optuna() -> list[Problem]:
     missing = [name for name in ("optuna", "matplotlib") if importlib.util.find_spec(name) is None]
-    return [Problem("sweep", f"needs {' and '.join(missing)}, not installed", "pip install 'raytrain-nlp[sweep]'.")] if missing else []
+    return (
+        [Problem("sweep", f"needs {' and '.join(missing)}, not installed", "pip install 'raytrain-nlp[sweep]'.")]
+        if missing
+        else []
+    )
 
 
 def _probe(sweep: Sweep) -> tuple[list[TrainJob], list[Problem]]:
@@ -214,8 +276,12 @@ def _probe(sweep: Sweep) -> tuple[list[TrainJob], list[Problem]]:
         except InputError as error:
             for problem in error.problems:
                 own = problem.where == key or problem.where.startswith(f"{key}.")
-                where = f"search_space.{key if own else problem.where if problem.where in sweep.config.search_space else key}"
-                what = problem.what if own or problem.where in sweep.config.search_space else f"with {value!r}, {problem.where} {problem.what}"
+                where = f"search_space.{key if own else problem.where if problem.where in sweep.config.search_space else key}"  # noqa: E501
+                what = (
+                    problem.what
+                    if own or problem.where in sweep.config.search_space
+                    else f"with {value!r}, {problem.where} {problem.what}"
+                )
                 if (where, what) not in told:
                     told.add((where, what))
                     problems.append(Problem(where, what, problem.todo))

@@ -34,7 +34,9 @@ class Asha(Section):
 
 
 class HyperBand(Section):
-    """`ray.tune.schedulers.HyperBandScheduler`: trials wait for each other at each rung. All are drawn at the start: the searcher does not learn."""
+    """`ray.tune.schedulers.HyperBandScheduler`: trials wait for each other at each rung. All are drawn at the start:
+    the searcher does not learn.
+    """
 
     type: Literal["hyperband"]
     time_attr: TimeAttr = "training_iteration"
@@ -46,7 +48,9 @@ class HyperBand(Section):
 
 
 class MedianStopping(Section):
-    """`ray.tune.schedulers.MedianStoppingRule`: stops a trial whose best figure is below the median of the others' means."""
+    """`ray.tune.schedulers.MedianStoppingRule`: stops a trial whose best figure is below the median of the others'
+    means.
+    """
 
     type: Literal["median_stopping"]
     time_attr: TimeAttr = "training_iteration"
@@ -84,7 +88,9 @@ class Searcher(Section):
     """Where the next point comes from; each is a sampler of Optuna."""
 
     type: Literal["random", "grid", "optuna"] = "optuna"
-    """random; grid: every point of a finite space once; optuna: its TPE sampler, which learns from the trials before."""
+    """random; grid: every point of a finite space once; optuna: its TPE sampler, which learns from the trials
+    before.
+    """
     n_startup_trials: int = Field(10, ge=0)
     """optuna: trials drawn at random before it learns."""
     multivariate: bool = False

@@ -44,17 +44,23 @@ class SearchKey(Section):
     @classmethod
     def _numbers(cls, values: list[Any] | None) -> list[Any] | None:
         """YAML reads `1e-5` as text."""
-        return values and [float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value for value in values]
+        return values and [
+            float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value for value in values
+        ]
 
     @model_validator(mode="after")
     def _one_form(self) -> SearchKey:
         given = [_written(name) for name in _FORMS if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"has {' and '.join(given) or 'no form'} || Give one of {', '.join(map(_written, _FORMS))}.")
+            raise ValueError(
+                f"has {' and '.join(given) or 'no form'} || Give one of {', '.join(map(_written, _FORMS))}."
+            )
         if bounds := self.bounds:
             low, high = bounds
             if low >= high:
-                raise ValueError(f"the lower end is not below the upper one ({low:g} and {high:g}) || Swap or correct them.")
+                raise ValueError(
+                    f"the lower end is not below the upper one ({low:g} and {high:g}) || Swap or correct them."
+                )
             if self.loguniform and low <= 0:
                 raise ValueError(f"loguniform needs a lower end above 0 ({low:g}) || Correct it.")
         if self.quniform and self.quniform[2] <= 0:
@@ -117,7 +123,10 @@ def ordered(space: SearchSpace) -> list[str]:
 
 def is_active(entry: SearchKey, point: Mapping[str, Any]) -> bool:
     """Is the key searched at this point?"""
-    return all(other in point and point[other] in (wanted if isinstance(wanted, list) else [wanted]) for other, wanted in entry.when.items())
+    return all(
+        other in point and point[other] in (wanted if isinstance(wanted, list) else [wanted])
+        for other, wanted in entry.when.items()
+    )
 
 
 def grid_points(space: SearchSpace) -> Iterator[Point]:
@@ -135,7 +144,9 @@ def grid_points(space: SearchSpace) -> Iterator[Point]:
 
 
 def probe_points(space: SearchSpace) -> Iterator[tuple[str, Any, Point]]:
-    """For each key and each of its ends a point that has it, and else only what its condition needs: key, value, point."""
+    """For each key and each of its ends a point that has it, and else only what its condition needs: key, value,
+    point.
+    """
     for key in ordered(space):
         for value in space[key].ends():
             yield key, value, {key: value, **_conditions(space, key)}

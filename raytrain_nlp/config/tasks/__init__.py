@@ -1,4 +1,6 @@
-"""`task:`: what is learned. One class a task, joined in a union on `type`; the code of each is in `raytrain_nlp/tasks/`."""
+"""`task:`: what is learned. One class a task, joined in a union on `type`; the code of each is in
+`raytrain_nlp/tasks/`.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,9 @@ from raytrain_nlp.config.tasks.classification import TextClassification
 from raytrain_nlp.config.tasks.language import CausalLm, MaskedLm
 from raytrain_nlp.config.tasks.seq2seq import Summarization, Translation
 
-TaskConfig = Annotated[TextClassification | CausalLm | MaskedLm | Summarization | Translation, Field(discriminator="type")]
-
+TaskConfig = Annotated[
+    TextClassification | CausalLm | MaskedLm | Summarization | Translation, Field(discriminator="type")
+]
 
 
 @runtime_checkable

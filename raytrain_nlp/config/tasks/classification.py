@@ -11,10 +11,16 @@ from raytrain_nlp.config.labels import label_text
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 GLUE_COLUMNS = {
-    "cola": ["sentence"], "mnli": ["premise", "hypothesis"], "mrpc": ["sentence1", "sentence2"], "qnli": ["question", "sentence"],
-    "qqp": ["question1", "question2"], "rte": ["sentence1", "sentence2"], "sst2": ["sentence"], "stsb": ["sentence1", "sentence2"],
+    "cola": ["sentence"],
+    "mnli": ["premise", "hypothesis"],
+    "mrpc": ["sentence1", "sentence2"],
+    "qnli": ["question", "sentence"],
+    "qqp": ["question1", "question2"],
+    "rte": ["sentence1", "sentence2"],
+    "sst2": ["sentence"],
+    "stsb": ["sentence1", "sentence2"],
     "wnli": ["sentence1", "sentence2"],
-}  # fmt: skip
+}
 """Text columns of the GLUE tasks on the Hugging Face hub."""
 
 
@@ -24,17 +30,21 @@ class TextClassification(Section):
     type: Literal["text-classification"]
     glue: Literal["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"] | None = None
     """A GLUE task by name: its columns, its kind of label and its figures."""
-    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] = "single_label_classification"
+    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] = (
+        "single_label_classification"
+    )
     """As in `config.problem_type` of transformers."""
     text_columns: list[str] = Field(["text"], min_length=1, max_length=2)
     """One column, or two for sentence pairs."""
     label_column: str = "label"
     """Column with integer or string labels; lists of them for several classes; numbers for regression."""
     label_names: list[str] | None = Field(None, min_length=2)
-    """All labels in the order of their ids; default: those that a `datasets` file declares, else the sorted labels of the training
-    split, in the order of the head where the model has one with these names."""
+    """All labels in the order of their ids; default: those that a `datasets` file declares, else the sorted labels of
+    the training split, in the order of the head where the model has one with these names."""
     multi_hot: bool | None = None
-    """Lists of labels hold a 0 or 1 for each class, not the classes themselves; default: found out from the first rows."""
+    """Lists of labels hold a 0 or 1 for each class, not the classes themselves; default: found out from the first
+    rows.
+    """
 
     @model_validator(mode="before")
     @classmethod
@@ -52,8 +62,14 @@ class TextClassification(Section):
     @field_validator("label_names", mode="before")
     @classmethod
     def _numbers(cls, value: object) -> object:
-        """Numbers are labels, too; a bare `no` or `yes`, which YAML has made False and True, is not what was written."""
-        return [label_text(name) if type(name) in (int, float) and name % 1 == 0 else name for name in value] if isinstance(value, list) else value
+        """Numbers are labels, too; a bare `no` or `yes`, which YAML has made False and True, is not what was
+        written.
+        """
+        return (
+            [label_text(name) if type(name) in (int, float) and name % 1 == 0 else name for name in value]
+            if isinstance(value, list)
+            else value
+        )
 
     @field_validator("label_names")
     @classmethod
@@ -68,7 +84,16 @@ class TextClassification(Section):
         if self.problem_type == "regression" and self.label_names:
             raise ValueError("label_names: a regression has no classes || Remove label_names, or problem_type.")
         if self.multi_hot is not None and self.problem_type != PROBLEM_TYPES[1]:
-            raise ValueError(f"multi_hot: is for lists of labels, not for {self.problem_type} || Remove it, or set problem_type: {PROBLEM_TYPES[1]}.")
-        if self.glue and (self.glue == "stsb") != (self.problem_type == "regression") or (self.glue and self.problem_type == PROBLEM_TYPES[1]):
-            raise ValueError(f"problem_type: {self.problem_type} is not what GLUE's {self.glue} is || Remove problem_type or glue.")
+            raise ValueError(
+                f"multi_hot: is for lists of labels, not for {self.problem_type} || Remove it, or set problem_type: "
+                f"{PROBLEM_TYPES[1]}."
+            )
+        if (
+            self.glue
+            and (self.glue == "stsb") != (self.problem_type == "regression")
+            or (self.glue and self.problem_type == PROBLEM_TYPES[1])
+        ):
+            raise ValueError(
+                f"problem_type: {self.problem_type} is not what GLUE's {self.glue} is || Remove problem_type or glue."
+            )
         return self

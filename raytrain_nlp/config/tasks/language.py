@@ -1,4 +1,6 @@
-"""`task:` of language models: causal (GPT, Llama, ...) and masked (BERT, ...). Names follow run_clm.py, run_mlm.py and TRL."""
+"""`task:` of language models: causal (GPT, Llama, ...) and masked (BERT, ...). Names follow run_clm.py, run_mlm.py and
+TRL.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,8 @@ class CausalLm(Section):
     completion_only_loss: bool = True
     """Learn completions and the assistant's turns only, not what comes before them."""
     packing: Packing | None = None
-    """concat: all text as one stream, cut into blocks (`group_texts` of run_clm.py); best_fit: whole documents side by side
-    in a block, none sees another; none: a row is a row. Default: concat for plain text, else none."""
+    """concat: all text as one stream, cut into blocks (`group_texts` of run_clm.py); best_fit: whole documents side by
+    side in a block, none sees another; none: a row is a row. Default: concat for plain text, else none."""
     block_size: int | None = Field(None, ge=2)
     """Tokens of a block; default data.max_length."""
     append_eos: bool | None = None

@@ -1,4 +1,6 @@
-"""`task:` of sequence-to-sequence models: summarization and translation. Names follow run_summarization.py and run_translation.py."""
+"""`task:` of sequence-to-sequence models: summarization and translation. Names follow run_summarization.py and
+run_translation.py.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ class Seq2Seq(Section):
     num_beams: int | None = Field(None, ge=1)
     """Beams of the generation in evaluation; default: the model's own."""
     gather_for_generation: bool = True
-    """ZeRO-3: gather the weights once for an evaluation that generates, instead of layer by layer for every token. Needs
-    memory for the whole model on each rank meanwhile."""
+    """ZeRO-3: gather the weights once for an evaluation that generates, instead of layer by layer for every token.
+    Needs memory for the whole model on each rank meanwhile."""
 
 
 class Summarization(Seq2Seq):

@@ -36,7 +36,7 @@ _NAMES = re.compile(
       | \b(?:np|pd)\b
     )
     (?:[./]\w+)*  # the rest of a dotted name or of a path
-    """,
+    """,  # noqa: E501
     re.I | re.X,
 )
 
@@ -57,7 +57,9 @@ def collect_docstrings() -> dict[str, list[dict[str, Any]]]:
             rows += [{"text": text, "label": label} for text in own[:_MAX_ROWS]]
     if len(labels) < 2:
         what = f"it needs the sources of two libraries with docstrings (found: {', '.join(labels) or 'none'})"
-        raise InputError(Problem("builtin:docstrings", what, f"Install two of {', '.join(LIBRARIES)}, or name your own files."))
+        raise InputError(
+            Problem("builtin:docstrings", what, f"Install two of {', '.join(LIBRARIES)}, or name your own files.")
+        )
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     for row in sorted(rows, key=lambda row: hash_of(row["text"])):
         splits["validation" if is_held_out(row["text"], _VALIDATION_PERCENT) else "train"].append(row)

@@ -1,9 +1,9 @@
 """`builtin:numbers`: lists of English number words to German ones, made by rule. Rows {"translation": {"en", "de"}}.
 
 A translation that a small model from scratch learns in minutes and cannot learn by heart: 34 is `thirty-four` and
-`vierunddreißig`, so words change places and grow together. A row is a list, as a German number below a million is one word,
-and BLEU counts sequences of four; a short one, as what stands where is learned from short rows. Small and large numbers are
-equally frequent; a number of three or more digits that occurs in the validation rows is in no training row.
+`vierunddreißig`, so words change places and grow together. A row is a list, as a German number below a million is one
+word, and BLEU counts sequences of four; a short one, as what stands where is learned from short rows. Small and large
+numbers are equally frequent; a number of three or more digits that occurs in the validation rows is in no training row.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _FORMAT = 3  # raise it with every change to the rows
 _TRAIN, _VALIDATION = 12_000, 400
 _SHORTEST, _LONGEST, _DIGITS = 1, 4, 4
 _HELD_OUT_PERCENT = 10
-_ENGLISH = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
+_ENGLISH = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()  # noqa: E501
 _ENGLISH_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_GERMAN = "null eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn sechzehn siebzehn achtzehn neunzehn".split()
+_GERMAN = "null eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn sechzehn siebzehn achtzehn neunzehn".split()  # noqa: E501
 _GERMAN_TENS = "zwanzig dreißig vierzig fünfzig sechzig siebzig achtzig neunzig".split()
 
 
@@ -33,14 +33,18 @@ def number_rows() -> dict[str, list[dict[str, Any]]]:
     return {"validation": _draw_rows(draw, _VALIDATION, True, seen), "train": _draw_rows(draw, _TRAIN, False, seen)}
 
 
-def _draw_rows(draw: Callable[[], float], count: int, held_out: bool, seen: set[tuple[int, ...]]) -> list[dict[str, Any]]:
+def _draw_rows(
+    draw: Callable[[], float], count: int, held_out: bool, seen: set[tuple[int, ...]]
+) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     while len(rows) < count:
         length = _SHORTEST + int(draw() * (_LONGEST - _SHORTEST + 1))
         numbers = tuple(_draw_number(draw, held_out) for _ in range(length))
         if numbers not in seen:
             seen.add(numbers)
-            rows.append({"translation": {"en": ", ".join(map(english, numbers)), "de": ", ".join(map(german, numbers))}})
+            rows.append(
+                {"translation": {"en": ", ".join(map(english, numbers)), "de": ", ".join(map(german, numbers))}}
+            )
     return rows
 
 

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 
 _MAX_READ = 2000  # characters of a docstring to look at
 _HEADING = re.compile(r"^[^\n]*\n[ \t]*([-=~^*#])\1{2,}[ \t]*$", re.M)
-_SECTION = re.compile(r"^[ \t]*(Args?|Arguments|Parameters?|Returns?|Raises|Yields|Attributes|Notes?):{0,2}[ \t]*$", re.M | re.I)
+_SECTION = re.compile(
+    r"^[ \t]*(Args?|Arguments|Parameters?|Returns?|Raises|Yields|Attributes|Notes?):{0,2}[ \t]*$", re.M | re.I
+)
 _CODE = re.compile(r"^[ \t]*(Examples?|See also|References)\b[^\n]{0,10}$", re.M | re.I)
 _DIRECTIVE = re.compile(r"^[ \t]*(\.\. |>>> |\.\.\. |@|#).*$", re.M)
 _SIGNATURE = re.compile(r"[\w.]+\([^\n]*\)[ \t]*(->[^\n]*)?")
@@ -38,7 +40,9 @@ def count_words(text: str) -> int:
 
 
 def key_of(text: str) -> str:
-    """What copies of a text share: its letters and digits. Stricter than equal text, so that no near copy is on both sides of a split."""
+    """What copies of a text share: its letters and digits. Stricter than equal text, so that no near copy is on both
+    sides of a split.
+    """
     return re.sub(r"[\W_]+", " ", text).strip().lower()
 
 

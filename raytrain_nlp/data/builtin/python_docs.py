@@ -1,7 +1,7 @@
 """`builtin:python-docs`: Python's own documentation, for language models. Rows {"text"}.
 
-The topics that `help()` prints, and the docstrings of the standard library module by module. Topics share whole sections, so
-copies are removed by paragraph: no paragraph is on both sides of the split.
+The topics that `help()` prints, and the docstrings of the standard library module by module. Topics share whole
+sections, so copies are removed by paragraph: no paragraph is on both sides of the split.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def _texts() -> Iterator[str]:
 
 
 def _new_paragraphs(text: str, seen: set[str]) -> Iterator[str]:
-    """Paragraphs with their lines as they stand, but for trailing blanks and underlines of headings; those in `seen` are left out."""
+    """Paragraphs with their lines as they stand, but for trailing blanks and underlines of headings; those in `seen`
+    are left out.
+    """
     lines = _UNDERLINE.sub("", text.expandtabs()).splitlines()
     for paragraph in re.split(r"\n{2,}", "\n".join(line.rstrip() for line in lines).strip("\n")):
         key = key_of(paragraph)

@@ -1,4 +1,6 @@
-"""Docstrings of installed Python sources, read with `ast`: nothing is imported, and the order depends on nothing but the sources."""
+"""Docstrings of installed Python sources, read with `ast`: nothing is imported, and the order depends on nothing but
+the sources.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +20,45 @@ DENSE_BYTES = 2000
 
 _MAX_FILE_BYTES = 600 << 10
 _SKIPPED_FOLDERS = {
-    "tests", "test", "testing", "conftest", "vendor", "vendored", "externals", "extern", "thirdparty", "third_party", "thirdparty_files",
-    "include", "bin", "share", "node_modules", "site-packages", "protos", "generated", "benchmarks", "asv_benchmarks", "templates",
-    "f2py", "distutils",
-}  # fmt: skip
+    "tests",
+    "test",
+    "testing",
+    "conftest",
+    "vendor",
+    "vendored",
+    "externals",
+    "extern",
+    "thirdparty",
+    "third_party",
+    "thirdparty_files",
+    "include",
+    "bin",
+    "share",
+    "node_modules",
+    "site-packages",
+    "protos",
+    "generated",
+    "benchmarks",
+    "asv_benchmarks",
+    "templates",
+    "f2py",
+    "distutils",
+}
 _SKIPPED_FILES = re.compile(r"test_.*|.*_test|testing|testing_utils|conftest|setup|.*_pb2(_grpc)?|version|_version")
-_NOT_THE_STANDARD_LIBRARY = {"dist-packages", "ensurepip", "idlelib", "lib2to3", "turtledemo", "pydoc_data"}  # of others, programs, or what is read elsewhere
+_NOT_THE_STANDARD_LIBRARY = {
+    "dist-packages",
+    "ensurepip",
+    "idlelib",
+    "lib2to3",
+    "turtledemo",
+    "pydoc_data",
+}  # of others, programs, or what is read elsewhere
 
 
 def library_files(module: str) -> list[str]:
-    """The public Python files of an installed library, in the order of the hashes of their paths: any first part is a fair sample."""
+    """The public Python files of an installed library, in the order of the hashes of their paths: any first part is a
+    fair sample.
+    """
     try:
         spec = importlib.util.find_spec(module)  # of a top-level name: finds, does not import
     except (ImportError, ValueError):
@@ -42,7 +73,9 @@ def standard_library_files() -> list[str]:
 
 
 def dense_first(paths: Iterable[str]) -> Iterator[bytes]:
-    """Sources with docstrings: first those with at most DENSE_BYTES per docstring, since parsing code is what takes the time."""
+    """Sources with docstrings: first those with at most DENSE_BYTES per docstring, since parsing code is what takes the
+    time.
+    """
     sparse = []
     for path in paths:
         source = _read(path)
@@ -60,7 +93,9 @@ def dense_only(paths: Iterable[str], bytes_per_doc: int = DENSE_BYTES) -> Iterat
 
 
 def docs_in(source: bytes, private: bool = False) -> list[str]:
-    """Docstrings of a module, its classes and its functions, and texts given to `add_docstr` and `add_newdoc`; of public ones unless asked."""
+    """Docstrings of a module, its classes and its functions, and texts given to `add_docstr` and `add_newdoc`; of
+    public ones unless asked.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in somebody else's source
@@ -101,7 +136,9 @@ def _is_dense(source: bytes, bytes_per_doc: int) -> bool:
 
 
 def _docs_of(node: ast.AST, private: bool) -> Iterator[str]:
-    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and (doc := ast.get_docstring(node)):
+    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and (
+        doc := ast.get_docstring(node)
+    ):
         yield doc
     if not isinstance(node, (ast.Module, ast.ClassDef)):
         return
@@ -114,7 +151,9 @@ def _docs_of(node: ast.AST, private: bool) -> Iterator[str]:
 
 
 def _docs_given_to(call: ast.Call) -> Iterator[str]:
-    """The text in `add_docstr(torch.abs, r'''...'''.format(...))` and `add_newdoc("numpy", "ndarray", ("T", '''...'''))`."""
+    """The text in `add_docstr(torch.abs, r'''...'''.format(...))` and `add_newdoc("numpy", "ndarray", ("T",
+    '''...'''))`.
+    """
     name = getattr(call.func, "attr", getattr(call.func, "id", ""))
     if name.startswith("add_") and "doc" in name and call.args:
         doc = call.args[-1]

@@ -1,4 +1,6 @@
-"""`builtin:docstrings/summaries`: the first sentence of a docstring as the summary of the rest. Rows {"text", "summary"}."""
+"""`builtin:docstrings/summaries`: the first sentence of a docstring as the summary of the rest. Rows {"text",
+"summary"}.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ _SENTENCE = re.compile(r"(.+?[.!?])(?: +(?=[A-Z])|$)(.*)")
 
 def collect_summaries() -> dict[str, list[dict[str, Any]]]:
     """The rows of both splits, in the order of the hashes of the texts. No text and no summary occurs twice."""
-    rows = sorted((row for doc in _docs() if (row := _row_of(doc))), key=lambda row: (hash_of(row["text"]), row["summary"]))
+    rows = sorted(
+        (row for doc in _docs() if (row := _row_of(doc))), key=lambda row: (hash_of(row["text"]), row["summary"])
+    )
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     seen: set[str] = set()
     for row in rows:

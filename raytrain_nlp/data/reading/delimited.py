@@ -1,7 +1,8 @@
 """Rows of CSV and TSV: which sign separates, which quotes count, which columns stand there twice.
 
-A file whose header its suffix's own separator does not divide is read with the one that does: `;`, tab, `|` or `,`. In TSV a quote
-is a sign like any other, as the files of GLUE have it, except where a field is quoted as pandas and spreadsheets quote it.
+A file whose header its suffix's own separator does not divide is read with the one that does: `;`, tab, `|` or `,`. In
+TSV a quote is a sign like any other, as the files of GLUE have it, except where a field is quoted as pandas and
+spreadsheets quote it.
 """
 
 from __future__ import annotations
@@ -69,7 +70,11 @@ def _separator(path: str, kind: str) -> tuple[str, int]:
     widths = {separator: _widths(lines, separator) for separator in _SEPARATORS[kind]}
     if widths[own][:1] > [1] and (kind == "tsv" or len(set(widths[own])) == 1):
         return own, 0
-    usual = {separator: sum(width == found[0] for width in found) / len(found) for separator, found in widths.items() if found and found[0] > 1}
+    usual = {
+        separator: sum(width == found[0] for width in found) / len(found)
+        for separator, found in widths.items()
+        if found and found[0] > 1
+    }
     best = max(usual, key=lambda separator: usual[separator], default=own)  # the first of several
     return (best if best == own or usual[best] >= _MOST else own), 0
 
@@ -77,7 +82,9 @@ def _separator(path: str, kind: str) -> tuple[str, int]:
 def _widths(lines: list[str], separator: str) -> list[int]:
     """Fields of each of the first rows."""
     try:
-        return [len(cells) for cells in itertools.islice(csv.reader(lines, delimiter=separator), _SNIFFED_ROWS) if cells]
+        return [
+            len(cells) for cells in itertools.islice(csv.reader(lines, delimiter=separator), _SNIFFED_ROWS) if cells
+        ]
     except csv.Error:
         return []
 
@@ -120,7 +127,9 @@ def _rows_of_tsv(lines: Iterator[str], line: int) -> Iterator[Row | BadRow]:
 
 
 def _open_quote(text: str, lines: Iterator[str], ahead: deque[str], width: int) -> tuple[list[str], int] | None:
-    """The fields of a row in which a quoted one holds tabs or goes on in the next lines, and how many lines it takes; None where it is none."""
+    """The fields of a row in which a quoted one holds tabs or goes on in the next lines, and how many lines it takes;
+    None where it is none.
+    """
     for used in range(1, _OPEN_LINES):
         if used > 1:
             if len(ahead) < used - 1 and (more := next(lines, "")):
@@ -143,7 +152,9 @@ def _open_quote(text: str, lines: Iterator[str], ahead: deque[str], width: int) 
 
 
 def _unquoted(cell: str, all_quoted: bool) -> str:
-    """A field of TSV without the quotes that stand for none: it holds doubled ones, or all fields of the file are quoted."""
+    """A field of TSV without the quotes that stand for none: it holds doubled ones, or all fields of the file are
+    quoted.
+    """
     inner = cell[1:-1]
     return inner.replace('""', '"') if _QUOTED.fullmatch(cell) and (all_quoted or '""' in inner) else cell
 
@@ -153,7 +164,13 @@ def _named(header: list[str]) -> list[str]:
     names: list[str] = []
     for place, name in enumerate(header):
         name = name or f"Unnamed: {place}"
-        names.append(next(free for free in itertools.chain([name], (f"{name}.{number}" for number in itertools.count(1))) if free not in names))
+        names.append(
+            next(
+                free
+                for free in itertools.chain([name], (f"{name}.{number}" for number in itertools.count(1)))
+                if free not in names
+            )
+        )
     return names
 
 
@@ -166,5 +183,10 @@ def _row_of_cells(line: int, header: list[str], values: list[str]) -> Row | BadR
             value.encode("utf-8")
         except UnicodeEncodeError as error:
             if "\udc80" <= value[error.start] <= "\udcff":
-                return bad_row(line, f"not UTF-8 (0x{ord(value[error.start]) - 0xDC00:02x}: Latin-1 or Windows-1252? Convert the file with iconv)", shown)
+                return bad_row(
+                    line,
+                    f"not UTF-8 (0x{ord(value[error.start]) - 0xDC00:02x}: Latin-1 or Windows-1252? Convert the file "
+                    f"with iconv)",
+                    shown,
+                )
     return Row(line, dict(zip(header, values, strict=True)))

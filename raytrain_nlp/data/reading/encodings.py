@@ -1,4 +1,6 @@
-"""What a text file is written in: UTF-8, or UTF-16 and UTF-32, with or without a byte order mark, which are read as UTF-8."""
+"""What a text file is written in: UTF-8, or UTF-16 and UTF-32, with or without a byte order mark, which are read as
+UTF-8.
+"""
 
 from __future__ import annotations
 
@@ -7,38 +9,53 @@ import io
 import json
 from typing import Any
 
-_MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 """Longest first: that of UTF-32 begins as that of UTF-16."""
 _CHUNK = 1 << 20
 
 
 def encoding_of(head: bytes) -> str:
-    """The encoding of a file by its first bytes. Where they are no UTF-16 or UTF-32 it is UTF-8; whether it is that, its rows will tell."""
+    """The encoding of a file by its first bytes. Where they are no UTF-16 or UTF-32 it is UTF-8; whether it is that,
+    its rows will tell.
+    """
     for mark, name in _MARKS.items():
         if head.startswith(mark):
             return name
     zeros = [head[place::2].count(0) for place in (0, 1)]
-    if max(zeros) * 20 < len(head) or min(zeros) * 10 > max(zeros) or not head:  # whatever the language, signs and line ends are ASCII
+    if (
+        max(zeros) * 20 < len(head) or min(zeros) * 10 > max(zeros) or not head
+    ):  # whatever the language, signs and line ends are ASCII
         return "utf-8"
     return "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"
 
 
 def as_utf8(file: Any) -> tuple[Any, bool]:
-    """A binary file as one of UTF-8 bytes, without a mark of UTF-16; and whether that is another file than the one given."""
+    """A binary file as one of UTF-8 bytes, without a mark of UTF-16; and whether that is another file than the one
+    given.
+    """
     encoding = encoding_of(file.read(4096))
     file.seek(0)
     return (file, False) if encoding == "utf-8" else (io.BufferedReader(_Recoded(file, encoding)), True)
 
 
 def is_split_by_lines(head: bytes, kind: str) -> bool:
-    """May a file of lines be cut at its line ends, to be read in parts? Not UTF-16, and not JSON that is an array or has objects of several lines."""
+    """May a file of lines be cut at its line ends, to be read in parts? Not UTF-16, and not JSON that is an array or
+    has objects of several lines.
+    """
     if encoding_of(head) != "utf-8":
         return False
     return kind != "jsonl" or is_json_lines(head)
 
 
 def is_json_lines(head: bytes) -> bool:
-    """Does a file of JSON begin with a line that holds one value that is no array, or with a line that is damaged in itself?"""
+    """Does a file of JSON begin with a line that holds one value that is no array, or with a line that is damaged in
+    itself?
+    """
     head = head.removeprefix(codecs.BOM_UTF8).lstrip()
     line, end, _ = head.partition(b"\n")
     if line.startswith(b"["):
@@ -52,7 +69,10 @@ def is_json_lines(head: bytes) -> bool:
 
 def not_utf8(error: UnicodeDecodeError) -> str:
     """The reason for a bad row."""
-    return f"not UTF-8 at byte {error.start} (0x{error.object[error.start]:02x}: Latin-1 or Windows-1252? Convert the file with iconv)"
+    return (
+        f"not UTF-8 at byte {error.start} (0x{error.object[error.start]:02x}: Latin-1 or Windows-1252? Convert the "
+        f"file with iconv)"
+    )
 
 
 class _Recoded(io.RawIOBase):

@@ -1,4 +1,6 @@
-"""Names of classes that a file of the `datasets` library carries: in the schema of Parquet and Arrow, or in `dataset_info.json` beside it."""
+"""Names of classes that a file of the `datasets` library carries: in the schema of Parquet and Arrow, or in
+`dataset_info.json` beside it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from raytrain_nlp.data.reading.sources import SourceFile, open_source, told_if_d
 
 
 def class_names(file: SourceFile, column: str) -> list[str] | None:
-    """The names of a `ClassLabel` column, or of lists of it, in the order of their ids; None where the file declares none."""
+    """The names of a `ClassLabel` column, or of lists of it, in the order of their ids; None where the file declares
+    none.
+    """
     feature = _features(file).get(column)
     while True:
         if isinstance(feature, list) and len(feature) == 1:
@@ -31,7 +35,10 @@ def _features(file: SourceFile) -> dict[str, Any]:
     with contextlib.suppress(ValueError, AttributeError):  # metadata of another library under this name
         if metadata and (found := json.loads(metadata)["info"]["features"]):
             return found
-    with contextlib.suppress(OSError, ValueError), open_source(f"{file.path.rpartition('/')[0]}/dataset_info.json") as handle:
+    with (
+        contextlib.suppress(OSError, ValueError),
+        open_source(f"{file.path.rpartition('/')[0]}/dataset_info.json") as handle,
+    ):
         return json.loads(handle.read()).get("features") or {}
     return {}
 

@@ -1,9 +1,10 @@
-"""Which files of a folder are data, and of which split: folders of `datasets.save_to_disk`, and folders of files named after splits.
+"""Which files of a folder are data, and of which split: folders of `datasets.save_to_disk`, and folders of files named
+after splits.
 
-    save_to_disk of a Dataset       state.json names its Arrow files, and the file of its indices where rows were selected or shuffled
-    save_to_disk of a DatasetDict   dataset_dict.json names its splits, a folder each
-    FOLDER:SPLIT                    a split of a DatasetDict, or of files that are named as `datasets` names and finds them
-"""
+save_to_disk of a Dataset       state.json names its Arrow files, and the file of its indices where rows were selected or shuffled
+save_to_disk of a DatasetDict   dataset_dict.json names its splits, a folder each
+FOLDER:SPLIT                    a split of a DatasetDict, or of files that are named as `datasets` names and finds them
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -18,10 +19,15 @@ from raytrain_nlp.errors import InputError, Problem, nearest
 STATE = "state.json"
 _SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-\d{5}")
 _KEYWORDS = {
-    "train": ("train", "training"), "validation": ("validation", "valid", "dev", "val"), "test": ("test", "testing", "eval", "evaluation"),
-}  # fmt: skip
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
 """What `datasets` finds splits by, in names of files and folders (`datasets.data_files.SPLIT_KEYWORDS`)."""
-_NAMED = {split: re.compile(rf"(?:^|[-._ 0-9])(?:{'|'.join(words)})(?:[-._ 0-9]|$)", re.I) for split, words in _KEYWORDS.items()}
+_NAMED = {
+    split: re.compile(rf"(?:^|[-._ 0-9])(?:{'|'.join(words)})(?:[-._ 0-9]|$)", re.I)
+    for split, words in _KEYWORDS.items()
+}
 _CACHE = re.compile(r"(?:cache|indices|tmp)[-_]?\w*\.arrow")
 
 
@@ -35,7 +41,9 @@ def split_spec(filesystem: Any, spec: str) -> tuple[str, str | None]:
     return (folder, split) if filesystem.isdir(fsspec.core.url_to_fs(folder)[1]) else (spec, None)
 
 
-def find_in_folder(filesystem: Any, folder: str, split: str | None, is_data: Callable[[str], bool], where: str, spec: str) -> list[str]:
+def find_in_folder(
+    filesystem: Any, folder: str, split: str | None, is_data: Callable[[str], bool], where: str, spec: str
+) -> list[str]:
     """The data files of a folder, in order. Raises `InputError` where a split must be named, or is not there."""
     folder = folder.rstrip("/")
     if (listed := _read(filesystem, f"{folder}/dataset_dict.json")) is not None:
@@ -51,7 +59,9 @@ def find_in_folder(filesystem: Any, folder: str, split: str | None, is_data: Cal
 
 
 def without_stale(filesystem: Any, names: list[str]) -> list[str]:
-    """Without Arrow files that lie beside saved data and are none of it: cached maps, indices, shards of a save before this one."""
+    """Without Arrow files that lie beside saved data and are none of it: cached maps, indices, shards of a save before
+    this one.
+    """
     kept: dict[str, set[str] | None] = {}
     for folder in {posixpath.dirname(name) for name in names if name.endswith(".arrow")}:
         kept[folder] = set(saved) if (saved := _saved_files(filesystem, folder)) is not None else None
@@ -61,7 +71,11 @@ def without_stale(filesystem: Any, names: list[str]) -> list[str]:
         if not name.endswith(".arrow"):
             return False
         saved = kept[folder]
-        return name not in saved if saved is not None and not _is_state(saved) else bool(_CACHE.fullmatch(base)) and filesystem.exists(f"{folder}/dataset_info.json")
+        return (
+            name not in saved
+            if saved is not None and not _is_state(saved)
+            else bool(_CACHE.fullmatch(base)) and filesystem.exists(f"{folder}/dataset_info.json")
+        )
 
     return [name for name in names if not is_stale(name)]
 
@@ -71,7 +85,9 @@ def _is_state(saved: set[str]) -> bool:
 
 
 def _saved_files(filesystem: Any, folder: str) -> list[str] | None:
-    """The files of a saved dataset; its `state.json` alone, where rows come in the order of indices; None where the folder is none."""
+    """The files of a saved dataset; its `state.json` alone, where rows come in the order of indices; None where the
+    folder is none.
+    """
     state = _read(filesystem, f"{folder}/{STATE}")
     if not isinstance(state, dict) or not isinstance(state.get("_data_files"), list):
         return None
@@ -94,7 +110,15 @@ def _split_of(path: str) -> str | None:
     *folders, name = path.split("/")
     if shard := _SHARD.match(name):
         return shard["split"]
-    return next((split for part in [name.partition(".")[0], *reversed(folders)] for split, named in _NAMED.items() if named.search(part)), None)
+    return next(
+        (
+            split
+            for part in [name.partition(".")[0], *reversed(folders)]
+            for split, named in _NAMED.items()
+            if named.search(part)
+        ),
+        None,
+    )
 
 
 def _choose(splits: list[str], split: str | None, where: str, spec: str) -> str:
@@ -102,7 +126,9 @@ def _choose(splits: list[str], split: str | None, where: str, spec: str) -> str:
         return splits[0]
     if split is None:
         examples = " or ".join(f"{spec}:{name}" for name in splits[:2])
-        raise InputError(Problem(where, f"holds the splits {', '.join(splits)} ({spec})", f"Choose one: {examples}; or name files."))
+        raise InputError(
+            Problem(where, f"holds the splits {', '.join(splits)} ({spec})", f"Choose one: {examples}; or name files.")
+        )
     if split not in splits:
         hint = nearest(split, splits) or f"Its splits: {', '.join(splits)}."
         raise InputError(Problem(where, f"has no split '{split}' ({spec})", hint if splits else "Name files."))

@@ -1,7 +1,7 @@
 """`hf://DATASET[/CONFIG][:SPLIT]`: a dataset of the Hugging Face hub as the list of its data files, revision pinned.
 
-The files are then read like any others, so nothing of a hub dataset is executed and no whole dataset is downloaded to one
-machine first.
+The files are then read like any others, so nothing of a hub dataset is executed and no whole dataset is downloaded to
+one machine first.
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ from raytrain_nlp.errors import InputError, Problem
 
 
 def find_dataset_files(spec: str, where: str) -> list[str]:
-    """`hf://datasets/...@REVISION/FILE` of every data file of the split. Raises `InputError` where hub or split say no."""
+    """`hf://datasets/...@REVISION/FILE` of every data file of the split. Raises `InputError` where hub or split say
+    no.
+    """
     name, _, split = spec.removeprefix("hf://").partition(":")
     split = split or "train"
     parts = name.split("/")
     if not all(parts) or len(parts) > 3:
-        raise InputError(Problem(where, f"is not hf://DATASET/CONFIG:SPLIT ({spec})", "Write e.g. hf://nyu-mll/glue/mrpc:train."))
+        raise InputError(
+            Problem(where, f"is not hf://DATASET/CONFIG:SPLIT ({spec})", "Write e.g. hf://nyu-mll/glue/mrpc:train.")
+        )
     readings = [("/".join(parts[:2]), parts[2] if len(parts) == 3 else None)]
     if len(parts) == 2:  # OWNER/NAME, or NAME/CONFIG of a dataset without owner
         readings.append((parts[0], parts[1]))
@@ -26,13 +30,17 @@ def find_dataset_files(spec: str, where: str) -> list[str]:
         except FileNotFoundError as error:  # no such dataset: the other reading may be the right one
             reason = reason or _one_line(error)
             continue
-        except Exception as error:  # there is one, or no network; the hub client raises many kinds
+        except Exception as error:  # there is one, or no network; the hub client raises many kinds  # noqa: BLE001
             reason = _one_line(error)
             break
         if split not in files:
-            raise InputError(Problem(where, f"the dataset has no split '{split}' ({spec})", f"Its splits: {', '.join(files)}."))
+            raise InputError(
+                Problem(where, f"the dataset has no split '{split}' ({spec})", f"Its splits: {', '.join(files)}.")
+            )
         return files[split]
-    raise InputError(Problem(where, f"cannot be read from the hub ({spec}: {reason})", "Check name, config and network, or log in."))
+    raise InputError(
+        Problem(where, f"cannot be read from the hub ({spec}: {reason})", "Check name, config and network, or log in.")
+    )
 
 
 def _one_line(error: Exception) -> str:
@@ -42,5 +50,7 @@ def _one_line(error: Exception) -> str:
 def _data_files(path: str, config: str | None) -> dict[str, list[str]]:
     from datasets import load_dataset_builder
 
-    builder = load_dataset_builder(f"hf://datasets/{path}", config)  # the plain name would prefer a local folder called so
+    builder = load_dataset_builder(
+        f"hf://datasets/{path}", config
+    )  # the plain name would prefer a local folder called so
     return {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}

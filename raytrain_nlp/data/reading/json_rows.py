@@ -1,7 +1,8 @@
-"""Rows of JSON: objects on lines of their own, objects of several lines, one array, or one object whose `data` is the list of rows.
+"""Rows of JSON: objects on lines of their own, objects of several lines, one array, or one object whose `data` is the
+list of rows.
 
-Which of them a file is, it says itself, whatever its suffix; `datasets.load_dataset("json")` reads the same rows. A key that stands
-twice in an object makes a bad row: the last one would win without a word.
+Which of them a file is, it says itself, whatever its suffix; `datasets.load_dataset("json")` reads the same rows. A key
+that stands twice in an object makes a bad row: the last one would win without a word.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def row_of_line(number: int, line: bytes) -> Row | BadRow | Blank:
 
 def rows_of_whole(content: bytes) -> Iterator[Row | BadRow]:
     """The rows of a file that is an array, or objects of several lines."""
-    text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")  # a bad byte costs its object, not the file
+    text = content.removeprefix(b"\xef\xbb\xbf").decode(
+        "utf-8", "surrogateescape"
+    )  # a bad byte costs its object, not the file
     yield from _rows_of_array(text) if text.lstrip().startswith("[") else _rows_of_objects(text)
 
 
@@ -98,7 +101,11 @@ def _are_texts(array: list[Any]) -> bool:
 
 def _row_of_text(number: int, text: str, texts: bool) -> Row | BadRow:
     if found := _BYTES.search(text):
-        return bad_row(number, f"not UTF-8 (0x{ord(found[0]) - 0xDC00:02x}: Latin-1 or Windows-1252? Convert the file with iconv)", _bytes(text))
+        return bad_row(
+            number,
+            f"not UTF-8 (0x{ord(found[0]) - 0xDC00:02x}: Latin-1 or Windows-1252? Convert the file with iconv)",
+            _bytes(text),
+        )
     try:
         return _row(number, _DECODER.decode(text), _bytes(text), texts)
     except _TwiceError as error:
@@ -137,7 +144,11 @@ def is_table(values: Any) -> bool:
 def _row(number: int, values: Any, text: bytes, texts: bool = False) -> Row | BadRow:
     if texts and isinstance(values, str):
         return Row(number, {"text": values})
-    return Row(number, values) if isinstance(values, dict) else bad_row(number, f"not a JSON object but {type(values).__name__}", text)
+    return (
+        Row(number, values)
+        if isinstance(values, dict)
+        else bad_row(number, f"not a JSON object but {type(values).__name__}", text)
+    )
 
 
 def _bytes(text: str) -> bytes:

@@ -114,7 +114,9 @@ def _read_parquet(piece: Piece) -> Iterator[Row | BadRow]:
     with open_source(piece.path) as handle:
         file = parquet.ParquetFile(handle)
         _check_names(file.schema_arrow.names, piece.path)
-        yield from _rows_of_batches(file.iter_batches(batch_size=1024, row_groups=list(range(piece.start, piece.end or 0))))
+        yield from _rows_of_batches(
+            file.iter_batches(batch_size=1024, row_groups=list(range(piece.start, piece.end or 0)))
+        )
 
 
 def _read_arrow(piece: Piece) -> Iterator[Row | BadRow]:
@@ -125,7 +127,9 @@ def _read_arrow(piece: Piece) -> Iterator[Row | BadRow]:
         handle.seek(0)
         reader = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(handle)
         _check_names(reader.schema.names, piece.path)
-        yield from _rows_of_batches((reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else reader)
+        yield from _rows_of_batches(
+            (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else reader
+        )
 
 
 def _read_saved(piece: Piece) -> Iterator[Row | BadRow]:
@@ -136,7 +140,10 @@ def _read_saved(piece: Piece) -> Iterator[Row | BadRow]:
     _check_names(rows.column_names, piece.path)
     order = indices.column(0)
     for start in range(0, len(order), _SAVED_ROWS):
-        yield from (replace(row, line=row.line + start) for row in _rows_of_batches(rows.take(order.slice(start, _SAVED_ROWS)).combine_chunks().to_batches()))
+        yield from (
+            replace(row, line=row.line + start)
+            for row in _rows_of_batches(rows.take(order.slice(start, _SAVED_ROWS)).combine_chunks().to_batches())
+        )
 
 
 def _table(path: str) -> Any:

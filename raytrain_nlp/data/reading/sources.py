@@ -1,4 +1,6 @@
-"""From what the job names (files, globs, folders, `s3://`, `hf://`) to pieces: parts of files that one process can read alone."""
+"""From what the job names (files, globs, folders, `s3://`, `hf://`) to pieces: parts of files that one process can read
+alone.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ _FULL_HASH_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of one file: bytes [start, end) of line formats, row groups [start, end) of Parquet and Arrow, else all of it."""
+    """A part of one file: bytes [start, end) of line formats, row groups [start, end) of Parquet and Arrow, else all of
+    it.
+    """
 
     path: str
     format: str
@@ -48,7 +52,9 @@ class SourceFile:
 
 
 def find_files(specs: list[str], where: str) -> list[SourceFile]:
-    """All files of a split in a stable order. Raises `InputError` for whatever is missing, empty or of an unknown format."""
+    """All files of a split in a stable order. Raises `InputError` for whatever is missing, empty or of an unknown
+    format.
+    """
     problems: list[Problem] = []
     files: list[SourceFile] = []
     for spec in specs:
@@ -64,7 +70,11 @@ def find_files(specs: list[str], where: str) -> list[SourceFile]:
 def split_file(file: SourceFile, piece_bytes: int | None = None) -> Iterator[Piece]:
     """The pieces of a file, in order, of about `piece_bytes` (default: PIECE_BYTES) where its format allows."""
     piece_bytes = piece_bytes or PIECE_BYTES
-    if file.format in ("jsonl", "text") and not file.path.lower().endswith(".gz") and _in_lines(file.path, file.format, file.digest):
+    if (
+        file.format in ("jsonl", "text")
+        and not file.path.lower().endswith(".gz")
+        and _in_lines(file.path, file.format, file.digest)
+    ):
         for start in range(0, file.size, piece_bytes):
             yield Piece(file.path, file.format, start, min(start + piece_bytes, file.size))
     elif file.format == "parquet":
@@ -85,7 +95,9 @@ def split_file(file: SourceFile, piece_bytes: int | None = None) -> Iterator[Pie
 
 
 def fingerprint_files(files: list[SourceFile]) -> list[dict[str, Any]]:
-    """What identifies the content of a split, for the key of its tokens: order, format, size and digest; not the paths."""
+    """What identifies the content of a split, for the key of its tokens: order, format, size and digest; not the
+    paths.
+    """
     return [{key: value for key, value in asdict(file).items() if key != "path"} for file in files]
 
 
@@ -98,12 +110,16 @@ def open_source(path: str, **kwargs: Any) -> Any:
 
 @contextlib.contextmanager
 def told_if_damaged(path: str, kind: str) -> Iterator[None]:
-    """A file that is cut off, or not what its suffix says, as `InputError`: what is behind the damage is not skipped without a word."""
+    """A file that is cut off, or not what its suffix says, as `InputError`: what is behind the damage is not skipped
+    without a word.
+    """
     try:
         yield
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise InputError(Problem(path, f"cannot be read as {kind} ({type(error).__name__}: {reason})", "Restore the file.")) from error
+        raise InputError(
+            Problem(path, f"cannot be read as {kind} ({type(error).__name__}: {reason})", "Restore the file.")
+        ) from error
 
 
 def _files_of(spec: str, where: str) -> list[SourceFile]:
@@ -133,17 +149,29 @@ def _expand(spec: str, where: str) -> list[str]:
         elif filesystem.isdir(path):
             found = find_in_folder(filesystem, path, split, _is_data, where, spec)
             if not found:
-                raise InputError(Problem(where, f"the folder has no data file ({spec})", f"Known suffixes: {' '.join(_FORMATS)}."))
+                raise InputError(
+                    Problem(where, f"the folder has no data file ({spec})", f"Known suffixes: {' '.join(_FORMATS)}.")
+                )
         elif filesystem.exists(path):
             found = [path]
         else:
-            raise InputError(Problem(where, f"there is no such file or folder ({given})", _similar(filesystem, path) or "Check the path."))
+            raise InputError(
+                Problem(
+                    where, f"there is no such file or folder ({given})", _similar(filesystem, path) or "Check the path."
+                )
+            )
     except ImportError as error:
-        raise InputError(Problem(where, f"cannot reach {spec} ({error})", "Install raytrain-nlp[s3] or [gcs].")) from None
+        raise InputError(
+            Problem(where, f"cannot reach {spec} ({error})", "Install raytrain-nlp[s3] or [gcs].")
+        ) from None
     except InputError:
         raise
-    except Exception as error:  # storage backends raise whatever they like: credentials, DNS, permissions
-        raise InputError(Problem(where, f"cannot be reached ({spec}: {type(error).__name__}: {error})", "Check address and credentials.")) from None
+    except Exception as error:  # storage backends raise whatever they like: credentials, DNS, permissions  # noqa: BLE001
+        raise InputError(
+            Problem(
+                where, f"cannot be reached ({spec}: {type(error).__name__}: {error})", "Check address and credentials."
+            )
+        ) from None
     return [filesystem.unstrip_protocol(name) if remote else name for name in found]
 
 
@@ -156,9 +184,15 @@ def _similar(filesystem: Any, path: str) -> str:
 
 
 def _is_data(path: str) -> bool:
-    """Is a file below a folder data: of a known format, neither hidden nor in a hidden folder (.ipynb_checkpoints, _temporary)?"""
+    """Is a file below a folder data: of a known format, neither hidden nor in a hidden folder (.ipynb_checkpoints,
+    _temporary)?
+    """
     parts = path.strip("/").split("/")
-    return _format_of(path) is not None and parts[-1] not in _NO_DATA and not any(part.startswith((".", "_")) for part in parts)
+    return (
+        _format_of(path) is not None
+        and parts[-1] not in _NO_DATA
+        and not any(part.startswith((".", "_")) for part in parts)
+    )
 
 
 def _format_of(path: str) -> str | None:
@@ -172,10 +206,17 @@ def _identify(path: str, where: str) -> SourceFile:
 
     if path.rpartition("/")[2] == STATE:
         parts = [_identify(part, where) for part in [*saved_parts(path)[0], *saved_parts(path)[1]]]
-        return SourceFile(path, "saved", sum(part.size for part in parts), hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest())
+        return SourceFile(
+            path,
+            "saved",
+            sum(part.size for part in parts),
+            hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest(),
+        )
     kind = _format_of(path)
     if kind is None:
-        raise InputError(Problem(where, f"unknown file format ({path})", f"Known suffixes: {' '.join(_FORMATS)}, also with .gz."))
+        raise InputError(
+            Problem(where, f"unknown file format ({path})", f"Known suffixes: {' '.join(_FORMATS)}, also with .gz.")
+        )
     filesystem, inner = fsspec.core.url_to_fs(path)
     try:
         info = filesystem.info(inner)
@@ -183,14 +224,19 @@ def _identify(path: str, where: str) -> SourceFile:
             raise InputError(Problem(where, f"the file is empty ({path})", "Give a file with rows."))
         return SourceFile(path, kind, info["size"], _digest(filesystem, inner, info))
     except OSError as error:
-        raise InputError(Problem(where, f"cannot be read ({path}: {error.strerror or error})", "Check its permissions.")) from None
+        raise InputError(
+            Problem(where, f"cannot be read ({path}: {error.strerror or error})", "Check its permissions.")
+        ) from None
 
 
 def saved_parts(state: str) -> tuple[list[str], list[str]]:
     """The Arrow files of a saved dataset by its `state.json`: those of rows, and those of indices."""
     with open_source(state) as file:
         values = json.loads(file.read())
-    rows, indices = ([f"{state.rpartition('/')[0]}/{entry['filename']}" for entry in values.get(name) or []] for name in ("_data_files", "_indices_data_files"))
+    rows, indices = (
+        [f"{state.rpartition('/')[0]}/{entry['filename']}" for entry in values.get(name) or []]
+        for name in ("_data_files", "_indices_data_files")
+    )
     return rows, indices
 
 
@@ -201,7 +247,9 @@ def _in_lines(path: str, kind: str, digest: str) -> bool:
 
 
 def _digest(filesystem: Any, path: str, info: dict[str, Any]) -> str:
-    """Identity of the content: the store's own ETag, else a hash of all bytes, or of 64 samples and the time of a large file."""
+    """Identity of the content: the store's own ETag, else a hash of all bytes, or of 64 samples and the time of a large
+    file.
+    """
     for key in ("ETag", "etag", "sha256", "blob_id", "md5Hash"):
         if info.get(key):
             return f"{key}:{info[key]}"
