@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """`pytest` alone runs what is not slow; whoever names files, or a marker, gets what they name."""
     if config.args_source == pytest.Config.ArgsSource.TESTPATHS and not config.option.markexpr:
         config.option.markexpr = "not slow"
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if (
+            signal.getsignal(number) is signal.SIG_IGN
+        ):  # by nohup, or for a shell's background job; what tests start would inherit it
+            signal.signal(number, lambda *_: None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
