@@ -70,7 +70,6 @@ def load(folder: Path) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(folder)
 
 
-@pytest.mark.quick
 def test_evaluate_gives_the_runs_own_figures(trained: Any, folder: Path, shared_ray: Any) -> None:
     result = raytrain_nlp.evaluate(trained.run_dir)
     own = {

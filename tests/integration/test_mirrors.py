@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import wait_until
 
 from raytrain_nlp.paths import RunPaths, write_json
 from raytrain_nlp.tracking.events import EventLog
@@ -64,8 +65,9 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     warnings: list[str] = []
     paths = follow("wandb", tmp_path, warnings)
     files = sorted((paths.run / "wandb").glob("offline-run-*/run-5eed.wandb"))  # `wandb sync` joins them by their id
-    records = [record for file in files for record in read_records(file)]
     assert warnings == [] and len(files) == 2
+    wait_until(lambda: all(read_records(file)[-1].HasField("exit") for file in files), 60)  # wandb's process writes on
+    records = [record for file in files for record in read_records(file)]
     runs = [record.run for record in records if record.HasField("run")]
     assert {(run.run_id, run.display_name, run.project) for run in runs} == {("5eed", "mirrored", "an-experiment")}
     assert {

@@ -18,8 +18,6 @@ from raytrain_nlp.storage import bucket as objects_of
 from raytrain_nlp.storage import local_copy, locations
 from raytrain_nlp.storage.bucket import Objects
 
-pytestmark = pytest.mark.quick
-
 
 @pytest.fixture
 def place(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:

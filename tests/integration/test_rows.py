@@ -14,8 +14,6 @@ from typing import Any
 import pytest
 from support import events, recorded_rows, tiny_job, write_rows
 
-pytestmark = pytest.mark.quick
-
 ROWS = 1003
 
 
@@ -51,6 +49,7 @@ def train(folder: Path, shared_ray: Any, workers: int, **sections: Any) -> tuple
     return result, [[row for _, _, part in sorted(batches[step]) for row in part] for step in sorted(batches)]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_rows_of_an_epoch_and_of_the_evaluation(
     shared_ray: Any, folder: Path, seen: dict[int, Any], workers: int

@@ -11,8 +11,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-pytestmark = pytest.mark.quick
-
 ROUNDS = 5
 
 
