@@ -66,7 +66,8 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = follow("wandb", tmp_path, warnings)
     files = sorted((paths.run / "wandb").glob("offline-run-*/run-5eed.wandb"))  # `wandb sync` joins them by their id
     assert warnings == [] and len(files) == 2
-    wait_until(lambda: all(read_records(file)[-1].HasField("exit") for file in files), 60)  # wandb's process writes on
+    ended = lambda file: any(record.HasField("exit") for record in read_records(file))  # noqa: E731
+    wait_until(lambda: all(map(ended, files)), 60, "wandb's own process writes on after `finish`")
     records = [record for file in files for record in read_records(file)]
     runs = [record.run for record in records if record.HasField("run")]
     assert {(run.run_id, run.display_name, run.project) for run in runs} == {("5eed", "mirrored", "an-experiment")}
