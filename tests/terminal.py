@@ -44,12 +44,26 @@ class Terminal:
             assert time.monotonic() < end, f"not within {timeout_s} s: {self.said[-2000:]}"
             assert self._read(), f"ended with {self.wait(1)}: {self.said[-2000:]}"
 
-    def press(self, key: bytes = CTRL_C) -> float:
-        """Returns the seconds until there was an answer to it in a line of its own."""
+    def press(self, key: bytes = CTRL_C, may_end: bool = False) -> float:
+        """Returns the seconds until there was an answer to it in a line of its own.
+
+        Args:
+            may_end: the program may have ended already, and then says nothing.
+        """
         self._remember()
         before, start = len(self.said), time.monotonic()
-        os.write(self._descriptor, key)
-        self.until(lambda: any(word in self.said[before:] for word in ("stopping", "ending at once")), 30)
+
+        def is_answered() -> bool:
+            return any(word in self.said[before:] for word in ("stopping", "ending at once"))
+
+        if may_end:
+            with contextlib.suppress(OSError):
+                os.write(self._descriptor, key)
+            while not is_answered() and self._read():
+                pass
+        else:
+            os.write(self._descriptor, key)
+            self.until(is_answered, 30)
         return time.monotonic() - start
 
     def wait(self, timeout_s: float) -> int:
