@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.errors import InputError, Problem
+from raytrain_nlp.storage import Storage, storage_of
 from raytrain_nlp.storage.atomic import replacing
 
 TRIAL = "trial.json"
@@ -45,10 +46,12 @@ def check_run_name(name: str) -> str | None:
 
 
 class RunPaths:
-    """The files of one run below `storage_path/name`; building it touches nothing."""
+    """The files of one run below `storage_path/name`, on this node; building it touches nothing."""
 
-    def __init__(self, storage_path: str | Path, name: str):
-        self.storage = Path(storage_path)
+    def __init__(self, storage: Storage | Path | str, name: str):
+        self.store = storage if isinstance(storage, Storage) else storage_of(storage)
+        """What all paths here belong to."""
+        self.storage = self.store.root
         self.run = self.storage / name
         self.record = self.run / "run.json"
         self.job = self.run / "job.yaml"
@@ -69,12 +72,24 @@ class RunPaths:
         self.lease = self.run / "driver.json"
         self.ray = self.run / "ray"
 
+    @property
+    def address(self) -> str:
+        """The run's folder as its user knows it."""
+        return self.store.address_of(self.run)
+
+    @property
+    def database_folder(self) -> Path:
+        """Where the tracker's default database lies: one for all runs of a storage path; in a bucket, to which two
+        drivers cannot write one file, each run has its own.
+        """
+        return self.storage if self.store.shared else self.run
+
 
 class SweepPaths(RunPaths):
     """The files of one sweep below `storage_path/name`; tracked like a run, its trials are runs below it."""
 
-    def __init__(self, storage_path: str | Path, name: str):
-        super().__init__(storage_path, name)
+    def __init__(self, storage: Storage | Path | str, name: str):
+        super().__init__(storage, name)
         self.record = self.run / "sweep.json"
         self.job = self.run / "sweep.yaml"
         self.study = self.run / "study.jsonl"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from raytrain_nlp.storage.locations import local_folder
+from raytrain_nlp.storage import open_storage
 
 _NET = f"10.231.{os.getpid() % 250}"
 BRIDGE = f"{_NET}.1"
@@ -29,7 +29,7 @@ class Host:
 
     def command(self, *command: str) -> list[str]:
         """A command as it runs on this host, which sees no other's copies of object storage."""
-        copies = local_folder("s3://x").parent.parent
+        copies = open_storage("s3://x").root.parent.parent
         copies.mkdir(parents=True, exist_ok=True)
         return [
             "ip",
@@ -89,4 +89,4 @@ def _ip(*arguments: str) -> None:
 
 def copies_on_this_side() -> list[Path]:
     """Files that lie in this side's own copies of object storage."""
-    return [path for path in local_folder("s3://x").parent.rglob("*") if path.is_file()]
+    return [path for path in open_storage("s3://x").root.parent.rglob("*") if path.is_file()]

@@ -11,15 +11,16 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.distributed.collectives import broadcast_object, gather_objects
 from raytrain_nlp.errors import StorageError
-from raytrain_nlp.storage import local_copy, locations
+from raytrain_nlp.storage import Storage, storage_of
 from raytrain_nlp.storage.atomic import fsync_dir, remove
+from raytrain_nlp.storage.folder import Folder
 from raytrain_nlp.storage.names import what_is_wrong
 
 _POLL_S = 0.5
@@ -37,6 +38,11 @@ class Commits:
     save_total_limit: int | None
     on_commit: Callable[[int, float], None]
     """Called with (step, seconds) on the first rank after each commit."""
+
+    @property
+    def storage(self) -> Storage:
+        """What `root` belongs to."""
+        return storage_of(self.root)
 
     def find(self, note: Callable[[str], None]) -> store.Checkpoint | None:
         """The newest good checkpoint, the same on all ranks; every rank must call it."""
@@ -61,7 +67,7 @@ class Commits:
         """Make a checkpoint of what all ranks have staged. Every rank calls it, with the files it wrote itself."""
         if self.rank == 0:
             store.commit(self.root, staging, manifest)
-            store.apply_retention(self.root, self.save_total_limit, keep)
+            store.apply_retention(self.storage, self.root, self.save_total_limit, keep)
             self.on_commit(manifest.step, time.perf_counter() - started)
 
     def finish(self) -> None:
@@ -96,7 +102,7 @@ class RemoteCommits(Commits):
         self.finish()  # one is on its way at a time
         if self.local_rank == 0:
             store.commit(self.root, staging, manifest)
-            store.apply_retention(self.root, 1, keep)
+            store.apply_retention(Folder(self.root), self.root, 1, keep)
         broadcast_object(None)
         self._thread = threading.Thread(
             target=self._send, args=(manifest, mine, staging.name, keep, started), name="upload", daemon=True
@@ -113,14 +119,14 @@ class RemoteCommits(Commits):
         """Manifests as the storage has them; what is neither committed there nor on its way is removed."""
         self.root.mkdir(parents=True, exist_ok=True)
         store.clean_leftovers(self.root)
-        there = local_copy.list_tree(self.root)
-        committed = _with_manifest(there)
+        there = self.storage.list_tree(self.root)
+        committed = store.with_manifest(there)
         for folder in self.root.glob("checkpoint-*"):
             if folder.name not in committed:
                 remove(folder)
         if self.rank == 0:
-            local_copy.delete(self.root / name for name in there if name.partition("/")[0] not in committed)
-        local_copy.fetch_tree(self.root, lambda name: name.partition("/")[2] == store.MANIFEST, again=True)
+            self.storage.delete(self.root / name for name in there if name.partition("/")[0] not in committed)
+        self.storage.fetch_tree(self.root, lambda name: name.partition("/")[2] == store.MANIFEST, again=True)
 
     def damage(self, checkpoint: store.Checkpoint) -> str | None:
         """As it is said of the storage: copies of this node that differ from it are made again before they are
@@ -135,7 +141,7 @@ class RemoteCommits(Commits):
         def copy(again: bool) -> None:
             for name in names if again else ():
                 (checkpoint.path / name).unlink(missing_ok=True)
-            local_copy.fetch_tree(checkpoint.path, names.__contains__)
+            self.storage.fetch_tree(checkpoint.path, names.__contains__)
 
         wrong = None
         for again in (False, True):
@@ -161,38 +167,25 @@ class RemoteCommits(Commits):
     ) -> None:
         folder = self.root / store.checkpoint_name(manifest.step)
         try:
-            local_copy.push_all(folder / entry.path for entry in mine)
-            local_copy.write_marker(folder / f".rank-{self.rank}{attempt}")
+            self.storage.push_all(folder / entry.path for entry in mine)
+            self.storage.write(folder / f".rank-{self.rank}{attempt}", "")
             if self.rank == 0:
                 marks = {f".rank-{rank}{attempt}" for rank in range(manifest.world_size)}
                 self._await(folder, marks)
                 self.before_commit()
-                local_copy.push(folder / store.MANIFEST)
-                local_copy.delete(folder / mark for mark in marks)
-                self._retire(keep)
+                self.storage.push(folder / store.MANIFEST)
+                self.storage.delete(folder / mark for mark in marks)
+                store.apply_retention(self.storage, self.root, self.save_total_limit, keep)
                 self.on_commit(manifest.step, time.perf_counter() - started)
         except Exception as error:  # noqa: BLE001 - raised by all ranks at the next commit
             self._error = error
 
     def _await(self, folder: Path, marks: set[str]) -> None:
         end = time.monotonic() + _OTHERS_S
-        while missing := marks - local_copy.list_tree(folder).keys():
+        while missing := marks - self.storage.list_tree(folder).keys():
             if time.monotonic() > end:
                 raise StorageError(f"{len(missing)} of {len(marks)} ranks have not sent their files of {folder.name}")
             time.sleep(_POLL_S)
-
-    def _retire(self, keep: set[int]) -> None:
-        """Delete all but the newest checkpoints in the storage."""
-        if self.save_total_limit is None:
-            return
-        steps = sorted(
-            step
-            for name in _with_manifest(local_copy.list_tree(self.root))
-            if (step := store.step_of(name)) is not None
-        )
-        for step in steps[: -self.save_total_limit]:
-            if step not in keep:
-                local_copy.delete_tree(self.root / store.checkpoint_name(step), first=store.MANIFEST)
 
 
 def build_commits(
@@ -205,16 +198,11 @@ def build_commits(
 ) -> Commits:
     """For a run's folder, wherever it is."""
     common = root, rank, world_size, save_total_limit, on_commit
-    if locations.remote_of(root) is None:
+    if storage_of(root).shared:
         return Commits(*common)
     return RemoteCommits(
         *common, int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1)), before_commit
     )
-
-
-def _with_manifest(names: Iterable[str]) -> set[str]:
-    """Of the names below the checkpoints' folder, the folders that have a manifest."""
-    return {folder for folder, _, name in (name.partition("/") for name in names) if name == store.MANIFEST}
 
 
 def _first(text: str | None) -> str | None:

@@ -25,8 +25,8 @@ from raytrain_nlp.checkpoint.manifest import checkpoint_name as checkpoint_name
 from raytrain_nlp.checkpoint.manifest import read_checkpoint
 from raytrain_nlp.errors import CheckpointError
 from raytrain_nlp.paths import write_json
-from raytrain_nlp.storage.atomic import fsync_dir, fsync_tree, remove
-from raytrain_nlp.storage.locations import shown
+from raytrain_nlp.storage import Storage, shown
+from raytrain_nlp.storage.atomic import fsync_dir, fsync_tree, remove, remove_whole
 from raytrain_nlp.storage.names import UnsafeName, below, what_is_wrong
 
 _NAME = re.compile(r"checkpoint-[0-9]+")
@@ -63,7 +63,7 @@ def commit(root: Path, staging: Path, manifest: Manifest) -> Checkpoint:
     fsync_tree(staging, files=False)  # each rank has seen to its files
     target = root / checkpoint_name(manifest.step)
     if os.path.lexists(target):  # a damaged one of the same step, which resume passed over
-        retire(target)
+        remove_whole(target)
     staging.rename(target)
     fsync_dir(root)
     return Checkpoint(target, manifest)
@@ -180,20 +180,26 @@ def find_checkpoint(
     return None
 
 
-def apply_retention(root: Path, limit: int | None, keep: set[int]) -> None:
-    """Delete all but the newest `limit` checkpoints; those of the steps in `keep` stay besides."""
+def apply_retention(storage: Storage, root: Path, limit: int | None, keep: set[int]) -> None:
+    """Delete all but the newest `limit` checkpoints of a storage; those of the steps in `keep` stay besides. A kill
+    half-way leaves no damaged one: the manifest, or the whole name, goes first.
+
+    In a folder a damaged one is none of the newest. What a bucket has, has a manifest.
+    """
     if limit is None:
         return
-    for checkpoint in list_checkpoints(root)[:-limit]:
-        if checkpoint.manifest.step not in keep:
-            retire(checkpoint.path)
+    if storage.shared:
+        steps = [checkpoint.manifest.step for checkpoint in list_checkpoints(root)]
+    else:
+        steps = sorted(step for name in with_manifest(storage.list_tree(root)) if (step := step_of(name)) is not None)
+    for step in steps[:-limit]:
+        if step not in keep:
+            storage.delete_tree(root / checkpoint_name(step), first=MANIFEST)
 
 
-def retire(path: Path) -> None:
-    """Delete a checkpoint so that a kill half-way leaves no damaged one: its name goes first."""
-    trash = path.parent / f".retired-{path.name}-{uuid.uuid4().hex[:8]}"
-    path.rename(trash)
-    remove(trash)
+def with_manifest(names: Iterable[str]) -> set[str]:
+    """Of the names of files below the checkpoints' folder, the folders that have a manifest."""
+    return {folder for folder, _, name in (name.partition("/") for name in names) if name == MANIFEST}
 
 
 def clean_leftovers(root: Path) -> None:

@@ -18,7 +18,7 @@ from raytrain_nlp.config import TrainJob, dump_job
 from raytrain_nlp.config.data import sources_of
 from raytrain_nlp.config.load import load_job, read_values
 from raytrain_nlp.errors import InputError, Problem
-from raytrain_nlp.storage.locations import is_remote
+from raytrain_nlp.storage import open_storage
 
 _FOLDER = "/home/ray/job"
 _FILE = "job.yaml"
@@ -154,6 +154,7 @@ def _cluster(job: TrainJob, name: str, image: str, env: list[str]) -> dict[str, 
 
 def _pod(job: TrainJob, name: str, image: str, env: list[str], kind: str, cpus: int, gpus: int) -> dict[str, Any]:
     amounts = {"cpu": str(cpus), "memory": f"{_MEMORY_GI[kind]}Gi", **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
+    shared = open_storage(job.storage_path).shared
     secrets = [{"name": key, "valueFrom": {"secretKeyRef": {"name": _CLAIM, "key": key}}} for key in env]
     container = {
         "name": f"ray-{kind}",
@@ -162,13 +163,13 @@ def _pod(job: TrainJob, name: str, image: str, env: list[str], kind: str, cpus: 
         **({"env": secrets} if secrets else {}),
         "volumeMounts": [
             {"name": "job", "mountPath": _FOLDER},
-            *([] if is_remote(job.storage_path) else [{"name": "storage", "mountPath": job.storage_path}]),
+            *([{"name": "storage", "mountPath": job.storage_path}] if shared else []),
             {"name": "shm", "mountPath": "/dev/shm"},
         ],
     }
     volumes = [
         {"name": "job", "configMap": {"name": name}},
-        *([] if is_remote(job.storage_path) else [{"name": "storage", "persistentVolumeClaim": {"claimName": _CLAIM}}]),
+        *([{"name": "storage", "persistentVolumeClaim": {"claimName": _CLAIM}}] if shared else []),
         {"name": "shm", "emptyDir": {"medium": "Memory"}},  # Ray's object store, and what ranks of one node share
     ]
     return {"spec": {"restartPolicy": "Never", "containers": [container], "volumes": volumes}}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import re
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -24,8 +22,7 @@ from raytrain_nlp.config.trainer import TrainerConfig
 from raytrain_nlp.config.training import check_training, generation_fields
 from raytrain_nlp.errors import Problem
 from raytrain_nlp.paths import check_run_name
-from raytrain_nlp.storage.bucket import SCHEMES
-from raytrain_nlp.storage.locations import is_remote
+from raytrain_nlp.storage import problem_of_address
 
 
 class EarlyStopping(Section):
@@ -72,24 +69,9 @@ class TrainJob(Section):
     @field_validator("storage_path")
     @classmethod
     def _folder(cls, value: str) -> str:
-        if is_remote(value):
-            if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9](/.*)?", value.partition("://")[2].rstrip("/")):
-                raise ValueError(
-                    "names no bucket || Write s3://BUCKET/FOLDER or gs://BUCKET/FOLDER; keys come from the environment."
-                )
-            return value.rstrip("/")
-        if "://" in value:
-            raise ValueError(
-                f"must be a folder all nodes share, or start with {' or '.join(f'{scheme}://' for scheme in SCHEMES)} "
-                f"|| Mount the bucket, or use NFS."
-            )
-        if os.path.expanduser(value).startswith("~"):
-            raise ValueError("names a user this machine does not have || Write the path out.")
-        if "\0" in value:
-            raise ValueError("has a NUL character || Correct it.")
-        if any(len(os.fsencode(part)) > 255 for part in value.split("/")):
-            raise ValueError("has a part of more than 255 bytes || Shorten it.")
-        return value
+        if wrong := problem_of_address(value):
+            raise ValueError(wrong)
+        return value.rstrip("/") if "://" in value else value
 
     def arguments(self) -> dict[str, Any]:
         """`training:` with this package's defaults and the values of the other sections, as `TrainingArguments` takes

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from raytrain_nlp.data.shards import TokenStore
-from raytrain_nlp.storage.local_copy import fetch_tree
+from raytrain_nlp.storage import storage_of
 from raytrain_nlp.tasks.base import Packing
 
 WINDOW_ROWS = 65_536
@@ -35,7 +35,7 @@ class Blocks:
     """
 
     def __init__(self, folder: Path, packing: Packing):
-        fetch_tree(folder)
+        storage_of(folder).fetch_tree(folder)
         self.packing = packing
         if packing.kind == "concat":
             self._ends = np.load(folder / "ends.npy", mmap_mode="r")

@@ -24,9 +24,8 @@ from raytrain_nlp.data.shards import LENGTHS, MANIFEST
 from raytrain_nlp.data.tokenize import FORMAT, HERE, PieceSummary, PrepareSpec, prepare_piece
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.paths import read_json, write_json
+from raytrain_nlp.storage import storage_of
 from raytrain_nlp.storage.atomic import fsync_dir
-from raytrain_nlp.storage.local_copy import delete, fetch, fetch_tree
-from raytrain_nlp.storage.locations import remote_of
 
 QUARANTINE = "quarantine.jsonl"
 MapPieces = Callable[[Callable[[dict[str, Any]], dict[str, Any]], list[dict[str, Any]]], Iterable[dict[str, Any]]]
@@ -34,10 +33,11 @@ MapPieces = Callable[[Callable[[dict[str, Any]], dict[str, Any]], list[dict[str,
 
 def find_tokens(folder: Path) -> Path | None:
     """The committed tokens of a fingerprint, or None. Of those in object storage the rows come when they are needed."""
+    storage = storage_of(folder)
     if not (folder / MANIFEST).exists():
-        if not fetch(folder / MANIFEST):
+        if not storage.fetch(folder / MANIFEST):
             return None
-        fetch_tree(folder, lambda name: not name.endswith(".arrow"))
+        storage.fetch_tree(folder, lambda name: not name.endswith(".arrow"))
     return folder
 
 
@@ -101,12 +101,12 @@ def prepare_pieces(
 
 
 def _bring_parts(summary: PieceSummary, staging: Path, folder: Path) -> None:
-    if remote_of(folder) is None:
-        return
+    """What another node has sent."""
+    storage = storage_of(folder)
     for name in summary.parts():
-        if not (staging / name).exists() and fetch(folder / name):
-            (folder / name).rename(staging / name)
-            delete([folder / name])
+        if not (staging / name).exists() and storage.fetch(folder / name):
+            shutil.copyfile(folder / name, staging / name)
+            storage.delete([folder / name])
 
 
 def _commit(staging: Path, summaries: list[PieceSummary], spec: PrepareSpec, lines: dict[str, int]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raytrain_nlp.storage.local_copy import fetch
+from raytrain_nlp.storage import storage_of
 from raytrain_nlp.storage.names import below
 
 MANIFEST = "manifest.json"
@@ -48,9 +48,9 @@ class TokenStore:
     """Read access to a committed folder of token shards; opens each shard when it is first needed."""
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        self.folder, self._storage = Path(folder), storage_of(folder)
         for name in (MANIFEST, LENGTHS):
-            fetch(self.folder / name)
+            self._storage.fetch(self.folder / name)
         self.manifest: dict[str, Any] = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
         self.lengths: np.ndarray = np.load(self.folder / LENGTHS, mmap_mode="r")
         self._starts = np.cumsum([0, *(shard["rows"] for shard in self.manifest["shards"])])
@@ -95,7 +95,7 @@ class TokenStore:
     def _shard(self, index: int) -> dict[str, Any]:
         if index not in self._shards:
             path = below(self.folder, self.manifest["shards"][index]["file"])
-            fetch(path)
+            self._storage.fetch(path)
             file = pa.memory_map(str(path))
             batch = pa.ipc.open_file(file).get_batch(0)
             columns = dict(zip(batch.schema.names, batch.columns, strict=True))

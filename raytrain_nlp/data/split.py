@@ -12,7 +12,7 @@ from raytrain_nlp.config.tasks import TaskConfig
 from raytrain_nlp.data.packing import Blocks
 from raytrain_nlp.data.plan import Plan, PlanSpec, split_batch
 from raytrain_nlp.data.shards import TokenStore, open_store
-from raytrain_nlp.storage.local_copy import fetch
+from raytrain_nlp.storage import storage_of
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import IGNORED, CollateContext, Packing, Place
 
@@ -63,7 +63,7 @@ class Split:
         self.spec = spec
         self.store: TokenStore = open_store(spec.tokens)
         if spec.rows_file:
-            fetch(Path(spec.rows_file))
+            storage_of(spec.rows_file).fetch(Path(spec.rows_file))
         self._rows = np.load(spec.rows_file, mmap_mode="r") if spec.rows_file else None
         self._blocks = Blocks(Path(spec.blocks), spec.packing) if spec.blocks and spec.packing else None
         lengths = (

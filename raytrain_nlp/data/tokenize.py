@@ -20,8 +20,7 @@ from raytrain_nlp.data.reading.readers import BadRow, Blank, Row, read_rows
 from raytrain_nlp.data.reading.sources import Piece, SourceFile, fingerprint_files
 from raytrain_nlp.data.shards import write_shard
 from raytrain_nlp.errors import InputError, Problem
-from raytrain_nlp.storage.local_copy import push
-from raytrain_nlp.storage.locations import remote_of
+from raytrain_nlp.storage import storage_of
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import Columns, Lengths, Task
 from raytrain_nlp.tasks.truncation import FULL, FULL_TARGET
@@ -114,10 +113,11 @@ def _send_parts(summary: PieceSummary, staging: Path, folder: Path) -> None:
     """From a node that shares no folder with the driver: its shards go to their place at once, for what is named after
     its number has one content.
     """
-    if remote_of(folder) is None or (staging / HERE).exists():
+    storage = storage_of(folder)
+    if storage.shared or (staging / HERE).exists():
         return
     for name in [*summary.parts(), *(shard["file"] for shard in summary.shards)]:
-        push(staging / name, to=folder / name)
+        storage.push(staging / name, to=folder / name)
         (staging / name).unlink()
 
 

@@ -22,8 +22,7 @@ from raytrain_nlp.failures import out_of_memory, tells_of_another_rank
 from raytrain_nlp.host.devices import WITHOUT_GPU
 from raytrain_nlp.paths import RunPaths, read_json
 from raytrain_nlp.run.stop_request import ends_after_checkpoint
-from raytrain_nlp.storage.local_copy import refetch
-from raytrain_nlp.storage.locations import shown
+from raytrain_nlp.storage import shown
 
 _ABORT_S = 10.0
 _LONGEST = 1000
@@ -167,7 +166,7 @@ def explain(
 
 def failure_told(paths: RunPaths) -> str | None:
     """What a rank has said of a failure that would come again, in a line."""
-    refetch(paths.failure)
+    paths.store.refetch(paths.failure)
     told = read_json(paths.failure) or {}
     return told["error"] if told.get("again") else None
 

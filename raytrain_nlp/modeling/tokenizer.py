@@ -18,8 +18,8 @@ from typing import Any
 
 from raytrain_nlp.config.model import ModelConfig, TokenizerTraining
 from raytrain_nlp.errors import InputError, Problem, nearest
+from raytrain_nlp.storage import storage_of
 from raytrain_nlp.storage.atomic import replacing
-from raytrain_nlp.storage.local_copy import fetch, fetch_tree, push, push_tree
 from raytrain_nlp.storage.names import below, part
 
 
@@ -28,7 +28,7 @@ def load_tokenizer(folder: str) -> Any:
     """The tokenizer of a folder this package wrote."""
     from transformers import AutoTokenizer
 
-    fetch_tree(Path(folder))
+    storage_of(folder).fetch_tree(Path(folder))
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
@@ -129,9 +129,10 @@ def train_tokenizer(
     """
     parts = [key, training.model_dump(), kind, version("tokenizers"), max_length]
     pointer = cache / f"trained-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}"
-    if fetch(pointer):
+    storage = storage_of(cache)
+    if storage.fetch(pointer):
         found = below(cache, part(pointer.read_text(encoding="utf-8")))
-        fetch_tree(found)
+        storage.fetch_tree(found)
         if found.is_dir():
             return found
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -165,7 +166,7 @@ def train_tokenizer(
     )
     with replacing(pointer) as file:
         file.write(folder.name)
-    push(pointer)
+    storage.push(pointer)
     return folder
 
 
@@ -216,7 +217,7 @@ def _keep(tokenizer: Any, cache: Path) -> Path:
         folder = cache / digest.hexdigest()[:24]
         if not folder.exists():
             staging.rename(folder)
-        push_tree(folder)
+        storage_of(cache).push_tree(folder)
         return folder
     finally:
         shutil.rmtree(staging, ignore_errors=True)

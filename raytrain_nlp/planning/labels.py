@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from typing import Any
 
@@ -19,6 +18,7 @@ from raytrain_nlp.data.shards import TokenStore
 from raytrain_nlp.data.split import Split
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.planning.heads import check_width, find_head, follow_head
+from raytrain_nlp.storage.atomic import replacing
 from raytrain_nlp.tasks import build_task
 
 
@@ -86,9 +86,8 @@ def find_known_rows(
         )
         raise InputError(Problem("data.validation", what, "Mend the rows, or raise data.max_bad_rows."))
     path = store.folder / f"rows-{hashlib.sha256(json.dumps(labels).encode()).hexdigest()[:16]}.npy"
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    np.save(temporary, np.flatnonzero(known).astype(np.int64))
-    os.replace(temporary, path)
+    with replacing(path, "wb") as file:
+        np.save(file, np.flatnonzero(known).astype(np.int64))
     return str(path), unseen
 
 

@@ -36,8 +36,8 @@ from raytrain_nlp.planning.library_checks import check_model_names, check_schedu
 from raytrain_nlp.planning.models import check_model, find_tokenizer, model_facts
 from raytrain_nlp.planning.truncation import cut_lengths, cut_notes, cut_rows
 from raytrain_nlp.planning.window_prefetch import WindowPreparer
+from raytrain_nlp.storage import storage_of
 from raytrain_nlp.storage.atomic import replacing
-from raytrain_nlp.storage.local_copy import push_tree
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import CollateContext
 from raytrain_nlp.user_code import UserObject
@@ -152,7 +152,7 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
     validations = {split: validations[split] for split in stores if split in validations}
     validation = next(iter(validations.values()), None)
     for found in stores.values():  # with what has been made of them besides
-        push_tree(found.folder, last=MANIFEST)
+        storage_of(storage).push_tree(found.folder, last=MANIFEST)
     steps, dropped = (job.arguments()["max_steps"], 0) if isinstance(train, WindowedSpec) else _count_steps(train)
     if not steps and isinstance(train, SplitSpec):
         raise InputError(

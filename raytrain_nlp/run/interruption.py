@@ -12,7 +12,7 @@ from raytrain_nlp.errors import Stopped
 from raytrain_nlp.host import signals
 from raytrain_nlp.paths import RunPaths
 from raytrain_nlp.run.stop_request import ask_to_move
-from raytrain_nlp.storage.locations import remote_of, shown
+from raytrain_nlp.storage import shown
 from raytrain_nlp.tracking.events import read_events
 
 _ASKED = "stopping: a checkpoint is committed after the step or evaluation that runs; Ctrl-C again ends at once."
@@ -57,7 +57,7 @@ def training_runs(paths: RunPaths, offset: int = 0) -> bool:
 
 def stopped(paths: RunPaths) -> Stopped:
     """Where a run stands that was stopped."""
-    if remote_of(paths.run):  # the workers know what has arrived, not this node
+    if not paths.store.shared:  # the workers know what has arrived, not this node
         return Stopped(f"stopped. Continue with --resume; checkpoints are in {shown(paths.checkpoints)}.")
     checkpoints = store.list_checkpoints(paths.checkpoints)
     if not checkpoints:

@@ -1,8 +1,8 @@
 """The lease on a run's folder: two drivers on two hosts cannot both write, whatever the file system makes of locks.
 
-    driver.json                 who holds it; made where there is none, which of several one does (`mirror.create`)
+    driver.json                 who holds it; made where there is none, which of several one does (`Storage.create`)
     .driver.json.after-HOLDER   who follows a holder that is dead; a lease of the same kind, held for the moment of the change
-    .driver.json.beat-HOLDER    in object storage: when the holder was last alive; in a folder the time of `driver.json` says so
+    .driver.json.beat-HOLDER    written when the holder was last alive; before its first beat the time of `driver.json` says so
 
 Nobody replaces or removes `driver.json` but who holds the right to follow its holder, and has then seen that it is
 still this holder's: of two drivers that both find a dead one, one follows. A holder that slept through its time finds
@@ -30,9 +30,8 @@ from typing import Any
 from raytrain_nlp.errors import InputError, Problem, StorageError
 from raytrain_nlp.host.once import once
 from raytrain_nlp.host.signals import end_now
-from raytrain_nlp.paths import read_json, write_json
-from raytrain_nlp.storage.local_copy import create, delete, has_conditions, modified, refetch, write_marker
-from raytrain_nlp.storage.locations import remote_of, shown
+from raytrain_nlp.paths import read_json
+from raytrain_nlp.storage import shown, storage_of
 
 _BEAT_S = 10.0
 _STALE_S = 60.0
@@ -52,7 +51,7 @@ def held(path: Path) -> Iterator[None]:
         InputError: a driver on another host holds it.
     """
     mine = {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "id": uuid.uuid4().hex}
-    if not has_conditions(path):
+    if not storage_of(path).has_conditions():
         once(
             f"{shown(path.parent)}: this storage makes no conditional writes; do not start two drivers of one run at "
             f"the same time."
@@ -69,7 +68,7 @@ def held(path: Path) -> Iterator[None]:
         with contextlib.suppress(StorageError, InputError, OSError):  # it ends by itself, a minute after the last beat
             if _holder(path) == mine:
                 with _following(path, mine, mine, path):
-                    _remove(path)
+                    storage_of(path).delete([path])
 
 
 def _take(path: Path, mine: dict[str, Any], lease: Path) -> None:
@@ -77,12 +76,12 @@ def _take(path: Path, mine: dict[str, Any], lease: Path) -> None:
     lives.
     """
     for _ in range(_TRIES):
-        if create(path, json.dumps(mine), _REQUEST_S) or (holder := _holder(path)) == mine:
+        if storage_of(path).create(path, json.dumps(mine), _REQUEST_S) or (holder := _holder(path)) == mine:
             return
         if holder is not None:
             _check_dead(path, holder, mine, lease)
             with _following(path, holder, mine, lease):
-                _write(path, mine)
+                storage_of(path).write(path, json.dumps(mine), _REQUEST_S)
                 return
     raise InputError(
         Problem("name", f"other drivers start the run at the same time ({shown(lease.parent)})", "Start one of them.")
@@ -105,8 +104,8 @@ def _following(path: Path, holder: dict[str, Any], mine: dict[str, Any], lease: 
             raise InputError(_taken(found or {}, 0.0, lease))
         yield
     finally:
-        _remove(right)
-    _remove(_beat_of(path, holder))
+        storage_of(right).delete([right])
+    storage_of(path).delete([_beat_of(path, holder)])
 
 
 def _check_dead(path: Path, holder: dict[str, Any], mine: dict[str, Any], lease: Path) -> None:
@@ -144,10 +143,7 @@ def _keep(path: Path, mine: dict[str, Any], done: threading.Event) -> None:
                 )
                 end_now(1, last_words=False)  # not even a checkpoint: the files are another's
                 return
-            if remote_of(path):
-                write_marker(_beat_of(path, mine), "", _REQUEST_S)
-            else:
-                os.utime(path)  # its time alone: what another has written meanwhile stays
+            storage_of(path).write(_beat_of(path, mine), "", _REQUEST_S)
         except StorageError:  # the storage is away for a moment; the next beat may pass
             continue
         except Exception as error:  # noqa: BLE001 - a beat that is missed ends nothing; a thread that has ended does, a minute later
@@ -171,22 +167,9 @@ def _beat_of(path: Path, holder: dict[str, Any]) -> Path:
     return path.with_name(f".{path.name.lstrip('.')}.beat-{_name_of(holder)}")
 
 
-def _write(path: Path, mine: dict[str, Any]) -> None:
-    if remote_of(path):
-        write_marker(path, json.dumps(mine), _REQUEST_S)
-    else:
-        write_json(path, mine)
-
-
-def _remove(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    delete([path])
-
-
 def _holder(path: Path) -> dict[str, Any] | None:
     """Who holds it; None where there is no such file. Of a damaged one nothing is known, but somebody has made it."""
-    if remote_of(path):
-        refetch(path, _REQUEST_S)
+    storage_of(path).refetch(path, _REQUEST_S)
     try:
         found = read_json(path)
     except InputError:
@@ -197,22 +180,13 @@ def _holder(path: Path) -> dict[str, Any] | None:
 def _age(path: Path, holder: dict[str, Any]) -> float:
     """Seconds since the last beat, by the clock of the storage: those of the hosts may differ. A beat in the future was
     none of a driver that lives, but of a clock that has been set back."""
-    probe = path.with_name(f".{path.name.lstrip('.')}.{uuid.uuid4().hex}")
+    storage, probe = storage_of(path), path.with_name(f".{path.name.lstrip('.')}.{uuid.uuid4().hex}")
     try:
-        if remote_of(path):
-            write_marker(probe, "", _REQUEST_S)
-            beats = [found for made in (path, _beat_of(path, holder)) if (found := _modified(made)) is not None]
-            return abs(modified(probe) - max(beats)) if beats else float("inf")
-        probe.touch()
-        return abs(probe.stat().st_mtime - path.stat().st_mtime)
-    except FileNotFoundError:  # given back meanwhile
-        return float("inf")
+        storage.write(probe, "", _REQUEST_S)
+        beats = []
+        for made in (path, _beat_of(path, holder)):
+            with contextlib.suppress(FileNotFoundError):  # given back meanwhile, or not yet made
+                beats.append(storage.modified(made))
+        return abs(storage.modified(probe) - max(beats)) if beats else float("inf")
     finally:
-        _remove(probe)
-
-
-def _modified(path: Path) -> float | None:
-    try:
-        return modified(path)
-    except FileNotFoundError:
-        return None
+        storage.delete([probe])

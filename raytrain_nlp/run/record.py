@@ -6,13 +6,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import re
-import shutil
 import time
-import uuid
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +16,12 @@ from raytrain_nlp.checkpoint import store
 from raytrain_nlp.config import TrainJob, public_values
 from raytrain_nlp.config.auto import written_out
 from raytrain_nlp.config.training import check_training
-from raytrain_nlp.errors import CheckpointError, InputError, Problem, StorageError
+from raytrain_nlp.errors import CheckpointError, InputError, Problem
 from raytrain_nlp.paths import RunPaths, read_json, write_json
 from raytrain_nlp.run.lease import held
-from raytrain_nlp.run.sync import delete_run
+from raytrain_nlp.storage import open_storage
 from raytrain_nlp.storage.atomic import recover_folder, remove
-from raytrain_nlp.storage.bucket import SCHEMES
-from raytrain_nlp.storage.local_copy import delete, write_marker
-from raytrain_nlp.storage.locations import is_remote, local_folder, remote_of, shown
 
-_PROBE_S = 20.0
 _LEFT = re.compile(r"\..+[.-][0-9a-f]{8}")
 """A name that only what is being written has (`files.temporary_name`, and folders before they are put in place)."""
 # What a resumed run may not change: it would no longer be the run that was interrupted.
@@ -49,48 +41,12 @@ _FREE = ("training.logging_steps", "training.logging_first_step", "data.feed_cpu
 
 def check_storage(job: TrainJob) -> list[Problem]:
     """Can the storage path be written? Leaves nothing behind."""
-    if is_remote(job.storage_path):
-        return _check_bucket(job)
-    try:
-        root = Path(job.storage_path).expanduser()
-        existing = next((path for path in [root, *root.parents] if path.exists()), Path("."))
-        probe = existing / f".raytrain-nlp-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        return [
-            Problem(
-                "storage_path", f"cannot be written ({job.storage_path}: {reason})", "Name a folder you may write to."
-            )
-        ]
-    return []
-
-
-def _check_bucket(job: TrainJob) -> list[Problem]:
-    where, package = "storage_path", SCHEMES[job.storage_path.partition("://")[0]]
-    if find_spec(package) is None:
-        return [
-            Problem(
-                where,
-                f"needs the package {package} ({job.storage_path})",
-                f"pip install {package}, here and on the nodes.",
-            )
-        ]
-    if job.data.streaming:
-        return [
-            Problem(
-                "data.streaming",
-                "needs a storage_path that is a folder",
-                "Remove it, or name a folder that all nodes share.",
-            )
-        ]
-    probe = local_folder(job.storage_path) / f".raytrain-nlp-{uuid.uuid4().hex[:8]}"
-    try:
-        write_marker(probe, "", _PROBE_S)
-        delete([probe])
-    except (FileNotFoundError, StorageError) as error:
-        return [Problem(where, f"cannot be written ({job.storage_path}: {error})", "Check bucket, keys and network.")]
+    storage = open_storage(job.storage_path)
+    if problems := storage.check():
+        return problems
+    if job.data.streaming and not storage.shared:
+        what, todo = "needs a storage_path that is a folder", "Remove it, or name a folder that all nodes share."
+        return [Problem("data.streaming", what, todo)]
     return []
 
 
@@ -106,7 +62,7 @@ def check_name(job: TrainJob, paths: RunPaths, resume: bool, overwrite: bool) ->
             ]
         if paths.run.exists() and not all(is_of_a_start(path, paths) for path in paths.run.iterdir()):
             return [
-                Problem("name", f"the folder exists and is no run of ours ({shown(paths.run)})", "Choose another name.")
+                Problem("name", f"the folder exists and is no run of ours ({paths.address})", "Choose another name.")
             ]
         return []
     if resume and overwrite:
@@ -154,10 +110,10 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[Problem]:
 
 def _check_checkpoints(paths: RunPaths) -> list[Problem]:
     try:
-        if remote_of(paths.run):  # the manifests are here; the files are not, and the workers look at them
-            store.find_checkpoint(paths.checkpoints, lambda checkpoint: None)
-        else:
+        if paths.store.shared:
             store.find_checkpoint(paths.checkpoints)
+        else:  # the manifests are here; the files are not, and the workers look at them
+            store.find_checkpoint(paths.checkpoints, lambda checkpoint: None)
     except CheckpointError as error:
         return [Problem("--resume", str(error))]
     return []
@@ -203,7 +159,7 @@ def open_run(paths: RunPaths, overwrite: bool) -> Iterator[RunRecord]:
     Not every shared file system carries it from host to host; between hosts there is a lease besides.
     """
     paths.run.mkdir(parents=True, exist_ok=True)
-    where = shown(paths.run)
+    where = paths.address
     with paths.lock.open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -214,10 +170,8 @@ def open_run(paths: RunPaths, overwrite: bool) -> Iterator[RunRecord]:
         with held(paths.lease):
             _clean(paths)
             if overwrite:
-                delete_run(paths)
-                for entry in paths.run.iterdir():
-                    if entry not in (paths.lock, paths.lease):
-                        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+                kept = (paths.lock.name, paths.lease.name)
+                paths.store.delete_tree(paths.run, first=paths.record.name, keep=kept)
             yield RunRecord(paths)
 
 

@@ -20,8 +20,7 @@ from raytrain_nlp.host.scratch import scratch_folder
 from raytrain_nlp.paths import TRIAL, RunPaths, SweepPaths, cache_dir, read_json
 from raytrain_nlp.run.origin import from_origin, origin_of
 from raytrain_nlp.run.sync import bring_run
-from raytrain_nlp.storage.local_copy import fetch, fetch_tree
-from raytrain_nlp.storage.locations import in_use, is_remote, local_folder, remote_of, shown
+from raytrain_nlp.storage import open_storage, shown, storage_of
 from raytrain_nlp.storage.names import what_is_wrong
 
 _WEIGHTLESS = ("config.json", "adapter_config.json", "generation_config.json")
@@ -93,8 +92,7 @@ def find_run(folder: str | Path) -> Run:
                 )
             )
         path = sweep.trial(best).run
-        if remote_of(path):
-            bring_run(RunPaths(path.parent, path.name))
+        bring_run(RunPaths(path.parent, path.name))
     paths = RunPaths(path.parent, path.name)
     record = read_json(paths.record)
     if not isinstance(record, dict) or not isinstance(record.get("job"), dict):
@@ -114,7 +112,7 @@ def find_run(folder: str | Path) -> Run:
             "name": path.name,
         }
     )
-    fetch_tree(paths.model, lambda name: "tokenizer" in name or name in _WEIGHTLESS)
+    paths.store.fetch_tree(paths.model, lambda name: "tokenizer" in name or name in _WEIGHTLESS)
     labels = record.get("labels") or (record.get("result") or {}).get("labels") or []
     trial = (path.parent.parent / sweep.record.name).exists()
     storage = (path.parent.parent.parent if trial else paths.storage).resolve()
@@ -133,7 +131,7 @@ def find_weights(run: Run, which: str | int | None) -> Weights:
             a step.
     """
     if which is None:
-        fetch_tree(run.paths.model)
+        run.paths.store.fetch_tree(run.paths.model)
     if (
         which is None
         and (run.paths.model / "config.json").exists()
@@ -185,11 +183,12 @@ def find_weights(run: Run, which: str | int | None) -> Weights:
 
 def at_hand(folder: str | Path) -> Path:
     """The folder of a run; of one in object storage a copy of its small files, which this process keeps to its end."""
-    if not is_remote(folder):
+    if open_storage(folder).shared:
         return Path(os.path.abspath(Path(folder).expanduser()))  # Ray, workers and nodes have other current directories
     kept = contextlib.ExitStack()
-    path = local_folder(folder, kept.enter_context(scratch_folder()))
-    kept.enter_context(in_use(path))
+    storage = open_storage(folder, kept.enter_context(scratch_folder()))
+    path = storage.root
+    kept.enter_context(storage.in_use())
     atexit.register(kept.close)
     bring_run(RunPaths(path.parent, path.name))
     return path
@@ -206,18 +205,18 @@ def _find_tokenizer(named: object, paths: RunPaths, storage: Path) -> Path | Non
         else [cache_dir(root, "tokenizers") / name for root in dict.fromkeys((storage, paths.storage.resolve()))]
     )
     for folder in caches:
-        fetch_tree(folder)
+        storage_of(folder).fetch_tree(folder)
     return next((folder for folder in (*caches, paths.model) if (folder / "tokenizer_config.json").exists()), None)
 
 
 def _damage(checkpoint: store.Checkpoint) -> str | None:
-    fetch_tree(checkpoint.path)
+    storage_of(checkpoint.path).fetch_tree(checkpoint.path)
     return store.damage(checkpoint)
 
 
 def _best_step(newest: store.Checkpoint) -> int | None:
     try:
-        fetch(newest.path / "trainer_state.json")
+        storage_of(newest.path).fetch(newest.path / "trainer_state.json")
         step = json.loads((newest.path / "trainer_state.json").read_text(encoding="utf-8")).get("best_global_step")
     except (OSError, ValueError, AttributeError):
         return None

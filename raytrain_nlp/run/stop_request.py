@@ -8,13 +8,12 @@ import contextlib
 
 from raytrain_nlp.errors import InputError
 from raytrain_nlp.paths import RunPaths, read_json, write_json
-from raytrain_nlp.storage.local_copy import delete, push
 
 
 def ask_to_move(paths: RunPaths, reason: str, then_end: bool = False) -> None:
     """Have all ranks commit a checkpoint and end. The driver then starts others that go on from it, or ends with it."""
     write_json(paths.move, {"reason": reason, "then": "end" if then_end else "move"})
-    push(paths.move)
+    paths.store.push(paths.move)
 
 
 def ends_after_checkpoint(paths: RunPaths) -> bool:
@@ -26,5 +25,4 @@ def ends_after_checkpoint(paths: RunPaths) -> bool:
 
 def forget(paths: RunPaths) -> None:
     """What an earlier driver has asked for."""
-    paths.move.unlink(missing_ok=True)
-    delete([paths.move])
+    paths.store.delete([paths.move])

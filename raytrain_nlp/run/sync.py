@@ -18,8 +18,7 @@ from pathlib import Path
 
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.paths import TRIAL, RunPaths, SweepPaths, read_json
-from raytrain_nlp.storage import local_copy, locations
-from raytrain_nlp.storage.bucket import PATIENCE_S
+from raytrain_nlp.storage.objects import PATIENCE_S
 from raytrain_nlp.storage.uploader import Courier, Outbox
 from raytrain_nlp.tracking.events import EventLog, read_events
 
@@ -32,16 +31,16 @@ _LARGE = ("checkpoints", "model", "ray")
 @contextlib.contextmanager
 def arrived(paths: RunPaths) -> Iterator[None]:
     """While inside this node has the small files of a run as the storage has them. Nothing to do for a folder."""
-    if locations.remote_of(paths.run) is None:
+    if paths.store.shared:
         yield
         return
-    with locations.in_use(paths.run):
+    with paths.store.in_use():
         paths.run.mkdir(parents=True, exist_ok=True)
         with paths.lock.open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:  # its driver on this node works with these files
-                what = f"another driver is writing the run ({locations.shown(paths.run)})"
+                what = f"another driver is writing the run ({paths.address})"
                 raise InputError(Problem("name", what, "Wait for it, or stop it.")) from None
             bring_run(paths)
         yield
@@ -49,14 +48,16 @@ def arrived(paths: RunPaths) -> Iterator[None]:
 
 def bring_run(paths: RunPaths) -> None:
     """The small files of a run, in the state of the storage; what an earlier driver has left here is older, or was
-    never sent.
+    never sent. Nothing to do for a folder.
     """
+    if paths.store.shared:
+        return
     for path in paths.run.glob("*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         elif path != paths.lock:
             path.unlink(missing_ok=True)
-    local_copy.fetch_tree(paths.run, _is_small, again=True)
+    paths.store.fetch_tree(paths.run, _is_small, again=True)
 
 
 def _is_small(name: str) -> bool:
@@ -73,7 +74,7 @@ def carried(paths: RunPaths, warn: Callable[[str], None], tracked: bool = True) 
     Args:
         tracked: how far the tracker is, is this run's affair; that of a trial is its sweep's.
     """
-    if locations.remote_of(paths.run) is None:
+    if paths.store.shared:
         yield lambda: None
         return
     carrier = _Carrier(paths, tracked)
@@ -84,7 +85,7 @@ def carried(paths: RunPaths, warn: Callable[[str], None], tracked: bool = True) 
 
 class _Carrier:
     def __init__(self, paths: RunPaths, tracked: bool):
-        self._paths, self._outbox, self._tracked = paths, Outbox(), tracked
+        self._paths, self._outbox, self._tracked = paths, Outbox(paths.store), tracked
         self._joined = {
             name: offset
             for event, _ in read_events(paths.events)
@@ -111,7 +112,7 @@ class _Carrier:
 
     def tidy(self) -> None:
         """All that the workers sent has been joined."""
-        local_copy.delete_tree(self._paths.worker_events)
+        self._paths.store.delete_tree(self._paths.worker_events)
 
     def _pull(self) -> None:
         """What workers on other nodes have sent."""
@@ -119,14 +120,14 @@ class _Carrier:
         elsewhere = False
         if isinstance(self._paths, SweepPaths):  # its trials have drivers, which run on this node
             return
-        for name, size in local_copy.list_tree(folder).items():
+        for name, size in self._paths.store.list_tree(folder).items():
             file = folder / name
             if not file.exists() or file.stat().st_size < size:
-                local_copy.refetch(file)
+                self._paths.store.refetch(file)
                 elsewhere = True
         if elsewhere:
-            local_copy.refetch(self._paths.progress)
-            local_copy.refetch(self._paths.failure)
+            self._paths.store.refetch(self._paths.progress)
+            self._paths.store.refetch(self._paths.failure)
 
     def _join(self) -> None:
         log = None
@@ -170,7 +171,7 @@ class _Carrier:
         copy = source.with_name(".mlflow.db.copy")
         with contextlib.closing(sqlite3.connect(source)) as live, contextlib.closing(sqlite3.connect(copy)) as still:
             live.backup(still)
-        local_copy.push(copy, to=source)
+        self._paths.store.push(copy, to=source)
         copy.unlink()
         self._database, self._next_database = state, time.monotonic() + _DATABASE_S
         return True
@@ -179,13 +180,8 @@ class _Carrier:
         copy = path.with_name(f".{path.name}.copy")
         if not copy.exists() or copy.read_bytes() != content:
             copy.write_bytes(content)
-            local_copy.push(copy, patience, to=path)
+            self._paths.store.push(copy, patience, to=path)
 
 
 def _database_of(paths: RunPaths) -> Path:
     return paths.run / "mlflow.db"
-
-
-def delete_run(paths: RunPaths) -> None:
-    """What the storage has of a run, its record first and its lease not at all."""
-    local_copy.delete_tree(paths.run, first=paths.record.name, keep=paths.lease.name)

@@ -32,9 +32,12 @@ def temporary_name(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
+def replacing(path: Path, mode: str = "w", durable: bool = True, **options: Any) -> Iterator[IO[Any]]:
     """A new file, open for writing, that takes the place of `path` at the end and is on disk then. Where the block
     raises, `path` stays as it was.
+
+    Args:
+        durable: False for what is written again in a moment: after a loss of power the file may then be empty.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
@@ -42,8 +45,9 @@ def replacing(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
     try:
         with open(temporary, mode.replace("w", "x"), **{**text, **options}) as file:  # exclusive: no link is followed
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -179,6 +183,14 @@ def recover_folder(target: Path) -> None:
         fsync_dir(target.parent)
     for path in aside:
         remove(path)
+
+
+def remove_whole(path: Path) -> None:
+    """Remove a folder so that a kill half-way leaves nothing that is half there: its name goes first."""
+    if os.path.lexists(path):
+        aside = path.with_name(f".deleted-{path.name[:_LONGEST]}-{uuid.uuid4().hex[:8]}")
+        path.rename(aside)
+        remove(aside)
 
 
 def remove(path: Path) -> None:

@@ -1,201 +1,222 @@
-"""The objects of a bucket (`s3://`, `gs://`): files up and down. What fails for a moment is tried again, with growing
-pauses.
+"""A storage path that is a bucket, or a part of one (`s3://BUCKET/KEY`): objects, of which each node has copies of what
+it needs.
+
+    s3://BUCKET/KEY  <->  TMPDIR/raytrain-nlp-storage-UID/s3/BUCKET/KEY
+
+The place says what it is a copy of, so that a path may be handed from node to node like one of a shared folder.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import os
-import random
-import threading
-import time
+import re
+import shutil
+import tempfile
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from raytrain_nlp.errors import StorageError
-from raytrain_nlp.storage.responses import is_final, is_there, knows_no_conditions
+from raytrain_nlp.errors import Problem, StorageError
+from raytrain_nlp.storage import atomic
+from raytrain_nlp.storage.base import Storage, Wanted, everything
+from raytrain_nlp.storage.names import below
+from raytrain_nlp.storage.objects import SCHEMES, Objects
 
-SCHEMES = {"s3": "s3fs", "gs": "gcsfs"}
-"""Kinds of object storage, with the package that fsspec needs for each."""
-PATIENCE_S = 300.0
-"""How long a request is tried again."""
-_FIRST_PAUSE_S, _MAX_PAUSE_S = 0.5, 15.0
-_BULK = 1_000
-_IN_PARTS = 50 * 2**20
-"""Files from this size on may travel in parts, in bytes."""
-_PART_ATTEMPTS = 5
-"""A part is tried again by itself: of a thousand parts one always fails."""
-_READ_TIMEOUT_S, _CONNECT_TIMEOUT_S = 60, 10
 T = TypeVar("T")
+_PROBE_S = 20.0
+_AT_ONCE = 8
+"""Files that are on their way together."""
+_MARK = "raytrain-nlp-storage-"
+_PLACE = re.compile(rf"^(?P<root>.*/{_MARK}\d+)/(?P<scheme>{'|'.join(SCHEMES)})/(?P<bucket>[^/]+)(?:/.*)?$")
 
 
-class Objects:
-    """All objects of one bucket, by their keys.
+@dataclass(frozen=True)
+class Bucket(Storage):
+    """Nothing is copied by itself: `fetch` brings what is not here, `push` sends what was made here."""
 
-    Args:
-        url: `SCHEME://BUCKET`.
+    root: Path
+    top: Path
+    """Where the copy of the whole bucket lies."""
+    url: str
+    """`SCHEME://BUCKET`."""
+    shared = False
+    poll_s = 5.0
 
-    Methods raise `FileNotFoundError` where there is no such object, `StorageError` where the storage refuses, or has
-    failed for `patience` seconds.
-    """
-
-    def __init__(self, url: str):
-        self.url = url
-        self._scheme, _, self._bucket = url.partition("://")
-        self._conditions: bool | None = None
-
-    def put(self, file: Path, key: str, patience: float = PATIENCE_S) -> None:
-        """The content of a file as an object."""
-        attempts = _PART_ATTEMPTS if file.stat().st_size >= _IN_PARTS else 1
-        self._try(lambda fs: fs.put_file(str(file), self._path(key)), f"write {key}", patience, attempts)
-
-    def put_bytes(self, content: bytes, key: str, patience: float = PATIENCE_S) -> None:
-        self._try(lambda fs: fs.pipe_file(self._path(key), content), f"write {key}", patience)
-
-    def create(self, content: bytes, key: str, patience: float = PATIENCE_S) -> bool:
-        """An object, where there is none of this key: did this call make it? Of several that try, one does
-        (`If-None-Match: *`, or generation 0).
-
-        Where the storage `has_conditions`; elsewhere what is there is written over, and the answer is True.
+    @classmethod
+    def at(cls, address: str, base: Path | None = None) -> Bucket:
+        """The bucket, or the part of one, that an address names; its copies lie below `base`, or where all share
+        them.
         """
-        tries = 0
+        scheme, _, rest = address.partition("://")
+        bucket, _, key = rest.strip("/").partition("/")
+        top = (base or Path(tempfile.gettempdir()).resolve()) / f"{_MARK}{os.getuid()}" / scheme / bucket
+        return cls(top / key, top, f"{scheme}://{bucket}")
 
-        def put(fs: Any) -> bool:
-            nonlocal tries
-            tries += 1
-            try:
-                fs.pipe_file(self._path(key), content, **({"mode": "create"} if conditions else {}))
-            except Exception as error:
-                if is_there(error):
-                    return False
-                raise
-            return True
+    @classmethod
+    def of_copy(cls, path: Path) -> Bucket | None:
+        """The bucket of which a path is a copy, or None."""
+        if (found := _PLACE.match(str(path))) is None:
+            return None
+        top = Path(found["root"], found["scheme"], found["bucket"])
+        return cls(path, top, f"{found['scheme']}://{found['bucket']}")
 
-        conditions = self.has_conditions(patience)
-        made = self._try(put, f"write {key}", patience)
-        return made or (
-            tries > 1 and self.get_bytes(key, patience) == content
-        )  # the answer to an earlier try may have been lost
+    def address_of(self, path: Path) -> str:
+        return "/".join(filter(None, (self.url, self._key(path))))
 
-    def has_conditions(self, patience: float = PATIENCE_S) -> bool:
-        """Does the storage refuse to make an object that is there? Not every server that speaks S3 looks at the
-        condition; asked once.
-        """
-        if self._conditions is None:
-            probe = self._path(f".raytrain-nlp-{uuid.uuid4().hex}")
-            try:
-                self._try(lambda fs: fs.pipe_file(probe, b"", mode="overwrite"), "write a probe", patience)
-                self._try(lambda fs: fs.pipe_file(probe, b"", mode="create"), "write a probe", patience)
-                self._conditions = False
-            except StorageError as error:
-                self._conditions = is_there(error)
-                if not self._conditions and not knows_no_conditions(error.__cause__):
-                    self._conditions = None
-                    raise
-            finally:
-                with contextlib.suppress(FileNotFoundError, StorageError):
-                    self._try(lambda fs: fs.rm_file(probe), "delete a probe", patience)
-        return self._conditions
-
-    def get(self, key: str, file: Path, patience: float = PATIENCE_S) -> None:
-        """An object as a file, of which nothing is to be seen before it is whole."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Who leaves last removes the copies; what a killed process left, goes with them."""
+        root = self.top.parent.parent
+        self.top.mkdir(parents=True, exist_ok=True)
+        if root.lstat().st_uid != os.getuid():
+            raise StorageError(f"{root} belongs to another user. Set TMPDIR to a folder of your own.")
+        name = f".{self.top.parent.name}.{self.top.name}.lock"
+        lock = os.open(root / name, os.O_CREAT | os.O_RDWR, 0o600)
+        lost = False
         try:
-            self._try(lambda fs: fs.get_file(self._path(key), str(temporary)), f"read {key}", patience)
-            os.replace(temporary, file)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            self.top.mkdir(parents=True, exist_ok=True)  # who left last may have removed it this moment
+            yield
+        except StorageError:
+            lost = True  # what could not be sent is here alone
+            raise
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another still needs them
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not lost:
+                    shutil.rmtree(self.top, ignore_errors=True)
+            os.close(lock)
 
-    def get_bytes(self, key: str, patience: float = PATIENCE_S) -> bytes:
-        return self._try(lambda fs: fs.cat_file(self._path(key)), f"read {key}", patience)
+    def check(self) -> list[Problem]:
+        address, package = self.address_of(self.root), SCHEMES[self.url.partition("://")[0]]
+        if find_spec(package) is None:
+            what = f"needs the package {package} ({address})"
+            return [Problem("storage_path", what, f"pip install {package}, here and on the nodes.")]
+        probe = self.root / f".raytrain-nlp-{uuid.uuid4().hex[:8]}"
+        try:
+            self.write(probe, "", _PROBE_S)
+            self.delete([probe])
+        except (FileNotFoundError, StorageError) as error:
+            what = f"cannot be written ({address}: {error})"
+            return [Problem("storage_path", what, "Check bucket, keys and network.")]
+        return []
 
-    def find(self, prefix: str = "", patience: float = PATIENCE_S) -> dict[str, int]:
-        """Keys below a prefix (a folder, without the last slash), with their sizes in bytes."""
+    def fetch(self, path: Path) -> bool:
+        return path.exists() or self._get(path)
 
-        def look(fs: Any) -> dict[str, Any]:
-            fs.invalidate_cache()
-            return fs.find(self._path(prefix), detail=True)
+    def refetch(self, path: Path, patience: float | None = None) -> bool:
+        if not self._get(path, patience):
+            path.unlink(missing_ok=True)
+            return False
+        return True
 
-        found = self._try(look, f"list {prefix}", patience)
-        cut = len(self._bucket) + 1
-        return {
-            path[cut:]: int(info.get("size") or 0)
-            for path, info in found.items()
-            if path[cut:] and not path.endswith("/")
-        }
+    def fetch_tree(self, folder: Path, wanted: Wanted = everything, again: bool = False) -> None:
+        """Nothing has been copied where it raises `UnsafeName`."""
+        key, missing = self._key(folder), []
+        for name, size in self._objects.find(key).items():
+            inner = name[len(key) + 1 :]
+            if wanted(inner):
+                path = below(folder, inner)
+                if again or not _has_size(path, size):
+                    missing.append((name, path))
+        _all(lambda item: self._objects.get(*item), missing)
 
-    def modified(self, key: str) -> float:
-        """When an object was written, by the clock of the storage: seconds since the epoch."""
+    def list_tree(self, folder: Path) -> dict[str, int]:
+        key = self._key(folder)
+        sizes = {name[len(key) + 1 :]: size for name, size in self._objects.find(key).items()}
+        for name in sizes:
+            below(folder, name)
+        return sizes
 
-        def look(fs: Any) -> Any:
-            fs.invalidate_cache()
-            return fs.modified(self._path(key))
+    def modified(self, path: Path) -> float:
+        return self._objects.modified(self._key(path))
 
-        return self._try(look, f"read {key}").timestamp()
+    def push(self, path: Path, patience: float | None = None, to: Path | None = None) -> None:
+        self._objects.put(path, self._key(to or path), **_patience(patience))
 
-    def delete(self, keys: Iterable[str], patience: float = PATIENCE_S) -> None:
-        """Delete objects, up to a thousand with one request; one that is gone already is no error."""
-        paths = [self._path(key) for key in keys]
-        for start in range(0, len(paths), _BULK):
-            some = paths[start : start + _BULK]
-            with contextlib.suppress(FileNotFoundError):
-                self._try(functools.partial(_remove, paths=some), f"delete {some[0]}", patience)
+    def push_all(self, paths: Iterable[Path]) -> None:
+        """Several at a time."""
+        _all(self.push, list(paths))
 
-    def _path(self, key: str) -> str:
-        return f"{self._bucket}/{key}" if key else self._bucket
+    def push_tree(self, folder: Path, last: str = "", again: bool = False) -> None:
+        if not folder.is_dir():
+            return
+        key = self._key(folder)
+        there = {} if again else self._objects.find(key)
+        files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
+        new = [path for path in files if there.get(f"{key}/{path.relative_to(folder)}") != path.stat().st_size]
+        self.push_all(path for path in new if path != folder / last)
+        self.push_all(path for path in new if path == folder / last)
 
-    def _try(self, action: Callable[[Any], T], what: str, patience: float = PATIENCE_S, attempts: int = 1) -> T:
-        end, pause = time.monotonic() + patience, _FIRST_PAUSE_S
-        while True:
-            try:
-                return action(_filesystem(self._scheme, os.getpid(), attempts))
-            except FileNotFoundError:
-                raise
-            except Exception as error:
-                if is_final(error) or time.monotonic() + pause > end:
-                    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-                    raise StorageError(f"{self.url} cannot {what}: {type(error).__name__}: {reason}") from error
-            time.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(pause * 2, _MAX_PAUSE_S)
+    def write(self, path: Path, content: str, patience: float | None = None) -> None:
+        self._objects.put_bytes(content.encode(), self._key(path), **_patience(patience))
+
+    def create(self, path: Path, content: str, patience: float | None = None) -> bool:
+        return self._objects.create(content.encode(), self._key(path), **_patience(patience))
+
+    def has_conditions(self) -> bool:
+        return self._objects.has_conditions()
+
+    def delete(self, paths: Iterable[Path]) -> None:
+        found = list(paths)
+        for path in found:
+            path.unlink(missing_ok=True)
+        self._objects.delete(self._key(path) for path in found)
+
+    def delete_tree(self, folder: Path, first: str = "", keep: Iterable[str] = ()) -> None:
+        """Here keys are never paths: what no copy may have (`a//b`, `../x`) goes, too."""
+        key, kept = self._key(folder), {*keep}
+        keys = list(self._objects.find(key))
+        if first and (vouching := f"{key}/{first}") in keys:
+            self._objects.delete([vouching])
+        self._objects.delete(name for name in keys if name[len(key) + 1 :] not in {first, *kept})
+        for path in folder.iterdir() if kept and folder.is_dir() else ():
+            if path.name not in kept:
+                atomic.remove(path)
+        if not kept:
+            atomic.remove(folder)
+
+    @property
+    def _objects(self) -> Objects:
+        return objects_of(self.url)
+
+    def _key(self, path: Path) -> str:
+        key = os.path.relpath(path, self.top)
+        return "" if key == "." else key
+
+    def _get(self, path: Path, patience: float | None = None) -> bool:
+        try:
+            self._objects.get(self._key(path), path, **_patience(patience))
+        except FileNotFoundError:
+            return False
+        return True
 
 
-def _remove(fs: Any, paths: list[str]) -> None:
-    """`rm` takes `*`, `?` and `[` in a name for patterns, and deletes what they match."""
-    if any(char in path for path in paths for char in "*?["):
-        for path in paths:
-            with contextlib.suppress(FileNotFoundError):
-                fs.rm_file(path)
-    else:
-        fs.rm(paths)
+@functools.lru_cache(maxsize=8)
+def objects_of(url: str) -> Objects:
+    """The client of a bucket, one a process."""
+    return Objects(url)
 
 
-_making = threading.Lock()
+def _patience(seconds: float | None) -> dict[str, float]:
+    return {} if seconds is None else {"patience": seconds}
 
 
-def _filesystem(scheme: str, pid: int, attempts: int) -> Any:
-    with _making:
-        return _make_filesystem(scheme, pid, attempts)
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False
 
 
-@functools.lru_cache(maxsize=4)
-def _make_filesystem(scheme: str, pid: int, attempts: int) -> Any:
-    """fsspec's file system, of this process alone: a fork must not use the connections of its parent."""
-    import fsspec
-
-    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
-    if scheme == "s3":
-        retries = {"total_max_attempts": attempts, "mode": "standard"}
-        options["config_kwargs"] = {
-            "read_timeout": _READ_TIMEOUT_S,
-            "connect_timeout": _CONNECT_TIMEOUT_S,
-            "retries": retries,
-        }
-    filesystem = fsspec.filesystem(scheme, **options)
-    if scheme == "s3":
-        # s3fs's own; botocore tries a request again, and `Objects` the whole, for as long as its caller has patience
-        filesystem.retries = 1
-    return filesystem
+def _all(action: Callable[[T], None], items: list[T]) -> None:
+    if items:
+        with ThreadPoolExecutor(min(_AT_ONCE, len(items)), thread_name_prefix="copy") as pool:
+            list(pool.map(action, items))

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from raytrain_nlp.errors import StorageError
 from raytrain_nlp.host.threads import looking, reason_of
-from raytrain_nlp.storage.bucket import PATIENCE_S
-from raytrain_nlp.storage.local_copy import push
+from raytrain_nlp.storage.base import Storage
+from raytrain_nlp.storage.objects import PATIENCE_S
 
 _PATIENCE_S = 20.0
 """Of a round of the thread: the next one tries again anyway."""
@@ -74,7 +74,8 @@ class Courier:
 class Outbox:
     """Remembers which content of a file has been sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, storage: Storage):
+        self._storage = storage
         self._sent: dict[Path, tuple[int, int]] = {}
         self._next: dict[Path, float] = {}
 
@@ -88,6 +89,6 @@ class Outbox:
         now = time.monotonic()
         if self._sent.get(path) == state or (patience < PATIENCE_S and now < self._next.get(path, 0)):
             return
-        push(path, patience)
+        self._storage.push(path, patience)
         self._sent[path] = state
         self._next[path] = time.monotonic() + _SHARE * (time.monotonic() - now)

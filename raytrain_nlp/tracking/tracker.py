@@ -24,7 +24,6 @@ from urllib.parse import quote, unquote, urlsplit
 
 from raytrain_nlp.config.cluster import TrackingConfig
 from raytrain_nlp.paths import SECRETS, RunPaths, read_json, redact, write_json
-from raytrain_nlp.storage.locations import remote_of
 from raytrain_nlp.tracking.events import read_events
 
 RUN_TAG = "raytrain_nlp.run_uid"
@@ -52,13 +51,6 @@ def default_uri(storage: Path) -> str:
     )  # SQLAlchemy 2.1; before it
 
 
-def database_folder(paths: RunPaths) -> Path:
-    """Where the default database is: shared by all runs of a storage path; in object storage, which two cannot write
-    to, each has its own.
-    """
-    return paths.run if remote_of(paths.run) else paths.storage
-
-
 class Tracker:
     """One MLflow run for one run of ours, through every restart.
 
@@ -79,7 +71,7 @@ class Tracker:
         warn: Callable[[str], None],
     ):
         self._paths, self._config, self._params, self._job_text, self._warn = paths, config, params, job_text, warn
-        self.uri = config.tracking_uri or default_uri(database_folder(paths))
+        self.uri = config.tracking_uri or default_uri(paths.database_folder)
         state = read_json(paths.tracking) or {}
         self._state: dict[str, Any] = {
             "run_uid": uuid.uuid4().hex,
@@ -269,7 +261,7 @@ class Tracker:
             return experiment.experiment_id
         # only our own database needs to be told where artifacts go: its default is the current directory
         artifacts = (
-            None if self._config.tracking_uri else (database_folder(self._paths).resolve() / "mlartifacts").as_uri()
+            None if self._config.tracking_uri else (self._paths.database_folder.resolve() / "mlartifacts").as_uri()
         )
         try:
             return client.create_experiment(name, artifact_location=artifacts)

@@ -15,7 +15,7 @@ from typing import Any
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.errors import CheckpointError
 from raytrain_nlp.paths import RunPaths
-from raytrain_nlp.storage.atomic import fsync_dir, fsync_tree
+from raytrain_nlp.storage.atomic import fsync_dir, fsync_tree, remove_whole
 from raytrain_nlp.storage.names import below, part
 
 _GIVEN = "donated"
@@ -49,7 +49,7 @@ def donate(paths: RunPaths, step: int, training_iteration: int) -> Pointer:
     if not target.exists():
         given.mkdir(exist_ok=True)
         _link(found[-1], target)
-        store.apply_retention(given, _KEPT, set())
+        store.apply_retention(paths.store, given, _KEPT, set())
     return Pointer(paths.run.name, str(target), found[-1].manifest.step, training_iteration)
 
 
@@ -57,7 +57,7 @@ def apply_pointer(pointer: Pointer, paths: RunPaths, note: Callable[[str], None]
     """Make the pointed-to checkpoint the newest of this trial. Raises `CheckpointError` where it is not intact."""
     for checkpoint in store.list_checkpoints(paths.checkpoints):
         if checkpoint.manifest.step > pointer.step:
-            store.retire(checkpoint.path)
+            remove_whole(checkpoint.path)
     if not pointer.folder or (
         pointer.trial == paths.run.name and (paths.checkpoints / Path(pointer.folder).name).exists()
     ):
@@ -70,7 +70,7 @@ def apply_pointer(pointer: Pointer, paths: RunPaths, note: Callable[[str], None]
     paths.checkpoints.mkdir(parents=True, exist_ok=True)
     target = paths.checkpoints / donor.path.name
     if target.exists():
-        store.retire(target)
+        remove_whole(target)
     _link(donor, target)
     note(f"goes on from step {donor.manifest.step} of {pointer.trial}.")
 

@@ -16,7 +16,7 @@ from raytrain_nlp.config.sweep import Sweep
 from raytrain_nlp.paths import SweepPaths, redact
 from raytrain_nlp.run.record import flatten
 from raytrain_nlp.tracking.events import EventLog
-from raytrain_nlp.tracking.tracker import Tracker, database_folder, default_uri
+from raytrain_nlp.tracking.tracker import Tracker, default_uri
 from raytrain_nlp.tuning.trial_records import FAILED, RUNNING, Book, TrialRecord
 from raytrain_nlp.verbs.train import run_params
 
@@ -100,7 +100,7 @@ class Tree:
             "raytrain_nlp.trial": str(record.number),
             **{f"searched.{key}": str(value) for key, value in record.params.items()},
         }
-        update = {"tracking_uri": self._config.tracking_uri or default_uri(database_folder(self._paths)), "tags": tags}
+        update = {"tracking_uri": self._config.tracking_uri or default_uri(self._paths.database_folder), "tags": tags}
         params = {**run_params(job), **record.params, "name": f"{self._paths.run.name}/{record.name}"}
         return Tracker(paths, self._config.model_copy(update=update), params, _dump(public_values(job)), self._warn)
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from raytrain_nlp.config.sweep import Sweep
 from raytrain_nlp.errors import Problem, RaytrainNlpError
 from raytrain_nlp.paths import SweepPaths
-from raytrain_nlp.tracking.tracker import database_folder
 from raytrain_nlp.tuning.trial_records import TrialRecord
 
 
@@ -45,7 +44,7 @@ def register_best(plan: Sweep, paths: SweepPaths, best: TrialRecord, warn: Calla
             )
             return register_model(
                 plan.job.tracking,
-                database_folder(paths),
+                paths.database_folder,
                 best.mlflow_run_id,
                 folder / "model",
                 plan.job.task.type,

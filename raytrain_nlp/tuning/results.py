@@ -14,7 +14,6 @@ from raytrain_nlp.config.sweep import Sweep
 from raytrain_nlp.config.sweep.search_space import tie
 from raytrain_nlp.paths import SweepPaths
 from raytrain_nlp.storage.atomic import replace_folder, replacing
-from raytrain_nlp.storage.local_copy import fetch_tree
 from raytrain_nlp.tuning.trial_records import FAILED, FINISHED, STOPPED, Book, TrialRecord
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ def write_best(sweep: Sweep, paths: SweepPaths, best: TrialRecord) -> None:
     head = f"# Trial {best.number} of the sweep {sweep.config.name}: {sweep.config.metric} {best.value(sweep.config.metric):.6g}.\n"  # noqa: E501
     with replacing(paths.best) as file:
         file.write(head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-    fetch_tree(paths.trial(best.number).model)
+    paths.store.fetch_tree(paths.trial(best.number).model)
     source, staging = paths.trial(best.number), paths.run / f".model-{uuid.uuid4().hex[:8]}"
     shutil.copytree(source.model, staging)
     replace_folder(staging, paths.model)

@@ -16,8 +16,7 @@ from raytrain_nlp.host.signals import at_once, stoppable
 from raytrain_nlp.paths import SweepPaths, read_json
 from raytrain_nlp.run.record import RunRecord, check_storage, open_run
 from raytrain_nlp.run.sync import arrived, carried
-from raytrain_nlp.storage.local_copy import push_tree
-from raytrain_nlp.storage.locations import is_remote, local_folder, shown
+from raytrain_nlp.storage import open_storage, shown
 from raytrain_nlp.tuning.concurrency import plan_concurrency, plan_local
 from raytrain_nlp.tuning.observer import SweepObserver
 from raytrain_nlp.tuning.registration import check_registration, register_best
@@ -63,9 +62,9 @@ def sweep(
     """
     observer = observer or SweepObserver()
     plan = load_sweep(job, overrides)
-    paths = SweepPaths(local_folder(plan.job.storage_path), plan.config.name)
+    paths = SweepPaths(open_storage(plan.job.storage_path), plan.config.name)
     problems = check_storage(plan.job) + check_registration(plan) + check_scheduler(plan)
-    if problems and is_remote(plan.job.storage_path):
+    if problems and not paths.store.shared:
         raise InputError(problems)
     with arrived(paths):
         plan, found = settle_sweep(plan, read_json(paths.record) if resume else None)
@@ -153,7 +152,7 @@ def _run(
     rows = table_of(plan, book)
     write_table(rows, paths)  # now with the ids of the MLflow runs
     result = SweepResult(
-        sweep_dir=shown(paths.run),
+        sweep_dir=paths.address,
         best_trial=best.number,
         best_params=best.params,
         best_metrics=best.metrics,
@@ -179,7 +178,7 @@ def _leave(
     artifacts = [paths.table]
     if best:
         write_best(plan, paths, best)
-        push_tree(paths.model, again=True)
+        paths.store.push_tree(paths.model, again=True)
         artifacts.append(paths.best)
     try:
         artifacts += write_plots(plan.config, book, study.study, paths.plots)

@@ -13,8 +13,8 @@ from raytrain_nlp.config.sweep import Sweep, load_sweep
 from raytrain_nlp.errors import Problem
 from raytrain_nlp.paths import SweepPaths, read_json, redact
 from raytrain_nlp.run.record import RunRecord, is_of_a_start
+from raytrain_nlp.storage import open_storage
 from raytrain_nlp.storage.atomic import replacing
-from raytrain_nlp.storage.locations import is_remote, shown
 
 _PRECISION = ("training.bf16", "training.fp16")
 # What a resumed sweep may not change: its trials would no longer be of one kind.
@@ -31,7 +31,7 @@ def settle_sweep(plan: Sweep, record: Any) -> tuple[Sweep, Settled]:
 
 
 def check_scheduler(plan: Sweep) -> list[Problem]:
-    if not plan.pauses or not is_remote(plan.job.storage_path):
+    if not plan.pauses or open_storage(plan.job.storage_path).shared:
         return []
     what = (
         f"{plan.config.scheduler.type} passes checkpoints from trial to trial, which needs a storage_path that is a "
@@ -74,9 +74,7 @@ def check_name(plan: Sweep, paths: SweepPaths, resume: bool, overwrite: bool) ->
             ]
         if paths.run.exists() and not all(is_of_a_start(path, paths) for path in paths.run.iterdir()):
             return [
-                Problem(
-                    "name", f"the folder exists and is no sweep of ours ({shown(paths.run)})", "Choose another name."
-                )
+                Problem("name", f"the folder exists and is no sweep of ours ({paths.address})", "Choose another name.")
             ]
         return []
     if not resume:

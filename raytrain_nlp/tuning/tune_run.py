@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from raytrain_nlp.config.sweep import Sweep
 from raytrain_nlp.paths import SweepPaths, read_json
-from raytrain_nlp.storage.locations import remote_of
 from raytrain_nlp.tuning.observer import SweepObserver
 from raytrain_nlp.tuning.trial_records import RUNNING, Book, TrialRecord
 from raytrain_nlp.tuning.tune_environment import quiet_tune, tune_environment
@@ -115,7 +114,7 @@ def _trial_resource(paths: SweepPaths) -> str:
     """
     import ray
 
-    return f"node:{ray.util.get_node_ip_address()}" if remote_of(paths.run) else _HEAD
+    return _HEAD if paths.store.shared else f"node:{ray.util.get_node_ip_address()}"
 
 
 def _population(points: list[dict[str, Any]]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 import uuid
 from collections.abc import Callable
@@ -17,7 +16,6 @@ from raytrain_nlp.data.plan import split_batch
 from raytrain_nlp.data.split import Split, SplitSpec
 from raytrain_nlp.paths import RunPaths
 from raytrain_nlp.run.observer import Observer
-from raytrain_nlp.storage.local_copy import delete_tree
 from raytrain_nlp.tracking.events import read_events
 from raytrain_nlp.verbs.train import run_resolved
 
@@ -96,8 +94,7 @@ def calibrate(job: TrainJob, resolved: Resolved, steps: int, price: float | None
         run_resolved(short, replace(resolved, spec=spec), paths, observer, tracked=False)
         events = [event for event, _ in read_events(paths.events)]
     finally:
-        shutil.rmtree(paths.storage, ignore_errors=True)
-        delete_tree(paths.storage)
+        paths.store.delete_tree(paths.storage)
     return _read(events, job, resolved, started, eval_steps, price)
 
 

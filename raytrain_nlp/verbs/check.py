@@ -24,7 +24,7 @@ from raytrain_nlp.host.signals import stoppable
 from raytrain_nlp.memory.available import parse_bytes, process_measured
 from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.run.record import check_storage
-from raytrain_nlp.storage.locations import in_use, local_folder
+from raytrain_nlp.storage import open_storage
 
 if TYPE_CHECKING:
     from raytrain_nlp.memory.planner import MemoryPlan
@@ -156,9 +156,10 @@ def check(
     from raytrain_nlp.planning.inputs import find_job_files
     from raytrain_nlp.verbs.train import prepare
 
-    storage = local_folder(job.storage_path)
+    opened = open_storage(job.storage_path)
+    storage = opened.root
     observer.stage("looking at the data")
-    with in_use(storage), hidden_gpus(job.workers.use_gpu), process_measured(job, storage) as find_base:
+    with opened.in_use(), hidden_gpus(job.workers.use_gpu), process_measured(job, storage) as find_base:
         files = find_job_files(job, storage, trains=calibrate)
         about = sum(file.size for file in files.train), worker_memory, observer
         if not calibrate:

@@ -23,8 +23,7 @@ from urllib.parse import urlsplit
 from raytrain_nlp.errors import StorageError
 from raytrain_nlp.host.processes import python_command
 from raytrain_nlp.paths import redact
-from raytrain_nlp.storage.local_copy import delete, push
-from raytrain_nlp.storage.locations import is_remote, local_folder
+from raytrain_nlp.storage import open_storage
 
 _PROBE_BYTES = 64 << 20
 _OBJECT_BYTES = 16 << 20
@@ -213,7 +212,7 @@ def _ray() -> Finding:
 
 def _storage(storage_path: str) -> Finding:
     """Write and read a file, as a checkpoint would be."""
-    if is_remote(storage_path):
+    if not open_storage(storage_path).shared:
         return _bucket(storage_path)
     folder = Path(storage_path).expanduser()
     existing = next((path for path in [folder, *folder.resolve().parents] if path.is_dir()), Path("."))
@@ -248,12 +247,13 @@ def _bucket(storage_path: str) -> Finding:
     with tempfile.TemporaryDirectory() as folder:
         block = Path(folder) / "block"
         block.write_bytes(os.urandom(_OBJECT_BYTES))
-        probe = local_folder(storage_path) / f".raytrain-nlp-{uuid.uuid4().hex[:8]}"
+        storage = open_storage(storage_path)
+        probe = storage.root / f".raytrain-nlp-{uuid.uuid4().hex[:8]}"
         try:
             started = time.perf_counter()
-            push(block, _TIMEOUT_S, to=probe)
+            storage.push(block, _TIMEOUT_S, to=probe)
             seconds = time.perf_counter() - started
-            delete([probe])
+            storage.delete([probe])
         except (ImportError, FileNotFoundError, StorageError) as error:
             return Finding("storage", False, f"{storage_path} cannot be written: {error}", todo)
     return Finding(
@@ -266,7 +266,8 @@ def _bucket(storage_path: str) -> Finding:
 
 def _tracker(uri: str | None, storage: str) -> Finding:
     if uri is None:
-        where = "in the folder of each run" if is_remote(storage) else f"below {Path(storage).expanduser()}"
+        shared = open_storage(storage).shared
+        where = f"below {Path(storage).expanduser()}" if shared else "in the folder of each run"
         return Finding("tracker", True, f"SQLite {where} (tracking.tracking_uri is not set)")
     shown, parts = redact(uri), urlsplit(uri)
     if parts.scheme not in ("http", "https"):

@@ -25,8 +25,6 @@ from raytrain_nlp.launch.parallel_map import map_on_cluster
 from raytrain_nlp.paths import RunPaths, cache_dir, write_json
 from raytrain_nlp.run.observer import Observer, followed
 from raytrain_nlp.run.saved_run import Run, Weights, find_run, find_weights
-from raytrain_nlp.storage.local_copy import delete_tree, fetch, push, push_tree
-from raytrain_nlp.storage.locations import remote_of, shown
 
 _TODO = " Run it again."
 
@@ -94,7 +92,7 @@ def evaluate(
         with connect_ahead(job, verbose, say=observer.stage) as connection:
             spec, bad, quarantine = _resolve(found, job, weights, paths, connection, observer, scores is not None)
             connection()
-            push_tree(paths.run / "weights", again=True)
+            paths.store.push_tree(paths.run / "weights", again=True)
             from raytrain_nlp.worker.scoring import SCORES, run_scoring
 
             with followed(paths, observer):
@@ -103,16 +101,16 @@ def evaluate(
             raise outcome["error"]
         if scores is not None:
             Path(scores).expanduser().parent.mkdir(parents=True, exist_ok=True)
-            fetch(paths.run / SCORES)
-            shutil.move(paths.run / SCORES, Path(scores).expanduser())
+            paths.store.fetch(paths.run / SCORES)
+            shutil.copyfile(paths.run / SCORES, Path(scores).expanduser())
+            paths.store.delete([paths.run / SCORES])
     finally:
-        shutil.rmtree(paths.run / "weights", ignore_errors=True)
-        if remote_of(paths.run):
-            delete_tree(paths.run)
+        paths.store.delete_tree(paths.run / "weights")
+        paths.store.delete_tree(paths.worker_events)
         shutil.rmtree(paths.ray, ignore_errors=True)
     metrics = outcome["result"]["metrics"]
     result = EvaluateResult(
-        run_dir=shown(found.paths.run),
+        run_dir=found.paths.address,
         weights=weights.name,
         metrics=metrics,
         rows=int(metrics["eval_samples"]),
@@ -123,7 +121,7 @@ def evaluate(
         quarantine=quarantine,
     )
     write_json(paths.run / "evaluation.json", {"data": job.data.validation, **result.to_dict()})
-    push(paths.run / "evaluation.json")
+    paths.store.push(paths.run / "evaluation.json")
     return result
 
 
@@ -224,7 +222,7 @@ def _resolve(
     rows_file, unseen = find_known_rows(store, run.labels, job.data.max_bad_rows)
     rows = min(store.num_rows - len(unseen), job.data.max_validation_rows or store.num_rows)
     validation = build_split(job, store, rows_file, build_context(tokenizer, run.labels, facts), "validation", rows)
-    push_tree(store.folder, last=MANIFEST)
+    run.paths.store.push_tree(store.folder, last=MANIFEST)
     for note in cut_notes("validation", store.manifest, facts):
         observer.warn(note)
     folder = weights.folder

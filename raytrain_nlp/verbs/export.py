@@ -15,7 +15,6 @@ from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.run.saved_run import Run, Weights, find_run, find_weights
 from raytrain_nlp.storage.atomic import replace_folder
-from raytrain_nlp.storage.locations import is_remote
 from raytrain_nlp.tracking.registry import PIPELINES, check_registrable, register_model
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def export(
     observer = observer or Observer()
     found, target = find_run(run), Path(output).expanduser().resolve()
     problems = _check_output(target, overwrite, found)
-    if register and is_remote(run) and not found.job.tracking.tracking_uri:
+    if register and not found.paths.store.shared and not found.job.tracking.tracking_uri:
         problems.append(
             Problem(
                 "--register",

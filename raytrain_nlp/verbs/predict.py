@@ -24,7 +24,6 @@ from raytrain_nlp.host.signals import stoppable
 from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.run.saved_run import Run, Weights, find_run, find_weights
 from raytrain_nlp.storage.atomic import temporary_folder
-from raytrain_nlp.storage.local_copy import delete_tree, push_tree
 from raytrain_nlp.verbs.prediction_parts import find_parts, put_together, what_parts_hold
 
 if TYPE_CHECKING:
@@ -140,7 +139,7 @@ def _scratch(run: Run, weights: Weights) -> Iterator[Path]:
         try:
             yield folder
         finally:
-            delete_tree(folder)
+            run.paths.store.delete_tree(folder)
 
 
 def _job_of(run: Run, overrides: Iterable[str]) -> TrainJob:
@@ -208,7 +207,7 @@ def _spec(
     if weights.checkpoint:
         folder = scratch / "model"
         write_weights(run, weights, folder, None, False, observer.stage)
-        push_tree(scratch, again=True)
+        run.paths.store.push_tree(scratch, again=True)
     preprocess = (
         UserObject(job.trainer.preprocess, "trainer.preprocess", run.code_folder) if job.trainer.preprocess else None
     )

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from raytrain_nlp.config import TrainJob, public_values
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.run.saved_run import Run, Weights
-from raytrain_nlp.storage.locations import remote_of
 
 if TYPE_CHECKING:
     from raytrain_nlp.data.reading.sources import SourceFile
@@ -39,7 +38,7 @@ def what_parts_hold(
         and UserObject(job.trainer.preprocess, "trainer.preprocess", run.code_folder).fingerprint()
     )
     return {
-        "run": remote_of(run.paths.run) or str(run.paths.run.resolve()),
+        "run": run.paths.store.address_of(run.paths.run.resolve()),
         "weights": weights.name,
         "content": _digest(weights),
         "input": fingerprint_files(files),

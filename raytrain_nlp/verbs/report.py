@@ -20,7 +20,7 @@ from raytrain_nlp.reporting.curves import Curve, draw_curves
 from raytrain_nlp.reporting.history import History, read_history
 from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.run.saved_run import Run, at_hand, find_run
-from raytrain_nlp.storage.locations import is_remote
+from raytrain_nlp.storage import open_storage
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1d2530; background: #fff; max-width: 68rem; margin: 2rem auto; padding: 0 1.2rem }
@@ -67,9 +67,9 @@ def report(
     page = (
         Path(output).expanduser()
         if output is not None
-        else Path("report.html")
-        if is_remote(asked[0])
         else folders[0] / "report.html"
+        if open_storage(asked[0]).shared
+        else Path("report.html")
     )
     observer.stage("drawing")
     curves = draw_curves(names, histories)

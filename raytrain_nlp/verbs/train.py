@@ -26,9 +26,8 @@ from raytrain_nlp.run.observer import Observer, followed
 from raytrain_nlp.run.record import RunRecord, check_data, check_name, check_storage, flatten, open_run
 from raytrain_nlp.run.stop_request import forget
 from raytrain_nlp.run.sync import arrived, carried
+from raytrain_nlp.storage import open_storage, shown
 from raytrain_nlp.storage.atomic import replacing
-from raytrain_nlp.storage.local_copy import delete
-from raytrain_nlp.storage.locations import is_remote, local_folder, shown
 from raytrain_nlp.tracking.events import EventLog, read_events
 from raytrain_nlp.tracking.mirrors import Mirror
 from raytrain_nlp.tracking.tracker import Tracker
@@ -102,9 +101,9 @@ def train(
     """
     observer = observer or Observer()
     job = load_job(job, overrides)
-    paths = RunPaths(local_folder(job.storage_path), job.name)
+    paths = RunPaths(open_storage(job.storage_path), job.name)
     problems = check_storage(job)
-    if problems and is_remote(job.storage_path):
+    if problems and not paths.store.shared:
         raise InputError(problems)
     with arrived(paths):
         found = settled(job, read_json(paths.record) if resume else None)
@@ -239,8 +238,7 @@ def _run(
     EventLog(paths.events).write(
         "log", step=0, metrics=flatten({f"data/{key}": value for key, value in resolved.counts().items()})
     )
-    paths.failure.unlink(missing_ok=True)
-    delete([paths.failure])
+    paths.store.delete([paths.failure])
     forget(paths)
     load_libraries()  # while no other thread imports anything
     with _Tracking(job, paths, record, job_text, tracked, observer) as tracking:
@@ -259,7 +257,7 @@ def _run(
             raise KeyboardInterrupt
     restarts = sum(event["kind"] in ("start", "resume") for event, _ in read_events(paths.events)) - 1
     result = TrainResult(
-        run_dir=shown(paths.run),
+        run_dir=paths.address,
         mlflow_run_id=tracking.run_id,
         model_dir=shown(paths.model),
         labels=spec.labels,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from transformers import TrainerCallback
 
 from raytrain_nlp.distributed.device import device_figures
 from raytrain_nlp.modeling.rank_symmetry import SharedDraws, forget_gradients
+from raytrain_nlp.storage.atomic import replacing
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.worker.progress import CLOCK
 
@@ -113,6 +113,5 @@ class ClockCallback(TrainerCallback):
 
 
 def _write_progress(path: Path, progress: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(progress))
-    os.replace(temporary, path)
+    with replacing(path, durable=False) as file:
+        json.dump(progress, file)

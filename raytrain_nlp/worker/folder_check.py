@@ -10,7 +10,6 @@ import time
 from raytrain_nlp.distributed.collectives import gather_objects
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.paths import RunPaths, read_json
-from raytrain_nlp.storage.local_copy import refetch
 from raytrain_nlp.worker.spec import WorkerSpec
 
 _LAG_S = 10.0
@@ -30,7 +29,7 @@ def sees_record(spec: WorkerSpec, paths: RunPaths) -> bool:
     """Is the record here that this driver wrote, and not none or that of another time?"""
     end = time.monotonic() + _LAG_S
     while spec.driver:
-        refetch(paths.record)
+        paths.store.refetch(paths.record)
         if (read_json(paths.record) or {}).get("drivers") == spec.driver:
             return True
         if time.monotonic() > end:

@@ -18,8 +18,7 @@ from raytrain_nlp.errors import InputError, NonFiniteLossError, RunError
 from raytrain_nlp.failures import Failure, find_failure
 from raytrain_nlp.host.scratch import scratch_folder
 from raytrain_nlp.paths import RunPaths, read_json, write_json
-from raytrain_nlp.storage.local_copy import push
-from raytrain_nlp.storage.locations import shown
+from raytrain_nlp.storage import shown
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.worker.logs import rank_log
 from raytrain_nlp.worker.progress import CLOCK
@@ -92,7 +91,7 @@ def _tell(failure: Failure, paths: RunPaths, rank: int) -> None:
     write_json(
         paths.failure, {"error": failure.error, "again": again, "ranks": {**told.get("ranks", {}), str(rank): mine}}
     )
-    push(paths.failure)
+    paths.store.push(paths.failure)
 
 
 def _set_threads() -> None:

@@ -28,7 +28,7 @@ from raytrain_nlp.data.reading.sources import Piece
 from raytrain_nlp.distributed.device import settle_device
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.failures import told_plainly
-from raytrain_nlp.storage.local_copy import fetch_tree
+from raytrain_nlp.storage import storage_of
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import CollateContext, Columns, Lengths
 from raytrain_nlp.tasks.truncation import FULL
@@ -102,7 +102,7 @@ class Predictor:
         self._device = "cuda" if job.workers.use_gpu else "cpu"
         for folder in (spec.weights, job.model.name_or_path):
             if folder:
-                fetch_tree(Path(folder))
+                storage_of(folder).fetch_tree(Path(folder))
         self._model = (
             load_trained(Path(spec.weights), job.model, self._task, spec.labels, self._tokenizer)
             .to(self._device)

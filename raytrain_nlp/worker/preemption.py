@@ -18,12 +18,8 @@ from raytrain_nlp.errors import StorageError
 from raytrain_nlp.host.threads import looking
 from raytrain_nlp.paths import RunPaths, read_json
 from raytrain_nlp.run.stop_request import ends_after_checkpoint, forget
-from raytrain_nlp.storage.local_copy import refetch
-from raytrain_nlp.storage.locations import remote_of
 from raytrain_nlp.tracking.events import EventLog
 
-_POLL_S = 1.0
-_REMOTE_POLL_S = 5.0
 """A question to object storage costs a request."""
 
 
@@ -48,11 +44,10 @@ def noticed(paths: RunPaths, events: EventLog, rank: int) -> Iterator[Callable[[
             tell(f"{reason}: a checkpoint is committed, and the run {then}.")
         return given.is_set()
 
-    every_s = _POLL_S if remote_of(paths.run) is None else _REMOTE_POLL_S
     with looking(
         "notice",
         look,
-        every_s,
+        paths.store.poll_s,
         lambda reason: tell(f"notice to leave is not heard for now ({reason}); it is tried again."),
         join_s=0,
     ):
@@ -67,7 +62,7 @@ def _node_id() -> str | None:
 
 def _asked(paths: RunPaths) -> str | None:
     with contextlib.suppress(StorageError):  # one that does not answer now may do so a second later
-        refetch(paths.move, patience=1)
+        paths.store.refetch(paths.move, patience=1)
     return (read_json(paths.move) or {}).get("reason")
 
 

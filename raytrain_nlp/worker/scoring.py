@@ -13,8 +13,8 @@ from typing import Any
 from raytrain_nlp.config import TrainJob, load_job
 from raytrain_nlp.data.split import Split, SplitSpec
 from raytrain_nlp.paths import RunPaths
+from raytrain_nlp.storage import storage_of
 from raytrain_nlp.storage.atomic import replacing
-from raytrain_nlp.storage.local_copy import fetch_tree, push
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.worker.loop import run_guarded
 
@@ -49,7 +49,7 @@ def _score(spec: ScoringSpec, paths: RunPaths, scratch: str) -> dict[str, Any]:
     rank = int(os.environ["RANK"])
     for folder in (spec.weights, (spec.job.get("model") or {}).get("name_or_path")):
         if folder:
-            fetch_tree(Path(folder))
+            storage_of(folder).fetch_tree(Path(folder))
     EventLog(paths.events if rank == 0 else None).write(
         "start", step=0, world_size=int(os.environ["WORLD_SIZE"]), pids=[os.getpid()]
     )
@@ -64,7 +64,7 @@ def _score(spec: ScoringSpec, paths: RunPaths, scratch: str) -> dict[str, Any]:
             Split(spec.validation),
             task.score_rows(predictions, truth, spec.labels, trainer.processing_class),
         )
-        push(paths.run / SCORES)
+        paths.store.push(paths.run / SCORES)
     return {"metrics": metrics, "report": task.build_report(predictions, truth, spec.labels)}
 
 

@@ -23,7 +23,6 @@ from typing import Any
 from raytrain_nlp.compat.deepspeed import UPDATE_FUNCTION
 from raytrain_nlp.failures import Place
 from raytrain_nlp.paths import RunPaths, read_json, write_json
-from raytrain_nlp.storage.local_copy import push, refetch
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.worker.progress import CLOCK
 
@@ -59,10 +58,10 @@ def watched(model: Any, paths: RunPaths, events: EventLog, rank: int, world_size
                     told, step = CLOCK.step, CLOCK.step + 1
                     mine = folder / f"rank-{rank}.json"
                     write_json(mine, {"step": step, "where": _where(frames, names)})
-                    push(mine)
+                    paths.store.push(mine)
                     if rank == 0 and not over.wait(_JOIN_S):
                         places = [
-                            refetch(path) and read_json(path)
+                            paths.store.refetch(path) and read_json(path)
                             for path in (folder / f"rank-{number}.json" for number in range(world_size))
                         ]
                         events.write("notice", text=_line(step, elapsed, CLOCK.median, places))

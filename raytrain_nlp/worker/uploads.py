@@ -11,7 +11,6 @@ from pathlib import Path
 
 from raytrain_nlp.errors import StorageError
 from raytrain_nlp.paths import RunPaths
-from raytrain_nlp.storage import local_copy, locations
 from raytrain_nlp.storage.uploader import Courier, Outbox
 from raytrain_nlp.tracking.events import EventLog
 
@@ -23,12 +22,12 @@ def event_log(paths: RunPaths, driver: int, rank: int) -> Iterator[tuple[EventLo
 
     In object storage each start of the first rank has an object of its own, which grows; the driver joins them.
     """
-    if rank or locations.remote_of(paths.run) is None:
+    if rank or paths.store.shared:
         yield EventLog(None if rank else paths.events), lambda: None
         return
     paths.worker_events.mkdir(parents=True, exist_ok=True)
     file = paths.worker_events / f"{driver:04d}-{time.time_ns()}.jsonl"
-    events, outbox = EventLog(file), Outbox()
+    events, outbox = EventLog(file), Outbox(paths.store)
 
     def carry(patience: float) -> None:
         for path in (file, paths.progress, *(paths.base_model.glob("*") if paths.base_model.exists() else ())):
@@ -43,20 +42,20 @@ def errors_of_before(paths: RunPaths, rank: int) -> Iterator[None]:
     """While inside this node keeps copies of the run; at first of what ranks before this one said of their end, at last
     its log is sent.
     """
-    with locations.in_use(paths.run):
-        if locations.remote_of(paths.run):
+    with paths.store.in_use():
+        if not paths.store.shared:
             for file in (paths.failure, paths.feed_error, paths.logs / f"rank-{rank}.log"):
-                local_copy.refetch(file)
+                paths.store.refetch(file)
         try:
             yield
         finally:
             with contextlib.suppress(StorageError, FileNotFoundError):
-                local_copy.push(paths.logs / f"rank-{rank}.log", patience=20)
+                paths.store.push(paths.logs / f"rank-{rank}.log", patience=20)
 
 
 def send_results(paths: RunPaths, *more: Path) -> None:
     """The model and what lies beside it."""
-    local_copy.push_tree(paths.model, again=True)
+    paths.store.push_tree(paths.model, again=True)
     for path in more:
         if path.exists():
-            local_copy.push(path)
+            paths.store.push(path)

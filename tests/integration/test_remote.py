@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 from object_store import ObjectStore
+from storage_steps import keeps_its_promises
 
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.checkpoint.commit import Commits, build_commits
 from raytrain_nlp.errors import InputError, StorageError
 from raytrain_nlp.run.lease import held
-from raytrain_nlp.storage import bucket as objects_of
-from raytrain_nlp.storage import local_copy, locations
-from raytrain_nlp.storage.bucket import Objects
+from raytrain_nlp.storage import objects as objects_of
+from raytrain_nlp.storage import open_storage, shown, storage_of
+from raytrain_nlp.storage.objects import Objects
 
 
 @pytest.fixture
@@ -24,14 +25,15 @@ def place(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     """The local place of a folder in the bucket, on a node of its own."""
     for name, value in object_store.environment.items():
         monkeypatch.setenv(name, value)
-    return locations.local_folder(f"s3://bucket/{tmp_path.name}", tmp_path)
+    return open_storage(f"s3://bucket/{tmp_path.name}", tmp_path).root
 
 
 def test_a_place_tells_its_address(tmp_path: Path) -> None:
-    place = locations.local_folder("s3://bucket/a/b/", tmp_path)
-    assert locations.remote_of(place / "c.json") == "s3://bucket/a/b/c.json"
-    assert locations.remote_of(tmp_path) is None and locations.local_folder(str(tmp_path)) == tmp_path
-    assert locations.shown(place) == "s3://bucket/a/b" and locations.shown(tmp_path) == str(tmp_path)
+    place = open_storage("s3://bucket/a/b/", tmp_path).root
+    assert shown(place / "c.json") == "s3://bucket/a/b/c.json"
+    assert not storage_of(place).shared and storage_of(tmp_path).shared
+    assert open_storage(str(tmp_path)).root == tmp_path
+    assert shown(place) == "s3://bucket/a/b" and shown(tmp_path) == str(tmp_path)
 
 
 def test_second_driver_on_another_host_is_refused(
@@ -41,7 +43,7 @@ def test_second_driver_on_another_host_is_refused(
     with held(lease):
         monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
         with (
-            pytest.raises(InputError, match=f"another driver is writing the run .* {locations.shown(place)}"),
+            pytest.raises(InputError, match=f"another driver is writing the run .* {shown(place)}"),
             held(lease),
         ):
             pass
@@ -58,10 +60,10 @@ def test_writes_that_fail_are_tried_again_and_told_in_the_end(
     object_store.behave(failing=0.5)
     before = object_store.requests()["failed"]
     for number in range(8):
-        local_copy.push(file, to=place / str(number))
+        storage_of(place).push(file, to=place / str(number))
     object_store.behave(failing=1.0)
     with pytest.raises(StorageError, match="s3://bucket cannot write"):
-        local_copy.push(file, patience=1, to=place / "never")
+        storage_of(place).push(file, patience=1, to=place / "never")
     object_store.behave()
     assert object_store.requests()["failed"] > before
     assert set(object_store.objects("bucket", f"{place.name}/").values()) == {b"content"}
@@ -73,30 +75,34 @@ def test_a_large_file_travels_in_parts_that_fail(place: Path, object_store: Obje
     (tmp_path / "large").write_bytes(content)
     object_store.behave(failing=0.5)
     before = object_store.requests()
-    local_copy.push(tmp_path / "large", to=place / "large")
+    storage_of(place).push(tmp_path / "large", to=place / "large")
     object_store.behave()
     made = {key: value - before[key] for key, value in object_store.requests().items()}
     assert made["failed"] and made["all"] - made["failed"] >= 5
-    local_copy.fetch(place / "large")
+    storage_of(place).fetch(place / "large")
     assert (place / "large").read_bytes() == content
-    local_copy.delete([place / "large"])
+    storage_of(place).delete([place / "large"])
 
 
 def test_trees_travel_whole_and_only_what_is_missing(place: Path, object_store: ObjectStore, tmp_path: Path) -> None:
     for name in ("a", "b/c", "manifest.json"):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_text(name)
-    local_copy.push_tree(place, last="manifest.json")
+    storage_of(place).push_tree(place, last="manifest.json")
     requests = object_store.requests()["all"]
-    local_copy.push_tree(place, last="manifest.json")
+    storage_of(place).push_tree(place, last="manifest.json")
     assert object_store.requests()["all"] == requests + 1  # it looks, and sends nothing
-    other = locations.local_folder(locations.shown(place), tmp_path / "other")
-    local_copy.fetch_tree(other)
+    other = open_storage(shown(place), tmp_path / "other").root
+    storage_of(other).fetch_tree(other)
     assert {str(path.relative_to(other)): path.read_text() for path in other.rglob("*") if path.is_file()} == {
         name: name for name in ("a", "b/c", "manifest.json")
     }
-    local_copy.delete_tree(place, first="manifest.json")
-    assert not local_copy.list_tree(place) and not local_copy.refetch(other / "a") and not (other / "a").exists()
+    storage_of(place).delete_tree(place, first="manifest.json")
+    assert (
+        not storage_of(place).list_tree(place)
+        and not storage_of(other).refetch(other / "a")
+        and not (other / "a").exists()
+    )
 
 
 OF_ALL = ["latest", "scheduler.state", "trainer_state.json"]
@@ -130,8 +136,8 @@ def test_a_node_copies_what_its_ranks_read(place: Path, tmp_path: Path, monkeypa
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(path.name)
     store.commit(place, staging, store.Manifest(5, 12, 3, "data", {}, store.describe_files(staging, paths)))
-    local_copy.push_tree(place)
-    other = locations.local_folder(locations.shown(place), tmp_path / "other")
+    storage_of(place).push_tree(place)
+    other = open_storage(shown(place), tmp_path / "other").root
     mine = {*OF_ALL, *(name.format(1) for name in OF_EACH)}
     found = commits_of(other, monkeypatch, 1, 12).find(pytest.fail)
     assert found.path == other / "checkpoint-5" and copies(found.path) == mine
@@ -139,7 +145,7 @@ def test_a_node_copies_what_its_ranks_read(place: Path, tmp_path: Path, monkeypa
     assert (
         commits_of(other, monkeypatch, 1, 12).damage(found) is None and (found.path / "latest").read_text() == "latest"
     )
-    local_copy.write_marker(found.path / "rng-1.state", "RNG-1")
+    storage_of(found.path).write(found.path / "rng-1.state", "RNG-1")
     (found.path / "rng-1.state").unlink()
     assert commits_of(other, monkeypatch, 1, 12).damage(found) == "rng-1.state has 5 bytes instead of 11"
     assert commits_of(other, monkeypatch, 0, 12).damage(found) is None
@@ -147,13 +153,13 @@ def test_a_node_copies_what_its_ranks_read(place: Path, tmp_path: Path, monkeypa
 
 
 def test_who_leaves_last_removes_the_copies(place: Path) -> None:
-    with locations.in_use(place):
-        with locations.in_use(place):
+    with storage_of(place).in_use():
+        with storage_of(place).in_use():
             place.mkdir(parents=True)
             (place / "copy").touch()
         assert (place / "copy").exists()
     assert not place.exists()
-    with pytest.raises(StorageError), locations.in_use(place):
+    with pytest.raises(StorageError), storage_of(place).in_use():
         place.mkdir(parents=True)
         (place / "unsent").touch()
         raise StorageError("the storage is away")
@@ -161,13 +167,13 @@ def test_who_leaves_last_removes_the_copies(place: Path) -> None:
 
 
 def test_a_file_that_could_not_be_read_leaves_nothing(place: Path, object_store: ObjectStore) -> None:
-    assert not local_copy.fetch(place / "nothing") and not place.exists() or not any(place.iterdir())
+    assert not storage_of(place).fetch(place / "nothing") and not place.exists() or not any(place.iterdir())
 
 
 def test_an_object_is_made_once(place: Path, object_store: ObjectStore) -> None:
     """Also where the answer to the request that made it is lost, and the next try finds it there."""
     objects = Objects("s3://bucket")
-    assert objects.has_conditions() and local_copy.has_conditions(place)
+    assert objects.has_conditions() and storage_of(place).has_conditions()
     assert objects.create(b"first", f"{place.name}/a") and not objects.create(b"second", f"{place.name}/a")
     object_store.behave(failing=0.5)
     for number in range(8):
@@ -198,9 +204,9 @@ def test_keys_of_others_are_never_paths_here(place: Path, object_store: ObjectSt
     found = object_store.objects("bucket", f"{place.name}/")
     assert key in found, "the server has made another name of it"
     with pytest.raises(StorageError, match="a name in it"):
-        local_copy.fetch_tree(place)
+        storage_of(place).fetch_tree(place)
     assert not place.exists() and not (place.parent / "escaped").exists()
-    local_copy.delete_tree(place)
+    storage_of(place).delete_tree(place)
     assert not object_store.objects("bucket", f"{place.name}/") and objects.find(place.name) == {}
 
 
@@ -224,14 +230,27 @@ def test_objects_that_stand_for_folders_and_odd_names(place: Path, object_store:
             Key=f"{place.name}/{name}",
             Body=b"" if name.endswith("/") or name == "empty" else name.encode(),
         )
-    local_copy.fetch_tree(place)
+    storage_of(place).fetch_tree(place)
     assert {
         str(path.relative_to(place)): path.read_bytes().decode() for path in place.rglob("*") if path.is_file()
     } == {
         **{name: name for name in ("sub/a", "sub/*", "sub/a?", "sub/[a]", "sub/ä 😀", "sub/%41", "sub/a+b")},
         "empty": "",
     }
-    local_copy.delete([place / "sub" / "*"])  # a name, not a pattern
-    assert {*local_copy.list_tree(place)} == {"sub/a", "sub/a?", "sub/[a]", "sub/ä 😀", "sub/%41", "sub/a+b", "empty"}
-    local_copy.delete_tree(place)
-    assert local_copy.list_tree(place) == {}
+    storage_of(place).delete([place / "sub" / "*"])  # a name, not a pattern
+    assert {*storage_of(place).list_tree(place)} == {
+        "sub/a",
+        "sub/a?",
+        "sub/[a]",
+        "sub/ä 😀",
+        "sub/%41",
+        "sub/a+b",
+        "empty",
+    }
+    storage_of(place).delete_tree(place)
+    assert storage_of(place).list_tree(place) == {}
+
+
+def test_a_real_bucket_keeps_the_promises_of_a_storage(place: Path, tmp_path: Path) -> None:
+    """The same steps as a folder and the fake bucket of the unit tests."""
+    keeps_its_promises(storage_of(place), open_storage(shown(place), tmp_path / "other"))

@@ -13,7 +13,7 @@ from object_store import ObjectStore
 from support import tiny_job, write_rows
 
 import raytrain_nlp
-from raytrain_nlp.storage.locations import local_folder
+from raytrain_nlp.storage import open_storage
 
 URL = "s3://bucket/plain"
 
@@ -48,7 +48,7 @@ def test_same_bits_as_in_a_folder(
     assert [event["step"] for event in events if event["kind"] == "resume"] == [4] and again.tokenized_rows == 0
     assert any("checkpoint-8 is damaged" in event["text"] for event in events if event["kind"] == "notice")
     assert objects["plain/stored/model/model.safetensors"] == weights
-    assert not [path for path in local_folder(URL).rglob("*") if path.is_file()]
+    assert not [path for path in open_storage(URL).root.rglob("*") if path.is_file()]
 
 
 def _interrupt(store: ObjectStore, objects: dict[str, bytes]) -> None:

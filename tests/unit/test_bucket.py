@@ -16,8 +16,8 @@ from botocore.exceptions import ClientError, NoCredentialsError
 from fsspec.implementations.memory import MemoryFileSystem
 
 from raytrain_nlp.errors import StorageError
-from raytrain_nlp.storage import bucket
-from raytrain_nlp.storage.bucket import Objects
+from raytrain_nlp.storage import objects as bucket
+from raytrain_nlp.storage.objects import Objects
 from raytrain_nlp.storage.responses import is_final, is_there, knows_no_conditions
 
 

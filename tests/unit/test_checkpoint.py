@@ -16,6 +16,7 @@ import torch
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.checkpoint.state import load_state, save_state
 from raytrain_nlp.errors import CheckpointError
+from raytrain_nlp.storage import storage_of
 
 
 def test_a_state_tree_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -144,8 +145,8 @@ def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> No
 def test_retention_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     for step in (5, 10, 15, 20):
         make(tmp_path, step)
-    store.apply_retention(tmp_path, None, set())
+    store.apply_retention(storage_of(tmp_path), tmp_path, None, set())
     assert len(store.list_checkpoints(tmp_path)) == 4
-    store.apply_retention(tmp_path, 1, {10})
+    store.apply_retention(storage_of(tmp_path), tmp_path, 1, {10})
     assert [found.manifest.step for found in store.list_checkpoints(tmp_path)] == [10, 20]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-20"]

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_bucket import FakeObjects, use_fake_bucket
 
 from raytrain_nlp.data.shards import LENGTHS, MANIFEST, TokenStore, write_shard
 from raytrain_nlp.errors import CheckpointError, InputError, StorageError
 from raytrain_nlp.paths import RunPaths, SweepPaths, cache_dir, write_json
+from raytrain_nlp.run.record import open_run
 from raytrain_nlp.run.saved_run import find_run
-from raytrain_nlp.run.sync import bring_run, delete_run
-from raytrain_nlp.storage import local_copy
-from raytrain_nlp.storage.locations import local_folder
+from raytrain_nlp.run.sync import bring_run
+from raytrain_nlp.storage import open_storage, storage_of
 from raytrain_nlp.storage.names import UnsafeName, below, part, what_is_wrong
 from raytrain_nlp.tuning.inherit import Pointer, apply_pointer
 from raytrain_nlp.tuning.trial_records import Book
@@ -81,27 +82,9 @@ def test_links_may_lead_about_in_the_folder_and_not_out_of_it(tmp_path: Path) ->
             below(root, name)
 
 
-class Bucket:
-    """Objects by their keys; whatever the keys are."""
-
-    def __init__(self, keys: list[str]):
-        self.keys, self.read, self.deleted = keys, [], []
-
-    def find(self, prefix: str = "", patience: float = 0) -> dict[str, int]:
-        return {key: 4 for key in self.keys if key.startswith(f"{prefix}/")}
-
-    def get(self, key: str, file: Path, patience: float = 0) -> None:
-        self.read.append(key)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(b"evil")
-
-    def delete(self, keys: object, patience: float = 0) -> None:
-        self.deleted += keys
-
-
-def bucket_with(monkeypatch: pytest.MonkeyPatch, *keys: str) -> Bucket:
-    bucket = Bucket(list(keys))
-    monkeypatch.setattr(local_copy, "_objects", lambda url: bucket)
+def bucket_with(monkeypatch: pytest.MonkeyPatch, *keys: str) -> FakeObjects:
+    bucket = use_fake_bucket(monkeypatch)
+    bucket.objects = {key: (b"evil", 0.0) for key in keys}
     return bucket
 
 
@@ -113,32 +96,34 @@ def bucket_with(monkeypatch: pytest.MonkeyPatch, *keys: str) -> Bucket:
 def test_a_key_never_becomes_a_file_outside_of_the_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    folder = local_folder("s3://bucket/runs", tmp_path) / "run"
+    folder = open_storage("s3://bucket/runs", tmp_path).root / "run"
     bucket = bucket_with(monkeypatch, "runs/run/run.json", f"runs/run/{name}")
-    for look in (local_copy.fetch_tree, local_copy.list_tree, lambda path: bring_run(RunPaths(path.parent, path.name))):
+    storage = storage_of(folder)
+    for look in (storage.fetch_tree, storage.list_tree, lambda path: bring_run(RunPaths(path.parent, path.name))):
         with pytest.raises(StorageError, match="a name in it"):
             look(folder)
     assert not bucket.read and not [path for path in tmp_path.rglob("*") if path.is_file()]
-    delete_run(RunPaths(folder.parent, folder.name))  # --overwrite: by their keys, which no path can stand for
-    assert sorted(bucket.deleted) == sorted(bucket.keys)
+    storage.delete_tree(folder, first="run.json")  # --overwrite: by their keys, which no path can stand for
+    assert len(bucket.deleted) == 2 and not bucket.objects
 
 
 def test_a_key_goes_through_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = local_folder("s3://bucket/runs", tmp_path) / "run"
+    folder = open_storage("s3://bucket/runs", tmp_path).root / "run"
     folder.mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
     (folder / "logs").symlink_to(tmp_path / "elsewhere")
     bucket_with(monkeypatch, "runs/run/logs/x")
     with pytest.raises(StorageError, match="link"):
-        local_copy.fetch_tree(folder)
+        storage_of(folder).fetch_tree(folder)
     assert not os.listdir(tmp_path / "elsewhere")
 
 
 def test_the_lease_stays_when_a_run_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = RunPaths(local_folder("s3://bucket/runs", tmp_path), "run")
+    paths = RunPaths(open_storage("s3://bucket/runs", tmp_path).root, "run")
     bucket = bucket_with(monkeypatch, "runs/run/a", "runs/run/driver.json", "runs/run/run.json")
-    delete_run(paths)
-    assert bucket.deleted == ["runs/run/run.json", "runs/run/a"]
+    with open_run(paths, overwrite=True):
+        gone = [key for key in bucket.deleted if "/." not in key]  # none of the lease's own
+        assert gone == ["runs/run/run.json", "runs/run/a"] and "runs/run/driver.json" in bucket.objects
 
 
 @pytest.mark.parametrize("file", ["../outside.arrow", "ABSOLUTE", "linked/outside.arrow", None], ids=str)

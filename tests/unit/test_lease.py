@@ -6,26 +6,23 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import threading
 import time
-import uuid
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_bucket import FakeObjects, use_fake_bucket
 
 from raytrain_nlp.config import load_job
 from raytrain_nlp.errors import InputError
 from raytrain_nlp.paths import RunPaths, read_json, write_json
 from raytrain_nlp.run import lease
 from raytrain_nlp.run.record import check_name, open_run
-from raytrain_nlp.storage import local_copy
-from raytrain_nlp.storage.locations import local_folder
+from raytrain_nlp.storage import open_storage, storage_of
 
 HOLD = "import sys, time\nfrom raytrain_nlp.run.record import open_run\nfrom raytrain_nlp.paths import RunPaths\n"
 HOLD += "with open_run(RunPaths(sys.argv[1], 'run'), False):\n    print('held', flush=True)\n    time.sleep(60)\n"
@@ -82,63 +79,17 @@ def test_who_lost_the_lease_stops_writing(tmp_path: Path) -> None:
     assert "taken over by process 7 on elsewhere" in told and path.read_text() == next_one
 
 
-class Bucket:
-    """Objects of a storage that looks at conditions, or does not; with a pause before each answer, in which others get
-    theirs.
-    """
-
-    def __init__(self, conditions: bool = True):
-        self.objects: dict[str, tuple[bytes, float]] = {}
-        self._conditions, self._one = conditions, threading.Lock()
-
-    def has_conditions(self, patience: float = 0) -> bool:
-        return self._conditions
-
-    def create(self, content: bytes, key: str, patience: float = 0) -> bool:
-        time.sleep(random.random() / 500)
-        with self._one:
-            if key in self.objects and self._conditions:
-                return False
-            self.objects[key] = content, time.time()
-            return True
-
-    def put_bytes(self, content: bytes, key: str, patience: float = 0) -> None:
-        time.sleep(random.random() / 500)
-        with self._one:
-            self.objects[key] = content, time.time()
-
-    def get(self, key: str, file: Path, patience: float = 0) -> None:
-        time.sleep(random.random() / 500)
-        content, _ = self._found(key)
-        temporary = file.with_name(f".{uuid.uuid4().hex}")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, file)
-
-    def modified(self, key: str) -> float:
-        return self._found(key)[1]
-
-    def delete(self, keys: Iterable[str], patience: float = 0) -> None:
-        for key in keys:
-            self.objects.pop(key, None)
-
-    def _found(self, key: str) -> tuple[bytes, float]:
-        if key not in self.objects:
-            raise FileNotFoundError(key)
-        return self.objects[key]
-
-
 class Place:
     """Where a lease lies, and how a test changes it: a folder, or a bucket of which each host has copies of its own."""
 
-    def __init__(self, tmp_path: Path, bucket: Bucket | None):
+    def __init__(self, tmp_path: Path, bucket: FakeObjects | None):
         self._tmp_path, self.bucket = tmp_path, bucket
 
     def of(self, host: str) -> Path:
         root = (
             self._tmp_path / "shared"
             if self.bucket is None
-            else local_folder("s3://bucket/runs", self._tmp_path / host)
+            else open_storage("s3://bucket/runs", self._tmp_path / host).root
         )
         return root / "run" / "driver.json"
 
@@ -160,8 +111,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("socket.gethostname", lambda: threading.current_thread().name)
     if request.param == "folder":
         return Place(tmp_path, None)
-    bucket = Bucket()
-    monkeypatch.setattr(local_copy, "_objects", lambda url: bucket)
+    bucket = use_fake_bucket(monkeypatch, FakeObjects(pause_s=0.002))
     return Place(tmp_path, bucket)
 
 
@@ -232,7 +182,7 @@ def test_who_died_while_following_is_followed(place: Place) -> None:
     path = place.of("here")
     right = path.with_name(f".driver.json.after-{lease._name_of(json.loads(DEAD))}")
     follower = json.dumps({"host": "also dead", "boot": "x", "pid": 8, "id": "y"})
-    local_copy.create(right, follower)
+    storage_of(right).create(right, follower)
     with pytest.raises(InputError, match="process 8 on also dead"), lease.held(path):
         pass
     if place.bucket:
@@ -283,8 +233,8 @@ def test_a_beat_that_fails_ends_neither_the_thread_nor_the_run(
 def test_a_storage_without_conditions_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bucket = Bucket(conditions=False)
-    monkeypatch.setattr(local_copy, "_objects", lambda url: bucket)
+    bucket = FakeObjects(conditions=False)
+    use_fake_bucket(monkeypatch, bucket)
     path = Place(tmp_path, bucket).of("here")
     for _ in range(2):
         with lease.held(path):

@@ -363,7 +363,7 @@ def test_the_receiver_gets_the_donors_bits_though_the_donor_retires_them(tmp_pat
     checkpoint_of(receiver, 30, 4.0)
     pointer = donate(donor, step=25, training_iteration=2)
     checkpoint_of(donor, 30, 5.0)
-    store.apply_retention(donor.checkpoints, 1, set())
+    store.apply_retention(donor.store, donor.checkpoints, 1, set())
     apply_pointer(pointer, receiver, notes.append)
     found = store.find_checkpoint(receiver.checkpoints)
     assert (pointer.step, pointer.training_iteration, found.manifest.step) == (20, 2, 20) and torch.equal(

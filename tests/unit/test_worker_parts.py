@@ -22,14 +22,17 @@ import numpy as np
 import pytest
 import ray
 import torch
+from fake_bucket import use_fake_bucket
 from support import plain_job
 
 from raytrain_nlp.config import load_job
 from raytrain_nlp.errors import InputError, StorageError
 from raytrain_nlp.paths import RunPaths
 from raytrain_nlp.run.stop_request import ask_to_move
+from raytrain_nlp.storage import open_storage
+from raytrain_nlp.storage.folder import Folder
 from raytrain_nlp.tracking.events import EventLog, read_events
-from raytrain_nlp.worker import callbacks, pool_worker, preemption, progress, scoring, uploads
+from raytrain_nlp.worker import callbacks, pool_worker, preemption, progress, scoring
 from raytrain_nlp.worker.callbacks import ClockCallback, EvalProgress, EventCallback, LayerdropCallback
 from raytrain_nlp.worker.cleanup import letting_go
 from raytrain_nlp.worker.logs import rank_log
@@ -217,7 +220,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     draining: dict[str, int] = {}
     monkeypatch.setattr(preemption, "draining_nodes", lambda tell: dict(draining))
     monkeypatch.setattr(preemption, "gather_objects", lambda node: ["a" * 56, "b" * 56, "b" * 56])
-    monkeypatch.setattr(preemption, "_POLL_S", 0.001)
+    monkeypatch.setattr(Folder, "poll_s", 0.001)
     return draining
 
 
@@ -454,38 +457,30 @@ def test_in_a_shared_folder_the_first_rank_writes_where_the_driver_reads(paths: 
 
 
 def test_in_object_storage_each_start_has_events_of_its_own_which_are_there_after_a_flush(
-    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sent: dict[Path, str] = {}
-    monkeypatch.setattr(uploads.locations, "remote_of", lambda path: "s3://bucket/run")
-    monkeypatch.setattr(
-        "raytrain_nlp.storage.uploader.push", lambda path, *_, **__: sent.update({path: path.read_text()})
-    )
+    bucket, paths = use_fake_bucket(monkeypatch), RunPaths(open_storage("s3://bucket/runs", tmp_path), "run")
     for driver in (1, 2):
         with event_log(paths, driver, 0) as (events, flush):
             events.write("notice", text=f"driver {driver}")
             paths.progress.write_text("{}")
             flush()
-            assert any(f"driver {driver}" in text for text in sent.values()) and paths.progress in sent
+            assert any(f"driver {driver}".encode() in text for text, _ in bucket.objects.values())
+            assert "runs/run/progress.json" in bucket.objects
             events.write("notice", text="the last word")
-    names = sorted(path.name for path in sent if path.parent == paths.worker_events)
-    assert [name[:5] for name in names] == ["0001-", "0002-"] and not paths.events.exists()
-    assert all(
-        text.splitlines()[-1].count("the last word")
-        for path, text in sent.items()
-        if path.parent == paths.worker_events
-    )
+    sent = {key: text for key, (text, _) in sorted(bucket.objects.items()) if "/events/" in key}
+    assert [key.rpartition("/")[2][:5] for key in sent] == ["0001-", "0002-"] and not paths.events.exists()
+    assert all(b"the last word" in text.splitlines()[-1] for text in sent.values())
 
 
-def test_a_log_that_cannot_be_sent_hides_no_error(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
-    fetched: list[str] = []
-
-    def refuse(path: Path, **_: Any) -> None:
+def test_a_log_that_cannot_be_sent_hides_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise StorageError("away")
 
-    monkeypatch.setattr(uploads.locations, "remote_of", lambda path: "s3://bucket/run")
-    monkeypatch.setattr(uploads.local_copy, "refetch", lambda path: fetched.append(path.name))
-    monkeypatch.setattr(uploads.local_copy, "push", refuse)
+    bucket, paths = use_fake_bucket(monkeypatch), RunPaths(open_storage("s3://bucket/runs", tmp_path), "run")
+    names = ("failure.json", "feed_error.json", "logs/rank-2.log")
+    bucket.objects = {f"runs/run/{name}": (b"of before", 0.0) for name in names}
+    monkeypatch.setattr(bucket, "put", refuse)
     with pytest.raises(ValueError, match="the real one"), errors_of_before(paths, 2):
         raise ValueError("the real one")
-    assert fetched == ["failure.json", "feed_error.json", "rank-2.log"]
+    assert bucket.read == [f"runs/run/{name}" for name in names]
