@@ -23,9 +23,21 @@ class Section(BaseModel):
     )
 
 
+class Contradictions(ValueError):
+    """What sections that are right by themselves do not agree on; raised by a validator of the whole."""
+
+    def __init__(self, problems: list[Problem]):
+        super().__init__("; ".join(map(str, problems)))
+        self.problems = problems
+
+
 def problems_of(error: ValidationError, model: type[BaseModel], root: str = "") -> list[Problem]:
     """Every finding of pydantic as one of our one-line problems, with the dotted key the user wrote."""
-    return [_problem(finding, model, root) for finding in error.errors(include_url=False)]
+    problems = []
+    for finding in error.errors(include_url=False):
+        cause = finding.get("ctx", {}).get("error")
+        problems += cause.problems if isinstance(cause, Contradictions) else [_problem(finding, model, root)]
+    return problems
 
 
 def _problem(finding: Any, model: type[BaseModel], root: str) -> Problem:

@@ -6,9 +6,9 @@ import importlib.util
 from fractions import Fraction
 from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from raytrain_nlp.config.base import Section
+from raytrain_nlp.config.base import Contradictions, Section
 from raytrain_nlp.config.cluster import CheckpointConfig, TrackingConfig, WorkersConfig
 from raytrain_nlp.config.data import DataConfig
 from raytrain_nlp.config.deepspeed import DeepSpeedConfig, apply_deepspeed_config
@@ -35,7 +35,9 @@ class EarlyStopping(Section):
 
 
 class TrainJob(Section):
-    """One training run."""
+    """One training run: whole, or a `ValidationError`. Built once, by the driver; workers, feeds and trials receive the
+    object, which is plain values and cannot be changed.
+    """
 
     kind: Literal["train"] = "train"
     name: str = "run"
@@ -108,7 +110,13 @@ class TrainJob(Section):
     def _micro_batches(self) -> int:
         return self.gradient_accumulation_steps * self.workers.num_workers
 
-    def check(self) -> list[Problem]:
+    @model_validator(mode="after")
+    def _agrees(self) -> TrainJob:
+        if problems := self._settle():
+            raise Contradictions(problems)
+        return self
+
+    def _settle(self) -> list[Problem]:
         """Everything that can be said of the job without looking at files, data or the cluster; resolves
         `arguments()`.
         """
@@ -135,8 +143,7 @@ class TrainJob(Section):
         if self.data.global_batch_size and "per_device_train_batch_size" not in values:
             values["per_device_train_batch_size"] = -(-self.data.global_batch_size // self._micro_batches_of(values))
         values.setdefault("per_device_train_batch_size", 8)
-        self._training.clear()
-        self._training.update(values)
+        self._training = values
         # what is said of workers that the machine will decide is looked at again when it has
         return [problem for problem in problems if not any(key in problem.what for key in self.workers.auto)]
 

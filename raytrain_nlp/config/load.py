@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from raytrain_nlp.config.base import problems_of
 from raytrain_nlp.config.job import TrainJob
+from raytrain_nlp.config.training import check_training
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.paths import redact
 
@@ -33,27 +34,27 @@ def load_job(source: JobSource, overrides: Iterable[str] = ()) -> TrainJob:
         job = TrainJob.model_validate(values)
     except ValidationError as error:
         problems += problems_of(error, TrainJob)
-        if isinstance(
-            values.get("training"), Mapping
-        ):  # unknown training keys would else be told only after the others
-            from raytrain_nlp.config.training import check_training
-
-            problems += check_training(
-                {key: value for key, value in values["training"].items() if isinstance(key, str)}
-            )[1]
+        if isinstance(values.get("training"), Mapping):
+            # where another section is wrong by itself, the whole has not been looked at, and these keys not either
+            training = {key: value for key, value in values["training"].items() if isinstance(key, str)}
+            problems += [problem for problem in check_training(training)[1] if problem not in problems]
         raise InputError(problems) from None
-    problems += job.check()
     if problems:
         raise InputError(problems)
     return job
 
 
+def without_passwords(job: TrainJob) -> TrainJob:
+    """The job that may be sent to workers: a tracker's address may hold a password, which only the driver needs."""
+    if not job.tracking.tracking_uri:
+        return job
+    tracking = job.tracking.model_copy(update={"tracking_uri": redact(job.tracking.tracking_uri)})
+    return job.model_copy(update={"tracking": tracking})
+
+
 def public_values(job: TrainJob) -> dict[str, Any]:
-    """The job as plain values that may be kept, logged and sent: no password in them."""
-    values = job.model_dump(mode="json", exclude_unset=True, by_alias=True)
-    if job.tracking.tracking_uri:
-        values["tracking"]["tracking_uri"] = redact(job.tracking.tracking_uri)
-    return values
+    """The job as plain values that may be kept and logged: no password in them."""
+    return without_passwords(job).model_dump(mode="json", exclude_unset=True, by_alias=True)
 
 
 def dump_job(job: TrainJob) -> str:

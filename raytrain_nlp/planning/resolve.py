@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from raytrain_nlp.config import TrainJob, public_values
+from raytrain_nlp.config import TrainJob, without_passwords
 from raytrain_nlp.data.packing import Blocks, build_blocks
 from raytrain_nlp.data.plan import PlanSpec
 from raytrain_nlp.data.prepare import QUARANTINE, MapPieces, find_tokens, first_told, prepare_tokens
@@ -165,7 +165,7 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
     if problems := check_schedule(job, _total_steps(job, steps)):
         raise InputError(problems)
     spec = WorkerSpec(
-        job=public_values(job),
+        job=without_passwords(job),
         storage_path=str(storage),
         name=job.name,
         tokenizer_dir=str(tokenizer_dir),

@@ -81,7 +81,7 @@ def calibrate(job: TrainJob, resolved: Resolved, steps: int, price: float | None
     eval_steps = min(spec.eval_steps, _EVAL_STEPS)
     spec = replace(
         spec,
-        job=public_values(short),
+        job=short,
         storage_path=str(paths.storage),
         total_steps=steps,
         eval_steps=eval_steps,

@@ -15,7 +15,7 @@ from typing import Any
 from raytrain_nlp.cluster.auto import settled
 from raytrain_nlp.cluster.connection import Connection, connect_ahead
 from raytrain_nlp.cluster.session import check_workers
-from raytrain_nlp.config import TrainJob, load_job, public_values
+from raytrain_nlp.config import TrainJob, load_job, public_values, without_passwords
 from raytrain_nlp.config.auto import without_values
 from raytrain_nlp.config.data import sources_of
 from raytrain_nlp.errors import InputError, Problem, nearest
@@ -232,7 +232,7 @@ def _resolve(
         write_weights(run, weights, folder, None, False, observer.stage)
     bad = store.manifest["bad_rows"] + len(unseen)
     spec = ScoringSpec(
-        job=public_values(_on_base(job, run)),
+        job=without_passwords(_on_base(job, run)),
         storage_path=str(paths.storage),
         name=paths.run.name,
         weights=str(folder),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from raytrain_nlp.cluster.auto import settled
 from raytrain_nlp.cluster.connection import connect_ahead
 from raytrain_nlp.cluster.session import check_workers, owns_ray
-from raytrain_nlp.config import TrainJob, load_job, public_values
+from raytrain_nlp.config import TrainJob, load_job, public_values, without_passwords
 from raytrain_nlp.config.auto import without_values
 from raytrain_nlp.errors import InputError, Problem, RunError
 from raytrain_nlp.host.devices import WITHOUT_GPU
@@ -212,7 +212,7 @@ def _spec(
         UserObject(job.trainer.preprocess, "trainer.preprocess", run.code_folder) if job.trainer.preprocess else None
     )
     return PredictSpec(
-        job=public_values(job),
+        job=without_passwords(job),
         weights=str(folder),
         tokenizer_dir=str(run.tokenizer),
         labels=run.labels,

@@ -195,7 +195,7 @@ def run_resolved(
         record.update(
             status="running",
             job=public_values(job),
-            task=spec.job["task"],
+            task=public_values(spec.job)["task"],
             drivers=record.values["drivers"] + 1,
             data_fingerprint=spec.data_fingerprint,
             labels=spec.labels,

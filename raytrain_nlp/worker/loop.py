@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raytrain_nlp.checkpoint import store
-from raytrain_nlp.config import TrainJob, load_job
+from raytrain_nlp.config import TrainJob
 from raytrain_nlp.config.lora import MERGE
 from raytrain_nlp.data.split import Split, SplitSpec
 from raytrain_nlp.distributed.device import peak_memory, settle_device
@@ -47,7 +47,7 @@ def run_guarded(spec: Any, body: Callable[[Any, RunPaths, str], dict[str, Any]])
     """`body(spec, paths, scratch)` with this rank's log, and its errors as `run_worker` returns them."""
     from raytrain_nlp.worker.uploads import errors_of_before
 
-    settle_device(bool((spec.job.get("workers") or {}).get("use_gpu")))
+    settle_device(spec.job.workers.use_gpu)
     paths, rank = RunPaths(spec.storage_path, spec.name), int(os.environ["RANK"])
     with errors_of_before(paths, rank):
         if (told := read_json(paths.failure)) and told["again"]:
@@ -137,7 +137,7 @@ def _run_rank(
     from raytrain_nlp.worker.slow_steps import watched
 
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    whole = load_job(spec.job)
+    whole = spec.job
     job = whole.at_size(world_size)
     check_shared(spec, paths)
     commits = _build_commits(paths, job, events, rank, flush)

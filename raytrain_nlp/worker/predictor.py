@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raytrain_nlp.config import load_job
+from raytrain_nlp.config import TrainJob
 from raytrain_nlp.data.prediction_files import BAD, open_output, part_name, to_table
 from raytrain_nlp.data.reading.readers import BadRow, Row, read_rows
 from raytrain_nlp.data.reading.sources import Piece
@@ -42,7 +42,7 @@ ERROR = "error"
 class PredictSpec:
     """One prediction, as its actors see it. Plain values only."""
 
-    job: dict[str, Any]
+    job: TrainJob
     weights: str
     """Folder of a model or an adapter."""
     tokenizer_dir: str
@@ -88,7 +88,7 @@ class Predictor:
     """Holds the model; one chunk after the other."""
 
     def __init__(self, spec: PredictSpec):
-        job = load_job(spec.job)
+        job = spec.job
         settle_device(job.workers.use_gpu)
         import torch
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raytrain_nlp.config import TrainJob, load_job
+from raytrain_nlp.config import TrainJob
 from raytrain_nlp.data.split import Split, SplitSpec
 from raytrain_nlp.paths import RunPaths
 from raytrain_nlp.storage import storage_of
@@ -25,7 +25,7 @@ SCORES = "scores.jsonl"
 class ScoringSpec:
     """One evaluation, as its workers see it. Plain values only."""
 
-    job: dict[str, Any]
+    job: TrainJob
     """The run's job; its model is the base of `weights` where these are an adapter's."""
     storage_path: str
     name: str
@@ -47,13 +47,13 @@ def run_scoring(config: dict[str, Any]) -> dict[str, Any]:
 
 def _score(spec: ScoringSpec, paths: RunPaths, scratch: str) -> dict[str, Any]:
     rank = int(os.environ["RANK"])
-    for folder in (spec.weights, (spec.job.get("model") or {}).get("name_or_path")):
+    for folder in (spec.weights, spec.job.model.name_or_path):
         if folder:
             storage_of(folder).fetch_tree(Path(folder))
     EventLog(paths.events if rank == 0 else None).write(
         "start", step=0, world_size=int(os.environ["WORLD_SIZE"]), pids=[os.getpid()]
     )
-    trainer, task = _build_trainer(spec, load_job(spec.job), paths, scratch)
+    trainer, task = _build_trainer(spec, spec.job, paths, scratch)
     metrics = {key: value for key, value in trainer.evaluate().items() if key.startswith("eval_")}
     if not trainer._feed.scored:  # not the first rank
         return {"metrics": metrics}

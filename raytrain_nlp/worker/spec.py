@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
+from raytrain_nlp.config import TrainJob
 from raytrain_nlp.data.split import SplitSpec
 from raytrain_nlp.data.windows import WindowedSpec
 
@@ -13,8 +13,8 @@ from raytrain_nlp.data.windows import WindowedSpec
 class WorkerSpec:
     """One run, as its workers see it."""
 
-    job: dict[str, Any]
-    """The job as `load_job` takes it."""
+    job: TrainJob
+    """Resolved: nothing of it is looked at again. Without passwords."""
     storage_path: str
     name: str
     tokenizer_dir: str

@@ -4,8 +4,10 @@ imported.
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -14,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from raytrain_nlp.config import TrainJob, dump_job, load_job, public_values
+from raytrain_nlp.config import TrainJob, dump_job, load_job, public_values, without_passwords
 from raytrain_nlp.config.training import RENAMED
 from raytrain_nlp.errors import InputError
 
@@ -741,3 +744,38 @@ def test_wrong_range_of_workers_is_refused(workers: list, expected: str) -> None
 def test_what_depends_on_the_number_of_workers_is_refused_with_a_range(deepspeed: dict, expected: str) -> None:
     with pytest.raises(InputError, match=expected):
         load_job(job(workers={"num_workers": [1, 2]}, deepspeed={"config": deepspeed}))
+
+
+def test_a_job_is_whole_or_an_error() -> None:
+    """There is no half one: what its sections do not agree on is told where it is built, however it is built."""
+    values = {**job(), "training": {"per_device_train_batch_size": 4}, "data": {"train": "a.txt", "batch_tokens": 9}}
+    with pytest.raises(ValidationError, match="excludes training.per_device_train_batch_size"):
+        TrainJob.model_validate(values)
+    with pytest.raises(ValidationError, match="excludes training.per_device_train_batch_size"):
+        TrainJob(**values)
+    with pytest.raises(InputError) as told:
+        load_job({**values, "training": {**values["training"], "learning_rat": 1}})
+    assert {problem.where for problem in told.value.problems} == {"data.batch_tokens", "training.learning_rat"}
+    assert TrainJob.model_validate(job()).arguments()["per_device_train_batch_size"] == 8
+
+
+def test_a_job_travels_as_it_is() -> None:
+    """Workers receive the object: equal, resolved, without code in it, and without the password of a tracker."""
+    tracking = {"tracking_uri": "https://me:secret@tracker/"}
+    whole = load_job(job(workers={"num_workers": 2}, tracking=tracking))
+    sent = without_passwords(whole)
+    content = pickle.dumps(sent.at_size(1))
+    assert b"secret" not in content and "secret" in str(whole.tracking.tracking_uri)
+    named: set[str] = set()
+
+    class Noting(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            named.add(module.partition(".")[0])
+            return super().find_class(module, name)
+
+    arrived = Noting(io.BytesIO(content)).load()
+    assert arrived == sent.at_size(1) and arrived.arguments() == whole.at_size(1).arguments()
+    assert named <= {"raytrain_nlp", "pydantic", "builtins", "copyreg"}
+    assert public_values(whole) == public_values(sent)
+    with pytest.raises(ValidationError, match="frozen"):
+        arrived.seed = 7

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from raytrain_nlp.config import load_job
 from raytrain_nlp.launch.parallel_map import map_on_cluster
 from raytrain_nlp.paths import RunPaths
 from raytrain_nlp.tracking.events import EventLog
@@ -65,7 +66,9 @@ def test_loaders_and_trainer_are_closed_however_a_run_ends(
     monkeypatch.setattr(loop, "_build_loaders", lambda *_: (closed("train"), {"": closed("evaluation")}))
     monkeypatch.setattr(loop, "_build_trainer", lambda *_: [trainer, act("building")()][0])
     monkeypatch.setattr(loop, "_finish", lambda *_: act("the end")())
-    spec = SimpleNamespace(job=JOB, train=None, versions={}, total_steps=1, steps_per_epoch=1, validation=None)
+    spec = SimpleNamespace(
+        job=load_job(JOB), train=None, versions={}, total_steps=1, steps_per_epoch=1, validation=None
+    )
     arguments = (spec, RunPaths(tmp_path, "run"), str(tmp_path), lambda: False, EventLog(None), lambda: None)
     if fails is None:
         loop._run_rank(*arguments)

@@ -123,8 +123,8 @@ def test_a_deepspeed_file_is_read_and_contradictions_are_told(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("sections", "where"),
     [
-        ({"training": {"fp16": True}}, ["training.fp16"]),
-        ({"workers": {"resources_per_worker": {"GPU": 1}}}, ["workers.resources_per_worker"]),
+        ({"training": {"fp16": True}, "workers": {"use_gpu": False}}, ["training.fp16"]),
+        ({"workers": {"use_gpu": False, "resources_per_worker": {"GPU": 1}}}, ["workers.resources_per_worker"]),
         ({"workers": {"use_gpu": True, "resources_per_worker": {"GPU": 0.5}}}, ["workers.resources_per_worker"]),
         ({"workers": {"use_gpu": True, "num_workers": 1, "resources_per_worker": {"GPU": 0.5}}}, []),
         ({"model": {"attn_implementation": "spda"}}, ["model.attn_implementation"]),
@@ -132,8 +132,14 @@ def test_a_deepspeed_file_is_read_and_contradictions_are_told(tmp_path: Path) ->
     ],
 )
 def test_what_needs_a_gpu_is_told_by_the_job_alone(tmp_path: Path, sections: dict[str, Any], where: list[str]) -> None:
-    job = TrainJob.model_validate(plain_job(tmp_path, "x", **sections))
-    assert [problem.where for problem in check_hardware(job, dict(job.training))] == where
+    values = plain_job(tmp_path, "x", **sections)
+    if not where:
+        job = load_job(values)
+        assert check_hardware(job, job.arguments()) == []
+        return
+    with pytest.raises(InputError) as told:
+        load_job(values)
+    assert [problem.where for problem in told.value.problems] == where
 
 
 def test_a_job_counts_its_batches_as_trainer_does(tmp_path: Path) -> None:

@@ -340,7 +340,7 @@ def test_a_spec_comes_to_its_workers_as_it_was_and_none_changes_it(tmp_path: Pat
     """What is not plain would be another object on each node, or need its module there."""
     split: Any = SimpleNamespace  # stands for a SplitSpec, which has tests of its own
     spec = WorkerSpec(
-        plain_job(tmp_path, "x"),
+        load_job(plain_job(tmp_path, "x")),
         str(tmp_path),
         "x",
         "tokenizer",
@@ -356,7 +356,7 @@ def test_a_spec_comes_to_its_workers_as_it_was_and_none_changes_it(tmp_path: Pat
         "/code",
     )
     arrived = pickle.loads(pickle.dumps(spec))
-    assert arrived == spec and load_job(arrived.job) == load_job(plain_job(tmp_path, "x"))
+    assert arrived == spec and arrived.job == load_job(plain_job(tmp_path, "x"))
     assert (arrived.exports, arrived.renew_hyperparameters, arrived.driver, arrived.named_validations) == (
         True,
         False,
@@ -401,7 +401,7 @@ def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
         monkeypatch.setenv("WORLD_SIZE", "2")
         validation: Any = None
         spec = ScoringSpec(
-            plain_job(tmp_path, "x"),
+            load_job(plain_job(tmp_path, "x")),
             str(tmp_path),
             "scored",
             str(tmp_path / "model"),
