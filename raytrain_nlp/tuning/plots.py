@@ -99,6 +99,7 @@ def _parallel(figure: Any, config: SweepJob, trials: list[TrialRecord], keys: li
         axes.plot(row, color=colormaps["viridis"](heat), alpha=0.8)
     axes.set_xticks(range(len(columns)), [*keys, config.metric], rotation=15)
     axes.tick_params(axis="x", pad=18)
+    axes.set_ylim(-0.02, 1.02)  # also where all trials are alike: the texts above and below are placed by it
     axes.set_yticks([])
     axes.grid(axis="x")
 

@@ -53,3 +53,19 @@ def test_pictures_are_drawn_and_the_learning_rate_counts_most(tmp_path: Path) ->
         "importance",
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5_000 for path in drawn)
+
+
+def test_trials_that_are_all_alike_have_a_picture_too(tmp_path: Path) -> None:
+    """A warning of matplotlib's is an error here: its layout would have collapsed."""
+    job = plain_job(tmp_path, "base", data={"validation": "v.jsonl"})
+    space = {"training.learning_rate": {"loguniform": [1e-5, 1e-1]}}
+    sweep = load_sweep({"kind": "sweep", "job": job, "search_space": space, "mode": "max", "metric": "eval_accuracy"})
+    paths = SweepPaths(tmp_path, "alike")
+    paths.trials.mkdir(parents=True)
+    study, book = Study(sweep.config, paths.study), Book(paths)
+    number, point = study.ask()
+    book.begin(number, point)
+    book.end(number, FINISHED, {"eval_accuracy": 0.5})
+    study.tell(book.trials[number])
+    drawn = write_plots(sweep.config, book, study.study, paths.plots)
+    assert [path.stem for path in drawn] == ["metric-over-steps", "metric-against-keys", "parallel-coordinates"]

@@ -183,11 +183,16 @@ def test_all_a_rank_says_is_in_its_own_log_and_nothing_after(
         print("printed")
         print("an error", file=sys.stderr)
         logging.getLogger("transformers.trainer").error("told by a logger")
+        logging.getLogger("my.trainer").info("of the user's own module")
+        logging.getLogger("my.trainer").debug("more than was asked for")
     with rank_log(tmp_path / "logs", 3):
         print("a second run")
-    logging.getLogger("transformers.trainer").error("outside")
+    for name in ("transformers.trainer", "my.trainer"):
+        logging.getLogger(name).error("outside")
     print("outside, too")
     text = (tmp_path / "logs" / "rank-3.log").read_text()
+    assert text.count("INFO my.trainer: of the user's own module") == 1 and "more than" not in text
+    assert text.count("told by a logger") == 1, "once, whether or not the library passes it on to the root"
     assert (
         all(
             part in text
