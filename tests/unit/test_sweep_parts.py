@@ -333,7 +333,7 @@ def test_the_table_has_a_row_for_each_trial(tmp_path: Path, paths: SweepPaths) -
     book.end(number, FAILED, reason="the loss is nan")
     study.tell(book.trials[number])
     write_table(table_of(sweep, book), paths)
-    rows = list(csv.DictReader(paths.table.open()))
+    rows = list(csv.DictReader(paths.table.read_text().splitlines()))
     assert len(rows) == 13 and all(int(row["lora.lora_alpha"]) == 2 * int(row["lora.r"]) for row in rows)
     assert [float(row["eval_accuracy"]) for row in rows[:12]] == pytest.approx(
         [book.trials[i].metrics["eval_accuracy"] for i in range(12)]

@@ -7,13 +7,13 @@ spreadsheets quote it.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import itertools
 import re
 from collections import Counter, deque
 from collections.abc import Iterator
-from typing import Any
 
 from raytrain_nlp.data.reading.encodings import as_utf8
 from raytrain_nlp.data.reading.rows import BadRow, Row, bad_row
@@ -37,8 +37,8 @@ def read_separated(piece: Piece) -> Iterator[Row | BadRow]:
     """The rows of a `csv` or `tsv` piece; all values are text."""
     csv.field_size_limit(MOST_BYTES)  # its default, 128 KiB, is a chapter
     separator, skipped = _separator(piece.path, piece.format)
-    with open_source(piece.path) as file:
-        lines = itertools.islice(_text(file), skipped, None)
+    with _open_text(piece.path) as text:
+        lines = itertools.islice(text, skipped, None)
         if separator == "\t" and piece.format == "tsv":
             yield from _rows_of_tsv(lines, skipped)
         else:
@@ -48,20 +48,25 @@ def read_separated(piece: Piece) -> Iterator[Row | BadRow]:
 def repeated_columns(path: str, kind: str) -> list[str]:
     """Names that the header of a `csv` or `tsv` file holds more than once."""
     separator, skipped = _separator(path, kind)
-    with open_source(path) as file:
-        header = next(csv.reader(itertools.islice(_text(file), skipped, None), delimiter=separator), [])
+    with _open_text(path) as text:
+        header = next(csv.reader(itertools.islice(text, skipped, None), delimiter=separator), [])
     return [name for name, count in Counter(header).items() if count > 1 and name]
 
 
-def _text(file: Any) -> io.TextIOWrapper:
-    # surrogateescape keeps a bad byte in its row, where it can be told, instead of ending the file
-    return io.TextIOWrapper(as_utf8(file)[0], encoding="utf-8-sig", errors="surrogateescape", newline="")
+@contextlib.contextmanager
+def _open_text(path: str) -> Iterator[io.TextIOWrapper]:
+    """`surrogateescape` keeps a bad byte in its row, where it can be told, instead of ending the file."""
+    with (
+        open_source(path) as file,
+        io.TextIOWrapper(as_utf8(file)[0], encoding="utf-8-sig", errors="surrogateescape", newline="") as text,
+    ):
+        yield text
 
 
 def _separator(path: str, kind: str) -> tuple[str, int]:
     """What separates the fields of a file, and how many lines before its header say so."""
-    with open_source(path) as file:
-        head = _text(file).read(_SNIFFED_SIGNS)
+    with _open_text(path) as text:
+        head = text.read(_SNIFFED_SIGNS)
     if said := _SAYS.match(head):
         return said[1], 1
     lines = head.splitlines(keepends=True)

@@ -149,10 +149,10 @@ def _read_saved(piece: Piece) -> Iterator[Row | BadRow]:
 def _table(path: str) -> Any:
     import pyarrow as pa
 
-    handle = open_source(path) if "://" in path else pa.memory_map(path)
-    is_file = handle.read(6) == b"ARROW1"
-    handle.seek(0)
-    return (pa.ipc.open_file if is_file else pa.ipc.open_stream)(handle).read_all()
+    with open_source(path) if "://" in path else pa.memory_map(path) as handle:  # what has been read stays mapped
+        is_file = handle.read(6) == b"ARROW1"
+        handle.seek(0)
+        return (pa.ipc.open_file if is_file else pa.ipc.open_stream)(handle).read_all()
 
 
 def _check_names(names: list[str], path: str) -> None:
