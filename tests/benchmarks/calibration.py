@@ -1,7 +1,7 @@
 """Time of a step and of a run as `check --calibrate` predicts them, against a run of the same job.
 
-    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/calibration.py --tokenizer TOKENIZERS/bert-base-uncased --json
-    calibration.json
+    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/calibration.py --tokenizer TOKENIZERS/bert-base-uncased \
+        --json calibration.json
 
 MRPC with a BERT from scratch, batches by length, 2 workers, ZeRO 0 and 3. Prediction and run in turn; the run's step is
 its mean from the warm-up that the rates of all benchmarks leave out to its last step; its time is that of the whole

@@ -1,7 +1,7 @@
 """Do uploads hold training up? Steps of a run in a slow, failing object storage against the same run in a folder.
 
-    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/object_storage.py --tokenizer TOKENIZERS/bert-base-uncased --json
-    object_storage.json
+    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/object_storage.py --tokenizer TOKENIZERS/bert-base-uncased \
+        --json object_storage.json
 
 MRPC with a BERT from scratch, 2 workers, ZeRO 3, a checkpoint every 40 of 120 steps. The S3 server (moto, on the same
 cores) answers after 2 s and lets one write in five fail. The two runs take turns. A step is the mean from the warm-up

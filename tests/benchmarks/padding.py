@@ -1,7 +1,7 @@
 """What length bucketing is worth: rows a second on MRPC, our default batching against the peer's two ways to pad.
 
-    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/padding.py --tokenizer TOKENIZERS/bert-base-uncased --json
-    padding.json
+    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/padding.py --tokenizer TOKENIZERS/bert-base-uncased \
+        --json padding.json
 
 `max_length` is the default of Hugging Face's example script (every row padded to 128), `longest` its dynamic padding,
 both with batches in random order. Same model, batch size (32 a worker, as in the README of that script), number of

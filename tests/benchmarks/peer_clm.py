@@ -1,8 +1,8 @@
 """The peer for causal language models: everything is tokenized and cut into blocks first, in the manner of
 transformers' run_clm.
 
-    torchrun --nproc-per-node 2 tests/benchmarks/peer_clm.py --tokenizer DIR --config JSON --train a.jsonl --output_dir
-    OUT ...
+    torchrun --nproc-per-node 2 tests/benchmarks/peer_clm.py --tokenizer DIR --config JSON --train a.jsonl \
+        --output_dir OUT ...
 
 Every other flag is a `TrainingArguments` field. The last line of standard output is one JSON object. Nothing of
 `raytrain_nlp` is imported: this file is the independent side of the comparison.

@@ -1,9 +1,10 @@
 """The peer of the other tasks: plain Hugging Face `Trainer` in the manner of run_clm.py, run_mlm.py,
 run_summarization.py, run_translation.py and run_glue.py (regression), and TRL's prompts and completions.
 
-    torchrun --nproc-per-node 2 tests/benchmarks/peer_tasks.py --kind translation --model DIR --train a.jsonl
-    --output_dir OUT ... python tests/benchmarks/peer_tasks.py --kind translation --model OUT --validation b.jsonl
-    --score 1 --output_dir TMP
+    torchrun --nproc-per-node 2 tests/benchmarks/peer_tasks.py --kind translation --model DIR --train a.jsonl \
+        --output_dir OUT ...
+    python tests/benchmarks/peer_tasks.py --kind translation --model OUT --validation b.jsonl \
+        --score 1 --output_dir TMP
 
 With `--score 1` nothing is trained: a model of either side is evaluated, by one and the same code. Every other flag is
 a `Seq2SeqTrainingArguments` field. The last line of standard output is one JSON object. Nothing of `raytrain_nlp` is

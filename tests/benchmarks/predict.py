@@ -1,8 +1,8 @@
 """Rows a second of predictions: ours, and a plain loop of transformers in one process, on the same model, rows and
 cores.
 
-    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/predict.py --tokenizer TOKENIZERS/bert-base-uncased --json
-    predict.json
+    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/predict.py --tokenizer TOKENIZERS/bert-base-uncased \
+        --json predict.json
 
 The loop pads each batch to its longest row (the tokenizer's `padding=True`), takes rows in their order and all cores as
 threads. Ours has one process for each core. Both rates leave out the start; ours also writes its rows, which the loop

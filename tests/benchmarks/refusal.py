@@ -1,13 +1,13 @@
 """Seconds from start to exit code 2 for wrong jobs: told from the job file alone, from a look at the files, after
 reading the data.
 
-    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/refusal.py --tokenizer TOKENIZERS/bert-base-uncased --json
-    refusal.json
-    ... --hardware      what a job asks of GPUs instead, on a machine with two that are stand-ins (tests/hooks); the goal is 5 s
+    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/refusal.py --tokenizer TOKENIZERS/bert-base-uncased \
+        --json refusal.json
+    ... --hardware      what a job asks of GPUs instead, on a machine with two stand-ins (tests/hooks); the goal is 5 s
 
 Each is the whole process in its own Ray, on MRPC. The goal is 15 s. There is no peer: the same mistake in a script of
 transformers is told by a traceback from wherever it happens to fail.
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 

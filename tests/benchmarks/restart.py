@@ -1,7 +1,7 @@
 """Does a resume cost the same at 90 % of an epoch as at 10 %? Seconds from restart to the first new step.
 
-    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/restart.py --tokenizer TOKENIZERS/bert-base-uncased --json
-    restart.json
+    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/restart.py --tokenizer TOKENIZERS/bert-base-uncased \
+        --json restart.json
 
 Two runs of the same job are killed (SIGKILL of the driver; its local Ray dies with it), one after the checkpoint at 10
 % of the first epoch is committed, one after that at 90 %. Then each is restarted with --resume in turn, and killed

@@ -1,8 +1,8 @@
 """Many trials started and stopped on one Ray: seconds from start to first step, and whatever of placement groups,
 actors and processes is left.
 
-    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/starts.py --tokenizer TOKENIZERS/bert-base-uncased --trials 50 --json
-    starts.json
+    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/starts.py --tokenizer TOKENIZERS/bert-base-uncased --trials 50 \
+        --json starts.json
 
 Half of the trials are stopped by ASHA after their first evaluation, with their workers alive; the others run to their
 end. `--fresh`: each trial starts workers of its own and ends them. `--cpus 4 --trials 4`: a Ray that has room for one

@@ -1,7 +1,7 @@
 """Whole-process seconds of a 10-step ZeRO-3 job: our command line against the peer under torchrun, and where ours go.
 
-    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/startup.py --tokenizer TOKENIZERS/bert-base-uncased --json
-    startup.json
+    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/startup.py --tokenizer TOKENIZERS/bert-base-uncased \
+        --json startup.json
 
 Each of our runs has a fresh storage path, so that it prepares its tokens; both sides validate nothing and write a whole
 checkpoint at the end, weights for `from_pretrained` included.

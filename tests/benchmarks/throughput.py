@@ -1,8 +1,8 @@
 """Steady-state rows a second on identical batches: our command line and plain Hugging Face `Trainer`, ZeRO 0 and ZeRO
 3.
 
-    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/throughput.py --tokenizer TOKENIZERS/bert-base-uncased --json
-    throughput.json
+    RAYTRAIN_NLP_DATA=DATA python tests/benchmarks/throughput.py --tokenizer TOKENIZERS/bert-base-uncased \
+        --json throughput.json
 
 Both sides train the same BERT from scratch on the rows of MRPC, the same rows at the same step (the peer is given the
 plan's global batches), with the same optimizer, logging interval, number of processes and threads. The rate leaves out

@@ -1,8 +1,8 @@
 """Ctrl-C at eight moments of a run, once and twice, in a terminal; the seconds until it is answered and until all has
 ended.
 
-pytest -s tests/cluster/test_ctrl_c_at_every_moment.py                 REPEAT=5 times each: about an hour on two cores; prints a table
-"""  # noqa: E501
+pytest -s tests/cluster/test_ctrl_c_at_every_moment.py    REPEAT=5 times each: 40 minutes on two cores; prints a table
+"""
 
 from __future__ import annotations
 
