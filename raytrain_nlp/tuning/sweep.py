@@ -27,7 +27,7 @@ from raytrain_nlp.tuning.tune_run import run_trials
 from raytrain_nlp.verbs.train import STATUS, prepare
 
 if TYPE_CHECKING:
-    from raytrain_nlp.planning.resolve import Resolved
+    from raytrain_nlp.planning.resolved import Resolved
     from raytrain_nlp.tuning.study import Study
 
 _LOCAL_RAY = {"RAY_worker_maximum_startup_concurrency": "16"}

@@ -20,7 +20,7 @@ from raytrain_nlp.tracking.events import read_events
 from raytrain_nlp.verbs.train import run_resolved
 
 if TYPE_CHECKING:
-    from raytrain_nlp.planning.resolve import Resolved
+    from raytrain_nlp.planning.resolved import Resolved
     from raytrain_nlp.worker.spec import WorkerSpec
 
 STEPS = 20

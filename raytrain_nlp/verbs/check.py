@@ -28,7 +28,7 @@ from raytrain_nlp.storage import open_storage
 
 if TYPE_CHECKING:
     from raytrain_nlp.memory.planner import MemoryPlan
-    from raytrain_nlp.planning.resolve import Resolved
+    from raytrain_nlp.planning.resolved import Resolved
     from raytrain_nlp.verbs.calibrate import Calibration
 
 _SAMPLED_STEPS = 200

@@ -187,7 +187,8 @@ def _resolve(
     from raytrain_nlp.planning.label_names import name_evaluated
     from raytrain_nlp.planning.labels import find_known_rows
     from raytrain_nlp.planning.models import model_facts
-    from raytrain_nlp.planning.resolve import SMALL_BYTES, build_context, build_split, tell_store
+    from raytrain_nlp.planning.resolve import SMALL_BYTES
+    from raytrain_nlp.planning.split_plans import build_context, build_split, tell_store
     from raytrain_nlp.planning.truncation import cut_notes
     from raytrain_nlp.tasks import build_task
     from raytrain_nlp.user_code import UserObject

@@ -196,7 +196,7 @@ def _spec(
 ) -> Any:
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
     from raytrain_nlp.planning.models import model_facts
-    from raytrain_nlp.planning.resolve import build_context
+    from raytrain_nlp.planning.split_plans import build_context
     from raytrain_nlp.user_code import UserObject
     from raytrain_nlp.verbs.export import write_weights
     from raytrain_nlp.worker.predictor import PredictSpec

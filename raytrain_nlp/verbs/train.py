@@ -34,7 +34,7 @@ from raytrain_nlp.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from raytrain_nlp.planning.inputs import Files
-    from raytrain_nlp.planning.resolve import Resolved
+    from raytrain_nlp.planning.resolved import Resolved
 
 
 STATUS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
@@ -182,7 +182,7 @@ def run_resolved(
 
     `chosen`: what the job as it was written left to the machine; a resumed run keeps it.
     """
-    from raytrain_nlp.planning.resolve import write_quarantine
+    from raytrain_nlp.planning.resolved import write_quarantine
 
     with open_run(paths, overwrite) as record, carried(paths, observer.warn, tracked) as flush:
         if resume:

@@ -19,7 +19,8 @@ from raytrain_nlp.data.split import Split
 from raytrain_nlp.errors import InputError
 from raytrain_nlp.modeling.tokenizer import load_tokenizer, train_tokenizer
 from raytrain_nlp.planning.inputs import find_job_files
-from raytrain_nlp.planning.resolve import Resolved, resolve, write_quarantine
+from raytrain_nlp.planning.resolve import resolve
+from raytrain_nlp.planning.resolved import Resolved, write_quarantine
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import Lengths
 from raytrain_nlp.worker.predictor import Predictor

@@ -28,7 +28,8 @@ from raytrain_nlp.modeling.model import load_model
 from raytrain_nlp.modeling.tokenizer import load_tokenizer, train_tokenizer
 from raytrain_nlp.planning.inputs import find_job_files
 from raytrain_nlp.planning.label_names import name_evaluated
-from raytrain_nlp.planning.resolve import Resolved, resolve
+from raytrain_nlp.planning.resolve import resolve
+from raytrain_nlp.planning.resolved import Resolved
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.problem_types import MultiLabel, Regression, SingleLabel
 

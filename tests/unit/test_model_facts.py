@@ -23,7 +23,7 @@ from raytrain_nlp.modeling.configuration import build_model_config, load_config
 from raytrain_nlp.modeling.facts import ModelFacts, find_facts, find_positions, fit_generation
 from raytrain_nlp.modeling.tokenizer import add_padding, cache_tokenizer, check_local_model, train_tokenizer
 from raytrain_nlp.planning.models import model_facts
-from raytrain_nlp.planning.resolve import build_context
+from raytrain_nlp.planning.split_plans import build_context
 from raytrain_nlp.planning.truncation import cut_lengths, cut_notes, cut_rows
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import Lengths

@@ -1,0 +1,87 @@
+"""From a split's tokens to its batches: which rows, packed or not, how many of them in an optimizer update."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from raytrain_nlp.config import TrainJob
+from raytrain_nlp.data.packing import Blocks, build_blocks
+from raytrain_nlp.data.plan import PlanSpec
+from raytrain_nlp.data.prepare import first_told
+from raytrain_nlp.data.shards import TokenStore
+from raytrain_nlp.data.split import Split, SplitSpec
+from raytrain_nlp.errors import InputError, Problem
+from raytrain_nlp.modeling.facts import ModelFacts
+from raytrain_nlp.tasks import build_task
+from raytrain_nlp.tasks.base import CollateContext
+
+
+def build_context(tokenizer: Any, labels: list[str], facts: ModelFacts) -> CollateContext:
+    """What collating needs of tokenizer, labels and model."""
+    pad_ids = (tokenizer.pad_token_id, tokenizer.pad_token_type_id)
+    inputs = [name for name in tokenizer.model_input_names if facts.token_types or name != "token_type_ids"]
+    return CollateContext(*pad_ids, tokenizer.padding_side, inputs, labels, tokenizer.mask_token_id, len(tokenizer))
+
+
+def build_split(
+    job: TrainJob, store: TokenStore, rows_file: str | None, context: CollateContext, split: str, most_rows: int | None
+) -> SplitSpec:
+    """One split: its rows, packed into blocks where the task packs, in batches."""
+    rows = min(store.num_rows, most_rows or store.num_rows)
+    packing, blocks = build_task(job.task).packing(job.data.max_length), None
+    if packing:
+        blocks, _ = build_blocks(store, packing, rows)
+        rows = len(Blocks(blocks, packing))
+        if not rows:
+            raise InputError(Problem(f"data.{split}", "has not two tokens", "Give a file with text."))
+    plan = build_train_plan(job, rows, packed=packing is not None) if split == "train" else _eval_plan(job, rows)
+    spec = SplitSpec(
+        str(store.folder), rows_file, str(blocks) if blocks else None, packing, plan, None, job.task, context
+    )
+    return (
+        replace(spec, token_counts=tuple(int(count) for count in Split(spec).plan.token_counts))
+        if plan.batch_tokens
+        else spec
+    )
+
+
+def build_train_plan(job: TrainJob, rows: int, packed: bool) -> PlanSpec:
+    arguments = job.arguments()
+    seed = arguments.get("data_seed") or arguments["seed"]
+    strategy, drop_last = arguments["train_sampling_strategy"], arguments.get("dataloader_drop_last", False)
+    if packed and strategy == "group_by_length":
+        strategy = "random"  # blocks are of one length
+    return PlanSpec(rows, seed, strategy, job.global_batch_size, job.data.batch_tokens, drop_last)
+
+
+def _eval_plan(job: TrainJob, rows: int) -> PlanSpec:
+    size = job.arguments().get("per_device_eval_batch_size", 8) * job.workers.num_workers
+    return PlanSpec(rows, 0, "group_by_length", size)
+
+
+def count_total_steps(job: TrainJob, steps_per_epoch: int) -> int:
+    arguments = job.arguments()
+    if arguments.get("max_steps", -1) > 0:
+        return arguments["max_steps"]
+    return int(np.ceil(arguments.get("num_train_epochs", 3.0) * steps_per_epoch))
+
+
+def tell_store(store: TokenStore, where: str) -> list[str]:
+    """What the user should know of rows that are left out, or have become several."""
+    manifest, notes = store.manifest, []
+    if count := manifest["unlearned"]:
+        first = first_told(store.folder, left_out=True)
+        notes.append(
+            f"{where}: {count:,} of {manifest['rows'] + count:,} rows are left out, nothing of them is learned; the "
+            f"first: {first}"
+        )
+    if count := manifest["spread"]:
+        what = (
+            f"the chat template renders earlier turns of the assistant otherwise than the last one: {count:,} chats "
+            f"are a row for each such turn"
+        )
+        notes.append(f"{where}: {what}, {manifest['rows']:,} rows in all.")
+    return notes
