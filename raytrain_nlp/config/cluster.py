@@ -33,7 +33,7 @@ class WorkersConfig(Section):
     max_failures: int = Field(3, ge=-1)
     """Restarts of the worker group after worker or node failures; -1 = without end."""
     start_timeout_s: float = Field(1800, gt=0)
-    """Seconds to wait until all workers have been placed and started."""
+    """Seconds to wait until there are nodes for all workers, and these have been placed and started."""
     resize_interval_s: float = Field(60, gt=0)
     """Least seconds between two changes of the number of workers; each costs a restart."""
 
@@ -48,8 +48,8 @@ class WorkersConfig(Section):
 
     @property
     def auto(self) -> set[str]:
-        """What is still left to the machine; the driver settles it first (`driver.auto`), and their values mean nothing
-        before.
+        """What is left to the machine. The driver settles it first (`cluster/auto.py`): before, the values of these
+        keys mean nothing.
         """
         return AUTO - self.model_fields_set
 

@@ -12,8 +12,8 @@ from raytrain_nlp.config import TrainJob
 from raytrain_nlp.memory.activations import LARGE
 from raytrain_nlp.memory.zero import Setting, Weights
 
-_MOMENTS = {"sgd": 0, "adafactor": 0, "lion": 4, "lomo": 0, "rmsprop": 4, "adagrad": 4}
-"""Bytes an optimizer other than Adam keeps of a parameter, by the beginning of its name in
+_MOMENTS = {"sgd": 0, "adafactor": 0, "lion": 1, "lomo": 0, "adalomo": 0, "rmsprop": 1, "adagrad": 1, "ademamix": 3}
+"""Values an optimizer other than Adam keeps of a parameter, by the beginning of its name in
 `TrainingArguments.optim`.
 """
 
@@ -34,14 +34,13 @@ def find_setting(job: TrainJob, model: Any) -> Setting:
         use_gpu if job.deepspeed.config is None else job.deepspeed.zero_stage == 3
     )  # ours, also at stages that are only considered; DeepSpeed's
     optim = str(getattr(values.get("optim"), "value", values.get("optim", "adamw")))
-    moments = next((size for name, size in _MOMENTS.items() if optim.startswith(name)), 2 if "8bit" in optim else 8)
     return Setting(
         zero_stage=job.deepspeed.zero_stage,
         num_workers=job.workers.num_workers,
         use_gpu=use_gpu,
         mixed=bool(values.get("bf16") or values.get("fp16")),
         weight_bytes=2 if job.model.dtype in ("bfloat16", "float16") else 4,
-        moment_bytes=moments,
+        moment_bytes=moment_bytes(optim),
         quantized_bytes=0.5 if (job.model.quantization or {}).get("load_in_4bit") else 1,
         offload_optimizer=_offloaded(zero, "offload_optimizer"),
         offload_param=_offloaded(zero, "offload_param"),
@@ -50,6 +49,13 @@ def find_setting(job: TrainJob, model: Any) -> Setting:
         max_live=elements("max_live_parameters", 1_000_000_000, 1e9),
         overlap=bool(zero.get("overlap_comm", overlap)),
     )
+
+
+def moment_bytes(optim: str) -> float:
+    """Bytes that an optimizer of `TrainingArguments.optim` keeps of a trained parameter, besides its master copy."""
+    name = optim.removeprefix("paged_")
+    values = next((count for kind, count in _MOMENTS.items() if name.startswith(kind)), 2)
+    return values * (0.5 if "4bit" in name else 1 if "8bit" in name else 4)
 
 
 def _offloaded(zero: dict[str, Any], key: str) -> bool:

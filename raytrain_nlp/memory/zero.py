@@ -53,7 +53,7 @@ class Setting:
     weight_bytes: float = 4
     """Of a weight as it is loaded."""
     quantized_bytes: float = 0
-    moment_bytes: int = _ADAM_MOMENTS
+    moment_bytes: float = _ADAM_MOMENTS
     """What the optimizer keeps of a weight besides its master copy."""
     offload_optimizer: bool = False
     offload_param: bool = False

@@ -125,8 +125,8 @@ class Task(Protocol):
         """What the rows of a split are truncated to."""
 
     def encode(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Columns:
-        """Good rows to token columns; `input_ids` is the column lengths are taken from. `tasks.cutting` names those of
-        lengths before cutting.
+        """Good rows to token columns; `input_ids` is the column lengths are taken from. `tasks.truncation` names the
+        columns of lengths before cutting.
         """
 
     def encode_rows(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Encoded:

@@ -13,7 +13,9 @@ from raytrain_nlp.tuning.tune_environment import quiet_tune, tune_environment
 
 if TYPE_CHECKING:
     from raytrain_nlp.tuning.mlflow_runs import Tree
+    from raytrain_nlp.tuning.searcher import PointSource
     from raytrain_nlp.tuning.study import Study
+    from raytrain_nlp.tuning.trial import TrialSettings
 
 _HEAD = "node:__internal_head__"
 """A resource of which every cluster has one, and nothing else takes a share that counts: what limits trials at a
@@ -38,8 +40,8 @@ def run_trials(
 
     from raytrain_nlp.tuning.mailbox import open_mailbox
     from raytrain_nlp.tuning.schedulers import replay
-    from raytrain_nlp.tuning.searcher import Bookkeeper, NoUseToGoOn, PointSource, StudySearcher, name_trial
-    from raytrain_nlp.tuning.trial import TrialActor, TrialSettings
+    from raytrain_nlp.tuning.searcher import Bookkeeper, NoUseToGoOn, PointSource, name_trial
+    from raytrain_nlp.tuning.trial import TrialActor
 
     config = plan.config
     interrupted = book.with_status(RUNNING)
@@ -47,19 +49,10 @@ def run_trials(
         study.reopen(trial.number)
     points = PointSource(study, interrupted, len(book.trials), plan.num_trials)
     replay(scheduler, book, config)
+    drawn = _search(plan, points, concurrent, finished=not interrupted and len(book.trials) >= plan.num_trials)
+    if drawn is None:
+        return
     mailbox = open_mailbox() if config.reuse_workers else None
-    chosen = (read_json(paths.record) or {}).get("chosen") or {}
-    settings = TrialSettings(
-        _without_tracker(plan),
-        config.search_space,
-        str(paths.storage),
-        str(paths.trials),
-        config.metric,
-        plan.pauses,
-        config.scheduler.type == "pbt",
-        mailbox,
-        chosen,
-    )
 
     def changed(trial: TrialRecord) -> None:
         if trial.status != RUNNING:
@@ -67,28 +60,11 @@ def run_trials(
             tree.end(trial, found.value(config.metric) if found else None)
         observer.trial(trial, list(book.trials.values()))
 
-    population: dict[str, Any] = {}
-    if config.scheduler.type == "pbt":  # it takes no searcher: the first values are drawn for all at once
-        first = points.all()
-        if not first:
-            return
-        population = {
-            "search_alg": _population(first),
-            "config": {key: tune.choice([None]) for key in first[0]},
-            "num_samples": len(first),
-        }
-    elif not interrupted and len(book.trials) >= plan.num_trials:
-        return
-    else:
-        limit = (
-            {} if plan.pauses else {"max_concurrent_trials": concurrent}
-        )  # a paused trial would count, and the others wait for ever
-        population = {"search_alg": StudySearcher(points), "num_samples": -1, **limit}
     # a bracket of hyperband is filled by trials that wait, while Tune would ask for one at a time
     waiting = {"TUNE_MAX_PENDING_TRIALS_PG": str(plan.num_trials)} if config.scheduler.type == "hyperband" else {}
     with tune_environment(waiting), quiet_tune(verbose):
         tune.run(
-            tune.with_parameters(TrialActor, settings=settings),
+            tune.with_parameters(TrialActor, settings=_settings(plan, paths, mailbox)),
             name="tune",
             storage_path=str(paths.ray),
             scheduler=scheduler,
@@ -101,11 +77,47 @@ def run_trials(
             reuse_actors=True,
             raise_on_failed_trial=False,
             verbose=0,
-            **population,
+            **drawn,
         )
     if mailbox is not None:
         ray.kill(mailbox)
     shutil.rmtree(paths.ray, ignore_errors=True)
+
+
+def _search(plan: Sweep, points: PointSource, concurrent: int, finished: bool) -> dict[str, Any] | None:
+    """How `tune.run` gets its points, as its arguments; None where no trial is left to run."""
+    from ray import tune
+
+    from raytrain_nlp.tuning.searcher import StudySearcher
+
+    if plan.config.scheduler.type == "pbt":  # it takes no searcher: the first values are drawn for all at once
+        first = points.all()
+        if not first:
+            return None
+        config = {key: tune.choice([None]) for key in first[0]}
+        return {"search_alg": _population(first), "config": config, "num_samples": len(first)}
+    if finished:
+        return None
+    # a paused trial would count, and the others wait for ever
+    limit = {} if plan.pauses else {"max_concurrent_trials": concurrent}
+    return {"search_alg": StudySearcher(points), "num_samples": -1, **limit}
+
+
+def _settings(plan: Sweep, paths: SweepPaths, mailbox: Any) -> TrialSettings:
+    from raytrain_nlp.tuning.trial import TrialSettings
+
+    config = plan.config
+    return TrialSettings(
+        _without_tracker(plan),
+        config.search_space,
+        str(paths.storage),
+        str(paths.trials),
+        config.metric,
+        plan.pauses,
+        config.scheduler.type == "pbt",
+        mailbox,
+        (read_json(paths.record) or {}).get("chosen") or {},
+    )
 
 
 def _trial_resource(paths: SweepPaths) -> str:

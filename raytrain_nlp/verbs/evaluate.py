@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raytrain_nlp.cluster.auto import settled
 from raytrain_nlp.cluster.connection import Connection, connect_ahead
@@ -25,6 +25,10 @@ from raytrain_nlp.launch.parallel_map import map_on_cluster
 from raytrain_nlp.paths import RunPaths, cache_dir, write_json
 from raytrain_nlp.run.observer import Observer, followed
 from raytrain_nlp.run.saved_run import Run, Weights, find_run, find_weights
+
+if TYPE_CHECKING:
+    from raytrain_nlp.data.prepare import MapPieces
+    from raytrain_nlp.data.reading.sources import SourceFile
 
 _TODO = " Run it again."
 
@@ -187,7 +191,6 @@ def _resolve(
     from raytrain_nlp.planning.label_names import name_evaluated
     from raytrain_nlp.planning.labels import find_known_rows
     from raytrain_nlp.planning.models import model_facts
-    from raytrain_nlp.planning.resolve import SMALL_BYTES
     from raytrain_nlp.planning.split_plans import build_context, build_split, tell_store
     from raytrain_nlp.planning.truncation import cut_notes
     from raytrain_nlp.tasks import build_task
@@ -206,18 +209,8 @@ def _resolve(
     lengths = facts.fitted(task.lengths(job.data.max_length, "validation"))
     prepare = PrepareSpec(job.task, str(tokenizer_dir), tokenizer_dir.name, lengths, job.data.max_bad_rows, preprocess)
     observer.stage("preparing tokens")
-    small = sum(file.size for file in files) <= SMALL_BYTES
-
-    def map_pieces(function: Any, items: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-        if small:
-            connection.connect_if_up()
-            return map(function, items)
-        connection()
-        return map_on_cluster(function, items)
-
-    store = TokenStore(
-        prepare_tokens(files, prepare, cache_dir(run.storage, "tokens") / prepare.key(files), map_pieces, "--data")
-    )
+    folder = cache_dir(run.storage, "tokens") / prepare.key(files)
+    store = TokenStore(prepare_tokens(files, prepare, folder, _mapper(files, connection), "--data"))
     for note in tell_store(store, "--data"):
         observer.warn(note)
     rows_file, unseen = find_known_rows(store, run.labels, job.data.max_bad_rows)
@@ -249,6 +242,22 @@ def _resolve(
         bad,
         str(store.folder / QUARANTINE) if store.manifest["bad_rows"] + store.manifest["unlearned"] else None,
     )
+
+
+def _mapper(files: list[SourceFile], connection: Connection) -> MapPieces:
+    """Where pieces of the files are prepared: in this process where they are small, else on the cluster."""
+    from raytrain_nlp.planning.resolve import SMALL_BYTES
+
+    small = sum(file.size for file in files) <= SMALL_BYTES
+
+    def map_pieces(function: Any, items: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+        if small:
+            connection.connect_if_up()
+            return map(function, items)
+        connection()
+        return map_on_cluster(function, items)
+
+    return map_pieces
 
 
 def _on_base(job: TrainJob, run: Run) -> TrainJob:

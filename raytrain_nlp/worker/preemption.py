@@ -20,8 +20,6 @@ from raytrain_nlp.paths import RunPaths, read_json
 from raytrain_nlp.run.stop_request import ends_after_checkpoint, forget
 from raytrain_nlp.tracking.events import EventLog
 
-"""A question to object storage costs a request."""
-
 
 @contextlib.contextmanager
 def noticed(paths: RunPaths, events: EventLog, rank: int) -> Iterator[Callable[[], bool]]:

@@ -8,6 +8,7 @@ import pytest
 import raytrain_nlp
 from raytrain_nlp.memory.activations import StepTrace
 from raytrain_nlp.memory.available import parse_bytes
+from raytrain_nlp.memory.factors import moment_bytes
 from raytrain_nlp.memory.zero import Setting, Weights, model_states, step_memory
 from raytrain_nlp.verbs.calibrate import predict_mean
 
@@ -75,3 +76,27 @@ def test_mean_step_follows_the_tokens_of_the_plan() -> None:
         200 * (tokens / 1000 - 0.05).sum() / tokens.sum()
     )
     assert predict_mean(np.array([100, 100]), np.array([1.0, 3.0]), 700) == 2
+
+
+@pytest.mark.parametrize(
+    ("optim", "size"),
+    [
+        ("adamw_torch", 8),
+        ("adamw_torch_fused", 8),
+        ("adamw_bnb_8bit", 2),
+        ("paged_adamw_8bit", 2),
+        ("adamw_torch_4bit", 1),
+        ("lion_32bit", 4),
+        ("paged_lion_32bit", 4),
+        ("lion_8bit", 1),
+        ("paged_lion_8bit", 1),
+        ("rmsprop_bnb_8bit", 1),
+        ("ademamix", 12),
+        ("ademamix_8bit", 3),
+        ("adafactor", 0),
+        ("sgd", 0),
+    ],
+)
+def test_bytes_of_an_optimizers_moments_by_hand(optim: str, size: float) -> None:
+    """Moments a parameter (Adam two, Lion one, AdEMAMix three) times the bytes of each."""
+    assert moment_bytes(optim) == size
