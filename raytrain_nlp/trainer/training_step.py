@@ -235,7 +235,7 @@ class StepMixin(TrainerHost):
         return loss * step.share
 
     def _feed_settle(self) -> None:
-        """Wait for the ranks' consensus, without which no update is made. Raises `NonFiniteLossError` as `settle`."""
+        """Wait for the ranks' consensus, before the update. Raises `NonFiniteLossError` as `Agreement.settle`."""
         trained(self._feed.agreement).settle()
         if trained(self._feed.agreement).stopped:
             self.control.should_training_stop = True
