@@ -1,3 +1,3 @@
-"""The state of a run on all ranks, without pickle: staged, committed by a manifest, found, retired, loaded, also on
-another number of ranks.
+"""Checkpoints of the state of all ranks, without pickle: writing, committing by a manifest, finding, deleting old ones,
+and loading, also on another number of ranks.
 """

@@ -30,7 +30,7 @@ _TRAINER_STATE = "trainer_state.json"
 
 @dataclass
 class Checkpointer:
-    """Writes to and reads from `root`; knows what a manifest of this run must say."""
+    """Saves and loads a trainer's state in `root`, with the values that this run writes into each manifest."""
 
     commits: Commits
     zero_stage: int
@@ -38,12 +38,12 @@ class Checkpointer:
     versions: dict[str, str]
     keep_best: bool
     adapter_only: bool
-    """Keep trained parameters only: the rest is the base model's."""
+    """Save trained parameters only, because the others are those of the base model."""
     renew_hyperparameters: bool = False
     """Keep the job's own learning rate, weight decay and the like when an optimizer is loaded."""
 
     def attach(self, trainer: Any) -> None:
-        """Have the DeepSpeed engine, which accelerate is about to make, read and write without pickle."""
+        """Let the DeepSpeed engine that `accelerator.prepare` will make read and write checkpoints without pickle."""
         if not trainer.is_deepspeed_enabled:
             return
         from deepspeed import DeepSpeedEngine
@@ -70,7 +70,7 @@ class Checkpointer:
     # Saving
 
     def save(self, trainer: Any) -> None:
-        """Stage on all ranks, commit on the first. Every rank must call it at the same step."""
+        """Write the files of all ranks to a staging folder, and commit it. Every rank must call it at the same step."""
         started = time.perf_counter()
         step = trainer.state.global_step
         first = trainer.is_world_process_zero()
@@ -134,6 +134,11 @@ class Checkpointer:
         return str(path) if path and (path / store.MANIFEST).exists() else None
 
     def load_model(self, trainer: Any, folder: str) -> None:
+        """Load a checkpoint's weights, without DeepSpeed.
+
+        Raises:
+            CheckpointError: they are those of another model.
+        """
         model, state = trainer.accelerator.unwrap_model(trainer.model), load_state(Path(folder) / "model.state")
         _, unexpected = model.load_state_dict(state, strict=not self.adapter_only)
         if unexpected or (self.adapter_only and (missing := trainable_state(model).keys() - state.keys())):
@@ -158,7 +163,11 @@ class Checkpointer:
             _set_rng_state(load_state(path))
 
     def load_best(self, trainer: Any, folder: str | None) -> None:
-        """Weights of the best checkpoint into the trained model, verified first."""
+        """Verify the best checkpoint, and load its weights into the trained model. Every rank must call it.
+
+        Raises:
+            CheckpointError: it is missing or damaged.
+        """
         best = next((found for part in store.scan(self.root) for found in part if str(found.path) == folder), None)
         wrong = (
             "it is missing"

@@ -1,8 +1,7 @@
-"""Where checkpoints are committed: a folder that all ranks share, or object storage, to which they travel while
-training goes on.
+"""Committing checkpoints: to a folder that all ranks share, or to object storage, in the background of training.
 
-A thread of each rank sends its files (`RemoteCommits._send`). What it raises on any rank is raised by all ranks at the
-next commit, or at the end of training: until then the checkpoint before is the newest.
+A thread of each rank uploads its files (`RemoteCommits._send`). An error in it on any rank is raised by all ranks at
+the next commit, or at the end of training; until then the previous checkpoint is the newest.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _OTHERS_S = 1_200.0
 
 @dataclass
 class Commits:
-    """In a shared folder."""
+    """Commits checkpoints to a folder that all ranks share."""
 
     root: Path
     rank: int
@@ -41,11 +40,18 @@ class Commits:
 
     @property
     def storage(self) -> Storage:
-        """What `root` belongs to."""
+        """The storage that `root` is in."""
         return storage_of(self.root)
 
     def find(self, note: Callable[[str], None]) -> store.Checkpoint | None:
-        """The newest good checkpoint, the same on all ranks; every rank must call it."""
+        """The newest intact checkpoint, the same on all ranks, or None. Every rank must call it.
+
+        Args:
+            note: called with a line of text for each damaged checkpoint that is passed over.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none is intact.
+        """
         if self.rank == 0:
             self.root.mkdir(parents=True, exist_ok=True)
             fsync_dir(self.root.parent)
@@ -56,36 +62,49 @@ class Commits:
         return store.find_checkpoint(self.root, self.damage, note, scanned)
 
     def damage(self, checkpoint: store.Checkpoint) -> str | None:
-        """What is wrong with a checkpoint, the same on all ranks, or None: then what a rank reads of it is at hand.
-        Every rank must call it.
+        """What is wrong with a checkpoint, the same on all ranks, or None where it is intact; this node then has the
+        files that its ranks read. Every rank must call it.
         """
         return _first(store.damage(checkpoint, self.rank, self.world_size))
 
     def commit(
         self, staging: Path, mine: list[store.FileEntry], manifest: store.Manifest, keep: set[int], started: float
     ) -> None:
-        """Make a checkpoint of what all ranks have staged. Every rank calls it, with the files it wrote itself."""
+        """Turn the staging folder of all ranks into a checkpoint. Every rank must call it.
+
+        Args:
+            mine: the files that this rank wrote.
+            manifest: the files of all ranks.
+            keep: steps whose checkpoints are not deleted, besides the newest `save_total_limit`.
+            started: `time.perf_counter()` when saving began, for `on_commit`.
+        """
         if self.rank == 0:
             store.commit(self.root, staging, manifest)
             store.apply_retention(self.storage, self.root, self.save_total_limit, keep)
             self.on_commit(manifest.step, time.perf_counter() - started)
 
     def finish(self) -> None:
-        """Wait until what was committed is safe; every rank must call it."""
+        """Wait until the last commit is complete, in object storage too. Every rank must call it.
+
+        Raises:
+            StorageError: its upload has failed on some rank; on all ranks.
+        """
 
 
 @dataclass
 class RemoteCommits(Commits):
-    """In object storage, which says what is committed. Each node keeps what its own ranks wrote of the newest
-    checkpoint, and copies of others what its ranks read: their own parts and what is common to all.
+    """Commits checkpoints to object storage; a checkpoint is committed when its manifest is there. Each node keeps the
+    files of the newest one that its ranks wrote. To load one, a node downloads those that its ranks read: their own
+    files and the ones common to all ranks.
 
-    A rank's thread sends its files, then a mark; the first rank's sends the manifest once all marks are there.
+    A thread of each rank uploads its files, then an empty marker; that of the first rank uploads the manifest once it
+    has found the markers of all.
     """
 
     local_rank: int = 0
     local_world_size: int = 1
     before_commit: Callable[[], None] = lambda: None
-    """What must be in the storage before a checkpoint is."""
+    """Uploads what must be in the storage before a checkpoint's manifest is."""
 
     def __post_init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -99,7 +118,7 @@ class RemoteCommits(Commits):
     def commit(
         self, staging: Path, mine: list[store.FileEntry], manifest: store.Manifest, keep: set[int], started: float
     ) -> None:
-        self.finish()  # one is on its way at a time
+        self.finish()  # only one upload at a time
         if self.local_rank == 0:
             store.commit(self.root, staging, manifest)
             store.apply_retention(Folder(self.root), self.root, 1, keep)
@@ -113,10 +132,10 @@ class RemoteCommits(Commits):
         if self._thread is not None:
             self._thread.join()
         if error := _first(str(self._error) if self._error else None):
-            raise StorageError(f"a checkpoint could not be kept: {error}.")
+            raise StorageError(f"a checkpoint could not be uploaded: {error}.")
 
     def _take_index(self) -> None:
-        """Manifests as the storage has them; what is neither committed there nor on its way is removed."""
+        """Download the manifests in the storage, and delete checkpoints without one, there and on this node."""
         self.root.mkdir(parents=True, exist_ok=True)
         store.clean_leftovers(self.root)
         there = self.storage.list_tree(self.root)
@@ -129,8 +148,8 @@ class RemoteCommits(Commits):
         self.storage.fetch_tree(self.root, lambda name: name.partition("/")[2] == store.MANIFEST, again=True)
 
     def damage(self, checkpoint: store.Checkpoint) -> str | None:
-        """As it is said of the storage: copies of this node that differ from it are made again before they are
-        blamed.
+        """As `Commits.damage`, of the files in the storage: where this node's copies seem damaged, they are downloaded
+        again and checked a second time.
         """
         if wrong := next(filter(None, (what_is_wrong(entry.path) for entry in checkpoint.manifest.files)), None):
             return f"a file of its manifest {wrong}"
@@ -152,7 +171,7 @@ class RemoteCommits(Commits):
         return wrong
 
     def _together(self, action: Callable[[], None]) -> None:
-        """`action` once a node; raises on all ranks where it fails on any."""
+        """Run `action` on one rank of each node. Raises `StorageError` on all ranks where it fails on any node."""
         failed = None
         if self.local_rank == 0:
             try:
@@ -196,7 +215,13 @@ def build_commits(
     on_commit: Callable[[int, float], None],
     before_commit: Callable[[], None],
 ) -> Commits:
-    """For a run's folder, wherever it is."""
+    """The `Commits` for the checkpoints' folder of a run, shared or in object storage. Reads `LOCAL_RANK` and
+    `LOCAL_WORLD_SIZE`, which Ray Train sets.
+
+    Args:
+        on_commit: called on the first rank after each commit, with the step and the seconds it took.
+        before_commit: called on the first rank before the manifest is uploaded; only for object storage.
+    """
     common = root, rank, world_size, save_total_limit, on_commit
     if storage_of(root).shared:
         return Commits(*common)
@@ -206,5 +231,5 @@ def build_commits(
 
 
 def _first(text: str | None) -> str | None:
-    """Of all ranks' texts the first, on all ranks."""
+    """The first text that is not None or empty, in rank order; the same on all ranks."""
     return next((found for found in gather_objects(text) if found), None)

@@ -27,10 +27,14 @@ from raytrain_nlp.storage.names import UnsafeName, part
 
 
 def load_weights(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-    """All weights and buffers by name, on CPU; floating ones as `dtype`. Of an adapter's checkpoint only what was
-    trained.
+    """Load the weights and buffers of a checkpoint by name, on CPU; those of an adapter hold trained parameters only.
+    Tied parameters are one tensor under several names.
 
-    Tied parameters are one tensor under several names. Raises `CheckpointError` for files that are not a checkpoint's.
+    Args:
+        dtype: what floating tensors are converted to; None: as they are stored.
+
+    Raises:
+        CheckpointError: a file is not one of such a checkpoint, or parts do not add up to the parameters.
     """
     weights: dict[str, torch.Tensor] = {}
     known: dict[str, torch.Tensor] = {}
@@ -43,7 +47,7 @@ def load_weights(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> di
 
 
 def _parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, str, Any]]:
-    """Name, what is equal for tied parameters, and a function that reads the tensor."""
+    """For each parameter and buffer: name, a key that tied parameters share, and a function that reads the tensor."""
     folder, stage = checkpoint.path, checkpoint.manifest.zero_stage
     if (folder / "model.state").exists():
         yield from _of_tree(open_state(folder / "model.state"))
@@ -93,7 +97,7 @@ def _of_partitions(folder: Path, world_size: int) -> Iterator[tuple[str, str, An
 
 
 class Flat:
-    """Tensors of one dimension end to end, still in their files."""
+    """Stored tensors of one dimension, addressed as if they were concatenated; read from their files on demand."""
 
     def __init__(self, groups: list[StoredTensor]):
         self._groups = groups
@@ -101,6 +105,7 @@ class Flat:
         self.size = self._starts[-1]
 
     def read(self, start: int, stop: int) -> torch.Tensor:
+        """The values from `start` to `stop`, shape [stop - start]. Raises `CheckpointError` where there are fewer."""
         parts = []
         while start < stop:
             group = bisect_right(self._starts, start) - 1
@@ -118,7 +123,7 @@ def _join(parts: list[torch.Tensor], shape: Any) -> torch.Tensor:
 
 
 def model_file(folder: Path, rank: int | None = None) -> Path:
-    """Where DeepSpeed put the model's state: of a rank under stage 3, else the only one."""
+    """DeepSpeed's file with the model's state: that of `rank` under ZeRO-3, else (None) the only one."""
     return (
         folder
         / tag_of(folder)
@@ -127,7 +132,7 @@ def model_file(folder: Path, rank: int | None = None) -> Path:
 
 
 def optimizer_file(folder: Path, rank: int) -> Path:
-    """Where DeepSpeed put a rank's part of the optimizer; under bf16 by another name."""
+    """DeepSpeed's file with a rank's shard of the optimizer state; with bf16 its name has the prefix `bf16_`."""
     path = folder / tag_of(folder) / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
     return path if path.exists() else path.with_name(f"bf16_{path.name}")
 

@@ -1,4 +1,4 @@
-"""DeepSpeed's checkpoint files without pickle: its own save and load logic, our state files underneath."""
+"""DeepSpeed checkpoints without pickle: DeepSpeed decides what is saved, `checkpoint/state.py` writes the files."""
 
 from __future__ import annotations
 
@@ -37,9 +37,8 @@ class SafeCheckpointEngine(CheckpointEngine):
 
 
 def apply_safe_checkpoints(engine: Any) -> SafeCheckpointEngine:
-    """Give a DeepSpeed engine our checkpoint engine, and keep it from copying its recovery script into checkpoints.
-
-    It then also loads what another number of ranks wrote.
+    """Replace the checkpoint engine of a DeepSpeed engine, and keep it from copying its recovery script into
+    checkpoints. It then also loads checkpoints that another number of ranks wrote.
     """
     safe, load = SafeCheckpointEngine(), engine.load_checkpoint
 

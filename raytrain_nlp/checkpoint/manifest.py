@@ -1,6 +1,4 @@
-"""A checkpoint's `manifest.json`: what makes a folder a checkpoint. It is read as something that anybody may have
-written.
-"""
+"""A checkpoint's `manifest.json`, which makes a folder a checkpoint. It is parsed as untrusted input."""
 
 from __future__ import annotations
 
@@ -22,13 +20,16 @@ class FileEntry:
     """One file of a checkpoint, as its writer saw it."""
 
     path: str
+    """Relative to the checkpoint's folder."""
     size: int
+    """Bytes."""
     sha256: str
+    """64 lower-case hexadecimal digits."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What makes a folder a checkpoint."""
+    """The content of `manifest.json`: which state a checkpoint holds, and its files."""
 
     step: int
     world_size: int
@@ -49,7 +50,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Damaged:
-    """A folder with a checkpoint's name that is none."""
+    """A folder with the name of a checkpoint, but without a valid manifest."""
 
     path: Path
     why: str

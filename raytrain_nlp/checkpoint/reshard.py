@@ -1,11 +1,10 @@
-"""A ZeRO checkpoint on another number of ranks: each gets what it would have written itself, read from the parts of
-all.
+"""Loads a ZeRO checkpoint on another number of ranks: each rank reads its new shard from the shards of the old ranks.
 
     stage 1, 2   the parameters of a group end to end, padded, cut into one part for each rank
     stage 3      each parameter padded and cut into one part for each rank; the parts of a sub-group end to end
 
-Nothing is converted on disk. DeepSpeed asks for the files of a rank; while inside `fitted` it is given the parts
-instead. The layouts are those of DeepSpeed's `zero/stage_1_and_2.py` and `zero/stage3.py`.
+Nothing is converted on disk: inside `fitted`, DeepSpeed's reads of a rank's files return the new shards. The layouts
+are those of DeepSpeed's `zero/stage_1_and_2.py` and `zero/stage3.py`.
 """
 
 from __future__ import annotations
@@ -31,10 +30,12 @@ Tensors = Callable[[dict[str, Any]], list[StoredTensor]]
 
 @contextlib.contextmanager
 def fitted(engine: Any, folder: Path) -> Iterator[None]:
-    """While inside, `engine.load_checkpoint(folder)` loads this rank's part, whatever number of ranks wrote the
+    """While inside, `engine.load_checkpoint(folder)` loads this rank's shard, whatever number of ranks wrote the
     checkpoint.
 
-    Raises `CheckpointError` for an optimizer whose state is not shared out value by value.
+    Raises:
+        CheckpointError: the optimizer keeps tensors that do not have one value for each weight, so that they cannot be
+            divided among another number of ranks.
     """
     written = next((found.manifest for found in list_checkpoints(folder.parent) if found.path == folder), None)
     if written is None or written.world_size == dist.get_world_size() or not engine.zero_optimization_stage():
@@ -50,7 +51,7 @@ def fitted(engine: Any, folder: Path) -> Iterator[None]:
 
 
 class _Part:
-    """This rank's part of a checkpoint that `ranks` ranks wrote."""
+    """This rank's shard of a checkpoint that `ranks` ranks wrote."""
 
     weights_key: str
     optimizer_key: str
@@ -64,7 +65,7 @@ class _Part:
         return model_file(self.folder)
 
     def model(self) -> dict[str, Any]:
-        """What is not shared out: buffers, counters; under stages 1 and 2 also the weights."""
+        """The state that is not sharded: buffers, counters; under stages 1 and 2 also the weights."""
         return {**load_state(self.model_file), "dp_world_size": self.world}
 
     def optimizer(self) -> dict[str, Any]:
@@ -93,7 +94,9 @@ class _Part:
         }
 
     def _state_of(self, parts: list[dict[str, Any]], key: str, value: Any, count: int) -> list[Any]:
-        """For each group: the moments of its own values, or what is the same for all of them, as a step."""
+        """The optimizer's state `key` for each group: this rank's shard of a state with one value for each weight, or a
+        copy of one that all weights share, such as the step.
+        """
         if not isinstance(value, StoredTensor) or value.shape == ():
             same = read_tree(value)
             return [
@@ -111,11 +114,11 @@ class _Part:
         return self.cut(parts, lambda part: [state[key] for state in part[self.optimizer_key]["state"].values()])
 
     def cut(self, parts: list[dict[str, Any]], tensors: Tensors) -> list[torch.Tensor]:
-        """This rank's own values of each of its groups."""
+        """This rank's shard of each of its groups, shape [values]."""
         raise NotImplementedError
 
     def indices(self) -> list[list[int]]:
-        """For each parameter group of the optimizer the numbers of what it optimizes."""
+        """For each parameter group of the optimizer the indices of the groups of `cut` in it."""
         raise NotImplementedError
 
 
@@ -171,7 +174,7 @@ class _PartOfParameters(_Part):
         ]
 
     def _own(self, ranks: list[Flat], start: int, size: int) -> torch.Tensor:
-        """This rank's part of a parameter of `size` values, which in the part of each rank begins at `start`."""
+        """This rank's shard of a parameter of `size` values; its part in each old rank's shard begins at `start`."""
         theirs, mine = math.ceil(size / self.ranks), math.ceil(size / self.world)
         position, stop = min(self.rank * mine, size), min((self.rank + 1) * mine, size)
         pieces = []

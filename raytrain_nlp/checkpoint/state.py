@@ -29,7 +29,7 @@ _KEY = "state"
 
 
 def save_state(path: str | Path, state: Any) -> None:
-    """Write a state tree to one file, and to disk. Raises `CheckpointError` for a value that cannot be stored."""
+    """Write a state tree to one file and fsync it. Raises `CheckpointError` for a value that cannot be stored."""
     tensors: dict[str, torch.Tensor] = {}
     seen: dict[tuple[Any, ...], str] = {}
     tree = json.dumps(_encode(state, tensors, seen))
@@ -56,7 +56,7 @@ def load_state(path: str | Path) -> Any:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that is still in its file."""
+    """A tensor in an open safetensors file, not read yet."""
 
     file: Any
     name: str
@@ -73,7 +73,7 @@ class StoredTensor:
         return self.file.get_tensor(self.name)
 
     def part(self, start: int, stop: int) -> torch.Tensor:
-        """A range of a tensor of one dimension."""
+        """The values from `start` to `stop` of a tensor of one dimension, shape [stop - start], on CPU."""
         return self.file.get_slice(self.name)[start:stop]
 
 
@@ -98,7 +98,7 @@ def open_state(path: str | Path, *keys: str) -> Any:
 
 
 def read_tree(tree: Any) -> Any:
-    """What `open_state` gave, with its tensors read."""
+    """A tree of `open_state` with each `StoredTensor` replaced by its tensor, on CPU."""
     if isinstance(tree, StoredTensor):
         return tree.load()
     if isinstance(tree, dict):

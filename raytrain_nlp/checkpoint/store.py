@@ -1,6 +1,7 @@
-"""Checkpoints of a run: staged, committed by a manifest written last and a rename, found again, verified, retired.
+"""The checkpoints' folder of a run. A checkpoint is written to a staging folder, and committed by its manifest, written
+last, and a rename. Here they are also found, verified and deleted.
 
-checkpoints/.staging-STEP-ID/    what ranks are writing; never looked at
+checkpoints/.staging-STEP-ID/    what ranks are writing; never read
 checkpoints/checkpoint-STEP/     committed: manifest.json names every file with size and SHA-256
 """
 
@@ -31,7 +32,7 @@ from raytrain_nlp.storage.names import UnsafeName, below, what_is_wrong
 
 _NAME = re.compile(r"checkpoint-[0-9]+")
 _OF_A_RANK = re.compile(r"(?:zero_pp_rank_|rng-)(\d+)")
-"""DeepSpeed's names of what one rank alone wrote and reads, and ours."""
+"""Names of files that one rank alone writes and reads: DeepSpeed's shards, and our RNG states."""
 
 
 def step_of(name: str) -> int | None:
@@ -40,12 +41,12 @@ def step_of(name: str) -> int | None:
 
 
 def staging_dir(root: Path, step: int) -> Path:
-    """A new name to write a checkpoint under; not created."""
+    """The path of a new staging folder, which is not created."""
     return root / f".staging-{step}-{uuid.uuid4().hex[:8]}"
 
 
 def describe_files(folder: Path, paths: Iterable[Path]) -> list[FileEntry]:
-    """Size and hash of files just written, read back from the page cache and forced to disk."""
+    """Hash and fsync files that were just written below `folder`; their entries for the manifest."""
     entries = []
     for path in paths:
         with path.open("rb") as file:
@@ -56,11 +57,11 @@ def describe_files(folder: Path, paths: Iterable[Path]) -> list[FileEntry]:
 
 
 def commit(root: Path, staging: Path, manifest: Manifest) -> Checkpoint:
-    """Turn a complete staging folder into a checkpoint. Until the rename nothing can see it; after it all of it is
-    there.
+    """Turn a complete staging folder into a checkpoint, atomically: readers find nothing before the rename, and all of
+    it afterwards.
     """
     write_json(staging / MANIFEST, asdict(manifest))
-    fsync_tree(staging, files=False)  # each rank has seen to its files
+    fsync_tree(staging, files=False)  # each rank has synced its own files
     target = root / checkpoint_name(manifest.step)
     if os.path.lexists(target):  # a damaged one of the same step, which resume passed over
         remove_whole(target)
@@ -70,8 +71,8 @@ def commit(root: Path, staging: Path, manifest: Manifest) -> Checkpoint:
 
 
 def scan(root: Path) -> tuple[list[Checkpoint], list[Damaged]]:
-    """All folders of checkpoints, oldest step first: those whose manifest can be read, and those that are damaged there
-    already.
+    """All checkpoints in a folder: those with a valid manifest, oldest step first, and the folders without one. Their
+    other files are not verified.
     """
     good: list[Checkpoint] = []
     damaged: list[Damaged] = []
@@ -86,15 +87,15 @@ def scan(root: Path) -> tuple[list[Checkpoint], list[Damaged]]:
 
 
 def list_checkpoints(root: Path) -> list[Checkpoint]:
-    """Those whose manifest can be read, oldest step first. Who chooses one to go on from asks `find_checkpoint`, which
-    names the others.
+    """The checkpoints with a valid manifest, oldest step first; their files are not verified. To resume from one, use
+    `find_checkpoint`, which verifies them and reports damaged ones.
     """
     return scan(root)[0]
 
 
 def files_of_ranks(manifest: Manifest, ranks: Iterable[int], world_size: int) -> list[FileEntry]:
-    """What some ranks of `world_size` read of a checkpoint: not what belongs to others; all of it where another number
-    of ranks wrote it.
+    """The files that `ranks`, of a group of `world_size`, read to load a checkpoint: all but those that single other
+    ranks wrote; all files where another number of ranks wrote it.
     """
     if manifest.world_size != world_size:
         return manifest.files
@@ -107,8 +108,11 @@ def files_of_ranks(manifest: Manifest, ranks: Iterable[int], world_size: int) ->
 def damage(
     checkpoint: Checkpoint, rank: int = 0, world_size: int = 1, files: list[FileEntry] | None = None
 ) -> str | None:
-    """What is wrong with this rank's share of a checkpoint's files, or of `files` (each is hashed by one rank), or
-    None.
+    """What is wrong with a checkpoint's files, as part of a sentence, or None. Each rank checks the sizes of all files,
+    and the hashes of every `world_size`th.
+
+    Args:
+        files: the files to check; default: all in the manifest.
     """
     for i, entry in enumerate(checkpoint.manifest.files if files is None else files):
         if wrong := what_is_wrong(entry.path):
@@ -143,14 +147,15 @@ def find_checkpoint(
     note: Callable[[str], None] = lambda line: None,
     scanned: tuple[list[Checkpoint], list[Damaged]] | None = None,
 ) -> Checkpoint | None:
-    """The newest good checkpoint, or None where there is none at all. Each damaged one that is passed over is noted.
+    """The newest intact checkpoint, or None where there are no checkpoints.
 
     Args:
-        agree: says what is wrong with one; on several ranks it must say the same on all.
-        scanned: what is there, where another process has looked.
+        agree: returns what is wrong with a checkpoint, or None; on several ranks it must return the same on all.
+        note: called with a line of text for each damaged checkpoint that is passed over.
+        scanned: the result of `scan`, where another process has called it.
 
-    Raises `CheckpointError` where there are checkpoints but none is good: starting from step 0 would then lose work
-    without a word.
+    Raises:
+        CheckpointError: there are checkpoints, but none is intact; starting from step 0 would lose work silently.
     """
     good, bad = scanned or scan(root)
     chosen: Checkpoint | None = None
@@ -181,10 +186,14 @@ def find_checkpoint(
 
 
 def apply_retention(storage: Storage, root: Path, limit: int | None, keep: set[int]) -> None:
-    """Delete all but the newest `limit` checkpoints of a storage; those of the steps in `keep` stay besides. A kill
-    half-way leaves no damaged one: the manifest, or the whole name, goes first.
+    """Delete the checkpoints of a storage, except for the newest `limit` and those of the steps in `keep`.
 
-    In a folder a damaged one is none of the newest. What a bucket has, has a manifest.
+    A process killed half-way leaves no damaged checkpoint: the manifest is deleted first, or the folder renamed.
+    In a folder, checkpoints without a valid manifest are not counted among the newest; in a bucket, manifests are only
+    listed, not read.
+
+    Args:
+        limit: None: delete nothing.
     """
     if limit is None:
         return
@@ -198,12 +207,12 @@ def apply_retention(storage: Storage, root: Path, limit: int | None, keep: set[i
 
 
 def with_manifest(names: Iterable[str]) -> set[str]:
-    """Of the names of files below the checkpoints' folder, the folders that have a manifest."""
+    """The names of folders that hold a manifest, given the names of all files below the checkpoints' folder."""
     return {folder for folder, _, name in (name.partition("/") for name in names) if name == MANIFEST}
 
 
 def clean_leftovers(root: Path) -> None:
-    """Remove what killed processes left half-written or half-deleted. Only while nobody writes."""
+    """Remove half-written and half-deleted folders of killed processes. No process may be writing meanwhile."""
     for path in root.glob(".*-*") if root.is_dir() else ():
         remove(path)
 

@@ -1,5 +1,5 @@
-"""What makes machines without GPUs fast: forked processes, huge pages, the mean of gradients in shared memory. All
-works without it.
+"""Optimizations for machines without GPUs: forked processes, huge pages, gradients averaged in shared memory. All else
+works without them.
 """
 
 from __future__ import annotations
@@ -7,16 +7,16 @@ from __future__ import annotations
 import os
 
 PLAIN = "RAYTRAIN_NLP_PLAIN"
-"""Environment variable: `1` does without this room, on driver and workers. To find out whether a fault lies here, and
-to measure.
+"""Environment variable: `1` switches these optimizations off, on driver and workers, to find out whether they cause a
+fault, and to measure what they gain.
 """
 
 
 def is_plain() -> bool:
-    """Is this room switched off?"""
+    """Are these optimizations switched off?"""
     return os.environ.get(PLAIN) == "1"
 
 
 def switch() -> dict[str, str]:
-    """The environment variable that tells another process what this one was told."""
+    """Environment variables that pass the switch on to another process; empty where it is not set."""
     return {PLAIN: "1"} if is_plain() else {}

@@ -1,7 +1,8 @@
-"""What the raylet starts in place of Python: asks the fork server for the process. Standard library only, and little of
-it.
+"""The program that the raylet starts in place of Python: it asks the fork server to fork the worker process. It imports
+only the standard library, and little of it, because every worker waits for it.
 
-Arguments: the server's address, the Python to be used without it, and the arguments Ray gives to Python.
+Arguments: the address of the server's Unix socket, the Python to run where the server does not answer, and the
+arguments that Ray gives to Python.
 """
 
 import json
@@ -28,8 +29,9 @@ def main(address: str, python: str, *arguments: str) -> None:
 
 
 def find_worker(arguments: tuple[str, ...], python: str) -> tuple[tuple[str, ...] | list[str], dict[str, str]] | None:
-    """Arguments and variables of the worker that setup_worker.py would turn into; None where it is no plain Python
-    worker.
+    """The command line and environment variables of the worker process that Ray's setup_worker.py would start.
+
+    None where it is not a plain Python worker: another language, or a runtime environment with more than variables.
     """
     program = os.path.basename(arguments[0]) if arguments else ""
     if program == "default_worker.py":  # no runtime environment
@@ -52,7 +54,7 @@ def find_worker(arguments: tuple[str, ...], python: str) -> tuple[tuple[str, ...
         or any(context.values())
     ):
         return None
-    if any("$" in value for value in variables.values()):  # Ray would put other variables in
+    if any("$" in value for value in variables.values()):  # Ray would expand references to other variables
         return None
     return rest, variables
 

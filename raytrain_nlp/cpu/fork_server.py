@@ -1,15 +1,15 @@
-"""A local Ray whose processes are forks of one that has torch, transformers and DeepSpeed loaded already.
+"""Starts the worker processes of a local Ray as forks of a server that has imported torch, transformers and DeepSpeed.
 
     driver --starts--> fork server <--"default_worker.py ..."-- launcher <--starts-- raylet
-                            `--forks--> the process of Ray
+                            `--forks--> Ray's worker process
 
-A run on one machine has about ten processes, and importing in each is most of the time to its first step. Here it is
-paid once, in a process of its own while the driver reads the data; what is loaded is shared memory, too. Ray itself is
-loaded after the fork: its library reads the job's number and settings from the environment when it is loaded, and draws
-the numbers of its objects from a state that all forks would share.
+A run on one machine has about ten processes, and importing in each is most of the time to its first step. The server
+imports once, while the driver reads the data; the forks also share the memory of what it has loaded. Ray itself is
+imported after the fork: its library reads the job id and settings from the environment when it is loaded, and draws
+object ids from a random state that all forks would otherwise share.
 
-For CPU only: a process that has asked for a GPU cannot be forked. Where anything of it does not fit (another Ray, a
-runtime environment with a Python of its own, the server gone) the process starts as Ray would have started it.
+For CPU only: a process that has initialized CUDA cannot be forked. Where forking is not possible (another Ray, a
+runtime environment with a Python of its own, the server has ended) the process starts as Ray would have started it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from raytrain_nlp.host.sockets import short_name
 _LAUNCHER = Path(__file__).with_name("fork_launcher.py")
 _PROGRAM = "from raytrain_nlp.cpu.fork_server import main; main()"
 _REQUEST_S = 10.0
-"""How long a launcher may take to say what it wants: others wait behind it."""
+"""How long a launcher may take to send its request; the server handles one at a time."""
 _PRELOAD = (
     "pandas",
     "raytrain_nlp.data.feed",
@@ -51,7 +51,11 @@ _PRELOAD = (
 
 @contextlib.contextmanager
 def forked_processes(*modules: str) -> Iterator[None]:
-    """While inside, a Ray that is started here forks its processes, which have `modules` loaded besides."""
+    """While inside, a Ray that this process starts gets its workers from a fork server.
+
+    Args:
+        modules: modules that the server imports besides its own list.
+    """
     with scratch_folder() as folder:
         folder = short_name(folder / "socket").parent
         address = str(folder / "socket")
@@ -75,14 +79,16 @@ def forked_processes(*modules: str) -> Iterator[None]:
             with worker_program(str(executable)):
                 yield
         finally:
-            server.kill()  # it holds nothing; where a job was refused, it may still be loading
+            server.kill()  # it has no state to save; where a job was refused, it may still be importing
             server.wait()
             assert server.stdin is not None, "it is a pipe"
             server.stdin.close()
 
 
 def serve(listener: socket.socket, modules: list[str]) -> None:
-    """Load, then fork a process for each that asks, until the driver is gone (its end of standard input closes)."""
+    """Import `modules`, then fork a process for each launcher that connects to `listener`, until the driver has ended
+    (its end of standard input closes).
+    """
     import selectors
 
     from raytrain_nlp.compat.deepspeed import import_deepspeed
@@ -124,8 +130,10 @@ def serve(listener: socket.socket, modules: list[str]) -> None:
 
 
 def _receive(connection: socket.socket, streams: list[int]) -> dict[str, Any]:
-    """A launcher's request, and into `streams` its three streams. Raises `OSError` or `ValueError` where not all of it
-    comes.
+    """Read a launcher's request. The file descriptors of its standard streams are appended to `streams`.
+
+    Raises:
+        OSError, ValueError: the request is incomplete.
     """
     first, received, _, _ = socket.recv_fds(connection, 1 << 16, 3)
     streams += received
@@ -138,7 +146,7 @@ def _receive(connection: socket.socket, streams: list[int]) -> dict[str, Any]:
 
 
 def _become(request: dict[str, Any], streams: list[int]) -> None:
-    """Be the process that the raylet asked for, to its end."""
+    """In a fork: run the program that the raylet asked for, then exit the process. Does not return."""
     import random
 
     import numpy as np
@@ -177,5 +185,5 @@ def main() -> None:
     listener = socket.socket(fileno=int(sys.argv[1]))
     try:
         serve(listener, sys.argv[2:])
-    finally:  # the driver may have died without
+    finally:  # a driver that was killed has not removed the folder
         shutil.rmtree(os.path.dirname(listener.getsockname()), ignore_errors=True)

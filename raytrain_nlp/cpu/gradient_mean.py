@@ -42,8 +42,12 @@ class SharedMean:
         self._waiting: list[tuple[torch.Tensor, torch.futures.Future]] = []
 
     def add(self, flat: torch.Tensor, last: bool) -> torch.futures.Future:
-        """A bucket of the backward pass, shape [elements]; the mean replaces it when the future is done. Collective, in
-        order.
+        """Average a bucket of the backward pass over the ranks, in place; the future is done when it holds the mean.
+        Collective: every rank must add the same buckets in the same order.
+
+        Args:
+            flat: the bucket's gradients, shape [elements].
+            last: whether it is the last bucket of this backward pass.
         """
         done: torch.futures.Future = torch.futures.Future()
         if self._waiting and sum(_room(waiting) for waiting, _ in self._waiting) + _room(flat) > _WINDOW_BYTES:
@@ -80,7 +84,7 @@ class SharedMean:
                     piece[part] = windows[owner][part]
 
     def _place(self, pieces: list[torch.Tensor]) -> list[list[torch.Tensor]]:
-        """For each piece its place in the window of each rank, of the set whose turn it is."""
+        """For each piece a view of its place in the window of each rank, in the set of windows whose turn it is."""
         needed = sum(_room(piece) for piece in pieces)
         if not self._windows[0] or self._windows[0][0].numel() < needed:
             self._windows = (_share(needed), _share(needed))
@@ -98,18 +102,18 @@ class SharedMean:
 
 
 def _room(piece: torch.Tensor) -> int:
-    """Bytes of a piece in a window, where the next begins at a line of the cache."""
+    """Bytes that a piece takes in a window, rounded up to cache lines of 64 bytes."""
     return -(-piece.nbytes // 64) * 64
 
 
 def _parts(piece: torch.Tensor, world: int) -> list[slice]:
-    """What each rank sums."""
+    """The slice of a piece that each rank sums, in rank order."""
     size = -(-piece.numel() // world)
     return [slice(owner * size, (owner + 1) * size) for owner in range(world)]
 
 
 def _sum_part(piece: torch.Tensor, windows: list[torch.Tensor], mine: slice, rank: int) -> None:
-    """The mean of this rank's part, in its piece and its window."""
+    """Write the mean of this rank's part into its piece and its window."""
     addends = [piece[mine] if owner == rank else window[mine] for owner, window in enumerate(windows)]
     # block by block, so that a sum is still in the processor's cache when it is divided and written
     for result, told, *terms in zip(
@@ -151,7 +155,10 @@ def _can_share() -> bool:
 
 
 def _share(size: int) -> list[torch.Tensor]:
-    """So many bytes of each rank, in memory that all ranks read and write. Collective, errors included."""
+    """Allocate `size` bytes for each rank in memory that all ranks map; uint8 tensors [size], in rank order.
+
+    Collective: a rank that fails (`OSError`) still takes part in the exchange, so that the others do not hang.
+    """
     descriptor = _create(size)
     opened = []
     try:
@@ -169,7 +176,7 @@ def _share(size: int) -> list[torch.Tensor]:
 
 
 def _create(size: int) -> int:
-    """A file descriptor of new memory, or -1 where the machine has none to give."""
+    """A file descriptor of `size` bytes of new memory (memfd_create(2)), or -1 where there is none."""
     if not hasattr(os, "memfd_create"):
         return -1
     try:

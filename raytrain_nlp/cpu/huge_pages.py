@@ -1,10 +1,10 @@
 """Memory of workers on CPU in huge pages, where Linux gives them to programs that ask (`transparent_hugepage` is
 `madvise`).
 
-A step allocates its activations anew, and large ones come from the kernel, which hands out and clears page by page:
-with 4 KiB that is up to a third of the step of a small model (a logit for each word of a vocabulary is large). With 2
-MiB it is felt no more. The C library of Linux (glibc, from 2.35) asks for them where its tunable is set when a program
-starts. It ignores one that it does not know, other libraries ignore the variable.
+Every step allocates its activations anew. The large ones (such as the logits over a vocabulary) come from the kernel,
+which hands out and clears memory page by page: with pages of 4 KiB that is up to a third of the step of a small model,
+with 2 MiB it is negligible. glibc asks for huge pages, from version 2.35 on, where its tunable `glibc.malloc.hugetlb`
+is set when a program starts. Older versions ignore the tunable, other C libraries ignore the variable.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TUNABLE = "glibc.malloc.hugetlb"
 
 
 def huge_pages() -> dict[str, str]:
-    """The environment variable for a program that starts; what the user has set there stays."""
+    """Environment variables for a new process; a value of the tunable that the user has set is kept."""
     if is_plain():
         return {}
     own = os.environ.get(_VARIABLE, "")

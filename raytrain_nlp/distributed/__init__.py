@@ -1,3 +1,3 @@
-"""What the ranks of one group of workers do together: collectives, consensus, the normalizer of a loss, the device of
-each.
+"""Collectives between the ranks of a group of workers, their consensus before an update, the normalizer of a loss, and
+the device that each rank computes on.
 """

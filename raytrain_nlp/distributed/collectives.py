@@ -1,4 +1,4 @@
-"""Small objects between ranks."""
+"""Collectives of small picklable objects; without a process group they return the caller's own value."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import torch.distributed as dist
 
 
 def gather_objects(value: Any, to_rank: int | None = None) -> list[Any]:
-    """`value` of every rank, in rank order; on all ranks, or on `to_rank` only (elsewhere an empty list)."""
+    """`value` of every rank, in rank order; on all ranks, or on `to_rank` only (elsewhere an empty list). Every rank
+    must call it.
+    """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [value]
     if to_rank is None:
@@ -21,7 +23,7 @@ def gather_objects(value: Any, to_rank: int | None = None) -> list[Any]:
 
 
 def broadcast_object(value: Any) -> Any:
-    """The first rank's value on all ranks."""
+    """The first rank's value, on all ranks. Every rank must call it; the others' `value` is ignored."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
     box = [value]

@@ -1,8 +1,8 @@
-"""What all ranks agree on before an update: it may be made, or a loss is not finite, or they are asked to stop or to
-move.
+"""The ranks' consensus before an optimizer update: go on, fail because a loss is not finite, stop, or save a checkpoint
+and move to other workers.
 
-All stop together before an update that any rank's loss would spoil, or where any is asked to stop. They tell each other
-while the backward pass runs, so that no rank waits for another between forward and backward.
+All ranks end at the same step where the loss of one is not finite, or one is asked to stop or to move. The all-reduce
+that finds this out runs during the backward pass, so that no rank waits for another between forward and backward.
 """
 
 from __future__ import annotations
@@ -17,11 +17,17 @@ from raytrain_nlp.distributed.collectives import gather_objects
 from raytrain_nlp.errors import NonFiniteLossError
 
 _FINE, _MOVE, _BAD, _STOP = 0.0, 0.5, 1.0, 2.0
-"""What a rank says of its micro-batch. The largest of all ranks decides."""
+"""A rank's state, in increasing precedence: the maximum over all ranks decides."""
 
 
 class Agreement:
-    """`begin` after each forward, `settle` before the update; both on every rank."""
+    """The consensus of one training. Every rank calls `begin` after each forward and `settle` before the update.
+
+    Args:
+        locate_row: from row id to `file:line`, for the error message.
+        stop_asked: is this rank asked to end, without a checkpoint?
+        move_asked: is it asked to commit a checkpoint after this step and end, so that other workers go on from it?
+    """
 
     def __init__(
         self, locate_row: Callable[[int], str], stop_asked: Callable[[], bool], move_asked: Callable[[], bool]
@@ -29,12 +35,17 @@ class Agreement:
         self._locate_row, self._stop_asked, self._move_asked = locate_row, stop_asked, move_asked
         self._pending: tuple[torch.Tensor, Any, torch.Tensor, Any] | None = None
         self.stopped = False
-        """Has the training ended because it was asked to?"""
+        """Was any rank asked to stop? All ranks then end before their next step, without a checkpoint."""
         self.moving = False
-        """Does it end with a checkpoint after the step it is in, to go on elsewhere?"""
+        """Was any rank asked to move? All ranks then commit a checkpoint after this step and end."""
 
     def begin(self, loss: torch.Tensor, micro_batch: Any) -> None:
-        """Say what this rank has: the loss of its micro-batch, detached, and what it was asked."""
+        """Start the asynchronous all-reduce of the ranks' states.
+
+        Args:
+            loss: the detached loss of this rank's micro-batch, any shape.
+            micro_batch: its `MicroBatch`, for the error message.
+        """
         said = torch.logical_not(torch.isfinite(loss)).any().to(torch.float32) * _BAD
         if self._stop_asked():
             said.fill_(_STOP)
@@ -48,7 +59,11 @@ class Agreement:
         self._pending = (said, work, loss, micro_batch)
 
     def settle(self) -> None:
-        """Hear the others. Raises `NonFiniteLossError` on all ranks if the loss of any is NaN or infinite."""
+        """Wait for the result of the last `begin`; without one, do nothing.
+
+        Raises:
+            NonFiniteLossError: the loss of some rank is NaN or infinite, and no rank was asked to stop; on all ranks.
+        """
         if self._pending is None:
             return
         (said, work, loss, micro_batch), self._pending = self._pending, None
@@ -60,7 +75,7 @@ class Agreement:
         self.stopped |= said.item() == _STOP
 
     def drop(self) -> None:
-        """An error came in between."""
+        """Forget the last `begin`, because the step ended with an error before `settle`."""
         self._pending = None
 
     def _error(self, loss: torch.Tensor, micro_batch: Any) -> NonFiniteLossError:

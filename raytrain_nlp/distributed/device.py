@@ -1,8 +1,8 @@
-"""The device this process computes on: what the job says, never what the machine has. All questions to a GPU are asked
+"""The device this process computes on: the one the job names, whatever the machine has. All queries of a GPU are made
 here.
 
-torch, DeepSpeed and accelerate each look for a GPU by themselves and take one that the job does not use. So it is
-settled before the first of them asks.
+torch, DeepSpeed and accelerate each look for a GPU by themselves, and would take one that the job does not use. So the
+device is set before the first of them looks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SELF = "/proc/self"
 
 
 def settle_device(use_gpu: bool) -> None:
-    """Say which device this process uses; before torch, DeepSpeed or accelerate is asked for one."""
+    """Set the device of this process. Must be called before torch, DeepSpeed or accelerate looks for one."""
     global _use_gpu
     _use_gpu = use_gpu
     apply_hidden(os.environ, use_gpu)
@@ -36,7 +36,7 @@ def uses_gpu() -> bool:
 
 
 def reset_peak() -> None:
-    """The peak of memory counts from here, where the system lets it."""
+    """Restart the measurement of `peak_memory`; of resident memory only where Linux permits it (`clear_refs`)."""
     if _use_gpu:
         import torch
 
@@ -46,9 +46,10 @@ def reset_peak() -> None:
 
 
 def peak_memory() -> int:
-    """Most bytes this process has had since `reset_peak`, of the memory that is planned (`driver.memory`): of its GPU
-    what torch reserved and the process itself takes; else resident memory, with the pages it shares with the process it
-    was forked from, as the kernel counts them where memory runs out."""
+    """Peak bytes since `reset_peak` of the memory that `memory.planner` plans. On a GPU: what torch reserved, and the
+    process's CUDA context. On CPU: resident memory, including pages shared with the process it was forked from, as the
+    kernel counts it when memory runs out.
+    """
     if _use_gpu:
         import torch
 
@@ -61,8 +62,8 @@ def peak_memory() -> int:
 
 
 def _context_bytes() -> int:
-    """What this process has of its GPU besides torch's tensors, where the driver tells; in a container it knows
-    processes by other numbers.
+    """Bytes of GPU memory this process uses besides torch's allocator, by NVML. In a container NVML may list other
+    process ids; then it counts only where this is the GPU's one process, else a fixed estimate is returned.
     """
     import torch
 
@@ -82,7 +83,7 @@ def _context_bytes() -> int:
 
 
 def held_memory() -> int:
-    """Bytes that are this process's now: its own, and those of its GPU that are tensors."""
+    """Bytes this process holds now: resident memory, and on a GPU those of its tensors there."""
     resident = psutil.Process().memory_info().rss
     if _use_gpu:
         import torch
@@ -92,8 +93,8 @@ def held_memory() -> int:
 
 
 def free_memory() -> float:
-    """Bytes this rank may still take: of its GPU, with those torch keeps for what comes; else its share of the
-    machine's.
+    """Bytes this rank may still allocate: on a GPU what is free there or in torch's cache, on CPU an equal share of the
+    machine's available memory for each rank on it.
     """
     if _use_gpu:
         import torch
@@ -103,7 +104,7 @@ def free_memory() -> float:
 
 
 def release_cache() -> None:
-    """Give back what torch keeps of the GPU's memory."""
+    """Return unused memory in torch's cache to the GPU."""
     if _use_gpu:
         import torch
 
@@ -111,7 +112,7 @@ def release_cache() -> None:
 
 
 def device_figures() -> dict[str, float]:
-    """What the log says of the GPU, by MLflow's names."""
+    """GPU figures for the log, named as MLflow's system metrics; in MB (10^6 bytes). Empty on CPU."""
     if not _use_gpu:
         return {}
     import torch
@@ -120,9 +121,7 @@ def device_figures() -> dict[str, float]:
 
 
 def rng_state() -> dict[str, object]:
-    """The random numbers' state of the GPU, by the name it has in a checkpoint; of a CPU nothing more than torch's
-    own.
-    """
+    """The GPU's RNG state, under its key in a checkpoint; empty on CPU, whose state torch's own RNG state covers."""
     if not _use_gpu:
         return {}
     import torch
@@ -131,7 +130,7 @@ def rng_state() -> dict[str, object]:
 
 
 def set_rng_state(state: dict[str, object]) -> None:
-    """Of a checkpoint's state what is this device's."""
+    """Restore the GPU's RNG state from the states of a checkpoint, where both exist."""
     if _use_gpu and "cuda" in state:
         import torch
 

@@ -1,4 +1,4 @@
-"""What the loss of a global batch is a mean over: its rows, which the plan knows, or the tokens all ranks predict."""
+"""The normalizer of a global batch's loss: its number of rows, which the plan knows, or of tokens all ranks predict."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ import torch.distributed as dist
 
 
 class GlobalWeight:
-    """Made by all ranks before the first forward of an update. They count tokens while that runs, so that no rank waits
-    for another before it has something to say."""
+    """The normalizer of one global batch. Every rank must construct it before the first forward of an update: the
+    all-reduce of token counts runs during that forward.
+
+    Args:
+        micro_batches: this rank's micro-batches of the global batch.
+        by_rows: whether the loss is a mean over rows; else over predicted tokens.
+        device: of the counts.
+    """
 
     def __init__(self, micro_batches: list[Any], by_rows: bool, device: Any):
         self._value: float | torch.Tensor | None = micro_batches[0].global_rows if by_rows else None
@@ -25,8 +31,9 @@ class GlobalWeight:
             )
 
     def value(self) -> float | torch.Tensor:
-        """Rows, or tokens as a float64 tensor of shape [] on the device, which nothing waits for; 1 where there is
-        none, for a loss that is 0."""
+        """The number of rows; or that of tokens, at least 1, as a float64 tensor of shape [], on the device so that the
+        host need not synchronize with it.
+        """
         if self._value is None:
             if self._work is not None:
                 self._work.wait()

@@ -1,1 +1,1 @@
-"""Who starts groups of workers, watches them and starts them again."""
+"""Starts groups of workers with Ray Train, watches them, and starts them again after failures."""

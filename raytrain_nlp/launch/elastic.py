@@ -1,9 +1,8 @@
-"""Workers whose number follows the nodes: fewer after a loss, more when there is room again, the same global batches
-throughout.
+"""Elastic training: fewer workers after a node is lost, more when there is room again, always the same global batches.
 
-A thread of the driver looks at the nodes while a group runs. What it meets (a head that does not answer, a Ray that has
-changed) is told in a line, once each time it begins; the group goes on as it is, and the thread looks again. It imports
-nothing that the driver has not loaded before.
+A thread of the driver polls the nodes of the cluster while a group of workers runs. An error in it (the head does not
+answer, Ray has changed an interface) is reported in a line, once until it is gone; the group goes on as it is, and the
+thread keeps polling. It imports nothing that the driver has not loaded before.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ _POLL_S = 2.0
 
 
 class ElasticFit(Fit):
-    """One group of workers after the other, each as large as there is room for.
+    """Runs one group of workers after another, each as large as the cluster has room for.
 
-    Ray Train can resize a group too, but ends it where it stands. Here a group that is to grow commits a checkpoint
-    first.
+    Ray Train can resize a group too, but ends it in the middle of a step. Here a group that is to grow commits a
+    checkpoint first.
     """
 
     def __init__(self, say: Callable[[str], None] = lambda line: None) -> None:
@@ -65,7 +64,7 @@ class ElasticFit(Fit):
                 return outcome
 
     def _size(self, job: TrainJob) -> int:
-        """As many workers as the nodes hold, as soon as they hold enough."""
+        """The number of workers that fit on the nodes; waits until `min_workers` do."""
         while True:
             if count := _fitting(job, living_nodes()):
                 return count
@@ -73,8 +72,8 @@ class ElasticFit(Fit):
 
     @contextlib.contextmanager
     def _watched(self, job: TrainJob, count: int, paths: RunPaths, replaced: threading.Event) -> Iterator[None]:
-        """While inside: workers that have not started and lost their place are ended (`replaced`); those that could be
-        more are asked to move.
+        """Poll the nodes while inside. A group of `count` workers that has not begun to train and no longer fits is
+        aborted, and `replaced` is set; one that could be larger is asked to commit a checkpoint and end.
         """
         offset = paths.events.stat().st_size if paths.events.exists() else 0
 
@@ -112,13 +111,19 @@ class ElasticFit(Fit):
 
 
 def _fitting(job: TrainJob, nodes: list[dict[str, float]]) -> int:
-    """The most workers of the job that nodes hold; 0 where they do not hold the least."""
+    """The largest number of workers, from `num_workers` down to `min_workers`, that fits on `nodes`; 0 where none does.
+
+    Args:
+        nodes: resources of each node, by name.
+    """
     sizes = range(job.workers.num_workers, (job.workers.min_workers or job.workers.num_workers) - 1, -1)
     return next((count for count in sizes if not left_over(bundles_of(job.at_size(count)), nodes)), 0)
 
 
 def _growing(job: TrainJob, count: int) -> int:
-    """The most workers there could be instead of `count`, with what is free now; 0 where none can be added."""
+    """The largest number of workers that could replace the `count` running ones, with the resources that are free now
+    besides theirs; 0 where none can be added.
+    """
     here = bundles_of(job.at_size(count))
     nodes = free_nodes()
     for more in range(job.workers.num_workers, count, -1):

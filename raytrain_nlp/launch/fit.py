@@ -26,16 +26,17 @@ from raytrain_nlp.storage import shown
 
 _ABORT_S = 10.0
 _LONGEST = 1000
-"""Characters of what is told of a failure."""
+"""Longest part of an error message that is taken from a worker's exception, in characters."""
 
 
 class Fit:
-    """`TorchTrainer.fit()`, which another thread may end; once more wherever its workers had to leave a node.
+    """`TorchTrainer.fit()`, which another thread may abort. It is run again where the workers were asked to commit a
+    checkpoint and leave, as when a node is drained.
 
     Args:
-        loop: what each worker runs; default: `worker.loop.run_worker`.
-        todo: what the user may do after a failure.
-        say: is given a line while nodes are waited for.
+        loop: Ray Train's `train_loop_per_worker`; default: `worker.loop.run_worker`.
+        todo: a sentence, with a space before it, that error messages end with: what the user may do.
+        say: is called with a line of text while the driver waits for nodes.
     """
 
     def __init__(
@@ -50,7 +51,11 @@ class Fit:
         self.aborted = threading.Event()
 
     def __call__(self, job: TrainJob, spec: Any, paths: RunPaths) -> dict[str, Any]:
-        """Run the loop to its end. Raises `RunError` where it fails, or was aborted."""
+        """Run the loop of all workers to its end.
+
+        Raises:
+            RunError: the workers failed more often than `max_failures`, or `abort` was called.
+        """
         import ray.train
 
         try:
@@ -64,7 +69,9 @@ class Fit:
             raise explain(error, paths, self._todo, functools.partial(less_memory, job, spec)) from error
 
     def run(self, job: TrainJob, config: dict[str, Any], paths: RunPaths) -> dict[str, Any]:
-        """The loop of each worker with `config`; returns what the first one's returns, raises what Ray raises."""
+        """Run the loop of all workers once, with `config`. Returns the value that the first rank's loop returns; raises
+        Ray's own exceptions.
+        """
         import ray.train
         from ray.train.torch import TorchConfig
 
@@ -82,8 +89,8 @@ class Fit:
                 resources_per_worker=dict(job.workers.resources_per_worker),
             ),
             run_config=ray.train.RunConfig(
-                # Ray's own snapshot is not ours: nothing is reported to it, and each driver has a folder of its own
-                # there
+                # Ray Train's own state is not used: no checkpoint is reported to it, and each driver gets a new folder,
+                # so that it does not restore another's
                 name=f"driver-{len(list(paths.ray.glob('*'))) if paths.ray.exists() else 0}",
                 storage_path=str(paths.ray),
                 failure_config=ray.train.FailureConfig(max_failures=job.workers.max_failures),
@@ -110,7 +117,9 @@ class Fit:
         with contextlib.suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
             ray.get(self._controller.abort.remote(), timeout=_ABORT_S)
         ray.kill(self._controller)
-        free_groups_of(actor_id(self._controller))  # one that still waited for its place has not given it back
+        free_groups_of(
+            actor_id(self._controller)
+        )  # a controller that still waits for its placement group does not remove it
 
     def _start(self, start_controller: Callable[[], Any]) -> Any:
         """Start a controller that `abort` can reach, unless that came first."""
@@ -122,7 +131,7 @@ class Fit:
 
 
 def load_libraries() -> None:
-    """Import what a fit needs, so that it is there before other threads of this process begin to import."""
+    """Import what a fit needs, before other threads of this process import the same modules at the same time."""
     import ray.train.torch  # noqa: F401
 
     import raytrain_nlp.worker.loop  # noqa: F401
@@ -131,12 +140,14 @@ def load_libraries() -> None:
 
 
 def has_moved(outcome: dict[str, Any]) -> bool:
-    """Have the workers ended with a checkpoint that others are to go on from?"""
+    """Have the workers ended with a checkpoint from which a new group is to go on?"""
     return bool(outcome.get("result", {}).get("moved"))
 
 
 def less_memory(job: TrainJob, spec: Any) -> str:
-    """The nearest setting that needs less memory than what ran out, by the planner; nothing where it cannot say."""
+    """Advice after workers ran out of memory, a sentence: the memory planner's nearest setting that needs less. Empty
+    where the planner fails.
+    """
     if getattr(spec, "train", None) is None:
         return "Lower training.per_device_eval_batch_size."
     with contextlib.suppress(Exception):  # a run that has failed is not to fail once more over advice
@@ -149,9 +160,11 @@ def less_memory(job: TrainJob, spec: Any) -> str:
 def explain(
     error: BaseException, paths: RunPaths, todo: str = "", advise: Callable[[], str] = lambda: ""
 ) -> BaseException:
-    """What ended a run as one line; an error that is none of Ray Train's is left as it is.
+    """A `RunError` with one line for an error of Ray Train; any other error is returned unchanged.
 
-    `todo` is said where going on may help; `advise` is asked where memory was not enough.
+    Args:
+        todo: what the user may do, left out or changed where the failure would come again.
+        advise: makes a sentence of advice; called where memory ran out.
     """
     import ray.train
 
@@ -165,7 +178,9 @@ def explain(
 
 
 def failure_told(paths: RunPaths) -> str | None:
-    """What a rank has said of a failure that would come again, in a line."""
+    """The message of a failure that would come again after a restart, as a rank wrote it to the run's folder; None
+    without one.
+    """
     paths.store.refetch(paths.failure)
     told = read_json(paths.failure) or {}
     return told["error"] if told.get("again") else None

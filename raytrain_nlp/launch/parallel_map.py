@@ -1,4 +1,4 @@
-"""Work on the cluster beside the workers: a `map` with Ray Data, and one on actors while training goes on."""
+"""Parallel maps on the cluster: with Ray Data before training, and on actors while training goes on."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def map_on_cluster(
 
 @contextlib.contextmanager
 def data_context(verbose: bool) -> Iterator[None]:
-    """Ray Data while inside: results in the order of their inputs, nothing of its own on the terminal. Then this
-    process has its own settings again.
+    """Configure Ray Data while inside: results keep the order of their inputs, and it prints nothing unless `verbose`.
+    The process's own settings are restored afterwards.
     """
     import ray.data
 
@@ -50,10 +50,11 @@ def data_context(verbose: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def map_beside_training(job: TrainJob, stop: threading.Event) -> Iterator[MapItems]:
-    """A `map` for work beside training: in order, on CPUs that workers and feeds leave, and behind both where they
-    share cores.
+    """Yields a `map(function, items)` that runs on Ray actors while training goes on; results come in order.
 
-    It raises `RunError` once `stop` is set.
+    There are as many actors as there are CPUs that workers and their feeds have not reserved (at least one, at most
+    32), at lower priority (nice 10), so that they yield to training where they share cores. The iterator of results
+    raises `RunError` once `stop` is set.
     """
     import ray
     from ray.util import ActorPool

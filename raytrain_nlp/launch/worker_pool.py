@@ -1,7 +1,6 @@
-"""A worker pool: a group of workers that stays from trial to trial, for the driver of a trial what `Fit` is for that of
-a run.
+"""A worker pool: a group of workers that stays alive from trial to trial. A trial uses it (`Turn`) as a run uses `Fit`.
 
-A thread waits for the group's end (`_Group._serve`). What it raises is kept, and raised where a trial waits for its
+A thread runs the group's `fit()` (`_Group._serve`). An exception in it is kept, and raised where a trial waits for its
 result; the next trial gets a new group.
 """
 
@@ -22,12 +21,15 @@ from raytrain_nlp.worker.pool_worker import run_pool_worker
 _STOP_S = 20.0
 """How long a stopped trial may take to come to its next step, before its workers are ended."""
 _GROWTH_BYTES = 512 << 20
-"""Memory that may be left behind, beside half of what a worker has after its first trial."""
+"""A group is replaced where a worker's memory has grown by more than this and by half since its first trial."""
 
 
 class WorkerPool:
-    """Runs one trial after the other on the same workers, and replaces them where a trial may have left something
-    behind.
+    """Runs one trial after another on the same workers. They are replaced after an error, a restart or a growth of
+    memory, and where a trial needs other workers.
+
+    Args:
+        mailbox: handle of the sweep's `Mailbox` actor.
     """
 
     def __init__(self, mailbox: Any):
@@ -35,20 +37,20 @@ class WorkerPool:
         self._group: _Group | None = None
 
     def open(self, job: TrainJob, paths: RunPaths) -> _Group:
-        """Have workers for such a job start, if there are none, in the background."""
+        """Start workers for such a job in the background, unless suitable ones are running; their group."""
         if self._group is None or self._group.worn or self._group.shape != _shape(job):
             self.close()
             self._group = _Group(self._mailbox, job, paths)
         return self._group
 
     def turn(self) -> Turn:
-        """For one trial."""
+        """A new `Turn`, for one trial."""
         return Turn(self)
 
     def run(self, turn: Turn, job: TrainJob, spec: Any, paths: RunPaths) -> dict[str, Any]:
-        """The trial on these workers; what `Fit()` returns and raises."""
+        """Run a trial on the pool's workers; returns and raises as `Fit.__call__` does."""
         group = self.open(job, paths)
-        while has_moved(outcome := group.run(turn, spec, paths)):  # a node of theirs is to go
+        while has_moved(outcome := group.run(turn, spec, paths)):  # one of their nodes is being drained
             self.close()
             group = self.open(job, paths)
         if turn.aborted.is_set() or "stopped" in outcome.get("result", {}):
@@ -63,7 +65,7 @@ class WorkerPool:
 
 
 class Turn:
-    """One trial's use of a pool, with the face of a `Fit`."""
+    """One trial's use of a pool, with the interface of `Fit`."""
 
     def __init__(self, pool: WorkerPool):
         self._pool = pool
@@ -75,7 +77,7 @@ class Turn:
         return self._pool.run(self, job, spec, paths)
 
     def abort(self) -> None:
-        """Have the trial stop at its next step; its workers stay. `__call__` then raises `RunError`."""
+        """Ask the trial to stop before its next step; its workers stay alive. `__call__` then raises `RunError`."""
         self.aborted.set()
 
 
@@ -120,7 +122,7 @@ class _Group:
         return found["outcome"]
 
     def _stop(self, number: int, asked_at: float | None) -> float:
-        """Ask, and after a while insist."""
+        """Ask the run to stop; end the workers where it has not stopped after `_STOP_S` seconds."""
         now = time.monotonic()
         if asked_at is None:
             self._mailbox.stop.remote(self._name, number)
@@ -137,5 +139,5 @@ class _Group:
 
 
 def _shape(job: TrainJob) -> str:
-    """What is settled when workers start."""
+    """The settings of a job that cannot change while workers live; jobs with equal ones can share a group."""
     return json.dumps([job.workers.model_dump(mode="json"), job.arguments().get("ddp_timeout")], sort_keys=True)

@@ -1,11 +1,10 @@
-"""What a step keeps in memory besides the model's states, found by running it on torch's meta device: shapes, and no
-memory.
+"""The memory of a step's activations and temporary tensors, found by running the step on torch's meta device, where
+tensors have shapes but no memory.
 
-Every operation of forward and backward is seen with the sizes of its results, and when nothing refers to a result any
-more. So it holds for any architecture, for the loss over a vocabulary, and for recomputed activations (the formulas of
-Korthikanti et al. 2022, section 4, hold for one kind of layer). Two kinds of operations differ between the meta device
-and a real one and are replaced: attention that never makes the matrix of scores, and dropout, which on a GPU keeps a
-byte an element.
+A dispatch mode records the size of each operation's results, and when a result is freed. So it works for any
+architecture, for the loss over a vocabulary, and for gradient checkpointing (the formulas of Korthikanti et al. 2022,
+section 4, hold for one kind of layer). Two operations that differ on the meta device are replaced: fused attention,
+which never stores the matrix of scores, and dropout, which on a GPU keeps a mask of one byte an element.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ import torch.nn.functional as F
 from raytrain_nlp.compat.torch import dispatch_mode, reads_value, replaced_functions, storage_key, tensors_in
 
 LARGE = 32 << 20
-"""Tensors from this size on are given back to the system when they end; smaller ones stay with glibc's heap (its
-`DEFAULT_MMAP_THRESHOLD_MAX`).
+"""Bytes. When glibc frees a tensor, it returns it to the system from this size on, else to its own heap
+(`DEFAULT_MMAP_THRESHOLD_MAX` in malloc.c).
 """
 
 
 @dataclass(frozen=True)
 class StepTrace:
-    """Live bytes in the course of a step, without weights and without gradients of weights."""
+    """The bytes that are live in the course of a step, without weights and their gradients."""
 
     points: tuple[tuple[int, int, int], ...]
-    """In the order of time: elements of weights whose gradient is there; most bytes live while so many are; of them in
-    large tensors.
+    """In the order of time: how many elements of weights have their gradient; the most bytes live while that many do;
+    and the most bytes live in tensors of at least `LARGE` bytes.
     """
     small_peak: int
     """Most bytes live in tensors of less than `LARGE` bytes."""
@@ -43,8 +42,8 @@ class StepTrace:
         return max((live for _, live, _ in self.points), default=0)
 
     def towards(self, other: StepTrace, share: float) -> StepTrace:
-        """That of a batch between two: a part of what is live grows with the rows, another does not. Never less than
-        the true one.
+        """Interpolate the trace of a batch whose number of rows lies between those of two traced batches: at `share` of
+        the way from this one to `other`. It is an upper bound where memory is a convex function of the rows.
         """
         pairs = zip(self.points, other.points, strict=True)
         points = tuple(
@@ -54,8 +53,11 @@ class StepTrace:
         return StepTrace(points, _between(self.small_peak, other.small_peak, share))
 
     def worst(self, gradient_bytes: Callable[[int], float], large_only: bool = False) -> tuple[float, float]:
-        """Gradients' bytes and live bytes at the moment when their sum is largest; `gradient_bytes` of the elements
-        that are there.
+        """The bytes of gradients and the live bytes at the moment when their sum is largest.
+
+        Args:
+            gradient_bytes: from the number of elements that have their gradient to bytes.
+            large_only: count live tensors of at least `LARGE` bytes only.
         """
         return max(
             ((gradient_bytes(done), float(large if large_only else live)) for done, live, large in self.points), key=sum
@@ -63,10 +65,16 @@ class StepTrace:
 
 
 def trace_step(model: Any, batch: dict[str, Any], *, padded: bool, use_gpu: bool, train: bool = True) -> StepTrace:
-    """Run one forward (and backward) of a model on the meta device. `batch`: arrays, and other arguments of forward, by
-    name.
+    """Run one forward (and, with `train`, backward) of a model on the meta device.
 
-    Gradients of weights are counted as done and let go: where they are kept is the optimizer's matter.
+    A weight's gradient is counted in the trace's elements and dropped at once; what it takes is planned in
+    `memory/zero.py`.
+
+    Args:
+        model: with all parameters on the meta device.
+        batch: the arguments of forward by name; arrays are moved to the meta device, other values passed as they are.
+        padded: whether the batch's attention mask masks anything; some models ask.
+        use_gpu: whether to count as the kernels of a GPU would; else those of a CPU.
     """
     inputs = {name: _to_meta(value) if hasattr(value, "dtype") else value for name, value in batch.items()}
     live = _Live(padded, [*model.parameters(), *model.buffers()])
@@ -171,8 +179,8 @@ def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace
 
 
 class _FusedAttention(torch.autograd.Function):
-    """Sizes of flash attention (Dao et al. 2022): kept are queries, keys, values, the result, and a logarithm a row and
-    head.
+    """Stands for flash attention (Dao et al. 2022) in the trace: it saves queries, keys, values and the result for the
+    backward pass, and one fp32 logarithm for each query and head.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""What a worker has in memory, and what its process needs before there is a model."""
+"""How much memory a worker has, and how much its process needs before there is a model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,14 @@ print(psutil.Process().memory_info().rss)
 
 
 def parse_bytes(text: str, where: str) -> int:
-    """`80GB`, `80GiB`, `512M`, or bytes."""
+    """The bytes of an amount such as `80GB` (10^9), `80GiB` (2^30), `512M`, or a plain number of bytes.
+
+    Args:
+        where: the option or key that holds the text, for the error message.
+
+    Raises:
+        InputError: `text` is not such an amount, or it is 0.
+    """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", text, re.I)
     if not match or not float(match[1]):
         raise InputError(Problem(where, f"is no amount of memory ({text})", "Write e.g. 80GB or 512MiB."))
@@ -41,8 +48,8 @@ def parse_bytes(text: str, where: str) -> int:
 
 
 def find_available(job: TrainJob) -> int | None:
-    """Of the smallest GPU this machine has, or of this machine's memory for each of its workers; of other machines
-    nothing is known here.
+    """Bytes that one worker has: the memory of this machine's smallest GPU, or on CPU an equal share of its memory (or
+    of its cgroup's limit) for each worker. None where there is no GPU, or CPU workers run on other machines.
     """
     if job.workers.use_gpu:
         return min((gpu.memory for gpu in gpus.local_gpus() if gpu.memory), default=None)
@@ -56,10 +63,11 @@ def find_available(job: TrainJob) -> int | None:
 
 @contextlib.contextmanager
 def process_measured(job: TrainJob, storage: Path) -> Iterator[Callable[[], int]]:
-    """Yields what tells the resident bytes of a process that has loaded what a worker loads; of a GPU's memory, what a
-    process takes.
+    """Yields a function that returns the bytes of a worker's process without a model: resident memory after importing
+    what a worker imports, or on a GPU an estimate of the CUDA context.
 
-    Measured in a process beside the driver's own work, once for these versions, then kept in the cache.
+    Resident memory is measured in a subprocess while the driver goes on, once for each set of package versions, and
+    then cached. The function waits for the subprocess; it raises `RunError` where the imports fail.
     """
     if job.workers.use_gpu:
         yield lambda: devices.CONTEXT_BYTES

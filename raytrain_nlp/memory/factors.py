@@ -19,7 +19,7 @@ _MOMENTS = {"sgd": 0, "adafactor": 0, "lion": 1, "lomo": 0, "adalomo": 0, "rmspr
 
 
 def find_setting(job: TrainJob, model: Any) -> Setting:
-    """What DeepSpeed, DDP and the optimizer will be told."""
+    """The settings of DeepSpeed, DDP and the optimizer that a rank's memory depends on."""
     from raytrain_nlp.worker.arguments import build_deepspeed
 
     values, use_gpu = job.arguments(), job.workers.use_gpu
@@ -68,11 +68,11 @@ def _hidden_size(model: Any) -> int:
 
 
 def count_weights(job: TrainJob, model: Any) -> Weights:
-    """Elements of a model's parameters, as the job trains, keeps and loads them."""
+    """The numbers of elements of a model's parameters: all, trained, kept whole by ZeRO-3, small, and quantized."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     threshold = job.deepspeed.stage3_param_persistence_threshold
     threshold = 10 * _hidden_size(model) if threshold is None else threshold
-    # bitsandbytes takes linear layers but the one that makes the logits
+    # bitsandbytes quantizes linear layers, except the one that computes the logits
     head = model.get_output_embeddings()
     linear = (
         [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]

@@ -22,21 +22,21 @@ from raytrain_nlp.memory.zero import Setting, Weights, step_memory
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "buffers", "process")
 _USABLE = 0.95
-"""Of what a worker has: allocators round up, and leave holes."""
+"""Usable share of a worker's memory: the rest is for rounding and fragmentation in allocators."""
 _LESS = 0.8
-"""Of a plan that was thought to fit and did not."""
+"""After a plan that seemed to fit ran out of memory: the share of its bytes that the next one may need."""
 _PROCESS = 10**9
-"""Bytes of a worker's process without a model, about: what is asked for is a difference."""
+"""A rough size in bytes of a worker's process without a model, for advice that compares two plans."""
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes of one rank at the moment when it needs most, of the memory it computes in."""
+    """Peak bytes of one rank, in the memory it computes in: the GPU's, or the machine's."""
 
     parts: dict[str, int]
     """By `PARTS`."""
     host: int
-    """Offloaded, in the memory of the worker's machine."""
+    """Bytes that a GPU's rank offloads to the memory of its machine."""
     rows: int
     length: int
     """Rows and tokens a row of the widest micro-batch of the plan."""

@@ -22,18 +22,22 @@ _SAMPLED = 2_000
 
 @dataclass(frozen=True)
 class Shape:
-    """A micro-batch."""
+    """A micro-batch: its rows, the tokens of its longest row, and its tensors."""
 
     rows: int
     length: int
     tensors: dict[str, Any]
     padded: bool
-    """Do rows of such a batch have padding?"""
+    """Do micro-batches of this job have padding? (The tensors here have none.)"""
 
 
 def widest_shape(split: Split, job: TrainJob, rows: int, evaluation: bool = False) -> Shape:
-    """The micro-batch of most padded tokens: as many rows as there are in one, all as long as the longest, with the
-    longest target.
+    """Build a micro-batch with the most padded tokens: its rows are copies of the longest one, and the last has the
+    longest target of up to `_SAMPLED` rows.
+
+    Args:
+        rows: rows of a micro-batch. Under a budget of tokens the largest in up to `_SAMPLED` steps of the plan counts.
+        evaluation: whether it is a batch of the validation rows.
     """
     lengths, number = split.plan.lengths, split.plan.spec.num_rows
     longest = int(np.argmax(lengths[:number]))

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from raytrain_nlp.memory.activations import StepTrace
 
 HEAP_SHARE, HEAP_SHARE_FROZEN = 1.5, 2.4
-"""What glibc's heap grows to, for each byte of smaller tensors live at once; with adapters on frozen weights, too.
+"""Bytes of glibc's heap for each byte of small tensors live at once; the second is for adapters on frozen weights.
 Torch asks for 64 bytes more than a tensor has, to align it, so the hole a tensor leaves is too small for the next of
 its size until its neighbours are free; an adapter puts small tensors between the large ones. Measured in plain forward
 and backward passes, without any of this package: 1.47 and 1.52, with adapters 2.4. With jemalloc, or a fixed
-MALLOC_MMAP_THRESHOLD_, it would be 1."""
+MALLOC_MMAP_THRESHOLD_, it would be 1.
+"""
 _WINDOW = 64 << 20
 _ADAM_MOMENTS = 8
 """Bytes of Adam's two moments in fp32."""
@@ -34,7 +35,7 @@ class Weights:
     persistent: int = 0
     """In parameters so small that stage 3 keeps them whole."""
     small: int = 0
-    """In parameters that a CPU's heap holds when they are gathered."""
+    """Elements of parameters of less than `LARGE` bytes, which a CPU allocates on the heap when they are gathered."""
     quantized: int = 0
     """Frozen, and loaded in `Setting.quantized_bytes` each."""
 

@@ -1,5 +1,5 @@
-"""The config of a model: the job's fields and what the tokenizer and the task add; what a family refuses is told in a
-line.
+"""The `transformers` config of a job's model, from the job's fields, the tokenizer and the task. Errors that a model
+family raises over a config become an `InputError` of one line.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def build_model_config(
     ids = {name: value for name, value in ids.items() if isinstance(defaults.get(name), int)}
     if defaults.get(
         "is_encoder_decoder"
-    ):  # T5's decoder starts with padding, that of BART and its kin with what ends a text
+    ):  # T5's decoder starts with the pad token, that of BART and similar families with the end-of-sequence token
         starts_with_end = defaults.get("decoder_start_token_id") is not None and defaults.get(
             "decoder_start_token_id"
         ) == defaults.get("eos_token_id")
@@ -65,8 +65,8 @@ def load_config(config: ModelConfig, task: Task, tokenizer: Any) -> Any:
 
 @contextlib.contextmanager
 def told_as_problem(config: ModelConfig) -> Iterator[None]:
-    """What a family raises over a config or over weights, whatever it is, leaves as an `InputError`; what is no fault
-    of the model, as it is.
+    """Turn any exception that a model family raises over a config or weights into an `InputError`. Those that the model
+    did not cause pass through: from DeepSpeed, from another rank, or because memory ran out.
     """
     try:
         yield

@@ -22,10 +22,11 @@ def gather_weights(trainer: Any) -> dict[str, Any] | None:
 
 
 def export_model(trainer: Any, folder: Path, merge: Callable[[Path], Any] | None = None) -> None:
-    """Write weights (of an adapter: the adapter's), config and tokenizer to `folder`, replacing it as a whole. Every
-    rank must call it.
+    """Write weights (only the adapter's, where one is trained), config and tokenizer to `folder`, replacing it as a
+    whole. Every rank must call it.
 
-    `merge` makes one model of the folder of an adapter; that model is written instead.
+    Args:
+        merge: takes the folder of an adapter and returns the merged model, which is written instead.
     """
     state = gather_weights(trainer)
     if trainer.is_world_process_zero():
@@ -53,8 +54,8 @@ def write_model(
 
 
 def save_base_model(model: Any, folder: Path, is_first: bool) -> None:
-    """A base model from scratch, as an adapter on it needs it to be loaded again. Every rank must call it under
-    ZeRO-3.
+    """Save the randomly initialized base model of an adapter, without which the adapter cannot be loaded again. Under
+    ZeRO-3 every rank must call it.
     """
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 

@@ -1,7 +1,7 @@
-"""What a model's config and the source of its family say without weights: how long its rows may be, and which inputs
-its forward reads.
+"""Facts about a model that need no weights: how many tokens its rows may have, and which inputs its forward reads. They
+come from its config and from the source code of its family.
 
-The source is read as text: importing it costs seconds, on the driver, before anything is known to be worth it.
+The source is read as text, because importing it would take the driver seconds before the job is known to be valid.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _OFFSET = re.compile(r"create_position_ids_from_input_ids|padding_idx \+ 1")
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Of one model for one task."""
+    """Facts about one model with the head of one task."""
 
     positions: int | None = None
     """Tokens a row may have at most: the model has a table of positions; None: it has none."""
@@ -38,12 +38,12 @@ class ModelFacts:
     token_types: bool = True
     """Does it tell the two texts of a pair apart by `token_type_ids`?"""
     ends: int | None = None
-    """Id of the token whose last place its head reads, so that all rows must have as many of them; None: it does
-    not.
+    """Id of the token at whose last position the head reads the hidden state, as BART's classification head does with
+    `</s>`: all rows of a batch must have equally many. None: the head reads another position.
     """
 
     def fitted(self, lengths: Lengths) -> Lengths:
-        """Lengths that the model takes."""
+        """`lengths`, limited to what the model's position tables allow."""
         return Lengths(_least(lengths.source, self.positions), _least(lengths.target, self.target_positions), self.ends)
 
 

@@ -55,11 +55,10 @@ def without_weights(lora: dict[str, Any]) -> dict[str, Any]:
 
 
 def apply_one_kind(model: Any) -> None:
-    """Put what is trained beside weights that ZeRO-3 has sharded on their device and in their type, which is that of
-    the mixed precision.
+    """Move trained parameters that ZeRO-3 has not sharded to the device and dtype of those that it has.
 
-    DeepSpeed keeps the parts of all trained parameters in one buffer, and casts none of a model it has sharded on the
-    way in. PEFT makes adapters in fp32 whatever the base is, and copies a module to save as it is.
+    DeepSpeed keeps the shards of all trained parameters in one buffer of one dtype, and does not cast a model that was
+    sharded while it was loaded. PEFT makes adapters in fp32 whatever the dtype of the base model.
     """
     sharded = next(
         (

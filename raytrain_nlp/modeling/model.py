@@ -46,8 +46,8 @@ def load_model(config: ModelConfig, task: Task, labels: list[str], tokenizer: An
 
 
 def grow_vocabulary(model: Any, tokenizer: Any) -> None:
-    """Room for all tokens of the tokenizer. The new rows are the same wherever a model is loaded, for where they are
-    not trained an adapter is loaded on them.
+    """Enlarge the embeddings to the tokenizer's vocabulary. New rows are drawn with a fixed seed, so that they are the
+    same whenever the model is loaded: an adapter does not save them where it does not train them.
     """
     if len(tokenizer) <= model.get_input_embeddings().num_embeddings:
         return
@@ -59,10 +59,10 @@ def grow_vocabulary(model: Any, tokenizer: Any) -> None:
 
 
 def clear_padding(model: Any) -> None:
-    """Zero what ZeRO-3 has appended to the last ranks' parts of the weights, so that all parts are of one size.
+    """Zero the padding in the last ranks' ZeRO-3 shards, which makes all shards of a parameter equally large.
 
-    DeepSpeed leaves there whatever the memory held before (`_partition_param`): it would get into master weights, be
-    decayed by the optimizer and be written into checkpoints, where no two runs would have the same bytes.
+    DeepSpeed does not initialize it (`_partition_param`): arbitrary values would be copied into master weights, decayed
+    by the optimizer and written into checkpoints, whose bytes would differ from run to run.
     """
     for parameter in model.parameters():
         part = getattr(parameter, "ds_tensor", None)

@@ -1,10 +1,10 @@
-"""Which modules of a model run must not differ between ranks: under ZeRO each module's weights and gradients are a
-collective.
+"""Makes every rank run the same modules of a model in each step: under ZeRO, gathering a module's weights and reducing
+its gradients are collectives, in which every rank must take part.
 
-Two things make it differ. Layerdrop (Fan et al. 2020) draws in each forward which layers are skipped, each rank for
-itself: here all draw the same, from seed and step. Experts in a list run only where a token is routed to them: here
-they are fetched as one (DeepSpeed's "leaf" modules), and those without a token get a gradient of zero. A rank that
-waits for a layer the others skip waits for ever; with ZeRO 1 and 2 gradients of different layers would be added.
+Two things break this. With layerdrop (Fan et al. 2020) each rank draws for itself which layers a forward skips; here
+all ranks draw the same, from seed and step. Experts in a list run only where a token is routed to them; here they are
+gathered together (DeepSpeed's "leaf" modules), and experts without a token get a gradient of zero. Otherwise a rank
+that gathers a layer which the others skip would hang; with ZeRO 1 and 2 gradients of different layers would be added.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ _CONTAINERS = (torch.nn.ModuleList, torch.nn.ModuleDict)
 
 
 class SharedDraws:
-    """Layerdrop as all ranks see it: alike in a forward of a step, another in the next, the same again after a
-    resume.
-    """
+    """Layerdrop that is equal on all ranks: new in each forward of each step, and the same again after a resume."""
 
     def __init__(self, seed: int):
         self._seed, self._step = seed, 0
@@ -61,8 +59,8 @@ class SharedDraws:
 
 
 class _Alike(TorchFunctionMode):
-    """While inside, a single random number comes from a generator of its own: torch's, NumPy's or Python's. Dropout
-    draws as ever.
+    """While inside, random scalars of torch, NumPy and Python, by which layers are skipped, come from generators with a
+    seed that all ranks share. Dropout still draws from torch's global generator.
     """
 
     def __init__(self, seed: np.random.SeedSequence):
@@ -114,7 +112,12 @@ def _source(kind: type[Any]) -> str:
 
 
 def apply_experts(model: Any, zero3: bool) -> list[str]:
-    """Let modules that run some of their experts only take part with all of them; their names."""
+    """Let all experts of a mixture-of-experts module take part in each backward pass, also those without a token.
+    Returns the names of the modules that were changed.
+
+    Args:
+        zero3: whether DeepSpeed shards the weights; the modules then also become its leaf modules.
+    """
     found = dict(_expert_lists(model))
     for module in found.values():
         module.register_forward_hook(functools.partial(_connect, weights=not zero3), with_kwargs=True)
@@ -148,8 +151,8 @@ def _expert_lists(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _connect(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, weights: bool) -> Any:
-    """The output, whose backward pass reaches the module on every rank, and all its weights unless ZeRO-3 sees to
-    them.
+    """A forward hook: the output, tied to the module's input and (with `weights`) to all its weights, so that the
+    backward pass reaches them on every rank.
     """
     inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.requires_grad]
     if not torch.is_grad_enabled() or not inputs:

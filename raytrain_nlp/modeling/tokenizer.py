@@ -66,8 +66,8 @@ def cache_tokenizer(config: ModelConfig, cache: Path) -> Path:
 
 
 def add_padding(tokenizer: Any) -> None:
-    """Let the tokenizer have a token that fills rows up: the one that ends texts, or a new one, for which the model
-    gets a row.
+    """Give a tokenizer without a pad token one: its end-of-sequence token, or a new token, for which the model's
+    embeddings are then enlarged.
     """
     if tokenizer.pad_token_id is not None:
         return
@@ -121,11 +121,15 @@ _KINDS: dict[str, dict[str, Any]] = {
 def train_tokenizer(
     texts: Iterable[str], training: TokenizerTraining, kind: str, key: str, cache: Path, max_length: int | None
 ) -> Path:
-    """Train a byte-level BPE tokenizer for a `kind` of model (encoder, decoder, seq2seq), unless one with `key` is in
-    the cache.
+    """Train a byte-level BPE tokenizer, unless one with the same `key` and settings is cached. Returns its folder.
 
     Byte-level BPE, because its training gives the same vocabulary every time; that of WordPiece numbers its `##` pieces
     in the order of a hash table, so that two trainings on the same text differ.
+
+    Args:
+        kind: of the model, for its special tokens: encoder, decoder or seq2seq.
+        key: identifies the texts.
+        max_length: the tokenizer's `model_max_length`, in tokens; None: not set.
     """
     parts = [key, training.model_dump(), kind, version("tokenizers"), max_length]
     pointer = cache / f"trained-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}"
@@ -177,7 +181,15 @@ def looks_local(name: str) -> bool:
 
 
 def check_local_model(name: str, where: str, tokenizer: bool = False) -> None:
-    """Tell a misspelt folder from a hub name before any network is asked; `tokenizer`: it is to have one."""
+    """Check a name that looks like a folder, before the hub is asked for it; names of the hub are not checked.
+
+    Args:
+        where: the job's key that holds the name.
+        tokenizer: whether the folder must hold a tokenizer.
+
+    Raises:
+        InputError: the folder is missing, or holds no config, or no tokenizer.
+    """
     if not looks_local(name):
         return
     path = Path(os.path.expanduser(name))

@@ -23,17 +23,17 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens a row is truncated to; None: not truncated."""
+    """The numbers of tokens that a row, and its target, are truncated to; None: not truncated."""
 
     source: int | None
     target: int | None = None
     ends: int | None = None
-    """Id of a token that each row must have as often as any other: the model's head reads where it is."""
+    """Id of a token that all rows must have equally often, because the model's head reads its last position."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What rows of data become."""
+    """The result of encoding some rows of data."""
 
     columns: Columns
     """Token columns."""
@@ -56,7 +56,7 @@ class Packing:
 
 @dataclass(frozen=True)
 class Place:
-    """Where rows stand in the plan: what anything random about them is drawn from."""
+    """Where rows stand in the plan. Randomness in collating, such as masking, is seeded with these values only."""
 
     seed: int
     epoch: int
@@ -125,12 +125,12 @@ class Task(Protocol):
         """What the rows of a split are truncated to."""
 
     def encode(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Columns:
-        """Good rows to token columns; `input_ids` is the column lengths are taken from. `tasks.truncation` names the
-        columns of lengths before cutting.
+        """Tokenize good rows into columns of token ids, one list for each row. A row's length is that of `input_ids`.
+        The columns that `tasks/truncation.py` names hold the number of tokens before truncation.
         """
 
     def encode_rows(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Encoded:
-        """`encode`, and what cannot be encoded or would teach nothing."""
+        """`encode`, and which rows cannot be encoded or have no token that the loss would cover."""
 
     def refusal(self, error: Exception) -> str:
         """Why a row cannot be encoded, of what was raised."""
@@ -139,7 +139,9 @@ class Task(Protocol):
         """The classes in encoded rows, one for each time it occurs; nothing where `label_column` is None."""
 
     def collate(self, columns: Columns, context: CollateContext, place: Place) -> dict[str, np.ndarray]:
-        """Rows of the token store to the padded inputs of the model; shapes [rows, longest row]."""
+        """Pad rows of the token store to inputs of the model: integer arrays [rows, longest row]; `labels` as the model
+        takes them.
+        """
 
     def model_kwargs(self, labels: list[str]) -> dict[str, Any]:
         """Arguments of the model class that come from the task."""
@@ -176,7 +178,7 @@ class Task(Protocol):
     # Rows that are predicted and have no label
 
     prediction_columns: tuple[str, ...]
-    """Names of what `predict` says of a row."""
+    """Keys of the dict that `predict` yields for each row."""
 
     def input_columns(self) -> list[str]:
         """Columns a row must have."""
@@ -193,7 +195,12 @@ class Task(Protocol):
     def predict(
         self, model: Any, inputs: dict[str, Any], labels: list[str], tokenizer: Any, generation: dict[str, Any]
     ) -> Iterator[dict[str, Any]]:
-        """What the model says of each row, in order: plain values, under the same names for all rows."""
+        """Yield a dict of plain values for each row, in order, with the same keys for all rows.
+
+        Args:
+            inputs: int64 tensors [rows, longest row] of `collate_inputs`, on the model's device.
+            generation: keyword arguments of `model.generate`, for tasks that generate text.
+        """
 
 
 class TaskDefaults:
@@ -292,7 +299,7 @@ class TaskDefaults:
 
 
 def join_encoded(parts: list[Encoded]) -> Encoded:
-    """What single rows became, as what all of them became."""
+    """Join the results of encoding single rows into one, in order. `parts[i]` is the result for row `i` alone."""
     columns: Columns = {}
     for part in parts:
         for name, values in part.columns.items():

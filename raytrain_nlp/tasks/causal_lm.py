@@ -63,7 +63,7 @@ class CausalLmTask(TaskDefaults):
     def check_row(self, values: dict[str, Any]) -> str | None:
         if self.kind == "messages":
             return chat.check_messages(values, self.columns[0])
-        # an empty line of plain text is part of it, as for run_clm.py; rows that stand alone must say something
+        # concatenated plain text keeps its empty lines, as in run_clm.py; a row of its own must not be empty
         if self.kind == "text" and self._packing == "concat" and isinstance(values.get(self.columns[0]), str):
             return None
         return next((reason for column in self.columns if (reason := check_text(values, column))), None)
@@ -89,10 +89,10 @@ class CausalLmTask(TaskDefaults):
     def lengths(self, max_length: int, split: str) -> Lengths:
         return Lengths(max_length if self._packing == "none" else None)
 
-    # Tokens. `targets` (int8) says of each token whether it is learned; absent where all are.
+    # Tokens. The column `targets` is 1 for tokens that the loss covers, else 0; absent where it covers all.
 
     def encode_rows(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Encoded:
-        """Without the rows of which nothing is learned: an answer that was cut off leaves a row of loss 0."""
+        """Leaves out rows in which the loss covers no token, as where truncation has cut off the whole answer."""
         encoded = super().encode_rows(rows, tokenizer, lengths)
         if lengths.source is None:  # packed: nothing is cut
             return encoded

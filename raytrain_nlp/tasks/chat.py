@@ -1,4 +1,4 @@
-"""Chats: lists of {role, content} through the tokenizer's chat template, with a mark on what the assistant says."""
+"""Tokenizes chats, lists of {role, content}, by the chat template, with a mask of the assistant's tokens."""
 
 from __future__ import annotations
 
@@ -60,14 +60,17 @@ def encode_question(messages: list[dict[str, Any]], tokenizer: Any) -> list[int]
 def encode_messages(
     messages: list[dict[str, Any]], tokenizer: Any, answers_only: bool = True
 ) -> list[tuple[list[int], list[int]]]:
-    """The rows a chat becomes: tokens, and 1 for each token the assistant has to produce, which are its words and what
-    ends its turn.
+    """Tokenize a chat into one or more rows: token ids, and a mask with 1 for each token that the assistant produces,
+    the end of its turn included.
 
-    Templates that mark generation themselves (`{% generation %}`) are asked, and give one row. For others the chat up
-    to each turn of the assistant is rendered with and without that turn, and what is new belongs to it. A turn that a
-    template renders otherwise once more turns follow (those of reasoning models drop what was thought, some move the
-    system's words) is learned as it is rendered when it is the last one: in a row of its own, which ends with it.
-    Without `answers_only` all of a chat is learned, as one row. Raises what the template raises.
+    A template that marks generation itself (`{% generation %}`) provides the mask of one row. For others the chat up to
+    each assistant turn is rendered with and without that turn, and the difference belongs to the turn. Some templates
+    render a turn differently once more turns follow (those of reasoning models drop the reasoning, some move the system
+    prompt). Such a turn becomes a row of its own, which ends with it, rendered as the last turn. Raises what the
+    template raises.
+
+    Args:
+        answers_only: whether the mask covers the assistant's tokens only; else all tokens of the chat, as one row.
     """
     messages = [{**copy.copy(message), "content": unicode_text(message["content"])} for message in messages]
     if _MARKED.search(_template_of(tokenizer)):
@@ -114,8 +117,8 @@ def _template_of(tokenizer: Any) -> str:
 
 
 def _tail(tokenizer: Any) -> int:
-    """How many tokens a template may put behind the words of the last turn, which stand there only as long as it is the
-    last one.
+    """The number of tokens that the template adds after the content of the last turn. They may be missing there once
+    another turn follows.
     """
     try:
         one, other = (

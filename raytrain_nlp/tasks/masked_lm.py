@@ -28,7 +28,7 @@ from raytrain_nlp.tasks.causal_lm import perplexity, token_metrics
 from raytrain_nlp.tasks.truncation import FULL, full_lengths
 
 _SPECIAL, _WORD, _INSIDE = 0, 1, 2
-"""Of each token, in the column `words`: never masked, first of a word, or not the first."""
+"""Values of the column `words`: special token (never masked), first token of a word, or a later token of it."""
 
 
 class MaskedLmTask(TaskDefaults):
@@ -37,7 +37,7 @@ class MaskedLmTask(TaskDefaults):
     auto_model = "AutoModelForMaskedLM"
     auto_mapping = "MODEL_FOR_MASKED_LM_MAPPING_NAMES"
     peft_type = "FEATURE_EXTRACTION"
-    """PEFT has no type of its own for it; this one wraps the model as it is."""
+    """PEFT has no task type for masked language models; this one wraps the model without changing its outputs."""
     scores_labels = False
 
     def __init__(self, config: MaskedLm):

@@ -1,7 +1,8 @@
-"""What the label of a text is: one class, several classes, or a number. Names are those of `config.problem_type` in
+"""The kinds of labels a text may have: one class, several classes, or a number, named as `config.problem_type` in
 transformers.
 
-Each kind knows which values it takes, how a value is stored with the tokens, and the tensor and the figures it becomes.
+Each class here defines for one kind which values are valid, how a value is stored with the tokens, the array of
+labels, and the metrics.
 """
 
 from __future__ import annotations

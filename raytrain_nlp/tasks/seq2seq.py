@@ -38,7 +38,7 @@ class Seq2SeqTask(TaskDefaults):
         self.config = config
 
     def pair(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Where source and target stand: a row, or a mapping inside it."""
+        """The mapping that holds source and target text: the row itself, or a dict inside it."""
         return values
 
     def source_and_target(self) -> tuple[str, str]:
@@ -107,7 +107,7 @@ class Seq2SeqTask(TaskDefaults):
         return {"bos_token_id": bos, "eos_token_id": eos, "forced_eos_token_id": eos, "decoder_start_token_id": pad}
 
     def apply_to_model(self, model: Any, tokenizer: Any) -> None:
-        """What the decoder starts with, where the model does not say it."""
+        """Set the decoder's start token, and generation's pad and end tokens, where the model does not define them."""
         if getattr(model.config, "decoder_start_token_id", None) is None:
             start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.pad_token_id
             model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = start

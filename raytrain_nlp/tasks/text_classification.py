@@ -114,7 +114,9 @@ class TextClassificationTask(TaskDefaults):
 
 
 def _spell_out(columns: Columns, texts: list[list[str]], tokenizer: Any, lengths: Lengths) -> None:
-    """Make the end-of-sequence token a mark of the tokenizer's only: where it is spelt in a text, that is text."""
+    """Tokenize an end-of-sequence token that is spelt out in a text as plain text, in `columns`. Only the tokens that
+    the tokenizer adds itself stay special.
+    """
     usual = list(tokenizer(*(["a"] for _ in texts))["input_ids"][0]).count(lengths.ends)
     odd = [i for i, row in enumerate(columns["input_ids"]) if list(row).count(lengths.ends) != usual]
     if not odd:

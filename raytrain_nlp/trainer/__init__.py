@@ -1,3 +1,3 @@
-"""Between a user's `Trainer` and `transformers.Trainer`: what feeds it, what its losses are means of, how it
-evaluates.
+"""The classes that stand around a user's `Trainer` and above `transformers.Trainer`: they feed it the plan's
+micro-batches, normalize its losses over the global batch, and evaluate each row once.
 """

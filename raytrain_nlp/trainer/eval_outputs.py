@@ -16,19 +16,21 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Part:
-    """Of one micro-batch; arrays and tensors have its rows first."""
+    """What evaluation keeps of one micro-batch. The first dimension of every array is the micro-batch's rows."""
 
     rows: np.ndarray
     """Row ids: int64 [rows]."""
     weight: int
+    """Number of rows or predicted tokens that `loss` is a mean over."""
     loss: float | None
+    """Mean loss; None where the rows have no labels."""
     own: Any
-    """What the task's figures read: NumPy, or a tuple of it."""
+    """Input of the task's own metrics: an array, a tuple of arrays, or None without labels."""
     labels: Any
     shown: Any = None
-    """What the user's function reads, and `predict` returns; None: as `own`."""
+    """Input of the user's `compute_metrics`, and what `predict` returns; None where both use `own`."""
     inputs: Any = None
-    """The model's main input, or with `batch_eval_metrics` all of them."""
+    """The model's main input, or with `batch_eval_metrics` a dict of all inputs; None where no metric asks for them."""
 
     @property
     def predictions(self) -> Any:
@@ -46,7 +48,7 @@ def mean_loss(parts: list[Part]) -> float | None:
 
 
 class Joined:
-    """All parts as arrays in the order of the rows."""
+    """The parts of all ranks, joined into arrays in the order of the row ids."""
 
     def __init__(self, parts: list[Part]):
         self._parts = parts
@@ -54,22 +56,24 @@ class Joined:
         self._order = np.argsort(self.rows, kind="stable")
 
     def of(self, name: str) -> Any:
-        """An attribute of the parts; rows of unequal width are filled with -100. None where there is none."""
+        """The attribute `name` of all parts, joined as `join` does; None where the parts hold None."""
         return join([getattr(part, name) for part in self._parts], self._order)
 
     def losses(self) -> np.ndarray:
-        """The mean loss of its micro-batch for each row, as `Trainer` repeats it: float32 [rows]."""
+        """For each row the mean loss of its micro-batch, as `Trainer` reports it for `include_for_metrics`: float32
+        [rows].
+        """
         return np.concatenate([np.full(len(part.rows), part.loss or 0.0, dtype=np.float32) for part in self._parts])[
             self._order
         ]
 
     def prediction(self, wanted: list[str], batch_rows: int | None) -> EvalPrediction:
-        """What the user's function gets.
+        """The argument of the user's `compute_metrics`.
 
         Args:
-            wanted: `include_for_metrics`.
-            batch_rows: None: arrays of all rows; else lists of arrays of so many rows (`eval_do_concat_batches:
-                false`).
+            wanted: `TrainingArguments.include_for_metrics`.
+            batch_rows: rows of each batch where the function gets lists of batches (`eval_do_concat_batches: false`);
+                None where it gets one array of all rows.
         """
         values = {"predictions": self.of("predictions"), "label_ids": self.of("labels")}
         values |= {"inputs": self.of("inputs")} if "inputs" in wanted else {}
@@ -82,7 +86,12 @@ class Joined:
 
 
 def batch_prediction(parts: list[Part], wanted: list[str]) -> EvalPrediction:
-    """The parts of one batch, as tensors: what the user's function gets with `batch_eval_metrics`."""
+    """The argument of the user's `compute_metrics` with `batch_eval_metrics`: the parts of one batch, as CPU tensors.
+
+    Args:
+        parts: one part for each rank that has rows of the batch.
+        wanted: `TrainingArguments.include_for_metrics`.
+    """
     joined = Joined(parts)
     values = {
         "predictions": joined.of("predictions"),
@@ -94,8 +103,12 @@ def batch_prediction(parts: list[Part], wanted: list[str]) -> EvalPrediction:
 
 
 def join(values: list[Any], order: np.ndarray) -> Any:
-    """Arrays of batches, or tuples or dicts of them, to one array in row order; rows of unequal width are filled with
-    -100.
+    """Concatenate the arrays of several batches along the rows and put the rows in `order`.
+
+    Args:
+        values: for each batch an array [rows, ...], or None, or a tuple or dict of such. Where batches differ in their
+            second dimension, narrower ones are padded with -100 on the right.
+        order: int64 [all rows], indices into the concatenated rows.
     """
     first = values[0]
     if isinstance(first, dict):
@@ -114,6 +127,9 @@ def join(values: list[Any], order: np.ndarray) -> Any:
 
 
 def to_numpy(value: Any) -> Any:
+    """Copy a tensor, or a dict, list or tuple of tensors, to NumPy on CPU. Floating tensors become float32 (NumPy lacks
+    bfloat16), lists become tuples, None stays None.
+    """
     if isinstance(value, dict):
         return {name: to_numpy(item) for name, item in value.items()}
     if isinstance(value, (tuple, list)):
@@ -130,8 +146,8 @@ def _to_tensors(value: Any) -> Any:
 
 
 def _cut(value: Any, batch_rows: int) -> Iterator[Any]:
-    """Consecutive batches; columns that are filled up in all rows of one are cut off, as if it had been filled up
-    alone.
+    """Consecutive batches of `batch_rows` rows, each as wide as if it had been padded alone: trailing columns that are
+    -100 in all of its rows are cut off.
     """
     if isinstance(value, tuple):
         yield from zip(*(_cut(item, batch_rows) for item in value), strict=True)
@@ -145,8 +161,10 @@ def _cut(value: Any, batch_rows: int) -> Iterator[Any]:
 
 
 class NamedLogits:
-    """The logits of the newest forward by their name: families put router losses before them, and encoder states
-    behind.
+    """Remembers which output of the last forward the model calls `logits`.
+
+    `Trainer.prediction_step` returns the outputs as a tuple without names, in which some model families put router
+    losses before the logits, and others encoder states behind them.
     """
 
     def __init__(self) -> None:
@@ -154,7 +172,7 @@ class NamedLogits:
 
     @contextlib.contextmanager
     def watching(self, model: Any) -> Iterator[None]:
-        """While inside, forwards of the model are seen."""
+        """While inside, a forward hook on `model` records its logits."""
         handle = model.register_forward_hook(self._see)
         try:
             yield
@@ -163,8 +181,8 @@ class NamedLogits:
             self._logits = None
 
     def first(self, outputs: Any) -> Any:
-        """What `prediction_step` returned as logits, with them before everything else; numbers of a whole batch are
-        none of a row's, and left out.
+        """Put the recorded logits first in the tuple that `prediction_step` returned as logits. Tensors of shape []
+        (losses of a whole batch) are left out, because they have no rows. Other values are returned unchanged.
         """
         if not isinstance(outputs, tuple) or self._logits is None:
             return outputs

@@ -1,5 +1,5 @@
-"""Evaluation of a `Trainer` on our feed: every row once, whatever the ranks, and metrics on the rows in their own
-order.
+"""Evaluation of a `Trainer` on the feed: every row is scored once, whatever the number of ranks, and metrics see the
+rows in the order of the data set.
 """
 
 from __future__ import annotations
@@ -20,14 +20,21 @@ from raytrain_nlp.trainer.metrics import Figures
 
 
 class EvaluationMixin(TrainerHost):
-    """The overrides of `Trainer` that evaluate; what the user's class overrides comes before them."""
+    """The overrides of `Trainer` that evaluate; overrides of the user's class come before them in the MRO."""
 
     _feed_prepared = False
     """Is the model wrapped, by training or by an earlier evaluation?"""
     _feed_named = NamedLogits()
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Of the job's validation rows, or of rows the user's code gives."""
+        """The loader of the job's validation rows, or of a dataset that the user's code passes.
+
+        Args:
+            eval_dataset: None or the name of a validation set of the job, the set itself, or any other rows.
+
+        Raises:
+            ValueError: `eval_dataset` is None and the job has no `data.validation`.
+        """
         for name, loader in self._feed.eval_loaders.items():
             if (
                 eval_dataset in (None, name)
@@ -52,7 +59,9 @@ class EvaluationMixin(TrainerHost):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """As `Trainer.evaluation_loop`. Predictions and labels are there on the first rank, of `predict` on all."""
+        """As `Trainer.evaluation_loop`. Every rank must call it. `evaluate` returns predictions and labels on the first
+        rank only (None elsewhere), `predict` on all ranks; metrics are the same on all ranks.
+        """
         feed, predicts = self._feed, description == "Prediction"
         loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
         gathers = feed.gather_for_generation and getattr(self.args, "predict_with_generate", False) and not loss_only
@@ -85,7 +94,9 @@ class EvaluationMixin(TrainerHost):
         return output or EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_rows)
 
     def _feed_prepare(self) -> None:
-        """Evaluation without training: sharded, or in mixed precision, as `Trainer.evaluation_loop` prepares it."""
+        """Wrap the model for an evaluation without training, as `Trainer.evaluation_loop` does: by DeepSpeed, or in
+        mixed precision.
+        """
         self._feed_prepared = True
         if self.is_deepspeed_enabled:
             deepspeed_init(self, num_training_steps=0, inference=True)
@@ -96,8 +107,11 @@ class EvaluationMixin(TrainerHost):
     def _feed_predict_all(
         self, model: Any, dataloader: Any, loss_only: bool, ignore_keys: list[str] | None, predicts: bool
     ) -> tuple[list[Part], Any]:
-        """The parts of this rank, and what the user's function said last where it sees batch after batch (on the first
-        rank).
+        """Predict all micro-batches of this rank.
+
+        Returns:
+            The parts of this rank, and the metrics that the user's function returned for the last batch: on the first
+            rank with `batch_eval_metrics`, else None.
         """
         parts, metrics = [], None
         by_batch = self.args.batch_eval_metrics and not loss_only
@@ -125,7 +139,9 @@ class EvaluationMixin(TrainerHost):
     def _feed_predict(
         self, model: Any, inputs: FeedBatch, loss_only: bool, ignore_keys: list[str] | None, predicts: bool
     ) -> Part | None:
-        """One micro-batch; None where this rank only kept the others company."""
+        """Predict one micro-batch. None where this rank has no rows in it: the forward then ran on a repeated row, only
+        because collectives need every rank.
+        """
         micro_batch, figures = inputs.micro_batch, self._feed.figures
         loss, logits, labels = self.prediction_step(model, dict(inputs), loss_only, ignore_keys=ignore_keys)
         self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)

@@ -11,16 +11,16 @@ from raytrain_nlp.distributed.collectives import gather_objects
 from raytrain_nlp.distributed.device import free_memory
 
 _SHARE = 0.8
-"""Of the free memory, at most, for whole weights."""
+"""Largest share of a rank's free memory that gathered weights may take."""
 
 
 @contextlib.contextmanager
 def gathered_weights(trainer: Any) -> Iterator[Any]:
-    """The plain model with whole weights on every rank, without DeepSpeed's hooks, which would release them layer by
-    layer.
+    """Gather all ZeRO-3 weights on every rank while inside, and take away DeepSpeed's hooks, which would release them
+    layer by layer.
 
-    Yields None where the weights stay sharded: not ZeRO-3, or no memory for them on some rank. Every rank must enter
-    it.
+    Yields the unwrapped model; None where the weights are not gathered: the run does not use ZeRO-3, or some rank has
+    too little free memory. Collective: every rank must enter it.
     """
     offload = (
         getattr(getattr(trainer.deepspeed, "optimizer", None), "parameter_offload", None)

@@ -1,5 +1,5 @@
-"""What the classes of this room that are mixed into a `transformers.Trainer` use of it, for the type checker:
-transformers' own types are not read.
+"""The attributes and methods of `transformers.Trainer` that the mixins of this package use, declared for the type
+checker only: it does not read the types of transformers. At run time `TrainerHost` is `object`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from raytrain_nlp.trainer.training_step import Feed
 
     class TrainerHost:
-        """The names of `Trainer` that are called or read; its own objects are what it says they are."""
+        """Base class of the mixins, as the type checker sees it; objects that transformers owns are `Any`."""
 
         args: Any
         model: Any

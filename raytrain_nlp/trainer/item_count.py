@@ -1,4 +1,4 @@
-"""`num_items_in_batch` that knows whether a loss has been divided by it."""
+"""A `num_items_in_batch` that records whether a loss has been divided by it."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from raytrain_nlp.compat.torch import plain_functions
 
 
 class Count(torch.Tensor):
-    """A number of rows or tokens, shape []; every operation on it gives plain tensors and is remembered."""
+    """A number of rows or tokens, shape []. Operations on it return plain tensors."""
 
     used: bool
+    """Has an operation read the value? Reading its device, shape or dtype does not count."""
 
     @classmethod
     def of(cls, value: torch.Tensor) -> Count:
-        """The value as such a count, not used yet."""
+        """`value`, a tensor of shape [], as a count that is not used yet."""
         count = value.detach().as_subclass(cls)
         count.used = False
         return count
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        reads = getattr(function, "__name__", "") != "__get__"  # its device, shape or type says nothing of its value
+        reads = (
+            getattr(function, "__name__", "") != "__get__"
+        )  # attributes such as device and shape: the value is not read
         with plain_functions():
             return function(
                 *(_plain(value, reads) for value in args),

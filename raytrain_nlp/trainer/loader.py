@@ -1,7 +1,8 @@
-"""The stream of a rank as the `DataLoader` that `Trainer` expects: sized, skippable, several epochs long.
+"""The feed's stream of micro-batches as the `DataLoader` that `Trainer` expects: with a length, resumable in the middle
+of an epoch, over several epochs.
 
-A thread runs the stream ahead of training (`_Ahead`). What it raises is raised where the next batch is asked for, in
-the rank's main thread; it ends with the stream, or when the loader is closed.
+A thread reads the stream ahead of training (`_Ahead`). An exception in it is raised in the rank's main thread, where
+the next batch is asked for. The thread ends with the stream, or when the loader is closed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ EVAL_CACHE_BYTES = 256 << 20
 
 
 class Share(TypedDict):
-    """Which part of each global batch is a rank's, and what its stream may take."""
+    """Which part of each global batch is this rank's, and how many CPU cores its stream may use."""
 
     world_size: int
     rank: int
@@ -45,11 +46,12 @@ class FeedBatch(dict[str, Any]):
 
 
 class FeedDataset(Dataset):
-    """Micro-batches by number in the epoch, in order only: it is a stream underneath.
+    """Micro-batches, indexed by their number in the epoch. A stream lies underneath, so they must be read in order;
+    `FeedError` is raised for any other index, and where the stream ends early.
 
-    `Trainer` resumes through accelerate's `skip_first_batches`, which skips numbers of the batch sampler, not batches:
-    the stream starts where training resumes, so nothing is read to be thrown away. Where a callback ends an epoch early
-    (`control.should_epoch_stop`), another stream goes on with the next one.
+    `Trainer` resumes through accelerate's `skip_first_batches`, which skips indices of the batch sampler and reads no
+    batch: the stream starts where training resumes, so nothing is read to be thrown away. Where a callback ends an
+    epoch early (`control.should_epoch_stop`), a new stream starts at the next epoch.
     """
 
     def __init__(self, open_at: Callable[[int], Iterator[MicroBatch]], per_epoch: int, num_rows: int, position: int):
@@ -58,7 +60,7 @@ class FeedDataset(Dataset):
         self.wait_s = 0.0
         """Seconds spent waiting for the stream."""
         self.taken: list[MicroBatch] = []
-        """What has been read since whoever uses it emptied it."""
+        """Micro-batches read since the list was last cleared (`StepMixin.get_batch_samples` clears it)."""
 
     def __len__(self) -> int:
         return self._per_epoch
@@ -85,6 +87,12 @@ class TrainLoader(DataLoader):
     """A rank's training batches from global batch `start` of the plan on, over all epochs that are left.
 
     The stream starts at once, in the background: data get ready while the model is being built.
+
+    Args:
+        start: first global batch, counted over all epochs.
+        stop: global batch to end before.
+        accumulation: micro-batches of each rank in a global batch.
+        cpus: CPU cores for the stream of this rank.
     """
 
     def __init__(
@@ -128,7 +136,9 @@ class TrainLoader(DataLoader):
 
 
 class EvalLoader:
-    """A rank's evaluation batches. Small data stay collated between evaluations, large data are streamed again."""
+    """A rank's evaluation batches. Up to `EVAL_CACHE_BYTES` of tensors stay in memory for the next evaluation; a larger
+    split is streamed again each time.
+    """
 
     def __init__(
         self,
@@ -177,7 +187,7 @@ class EvalLoader:
 
 
 class _Ahead:
-    """Runs an iterator in a thread, a bounded number of items ahead. Errors come out where the item would have."""
+    """Runs an iterator in a thread, at most `depth` items ahead. An exception is raised in place of the next item."""
 
     def __init__(self, items: Generator[MicroBatch, None, None], depth: int = 16):
         self._items, self._closed = items, threading.Event()
@@ -225,7 +235,7 @@ def find_row(spec: SplitSpec | WindowedSpec) -> Callable[[int], str]:
 
 
 def _checked(batches: Iterator[MicroBatch], start: int, accumulation: int) -> Generator[MicroBatch, None, None]:
-    """The stream, each batch compared with the place the plan gives it: exact by construction, and made sure of."""
+    """The stream; raises `FeedError` where a micro-batch is not the one that the plan has at this position."""
     for position, micro_batch in enumerate(batches, start * accumulation):
         if (micro_batch.step, micro_batch.micro) != divmod(position, accumulation):
             raise FeedError(

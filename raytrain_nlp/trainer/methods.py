@@ -1,8 +1,7 @@
-"""What becomes of each method of `transformers.Trainer` and `Seq2SeqTrainer` that a user's class overrides. Decided
-once, here.
+"""For each method of `transformers.Trainer` and `Seq2SeqTrainer`: what happens where a user's class overrides it.
 
-A test keeps the table in step with the installed transformers, another the copy in raytrain_nlp/README.md;
-`overrides.py` reads a user's class against it before a job starts.
+One test compares the table with the installed transformers, another with the copy in raytrain_nlp/README.md.
+`trainer/override_check.py` checks a user's class against it before a job starts.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Rule:
-    """What becomes of an override."""
+    """What happens to an override of one method, or to one argument of `Trainer.__init__`."""
 
     kind: str
     why: str = ""
@@ -27,7 +26,7 @@ class Rule:
     """What to do, for what is refused."""
 
     def told(self) -> str:
-        """Both, as sentences."""
+        """`why` and `instead`, as sentences."""
         return " ".join(filter(None, (f"{self.why[:1].upper()}{self.why[1:]}." if self.why else "", self.instead)))
 
 
@@ -216,7 +215,7 @@ ARGUMENTS: dict[str, Rule] = {
 
 
 def markdown() -> str:
-    """The tables as raytrain_nlp/README.md has them."""
+    """The tables of methods and arguments in Markdown, as raytrain_nlp/README.md holds them."""
     lines = ["| method | overridden | |", "|---|---|---|"]
     for kind in KINDS:
         for why, names in _grouped(kind).items():

@@ -1,4 +1,4 @@
-"""`compute_metrics` of a run: the task's figures, and the user's beside them."""
+"""`compute_metrics` of a run: the task's own metrics, and those of the user's function."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ Compute = Callable[..., Metrics]
 
 
 class Figures:
-    """What evaluation computes; `Trainer` has it as its `compute_metrics`, where the user's class gives no other.
+    """The metrics that evaluation computes. It is the `compute_metrics` of the run's `Trainer`, unless the user's class
+    passes another.
 
-    A language model's logits are reduced to two counts for each row, which the task's figures read. The user's function
-    gets the likeliest tokens and the labels, as in run_clm.py and run_mlm.py; for other tasks what the task gets.
+    The task's metrics of a language model read two counts for each row, to which its logits are reduced. The user's
+    function gets the most likely token ids and the labels instead, as in transformers' run_clm.py and run_mlm.py. For
+    other tasks it gets what the task's metrics get.
     """
 
     def __init__(self, task: Task, labels: list[str], tokenizer: Any, user: Compute | None = None):
@@ -26,12 +28,16 @@ class Figures:
         self.own = task.build_metrics(labels, tokenizer)
 
     def __call__(self, prediction: Any, compute_result: bool | None = None) -> Metrics:
-        """For code of the user's that calls `self.compute_metrics` itself."""
+        """Call the user's function, or the task's metrics without one: for a user's class that calls
+        `self.compute_metrics` itself.
+        """
         batch = {} if compute_result is None else {"compute_result": compute_result}
         return self.user(prediction, **batch) if self.user else self.own(prediction)
 
     def shown(self, logits: Any, reduced: Any) -> Any:
-        """What the user's function reads of a batch; None: what the task reads."""
+        """The predictions of a batch for the user's function: token ids [rows, tokens] of a language model, the tuple
+        of all outputs where a model has several; None where it reads `reduced`, as the task's metrics do.
+        """
         if self.task.scores_labels:
             return logits if isinstance(logits, tuple) else None
         first = logits[0] if isinstance(logits, tuple) else logits
@@ -39,8 +45,11 @@ class Figures:
 
 
 def write_generated(path: Path, predictions: Any, labels: Any, tokenizer: Any) -> None:
-    """What the exported model generated for each validation row, in their order: JSON Lines of prediction and
-    reference.
+    """Write the generated text of each validation row to `path`: JSON Lines with `prediction` and `reference`.
+
+    Args:
+        predictions: token ids [rows, tokens], padded with the pad token or -100.
+        labels: token ids [rows, tokens] of the references, padded alike.
     """
     pairs = zip(decode(predictions, tokenizer), decode(labels, tokenizer), strict=True)
     with replacing(path) as file:

@@ -1,5 +1,5 @@
-"""A user's `Trainer` class, read against `honoured.py` before a job starts: what would never be called is told, with
-what to use instead.
+"""Checks a user's `Trainer` class against the table in `trainer/methods.py` before a job starts: each override that
+would not be called, or would break the run, is a problem that names what to use instead.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ _MADE_WITH = ("model", "args", "processing_class", "train_dataset", "eval_datase
 def check_overrides(
     cls: type[Trainer], arguments: dict[str, Any], functions: list[str], deepspeed: bool
 ) -> list[Problem]:
-    """Everything that would not mean here what it means there.
+    """Problems of a user's `Trainer` class: overrides and arguments that would not have the effect in a run that they
+    have in transformers alone.
 
     Args:
         arguments: `trainer.arguments` of the job.
-        functions: `compute_loss_func`, `preprocess_logits_for_metrics` where the job names them: `__init__` gets them
-            too.
-        deepspeed: does DeepSpeed make the optimizer's engine?
+        functions: those of `compute_loss_func` and `preprocess_logits_for_metrics` that the job names; they are
+            passed to `__init__` too.
+        deepspeed: whether the job uses DeepSpeed, which wraps the optimizer.
     """
     problems = []
     for owner in users_classes(cls):
@@ -65,7 +66,7 @@ def _wrong_override(name: str, value: Any) -> tuple[str, str] | None:
 
 
 def _calls_base(name: str, value: Any) -> bool:
-    """Does a method call its base's? True where its code cannot be read."""
+    """Does the method's bytecode name the base's method? True for callables without bytecode, such as builtins."""
     code = getattr(inspect.unwrap(getattr(value, "__func__", value)), "__code__", None)
     return code is None or name in _names(code)
 
@@ -77,15 +78,15 @@ def _names(code: Any) -> set[str]:
 
 
 class _Reached(Exception):
-    """`Trainer.__init__` has been called; it would go on with what it was given."""
+    """Raised in place of running `Trainer.__init__`; carries the arguments that it was called with."""
 
     def __init__(self, given: dict[str, Any]):
         self.given = given
 
 
 def _check_init(cls: type[Trainer], given: dict[str, Any], deepspeed: bool) -> list[Problem]:
-    """What the user's `__init__` gives `Trainer.__init__`, as far as code before that runs with a model of one
-    weight.
+    """Problems with what the user's `__init__` passes to `Trainer.__init__`. It is run up to that call, with a model of
+    one weight; where its own code fails on such a model, nothing is reported.
     """
     import torch
 
@@ -109,7 +110,7 @@ def _check_init(cls: type[Trainer], given: dict[str, Any], deepspeed: bool) -> l
             cls(**made)
     except _Reached as found:
         passed = found.given
-    except Exception:  # noqa: BLE001 - it wants a real model: the workers will tell
+    except Exception:  # noqa: BLE001 - it needs the real model; `check_made` checks it in the workers
         return []
     else:
         return [Problem(_WHERE, f"{cls.__name__}.__init__ does not call super().__init__", "Call it.")]

@@ -1,4 +1,4 @@
-"""Where in the plan a checkpoint stands: at its step, unless a callback has ended epochs before their last row."""
+"""Where in the plan training goes on after a checkpoint: at its step, unless a callback has ended epochs early."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from raytrain_nlp.paths import read_json
 
 
 def find_position(state: Any, steps_per_epoch: int) -> int:
-    """The global batch that comes next, counted over all epochs of the plan.
+    """The index of the next global batch, counted from 0 over all epochs of the plan.
 
     Args:
-        state: a `TrainerState` as a checkpoint holds it.
+        state: the `TrainerState` of a checkpoint.
+        steps_per_epoch: global batches in an epoch.
     """
     passed = (state.epoch or 0.0) * steps_per_epoch
     control = (state.stateful_callbacks or {}).get("TrainerControl") or {}
@@ -23,7 +24,7 @@ def find_position(state: Any, steps_per_epoch: int) -> int:
 
 
 def read_position(checkpoint: Path, step: int, steps_per_epoch: int) -> int:
-    """`find_position` of a checkpoint's folder, which was written after `step`."""
+    """`find_position` of the checkpoint in a folder; `step`, its optimizer step, where it has no trainer state."""
     from transformers import TrainerState
 
     values = read_json(checkpoint / "trainer_state.json")

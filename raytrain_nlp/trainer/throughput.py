@@ -8,7 +8,10 @@ from raytrain_nlp.data.split import MicroBatch
 
 
 class Meter:
-    """Rates since the last reading, of the whole job: the plan's counts are global, so no collective is needed."""
+    """Throughput of the whole job, and padding and waiting of this rank, since the last reading.
+
+    Throughput needs no collective, because each micro-batch carries the counts of its whole global batch.
+    """
 
     def __init__(self) -> None:
         self._since = time.perf_counter()
@@ -16,7 +19,11 @@ class Meter:
         self._wait = self._wait_before = 0.0
 
     def add(self, micro_batches: list[MicroBatch], wait_s: float) -> None:
-        """Count the micro-batches of one optimizer update and the feed's total waiting time so far."""
+        """Count the micro-batches of one optimizer step of this rank.
+
+        Args:
+            wait_s: seconds this rank has waited for the feed so far, in total.
+        """
         for micro_batch in micro_batches:
             self._own_padded += micro_batch.padded_tokens
             self._own_tokens += micro_batch.tokens
@@ -26,7 +33,9 @@ class Meter:
         self._wait = wait_s
 
     def read(self) -> dict[str, float]:
-        """The rates, and a new start."""
+        """Figures since the last call: of all ranks rows and tokens (without padding) a second; of this rank the share
+        of its tokens that are padding, and of its time that it waited for data.
+        """
         now = time.perf_counter()
         seconds = max(now - self._since, 1e-9)
         rates = {

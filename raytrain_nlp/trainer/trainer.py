@@ -1,9 +1,9 @@
-"""The joint between the plan and the Hugging Face `Trainer`: our feed, exact losses, exact evaluation, committed
-checkpoints.
+"""Connects the plan to the Hugging Face `Trainer`: micro-batches from the feed, losses normalized over the global
+batch, evaluation of each row once, committed checkpoints.
 
-`build_trainer_class` puts the user's class between two of ours: what it overrides is called, and its `super()` reaches
-`FeedTrainer`, which changes only where data come from and where state goes. What is not to be overridden stands in
-`worker.honoured`.
+`build_trainer_class` puts the user's class between `StepMixin` and `FeedTrainer`: its overrides are called, and its
+`super()` reaches `FeedTrainer`, which changes only where data come from and where state is saved. Which methods must
+not be overridden is listed in `trainer/methods.py`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from raytrain_nlp.trainer.training_step import StepMixin, trained
 
 
 class FeedTrainer(EvaluationMixin, Trainer):
-    """The innermost overrides of `Trainer`. Reads `self._feed`, a `worker.stepping.Feed`."""
+    """The innermost overrides of `Trainer`. Reads `self._feed`, a `training_step.Feed`, which `StepMixin` sets."""
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
-        """DDP without what costs time and changes nothing: a second copy of the gradients, and a broadcast of constant
-        buffers.
+        """Configure DDP to keep gradients as views of its buckets, without a second copy, and not to broadcast buffers
+        in each forward unless the job asks for it.
         """
         values = super()._build_accelerator_args(**kwargs)
         for handler in values["kwargs_handlers"]:
@@ -47,8 +47,8 @@ class FeedTrainer(EvaluationMixin, Trainer):
             self.accelerator.ddp_handler = SharedMeanKwargs(**vars(self.accelerator.ddp_handler))
 
     def release(self) -> None:
-        """Let go of what would outlive the trainer in its process: hooks, DeepSpeed's buffers, accelerate's
-        references.
+        """Free what would outlive the trainer in its process, where a next run follows: hooks, DeepSpeed's buffers,
+        accelerate's references.
         """
         if self.is_deepspeed_enabled and self.deepspeed is not None:
             self.deepspeed.destroy()
@@ -63,8 +63,10 @@ class FeedTrainer(EvaluationMixin, Trainer):
         return dataloader.feed.num_rows if isinstance(dataloader, TrainLoader) else len(dataloader.dataset)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> torch.Tensor | None:
-        """Rows or predicted tokens, as `Trainer` counts them: of the whole global batch in training, else of these
-        batches. A float32 tensor of shape [] on the device; None where it is not asked for."""
+        """The number of labels other than -100 that the loss predicts: of all ranks' parts of the global batch in
+        training (with `average_tokens_across_devices`), else of these batches. A float32 tensor of shape [] on the
+        device; None where nothing asks for it.
+        """
         feed = self._feed
         if (
             not feed.counts
@@ -88,19 +90,19 @@ class FeedTrainer(EvaluationMixin, Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """As `Trainer.compute_loss`: a mean, or with `num_items_in_batch` a sum divided by it, times the number of
-        ranks.
+        """As `Trainer.compute_loss`: the mean loss of the micro-batch, or with `num_items_in_batch` the sum divided by
+        it, multiplied by the number of ranks because DDP averages gradients over them. Shape [].
         """
         step, count = self._feed.step, num_items_in_batch
         if count is None or (step is None and self.compute_loss_func is None):
             return super().compute_loss(model, inputs, return_outputs=return_outputs)
         result = super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=count)
         if not (self.model_accepts_loss_kwargs or self.compute_loss_func):
-            return result  # the count has been ignored
+            return result  # `Trainer` did not pass the count on
         if step is not None and getattr(count, "used", True):
             step.over_ranks = True
             return result
-        # a mean after all, or evaluation: `Trainer` has multiplied it by the number of ranks
+        # the loss did not use the count, or this is evaluation: undo `Trainer`'s multiplication by the number of ranks
         loss, *outputs = result if return_outputs else (result,)
         loss = loss / self.accelerator.num_processes
         return (loss, *outputs) if return_outputs else loss
@@ -115,8 +117,8 @@ class FeedTrainer(EvaluationMixin, Trainer):
     # State
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Weights, config and tokenizer, gathered where they are sharded; the run's `model/` is replaced as a whole.
-        Every rank must call it.
+        """Save weights (gathered where they are sharded), config and tokenizer; the run's `model/` is replaced as a
+        whole. Every rank must call it.
         """
         if output_dir is not None and output_dir == self._feed.model_dir:
             export_model(self, Path(output_dir), self._feed.merge)
@@ -174,6 +176,9 @@ class FeedTrainer(EvaluationMixin, Trainer):
 
 
 def build_trainer_class(base: type[Trainer]) -> type[Trainer]:
-    """A `Trainer` class, Hugging Face's or the user's, on our feed; made with `feed=` besides its own arguments."""
+    """Derive a class from a `Trainer` class, Hugging Face's or the user's, that trains and evaluates on the feed.
+
+    Its `__init__` takes `feed=`, a `training_step.Feed`, besides the arguments of `base`.
+    """
     bases = (StepMixin, FeedTrainer) if base is Trainer else (StepMixin, base, FeedTrainer)
     return type(f"Feed{base.__name__}", bases, {"__doc__": f"`{base.__name__}` on our feed.", "__module__": __name__})

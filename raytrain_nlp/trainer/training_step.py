@@ -1,8 +1,8 @@
-"""What goes around the user's own methods, whatever they do inside: the part of the global batch a micro-batch has,
-what ranks agree on before an update, and figures of a whole training.
+"""What is done before and after the user's own `Trainer` methods: weighting each micro-batch's loss by its part of the
+global batch, the ranks' consensus before an optimizer update, and the log of a whole training.
 
-`StepMixin` is the outermost class of a run's trainer, `worker.trainer.FeedTrainer` the innermost; the user's stands
-between.
+`StepMixin` is the outermost class of a run's trainer, `trainer.FeedTrainer` the innermost; the user's class stands
+between them.
 """
 
 from __future__ import annotations
@@ -37,16 +37,17 @@ T = TypeVar("T")
 
 @dataclass
 class Feed:
-    """What a run gives its trainer besides the arguments of `Trainer`; kept in one attribute, so that no name of the
-    user's class meets one of ours."""
+    """What a run passes to its trainer besides the arguments of `Trainer`, and the trainer's state in a step. It is one
+    attribute of the trainer (`_feed`), so that names cannot clash with those of the user's class.
+    """
 
     task: Task
     figures: Figures
     rows: RowsReader
-    """Reads what the user's code gives to `evaluate` and `predict`."""
+    """Makes loaders of the rows that the user's code passes to `evaluate` and `predict`."""
     train_loader: TrainLoader | None = None
     eval_loaders: dict[str, EvalLoader] = field(default_factory=dict)
-    """By the names of the validation sets; one without a name has the name ""."""
+    """Keyed by the names of the validation sets; "" for a set without a name."""
     checkpointer: Checkpointer | None = None
     agreement: Agreement | None = None
     gather_for_generation: bool = False
@@ -54,10 +55,12 @@ class Feed:
     """What `Trainer.train_dataset` is."""
     meter: Meter = field(default_factory=Meter)
     fresh_groups: list[dict[str, Any]] = field(default_factory=list)
-    """Hyper-parameters of the optimizer's groups, as the job asks for them."""
+    """The optimizer's parameter groups without their parameters: the hyper-parameters that the job asks for."""
     forward_kwargs: dict[str, Any] = field(default_factory=dict)
     counts: bool = False
-    """Is `num_items_in_batch` asked for? Not by Hugging Face's own classes, whose losses are means here."""
+    """Is `num_items_in_batch` counted? Only for a user's class or loss function; other losses are means, and are
+    weighted here.
+    """
     step_is_counted: bool = True
     """Does the user's `training_step` take `num_items_in_batch`? Methods may have the signatures of older versions."""
     loss_is_counted: bool = True
@@ -65,34 +68,35 @@ class Feed:
     knows_ranks: bool = False
     """Does the user's loss multiply by the number of ranks itself, as `Trainer.compute_loss` does?"""
     declared: bool | None = None
-    """`loss_is_scaled_for_ga`, where the user sets it."""
+    """The value of `loss_is_scaled_for_ga` that the user's class has set; None where it has not."""
     micro_batches: deque[MicroBatch] = field(default_factory=deque)
-    """Those of the update in hand that are still to come."""
+    """Micro-batches of the current global batch whose `training_step` has not begun."""
     weight: GlobalWeight | None = None
     step: Step | None = None
-    """The micro-batch in hand; None in evaluation."""
+    """The micro-batch that `training_step` is processing; None outside of it, as in evaluation."""
     model_dir: str | None = None
-    """Where the run leaves its model, once it does."""
+    """The run's `model/`; None until the trained model is to be written there."""
     merge: Any = None
-    """Makes a plain model of an adapter's folder, where the job asks for one."""
+    """A function that merges the adapter of a folder into its base model, where the job asks for that."""
     committed: bool = False
+    """Has a checkpoint been saved since the workers were asked to move?"""
     scored_step: int | None = None
     """Step of the newest evaluation."""
     scored: dict[str, tuple[Any, Any]] = field(default_factory=dict)
-    """Predictions and labels of the newest evaluation of each validation set, in the order of the rows; on the first
-    rank.
+    """Predictions and labels of the newest evaluation of each validation set, in the order of the rows; filled on the
+    first rank only.
     """
 
 
 def trained(part: T | None) -> T:
-    """A part of a `Feed` that only an evaluation does without."""
+    """`part`, an attribute of `Feed` that is None only where a run evaluates without training."""
     assert part is not None, "a training has it"
     return part
 
 
 @dataclass
 class Step:
-    """One micro-batch between its forward and its end."""
+    """The state of one micro-batch during `training_step`."""
 
     micro_batch: MicroBatch
     counted: bool = False
@@ -100,17 +104,17 @@ class Step:
     over_ranks: bool = False
     """Is a counted loss already multiplied by the number of ranks, over which gradients are averaged?"""
     begun: bool = False
-    """Do the other ranks hear of its loss?"""
+    """Has the collective that tells the other ranks about its loss been started (`Agreement.begin`)?"""
     share: Any = None
-    """What the loss has been multiplied by in the backward pass; None: it has not been."""
+    """The factor that the loss was multiplied by for the backward pass; None before that."""
 
 
 class StepMixin(TrainerHost):
     """The outermost overrides of `Trainer`.
 
-    A mean is weighted where the backward pass begins, by what its micro-batch has of the global batch in comparison
-    with the equal parts that `Trainer` takes for granted, so that methods of the user see the losses that they see
-    there.
+    `Trainer` averages the mean losses of micro-batches as if all were of equal size. Here each is multiplied by its
+    micro-batch's weight over the mean weight when the backward pass begins, and not before, so that the user's methods
+    see the same losses as in transformers alone.
     """
 
     def __init__(self, *args: Any, feed: Feed, **kwargs: Any):
@@ -133,7 +137,7 @@ class StepMixin(TrainerHost):
 
     @property
     def loss_is_scaled_for_ga(self) -> bool:
-        """Read by `Trainer.training_step` after the loss is known: False has it divide by the number of
+        """Read by `Trainer.training_step` after `compute_loss`: where it is False, the loss is divided by the number of
         micro-batches.
         """
         declared = self._feed.declared if self._feed.declared is not None else super().loss_is_scaled_for_ga
@@ -174,7 +178,7 @@ class StepMixin(TrainerHost):
         counted = (num_items_in_batch,) if feed.step_is_counted else ()
         try:
             loss = super().training_step(model, inputs, *counted)
-            if not step.begun:  # a backward pass of the user's own, of which accelerate does not know
+            if not step.begun:  # the user's method called `loss.backward()` itself, not `accelerator.backward`
                 trained(feed.agreement).begin(loss.detach(), step.micro_batch)
             self._feed_settle()
             return loss if step.share is None else loss * step.share
@@ -205,8 +209,8 @@ class StepMixin(TrainerHost):
         return (loss, *outputs) if return_outputs else loss
 
     def _feed_weighted(self, loss: torch.Tensor) -> torch.Tensor:
-        """What goes into the backward pass: the loss by its share of the global batch. The other ranks hear of it
-        meanwhile.
+        """The loss for the backward pass: multiplied by its micro-batch's share of the global batch. Also starts the
+        asynchronous collective about whether all ranks' losses are finite.
         """
         step, feed = self._feed.step, self._feed
         if step is None:
@@ -231,13 +235,13 @@ class StepMixin(TrainerHost):
         return loss * step.share
 
     def _feed_settle(self) -> None:
-        """Before each update: may it be made?"""
+        """Wait for the ranks' consensus, before the update. Raises `NonFiniteLossError` as `Agreement.settle`."""
         trained(self._feed.agreement).settle()
         if trained(self._feed.agreement).stopped:
             self.control.should_training_stop = True
 
     def _feed_complete(self, inputs: Any) -> dict[str, Any]:
-        """The inputs of a forward with what the task and label smoothing add to the batch."""
+        """The inputs of a forward, with the task's arguments and, for label smoothing, `decoder_input_ids`."""
         complete = {**inputs, **self._feed.forward_kwargs}
         if self.label_smoother is not None and "labels" in inputs and "decoder_input_ids" not in inputs:
             shift = getattr(self.accelerator.unwrap_model(self.model), "prepare_decoder_input_ids_from_labels", None)
@@ -265,11 +269,11 @@ class StepMixin(TrainerHost):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "train_runtime" in logs and (trained(self._feed.agreement).stopped or trained(self._feed.agreement).moving):
-            return  # figures of a whole training
+            return  # these are totals of a whole training, which this one is not
         super().log(logs, *((start_time,) if self._feed.log_is_timed else ()))
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        if dist.is_initialized() and dist.get_world_size() > 1:  # losses that no log has drawn over all ranks yet
+        if dist.is_initialized() and dist.get_world_size() > 1:  # losses since the last log are those of this rank only
             loss = unlogged_loss(self)
             dist.all_reduce(loss)
             loss /= dist.get_world_size()
@@ -284,7 +288,11 @@ _NO_CODE = _NoCode()
 
 
 def check_made(trainer: Any, feed: Feed) -> None:
-    """What the driver cannot see of a user's `__init__`. Raises `InputError`, alike on all ranks."""
+    """Check the constructed trainer for replaced data, which the driver cannot see in a user's `__init__`.
+
+    Raises:
+        InputError: `__init__` replaced the collator or the training rows; the same on all ranks.
+    """
     collates = type(trainer.data_collator) is not DataCollatorWithPadding
     for name, replaced in (
         ("data_collator", collates),
@@ -300,7 +308,7 @@ def check_made(trainer: Any, feed: Feed) -> None:
 
 
 def users_classes(cls: type) -> list[type]:
-    """What stands in the line of a trainer's classes and is neither Hugging Face's nor this package's."""
+    """The user's classes in the MRO of a trainer class: those of neither transformers nor this package."""
     return [
         found
         for found in cls.__mro__

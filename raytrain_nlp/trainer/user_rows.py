@@ -1,9 +1,9 @@
-"""Rows that the user's code gives to `evaluate` and `predict`, and the rows of the job as the dataset that `Trainer`
-shows it.
+"""Loaders of the rows that the user's code passes to `evaluate` and `predict`, and the job's own rows as the dataset
+that `Trainer.train_dataset` and `eval_dataset` show to that code.
 
-They may be rows as the job's files have them, which become tokens exactly as `data.validation` does; tokenized rows
-(with `input_ids`), which are padded as Hugging Face's collators do; or the trainer's own datasets. Each is scored once,
-on one rank.
+The rows may be as in the job's files, and are then tokenized exactly as `data.validation` is; tokenized already (with
+`input_ids`), and are then padded as Hugging Face's collators do; or the trainer's own datasets. Each is scored once, on
+one rank.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ from raytrain_nlp.trainer.loader import FeedBatch, FeedDataset
 from raytrain_nlp.user_code import UserObject
 
 MicroBatches = Callable[[np.ndarray], tuple[dict[str, Any], int]]
-"""From row numbers to the tensors of a forward, and what its loss is a mean over."""
+"""From row numbers, int64 [rows], to the tensors of a forward and the number of rows or predicted tokens that its loss
+is a mean over.
+"""
 
 
 class PlanRows(Dataset):
@@ -67,7 +69,11 @@ class PlanRows(Dataset):
 
 
 class RowsLoader:
-    """A rank's part of the batches of some rows, made in this process."""
+    """A rank's part of the evaluation batches of `num_rows` rows, collated in the rank's own process.
+
+    Args:
+        batch_rows: rows of a batch on each rank.
+    """
 
     def __init__(self, dataset: Any, num_rows: int, collate: MicroBatches, batch_rows: int, world_size: int, rank: int):
         self.dataset = dataset
@@ -81,7 +87,9 @@ class RowsLoader:
         for step in range(len(self)):
             batch = self._rows[step * self._batch_rows : (step + 1) * self._batch_rows]
             part = split_batch(batch, self._world_size, 1)[0][self._rank]
-            shown = part if len(part) else batch[:1]  # a rank without rows keeps the others company
+            shown = (
+                part if len(part) else batch[:1]
+            )  # a rank without rows repeats one, with weight 0: collectives need every rank
             tensors, weight = self._collate(shown)
             yield FeedBatch(
                 tensors, MicroBatch(step, 0, part, weight if len(part) else 0, len(batch), 0, 0, 0, tensors)
@@ -90,7 +98,7 @@ class RowsLoader:
 
 @dataclass
 class RowsReader:
-    """Makes loaders of rows, for one rank of a run."""
+    """Makes loaders of the rows that user code passes to `evaluate` and `predict`, for one rank of a run."""
 
     job: TrainJob
     tokenizer_dir: str
@@ -99,7 +107,7 @@ class RowsReader:
     scratch: Path
     code_folder: str
     arguments: Any
-    """`TrainingArguments`: rows of a batch, the number of this rank and of all."""
+    """The run's `TrainingArguments`: read are `eval_batch_size`, `world_size` and `process_index`."""
 
     def loader(self, dataset: Any, columns: list[str]) -> RowsLoader:
         """A loader of the rows of a dataset.
@@ -170,9 +178,7 @@ class RowsReader:
         return _as_torch(task.collate_inputs(tokens, self.context)), len(rows)
 
     def _prepared(self, dataset: Any, task: Task) -> SplitSpec:
-        """Rows as the job's files have them: checked, tokenized and packed as those of `data.validation` are, on this
-        rank's disk.
-        """
+        """Check, tokenize and pack rows as those of `data.validation` are, into a folder on this rank's disk."""
         job, folder = self.job, self.scratch / f"rows-{uuid.uuid4().hex[:8]}"
         folder.mkdir(parents=True)
         source = folder / "rows.jsonl"

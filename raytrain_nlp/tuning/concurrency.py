@@ -1,5 +1,5 @@
-"""How many trials run at once: from what the cluster has, or could add, and what a trial needs. None holds what another
-waits for.
+"""How many trials run at once, from the resources that the cluster has or could add and those that a trial needs. So no
+trial holds workers while it waits for resources that another trial holds.
 """
 
 from __future__ import annotations
@@ -17,20 +17,24 @@ _SLACK = 1e-6
 
 
 def plan_concurrency(jobs: Iterable[TrainJob], nodes: Sequence[Resources], most: int | None) -> int:
-    """Trials at a time; raises `InputError` where not even one can ever be placed.
+    """The number of trials that run at a time.
 
     Args:
-        jobs: the ends of the search space; the plan holds for the largest.
-        nodes: resources of each node.
-        most: the user's `max_concurrent_trials`.
+        jobs: the jobs at the ends of the search space; the result fits the largest.
+        nodes: resources of each node, by name.
+        most: the user's `max_concurrent_trials`; None: no limit.
+
+    Raises:
+        InputError: not even one trial can ever be placed.
     """
     trials = min(_fits(job, nodes) for job in jobs)
     return min(trials, most or trials)
 
 
 def plan_local(job: TrainJob, most: int | None) -> int:
-    """The same for a Ray started for this sweep, where logical CPUs are as many as are asked for: not more than keep
-    busy, and of GPUs no more than there are."""
+    """`plan_concurrency` for a local Ray that is started for this sweep. It is given as many logical CPUs as the trials
+    ask for, so the limit is the machine's cores (without `most`) and its GPUs.
+    """
     busy = most or max(int((os.cpu_count() or 1) // max(worker_of(job)["CPU"] * job.workers.num_workers, 1)), 1)
     each = worker_of(job).get("GPU", 0) * job.workers.num_workers
     return max(min(busy, int(len(gpus.local_gpus()) // each)), 1) if each else busy

@@ -1,5 +1,5 @@
-"""Checkpoints that go from one trial to another: a pointer is passed on, never weights; files are linked, and
-verified.
+"""Passing checkpoints from trial to trial, as in population-based training: Ray Tune is given a pointer, never weights;
+the files are hard-linked and verified.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from raytrain_nlp.storage.names import below, part
 
 _GIVEN = "donated"
 _KEPT = 3
-"""Checkpoints of a trial that others may still ask for; links, so they take no room while the trial keeps them
-itself.
-"""
+"""Checkpoints of a trial that are kept for others. As hard links they take no space while the trial has them too."""
 
 
 @dataclass(frozen=True)
 class Pointer:
-    """A checkpoint of a trial."""
+    """Names a checkpoint of a trial, for another trial to go on from."""
 
     trial: str
     folder: str
     """Where it is kept for others; empty where the trial had none yet."""
     step: int
+    """Optimizer step."""
     training_iteration: int
+    """Evaluations of the trial so far, as Ray Tune counts them."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def donate(paths: RunPaths, step: int, training_iteration: int) -> Pointer:
-    """Keep the newest checkpoint up to `step` for others, whatever the trial's own retention does."""
+    """Keep a trial's newest checkpoint up to `step` for other trials, also after the trial has deleted its own copy."""
     given = paths.run / _GIVEN
     found = [checkpoint for checkpoint in store.list_checkpoints(paths.checkpoints) if checkpoint.manifest.step <= step]
     if not found:
@@ -76,7 +76,9 @@ def apply_pointer(pointer: Pointer, paths: RunPaths, note: Callable[[str], None]
 
 
 def _find(pointer: Pointer, trials: Path, note: Callable[[str], None]) -> store.Checkpoint:
-    """The pointer comes from a file: it names a trial and a checkpoint, and never says where they lie."""
+    """The checkpoint that a pointer names, or the newest that its trial keeps where that one was deleted. The pointer
+    comes from a file and is not trusted: names are taken from it, but no paths.
+    """
     given = store.list_checkpoints(below(trials, part(pointer.trial)) / _GIVEN)
     wanted = next((checkpoint for checkpoint in given if checkpoint.path.name == Path(pointer.folder).name), None)
     if wanted is None and given:
@@ -89,14 +91,14 @@ def _find(pointer: Pointer, trials: Path, note: Callable[[str], None]) -> store.
 
 
 def _link(checkpoint: store.Checkpoint, target: Path) -> None:
-    """A checkpoint's files under another name: hard links, or copies where the file system has none. There when it is
-    whole.
+    """Link a checkpoint's files into a new folder `target`, or copy them where the file system has no hard links. The
+    folder is renamed to `target` when it is complete.
     """
     staging = target.parent / f".linked-{target.name}-{uuid.uuid4().hex[:8]}"
     for name in (*(entry.path for entry in checkpoint.manifest.files), store.MANIFEST):
         source, there = below(checkpoint.path, name), staging / name
         there.parent.mkdir(parents=True, exist_ok=True)
-        if source.exists():  # what is missing is told by who is to go on from it
+        if source.exists():  # missing files are reported by the trial that verifies it
             _link_file(source, there)
     fsync_tree(staging)
     staging.rename(target)

@@ -10,17 +10,17 @@ from typing import Any
 
 @dataclass
 class _Place:
-    """What lies there for one pool."""
+    """The state of one pool's newest run."""
 
     number: int = -1
-    """Of its newest run."""
+    """The run's number; -1 before the first."""
     spec: Any = None
     finished: dict[int, tuple[Any, int]] = field(default_factory=dict)
-    """Result and memory, for each rank that has ended the run."""
+    """For each rank that has ended the run: its result, and its memory in bytes."""
     wanted: int = 1
-    """Ranks."""
+    """The number of ranks that must end the run."""
     starts: int = 0
-    """How often the first rank has begun it."""
+    """How often the first rank has begun the run."""
     stop: bool = False
     closed: bool = False
 
@@ -30,7 +30,7 @@ class _Place:
 
 
 class Mailbox:
-    """Calls wait until there is something to say. Async, so that many wait at once."""
+    """The class of the actor. Its methods wait until there is an answer, and are async, so that many can wait."""
 
     def __init__(self) -> None:
         self._places: dict[str, _Place] = {}
@@ -39,7 +39,7 @@ class Mailbox:
     # For pools
 
     async def put(self, pool: str, spec: Any) -> int:
-        """Lay down a run; returns its number."""
+        """Post a run for the workers of a pool; returns its number."""
         place = self._place(pool)
         place.number, place.spec, place.finished, place.starts, place.stop, place.wanted = (
             place.number + 1,
@@ -53,8 +53,8 @@ class Mailbox:
         return place.number
 
     async def result(self, pool: str, number: int) -> dict[str, Any]:
-        """Of a run that all ranks have ended: the first rank's result, restarts, the largest memory of a rank in
-        bytes.
+        """Wait until all ranks have ended the run. Returns the first rank's result (`outcome`), how often the workers
+        were restarted (`restarts`), and the largest memory of a rank in bytes (`memory`).
         """
         place = self._place(pool)
         await self._until(lambda: place.ended)
@@ -70,14 +70,16 @@ class Mailbox:
         await self._tell()
 
     async def close(self, pool: str) -> None:
-        """The pool's workers may go."""
+        """Let the pool's workers end: `next` then returns None."""
         self._place(pool).closed = True
         await self._tell()
 
     # For workers
 
     async def next(self, pool: str, rank: int, done: int) -> tuple[int, Any] | None:
-        """The newest run after `done`; None once the pool is closed."""
+        """Wait for the pool's newest run with a number above `done`. Returns its number and spec; None once the pool is
+        closed.
+        """
         place = self._place(pool)
         await self._until(lambda: place.closed or (place.number > done and not place.ended))
         if place.closed:
@@ -87,7 +89,11 @@ class Mailbox:
         return place.number, place.spec
 
     async def finish(self, pool: str, number: int, rank: int, world_size: int, result: Any, memory: int) -> None:
-        """A rank has ended its part."""
+        """Store the result of a rank that has ended the run.
+
+        Args:
+            memory: what the rank holds after the run, in bytes.
+        """
         place = self._place(pool)
         if number != place.number:
             return
@@ -96,7 +102,7 @@ class Mailbox:
         await self._tell()
 
     async def stop_asked(self, pool: str, number: int) -> bool:
-        """Waits until the run is asked to stop (True), or is over."""
+        """Wait until the run is asked to stop (True) or has ended (False)."""
         place = self._place(pool)
         await self._until(lambda: place.stop or place.closed or place.number != number or 0 in place.finished)
         return place.stop and place.number == number
@@ -114,7 +120,7 @@ class Mailbox:
 
 
 def open_mailbox() -> Any:
-    """The actor, on this node."""
+    """Start the actor on this node; its handle."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

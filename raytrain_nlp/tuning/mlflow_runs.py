@@ -1,7 +1,7 @@
-"""The sweep in MLflow: one parent run, a child for each trial. The sweep's driver ships all of them, from the files of
-the runs.
+"""A sweep in MLflow: one parent run, and a nested run for each trial. The sweep's driver sends them all, from the files
+of the trials' runs.
 
-A trial whose workers are stopped at once closes nothing itself; and MLflow is loaded once, not in each trial.
+So MLflow runs are also closed where the scheduler kills a trial, and MLflow is imported once, not in each trial.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ _POLL_S = 0.1
 
 
 class Tree:
-    """Parent and children. Nothing here raises into the sweep; what a tracker does not take, the next --resume
-    sends.
-    """
+    """The MLflow runs of a sweep. A tracker's errors do not end it; the next `--resume` sends what is missing."""
 
     def __init__(self, sweep: Sweep, paths: SweepPaths, book: Book, text: str, warn: Callable[[str], None]):
         self._sweep, self._paths, self._book, self._warn = sweep, paths, book, warn
@@ -49,7 +47,7 @@ class Tree:
         return self
 
     def follow(self, record: TrialRecord) -> None:
-        """Begin to ship a trial's figures, once the parent is there to be named."""
+        """Begin to send a trial's metrics, as soon as the parent run has an id."""
         if record.number not in self._children and self.run_id:
             self._children[record.number] = self._child(record).start()
 
@@ -82,7 +80,7 @@ class Tree:
         return self.run_id
 
     def end_at_once(self, status: str) -> None:
-        """For a process that is about to end: the parent and its trials by now, waiting a moment only."""
+        """End the MLflow runs of sweep and trials in a process that is about to exit, and so can wait only briefly."""
         trackers = [*self._children.values(), self._parent]
         for tracker in trackers:
             tracker.finish(status)

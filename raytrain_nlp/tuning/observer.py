@@ -1,4 +1,4 @@
-"""What a sweep tells whoever shows it."""
+"""The interface for following a sweep, as the command line does."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from raytrain_nlp.tuning.trial_records import TrialRecord
 
 
 class SweepObserver(Observer):
-    """Hears of trials besides; shows nothing."""
+    """An `Observer` that is also told of trials. It does nothing; subclasses override what they show."""
 
     def trial(self, record: TrialRecord, records: list[TrialRecord]) -> None:
-        """A trial began, was evaluated or ended; and all so far."""
+        """Called when a trial began, was evaluated or ended.
+
+        Args:
+            records: all trials so far.
+        """
 
     def begin(self, sweep: Sweep, concurrent: int) -> None:
-        """The sweep starts with so many trials at a time."""
+        """Called when the sweep starts; `concurrent` is the number of trials at a time."""

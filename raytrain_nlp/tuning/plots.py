@@ -13,11 +13,11 @@ from raytrain_nlp.reporting.figures import draw
 from raytrain_nlp.tuning.trial_records import FAILED, Book, TrialRecord
 
 _FEW = 3
-"""Trials with a figure that importance takes at least."""
+"""The least number of finished trials for which importances are computed."""
 
 
 def write_plots(config: SweepJob, book: Book, study: Any, folder: Path) -> list[Path]:
-    """All pictures that these trials allow."""
+    """Write the plots for which there are enough trials, as PNG into `folder`; returns their files."""
     folder.mkdir(exist_ok=True)
     trials = [
         record for record in book.trials.values() if record.status != FAILED and _finite(record.value(config.metric))
@@ -39,7 +39,9 @@ def write_plots(config: SweepJob, book: Book, study: Any, folder: Path) -> list[
 
 
 def importances(study: Any, keys: list[str]) -> dict[str, float]:
-    """Share of the figure's variance that each key explains (Optuna's fANOVA); empty where too few trials finished."""
+    """The share of the metric's variance that each searched key explains, from 0 to 1 (fANOVA, Hutter et al. 2014, by
+    Optuna); empty where too few trials finished.
+    """
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
     from optuna.trial import TrialState
 

@@ -11,7 +11,7 @@ from raytrain_nlp.tuning.trial_records import TrialRecord
 
 
 def check_registration(plan: Sweep) -> list[Problem]:
-    """Of a task whose models the registry's flavour does not take, before any trial."""
+    """The problem where a sweep is to register its best model, but MLflow's transformers flavor lacks the task."""
     from raytrain_nlp.tracking.registry import PIPELINES
 
     if plan.config.register_model is None or plan.job.task.type in PIPELINES:
@@ -26,8 +26,8 @@ def check_registration(plan: Sweep) -> list[Problem]:
 
 
 def register_best(plan: Sweep, paths: SweepPaths, best: TrialRecord, warn: Callable[[str], None]) -> str | None:
-    """A new version of the registered model, merged where it is an adapter. Returns the version; None, with a warning,
-    where MLflow fails.
+    """Register the best trial's model in MLflow; an adapter is merged into its base model first. Returns the version;
+    None, with a warning, where that fails.
     """
     from raytrain_nlp.host.scratch import scratch_folder
     from raytrain_nlp.run.saved_run import find_run, find_weights

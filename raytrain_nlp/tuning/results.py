@@ -33,7 +33,7 @@ class SweepResult:
     model_dir: str
     """The best trial's model."""
     trials: dict[str, int]
-    """How many ended in which way."""
+    """Status -> number of trials."""
     mlflow_run_id: str | None
     tokenized_rows: int = 0
     """Rows tokenized for the whole sweep; 0 where all were found prepared."""

@@ -1,4 +1,4 @@
-"""The sweep's section `scheduler:` as Ray Tune's object, and what a resumed sweep tells it of the trials before."""
+"""Builds Ray Tune's scheduler from the sweep's section `scheduler:`, and replays earlier trials to it on resume."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from raytrain_nlp.tuning.trial_records import Book
 from raytrain_nlp.worker.spec import WorkerSpec
 
 LAST = "last"
-"""In a result: it is the last one of its trial."""
+"""Key of a result: whether it is the last evaluation of its trial."""
 _NO_END = 10**6
 
 
@@ -74,8 +74,8 @@ def length_of(job: TrainJob, spec: WorkerSpec) -> dict[str, float]:
 
 
 def replay(scheduler: Any, book: Book, config: SweepJob) -> None:
-    """Tell what ended before this driver, so that new trials are compared with it. For schedulers that judge each trial
-    alone.
+    """Report the trials that ended before this driver to the scheduler, so that it compares new trials with them. Only
+    asha and median_stopping; the others need their trials alive.
     """
     if not isinstance(config.scheduler, (Asha, MedianStopping)):
         return
@@ -89,8 +89,8 @@ def replay(scheduler: Any, book: Book, config: SweepJob) -> None:
 
 
 def _to_the_end(kind: type) -> Any:
-    """Such a scheduler, which is not asked about a trial's last evaluation: only the model is left to write, and the
-    end it hears of anyway.
+    """Derive a scheduler that never stops a trial at its last evaluation, after which only the model is left to write.
+    The scheduler is still told when the trial completes.
     """
     from ray.tune.schedulers import TrialScheduler
 

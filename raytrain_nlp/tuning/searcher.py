@@ -1,4 +1,6 @@
-"""The two joints to Ray Tune's controller: it asks for points, and tells what trials do."""
+"""The parts that Ray Tune's controller calls: a searcher that gives it points of the search space, a callback that
+records its trials, and a stopper.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ _TUNES_OWN = (
 
 
 class StudySearcher(Searcher):
-    """Points of the study, those of interrupted trials first. How trials end the study hears from the bookkeeper."""
+    """Gives Tune the points of a `PointSource`. The `Bookkeeper` reports how trials end to the study."""
 
     def __init__(self, points: PointSource):
         super().__init__()
@@ -51,21 +53,21 @@ class StudySearcher(Searcher):
         return True
 
     def save(self, checkpoint_path: str) -> None:
-        """The study is kept in its journal."""
+        """Do nothing: the study's state is in its journal file."""
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError
 
 
 class PointSource:
-    """What is to be tried: interrupted trials, then new ones, until the number of trials is reached."""
+    """The points to try: those of interrupted trials, then new ones of the study, until `total` trials have begun."""
 
     def __init__(self, study: Study, interrupted: list[TrialRecord], begun: int, total: int):
         self._study, self._begun, self._total = study, begun, total
         self._waiting = [(record.number, record.params) for record in interrupted]
 
     def next(self) -> dict[str, Any] | None:
-        """Values by dotted key, and the trial's number."""
+        """The next point, values by dotted key, with the trial's number under `NUMBER`; None at the end."""
         if self._waiting:
             number, point = self._waiting.pop(0)
         elif self._begun < self._total:
@@ -81,7 +83,13 @@ class PointSource:
 
 
 class Bookkeeper(Callback):
-    """Writes what happens to trials into the book and the study, and tells who watches."""
+    """A Tune callback that records each trial's start, results and end in the `Book` and the `Study`.
+
+    Args:
+        metric: the metric of the sweep.
+        changed: called with a trial's record after each change.
+        began: called with the record when a trial starts.
+    """
 
     def __init__(
         self,
@@ -140,7 +148,7 @@ class Bookkeeper(Callback):
         self._end(number, FAILED, None, f"{type(error).__name__}: {lines[0]}"[:1000])
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """A trial whose process died has left the place of its workers."""
+        """Every `_LOOK_S` seconds, remove the placement groups that the workers of dead trials have left behind."""
         if time.monotonic() - self._looked > _LOOK_S:
             self._looked = time.monotonic()
             free_orphans()
@@ -152,7 +160,7 @@ class Bookkeeper(Callback):
 
 
 class NoUseToGoOn(Stopper):
-    """Ends the sweep when more trials have failed than may, or none can ever be compared."""
+    """Ends the sweep when more than `most` trials have failed, or evaluations do not have the sweep's metric."""
 
     def __init__(self, book: Book, most: int | None):
         self._book, self._most = book, most

@@ -1,6 +1,4 @@
-"""The searcher's memory: an Optuna study in a journal of JSON lines, asked for points and told figures. No pickle in
-it.
-"""
+"""The searcher's state: an Optuna study in a journal file of JSON lines, without pickle (ask-and-tell interface)."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ _PLAIN = (str, int, float, bool, type(None))
 
 
 class Study:
-    """Ask and tell. A trial's number here is its number in the sweep."""
+    """An Optuna study by ask-and-tell. A trial has the same number in the study and in the sweep."""
 
     def __init__(self, config: SweepJob, file: Path):
         import optuna
@@ -36,7 +34,7 @@ class Study:
             direction="maximize" if config.mode == "max" else "minimize",
             load_if_exists=True,
         )
-        # a sampler that is begun anew must not draw what it has drawn already
+        # the sampler of a resumed study must not draw the same points again
         self._study.sampler = _sampler(config, config.seed + len(self._study.trials))
         self._open: dict[int, Any] = {}
         if config.searcher.type == "grid" and not self._study.trials:
@@ -60,20 +58,22 @@ class Study:
         return trial.number, point
 
     def reopen(self, number: int) -> None:
-        """A trial that a killed driver left open goes on."""
+        """Continue a trial that was open when an earlier driver ended."""
         self._open[number] = open_trial(self._study, number)
 
     def report(self, number: int, value: float, time: int) -> None:
-        """A figure on the way."""
+        """Report an intermediate value of the metric, at evaluation number `time`."""
         trial = self._open.get(number)
         if trial is None or not math.isfinite(value):
             return
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a time that was told already, the first figure counts
+            warnings.simplefilter("ignore")  # of several reports at the same time, Optuna keeps the first
             trial.report(value, time)
 
     def tell(self, record: TrialRecord) -> None:
-        """How the trial ended. One that was stopped counts with its last figure, a failed one not at all."""
+        """Report how a trial ended: the metric of a finished one. A stopped trial is pruned and counts with its last
+        reported value; a failed one does not count.
+        """
         from optuna.trial import TrialState
 
         trial, value = self._open.pop(record.number, None), record.value(self._metric)

@@ -1,4 +1,4 @@
-"""May a sweep start, or go on, under its name; and what is kept of it."""
+"""Checks whether a sweep may start, or resume, under its name, and writes its record."""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@
 A class trainable, not a function: its `cleanup` ends the workers at once where the scheduler stops the trial, and its
 `reset_config` lets one process, with everything imported, be the driver of one trial after another.
 
-The trial runs in a thread of its actor (`Trial._run`). What it raises is the trial's last result, `failed` with the
-reason, and the sweep goes on without it.
+The trial runs in a thread of its actor (`Trial._run`). An exception in it becomes the trial's last result, with status
+`failed` and the reason, and the sweep goes on without this trial.
 """
 
 from __future__ import annotations
@@ -60,17 +60,17 @@ class TrialSettings:
     """The folder of the runs."""
     metric: str
     waits_for_checkpoints: bool
-    """A result is given when its checkpoint is committed, for schedulers that pass checkpoints on."""
+    """Is a result returned only after its checkpoint is committed? For schedulers that pass checkpoints on."""
     changes: bool
-    """Values may change on the way: those of a loaded checkpoint do not count."""
+    """May a trial's values change while it runs? They then replace the hyper-parameters in a loaded checkpoint."""
     mailbox: Any
-    """Where workers that stay from trial to trial are given their runs; None: each trial starts its own."""
+    """Handle of the `Mailbox` actor, for workers that stay from trial to trial; None: each trial starts its own."""
     chosen: dict[str, Any] = field(default_factory=dict)
-    """What the base job had left to the machine."""
+    """Dotted key -> value that was chosen for what the base job left open, such as the number of workers."""
 
 
 class TrialActor(Trainable):
-    """Where Tune runs one trial after the other."""
+    """The actor in which Tune runs one trial after another."""
 
     def setup(self, config: dict[str, Any], settings: TrialSettings | None = None) -> None:
         assert settings is not None, "`tune.with_parameters` gives them"
@@ -100,7 +100,7 @@ class TrialActor(Trainable):
 
 
 class Trial(Observer):
-    """One trial in its actor; begins with the first question for a result."""
+    """One trial in its actor. It starts with the first call of `next_result`."""
 
     def __init__(self, settings: TrialSettings, name: str, config: dict[str, Any], pool: WorkerPool | None):
         point = {key: value for key, value in config.items() if key != NUMBER}
@@ -125,7 +125,9 @@ class Trial(Observer):
         self._pointer, self._iteration = pointer, pointer.training_iteration
 
     def next_result(self) -> dict[str, Any]:
-        """Wait for the next evaluation, or the end; then `done` and how it ended."""
+        """Wait for the next evaluation and return its metrics; at the trial's end `done: True`, its status, and its
+        metrics or the reason of its failure.
+        """
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self._job.name, daemon=True)
             self._thread.start()
@@ -134,13 +136,13 @@ class Trial(Observer):
             self._iteration += 1
         elif (
             result["status"] == FINISHED
-        ):  # where it stood when it was last asked; its thread may have been ahead of that
+        ):  # the step of the last result that Tune got; the trial's thread may have been ahead of it
             result["step"] = self._last.get("step", 0)
         self._last = {**result, "training_iteration": self._iteration}
         return dict(self._last)
 
     def pointer(self) -> Pointer:
-        """Where the trial stands: its newest checkpoint up to the last result, kept from being deleted."""
+        """The trial's newest checkpoint up to its last result; it is kept from being deleted."""
         return donate(self._paths, self._last.get("step", 0), self._iteration)
 
     def stop(self) -> None:
@@ -230,8 +232,8 @@ class Trial(Observer):
 
 
 def _load_libraries() -> None:
-    """What the threads of worker pool and trial will use: two that import at the same time can find each other's
-    modules half made.
+    """Import what the threads of worker pool and trial use: threads that import the same modules at the same time may
+    see them partially initialized.
     """
     import torch  # noqa: F401
     import transformers  # noqa: F401

@@ -1,6 +1,4 @@
-"""The book of a sweep: a record for each trial, kept in `trial.json` beside its run. What is in it survives the
-driver.
-"""
+"""The records of a sweep's trials, each in `trial.json` in the folder of its run, from which a sweep is resumed."""
 
 from __future__ import annotations
 
@@ -33,7 +31,7 @@ class TrialRecord:
     attempts: int = 0
     """Times it was started."""
     exploits: list[dict[str, Any]] = field(default_factory=list)
-    """pbt: copies of other trials' checkpoints: donor and step."""
+    """pbt: for each exploit of another trial, `after_step` (this trial's last evaluated step) and the new `params`."""
     started: float | None = None
     ended: float | None = None
     mlflow_run_id: str | None = None
@@ -47,7 +45,7 @@ class TrialRecord:
         return self.status in (FINISHED, STOPPED)
 
     def value(self, metric: str) -> float | None:
-        """The exported model's figure; of a trial that did not come so far, its last evaluation's."""
+        """The metric of the exported model; of a trial that has not finished, that of its last evaluation with one."""
         if self.status == FINISHED:
             return self.metrics.get(metric)
         return next((entry[metric] for entry in reversed(self.history) if metric in entry), None)
@@ -59,11 +57,11 @@ class Book:
     def __init__(self, paths: SweepPaths):
         self._paths = paths
         self.wrong_metric: str | None = None
-        """Why no trial can be compared by the sweep's metric, once one has found that out."""
+        """Set once a trial's evaluation does not have the sweep's metric: the reason, as part of a sentence."""
         self.trials: dict[int, TrialRecord] = {record.number: record for record in _read(paths)}
 
     def begin(self, number: int, params: dict[str, Any]) -> TrialRecord:
-        """The trial starts, or goes on."""
+        """Record that a trial starts or continues, with these values."""
         record = self.trials.setdefault(number, TrialRecord(number, params))
         record.params, record.status, record.ended = dict(params), RUNNING, None
         record.attempts += 1
@@ -72,7 +70,7 @@ class Book:
         return record
 
     def add(self, number: int, entry: dict[str, Any]) -> None:
-        """An evaluation."""
+        """Record an evaluation of a trial."""
         record = self.trials[number]
         record.history.append(entry)
         self.save(record)

@@ -1,4 +1,4 @@
-"""What Ray Tune is told besides the sweep: its settings, which are environment variables, and to be quiet."""
+"""Ray Tune's settings that are environment variables, and its log level."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ _SETTINGS = {
 
 @contextlib.contextmanager
 def tune_environment(more: dict[str, str]) -> Iterator[None]:
-    """Tune's settings, and `more`; and it must not copy the driver's keys of object storage into the actors' runtime
-    environment. Processes have the environment of their node anyway."""
+    """Set Tune's environment variables, and `more`, while inside. Also keeps Tune from copying the driver's `AWS_`
+    credentials into the actors' runtime environment; actors have the environment of their node.
+    """
     with variables_kept_back("AWS_"), environment({**_SETTINGS, **more}):
         yield
 
 
 @contextlib.contextmanager
 def quiet_tune(verbose: bool) -> Iterator[None]:
-    """Without what Tune says of itself."""
+    """Silence Ray Tune's logger while inside, unless `verbose`."""
     logger = logging.getLogger("ray.tune")
     level = logger.level
     if not verbose:

@@ -1,4 +1,4 @@
-"""Ray Tune's part of a sweep: it asks for points, places the trials, and hears how they do."""
+"""Ray Tune's part of a sweep: it takes points from the study, places trials, and calls back with their results."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from raytrain_nlp.tuning.trial import TrialSettings
 
 _HEAD = "node:__internal_head__"
-"""A resource of which every cluster has one, and nothing else takes a share that counts: what limits trials at a
-time.
+"""A resource of which each Ray cluster has exactly 1, on its head node. Each trial takes a fraction of it, which limits
+the number of trials at a time.
 """
 
 
@@ -34,7 +34,9 @@ def run_trials(
     observer: SweepObserver,
     verbose: bool,
 ) -> None:
-    """Ray Tune's part. Its own files go to a folder that is deleted: nothing is ever resumed from them."""
+    """Run the trials of a sweep with Ray Tune. Tune's own files are deleted afterwards, because a sweep is resumed from
+    the book and the study.
+    """
     import ray
     from ray import tune
 
@@ -121,8 +123,8 @@ def _settings(plan: Sweep, paths: SweepPaths, mailbox: Any) -> TrialSettings:
 
 
 def _trial_resource(paths: SweepPaths) -> str:
-    """The resource of the node on which trials are driven: the head; in object storage this one, for a trial's files
-    are then here.
+    """The resource of the node on which trial actors run: the head node, or with object storage this node, where the
+    trials' files are.
     """
     import ray
 
