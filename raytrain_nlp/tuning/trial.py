@@ -17,11 +17,11 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ray.tune import Trainable
 
@@ -32,12 +32,14 @@ from raytrain_nlp.launch.fit import Fit, load_libraries
 from raytrain_nlp.launch.worker_pool import WorkerPool
 from raytrain_nlp.paths import TRIAL, RunPaths, cache_dir, read_json
 from raytrain_nlp.run.observer import Observer
+from raytrain_nlp.run.record import open_run
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.tuning.inherit import Pointer, apply_pointer, donate
 from raytrain_nlp.tuning.schedulers import LAST
 from raytrain_nlp.tuning.trial_records import FAILED, FINISHED
 from raytrain_nlp.verbs.train import prepare, run_resolved
 
+T = TypeVar("T")
 NUMBER = "trial_number"
 """Beside the searched values in Tune's `config`; pbt copies it with them, so that only the name, which is made of it
 once, says which trial it is.
@@ -177,23 +179,44 @@ class Trial(Observer):
             resolved = prepare(self._job, files, storage, None, self)
         self._total_steps = resolved.spec.total_steps
         spec = replace(resolved.spec, storage_path=self._settings.trials, renew_hyperparameters=self._settings.changes)
-        if self._pointer:
-            apply_pointer(self._pointer, self._paths, self.warn)
         began = self._paths.record.exists()
+        if self._pointer:
+            self._when_free(self._inherit_now)
+        planned, resume = replace(resolved, spec=spec), began and not self._pointer
+        return self._when_free(
+            lambda: (
+                run_resolved(
+                    self._job,
+                    planned,
+                    self._paths,
+                    self,
+                    resume=resume,
+                    tracked=False,
+                    fit=self._fit,
+                    chosen=self._settings.chosen,
+                ).metrics
+            )
+        )
+
+    def _inherit_now(self) -> None:
+        """Under the run's lock: another actor of the sweep, from which Tune took this trial away, may still be ending
+        its run, which commits one more checkpoint.
+        """
+        assert self._pointer is not None, "the trial inherits"
+        with open_run(self._paths, overwrite=False):
+            apply_pointer(self._pointer, self._paths, self.warn)
+
+    def _when_free(self, action: Callable[[], T]) -> T:
+        """`action`, once no other driver writes the run: processes of one that was killed, or from which Tune took the
+        trial away, may take a moment to end.
+        """
         deadline = time.monotonic() + _LOCK_S
         while True:
             try:
-                resume = began and not self._pointer
-                planned, chosen = replace(resolved, spec=spec), self._settings.chosen
-                return run_resolved(
-                    self._job, planned, self._paths, self, resume=resume, tracked=False, fit=self._fit, chosen=chosen
-                ).metrics
-            except InputError as error:  # the processes of a driver that was killed may take a moment to end
-                if (
-                    "another driver is writing" not in str(error)
-                    or time.monotonic() > deadline
-                    or self._fit.aborted.is_set()
-                ):
+                return action()
+            except InputError as error:
+                over = time.monotonic() > deadline or self._fit.aborted.is_set()
+                if over or "another driver is writing" not in str(error):
                     raise
                 time.sleep(0.5)
 

@@ -24,8 +24,9 @@ def start(program: str) -> subprocess.Popen:
 
 
 def end(process: subprocess.Popen) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=60)
-    return process.returncode, out, err
+    # not `communicate`: what `readline` has read ahead would be lost
+    out, err = process.stdout.read(), process.stderr.read()
+    return process.wait(), out, err
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +19,10 @@ from raytrain_nlp.checkpoint import store
 from raytrain_nlp.checkpoint.state import load_state, save_state
 from raytrain_nlp.config.sweep import Sweep, load_sweep
 from raytrain_nlp.errors import CheckpointError, InputError
+from raytrain_nlp.launch.fit import Fit
 from raytrain_nlp.paths import RunPaths, SweepPaths
 from raytrain_nlp.run.record import open_run
+from raytrain_nlp.tuning import trial
 from raytrain_nlp.tuning.concurrency import plan_concurrency
 from raytrain_nlp.tuning.inherit import apply_pointer, donate
 from raytrain_nlp.tuning.results import table_of, write_table
@@ -27,6 +30,7 @@ from raytrain_nlp.tuning.schedulers import LAST, build_scheduler, replay
 from raytrain_nlp.tuning.searcher import NoUseToGoOn
 from raytrain_nlp.tuning.study import Study
 from raytrain_nlp.tuning.sweep_record import check_name, open_sweep
+from raytrain_nlp.tuning.trial import Trial
 from raytrain_nlp.tuning.trial_records import FAILED, FINISHED, STOPPED, Book
 
 SPACE = {
@@ -392,3 +396,26 @@ def test_a_damaged_checkpoint_is_not_inherited(tmp_path: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match="cannot be inherited: model.state does not match its hash"):
         apply_pointer(pointer, receiver, print)
+
+
+def test_a_trial_inherits_once_the_run_that_tune_took_away_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The actor that had the trial before commits one more checkpoint while it ends: the trial must not go on from
+    it.
+    """
+    paths = RunPaths(tmp_path, "trial")
+    wanted = checkpoint_of(paths, 10, 1.0)
+    heir = Trial.__new__(Trial)
+    heir._paths, heir._pointer = paths, donate(paths, step=10, training_iteration=1)
+    heir._fit = Fit()
+    waited = threading.Event()
+    monkeypatch.setattr(trial.time, "sleep", lambda seconds: waited.set() or threading.Event().wait(0.01))
+    thread = threading.Thread(target=heir._when_free, args=(heir._inherit_now,))
+    with open_run(paths, overwrite=False):
+        thread.start()
+        assert waited.wait(30), "the heir looks again while the run is held"
+        checkpoint_of(paths, 20, 2.0)
+    thread.join(30)
+    found = store.find_checkpoint(paths.checkpoints)
+    assert found is not None and found.manifest.step == 10 and torch.equal(weights_of(found), wanted)
