@@ -31,6 +31,12 @@ def keeps_its_promises(here: Storage, there: Storage) -> None:
     assert there.refetch(theirs / "lease") and (theirs / "lease").read_text() == "mine"
     assert there.modified(theirs / "lease") >= there.modified(theirs / "a")
 
+    before = here.modified(mine / "a")
+    here.touch(mine / "a.beat")
+    here.touch(mine / "a.beat")
+    assert there.modified(theirs / "a.beat") >= before and there.list_tree(theirs)["a.beat"] == 0
+    there.delete([theirs / "a.beat"])
+
     # folders, but for what is kept, and files
     for name in ("manifest.json", "x", "y/z"):
         (mine / "tree" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -143,7 +143,7 @@ def _keep(path: Path, mine: dict[str, Any], done: threading.Event) -> None:
                 )
                 end_now(1, last_words=False)  # not even a checkpoint: the files are another's
                 return
-            storage_of(path).write(_beat_of(path, mine), "", _REQUEST_S)
+            storage_of(path).touch(_beat_of(path, mine), _REQUEST_S)
         except StorageError:  # the storage is away for a moment; the next beat may pass
             continue
         except Exception as error:  # noqa: BLE001 - a beat that is missed ends nothing; a thread that has ended does, a minute later
@@ -182,7 +182,7 @@ def _age(path: Path, holder: dict[str, Any]) -> float:
     none of a driver that lives, but of a clock that has been set back."""
     storage, probe = storage_of(path), path.with_name(f".{path.name.lstrip('.')}.{uuid.uuid4().hex}")
     try:
-        storage.write(probe, "", _REQUEST_S)
+        storage.touch(probe, _REQUEST_S)
         beats = []
         for made in (path, _beat_of(path, holder)):
             with contextlib.suppress(FileNotFoundError):  # given back meanwhile, or not yet made

@@ -89,6 +89,10 @@ class Storage(ABC):
         """Write a small file in the storage, which others see whole or not at all. A copy may have to be fetched."""
 
     @abstractmethod
+    def touch(self, path: Path, patience: float | None = None) -> None:
+        """Give a file the present time, by the storage's clock; make it, empty, where there is none."""
+
+    @abstractmethod
     def create(self, path: Path, content: str, patience: float | None = None) -> bool:
         """Make a file with all of its content, where there is none: did this call make it? Of several nodes that try,
         one does, where the storage `has_conditions`.

@@ -158,6 +158,9 @@ class Bucket(Storage):
     def write(self, path: Path, content: str, patience: float | None = None) -> None:
         self._objects.put_bytes(content.encode(), self._key(path), **_patience(patience))
 
+    def touch(self, path: Path, patience: float | None = None) -> None:
+        self.write(path, "", patience)
+
     def create(self, path: Path, content: str, patience: float | None = None) -> bool:
         return self._objects.create(content.encode(), self._key(path), **_patience(patience))
 

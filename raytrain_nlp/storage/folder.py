@@ -74,6 +74,9 @@ class Folder(Storage):
         with atomic.replacing(path) as file:
             file.write(content)
 
+    def touch(self, path: Path, patience: float | None = None) -> None:
+        path.touch()  # needs no room on a full disk, once the file is there
+
     def create(self, path: Path, content: str, patience: float | None = None) -> bool:
         return atomic.create(path, content)
 
@@ -89,5 +92,7 @@ class Folder(Storage):
             atomic.remove_whole(folder)
         elif folder.is_dir():
             for path in sorted(folder.iterdir(), key=lambda path: path.name != first):
-                if path.name not in kept:
-                    atomic.remove(path)
+                if path.name in kept:
+                    continue
+                # what cannot be removed is raised: a run that replaces another would else go on from its checkpoints
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -73,6 +73,19 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert [problem.where for problem in problems] == ["storage_path"] and "cannot be written" in str(problems[0])
 
 
+def test_what_cannot_be_removed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --overwrite: a run that starts anew among checkpoints of another would go on from them."""
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "driver.lock").touch()
+
+    def refuses(path: Path) -> None:
+        raise PermissionError(path)
+
+    monkeypatch.setattr("raytrain_nlp.storage.folder.shutil.rmtree", refuses)
+    with pytest.raises(PermissionError):
+        storage_of(tmp_path).delete_tree(tmp_path / "run", keep=["driver.lock"])
+
+
 def test_nobody_outside_looks_at_the_text_of_a_path_to_see_where_it_lies() -> None:
     """Neither by the schemes nor by the place of copies: the object knows."""
     asks = re.compile(r"SCHEMES|s3://\"|gs://\"|startswith\(.s3:|Bucket\.|isinstance\([^)]*(?:Folder|Bucket)\)")
