@@ -56,7 +56,7 @@ class Bucket(Storage):
         """
         scheme, _, rest = address.partition("://")
         bucket, _, key = rest.strip("/").partition("/")
-        top = (base or Path(tempfile.gettempdir()).resolve()) / f"{_MARK}{os.getuid()}" / scheme / bucket
+        top = (base or Path(tempfile.gettempdir())).resolve() / f"{_MARK}{os.getuid()}" / scheme / bucket
         return cls(top / key, top, f"{scheme}://{bucket}")
 
     @classmethod

@@ -25,6 +25,7 @@ from raytrain_nlp.launch.parallel_map import map_on_cluster
 from raytrain_nlp.paths import RunPaths, cache_dir, write_json
 from raytrain_nlp.run.observer import Observer, followed
 from raytrain_nlp.run.saved_run import Run, Weights, find_run, find_weights
+from raytrain_nlp.storage import storage_of
 
 if TYPE_CHECKING:
     from raytrain_nlp.data.prepare import MapPieces
@@ -216,7 +217,7 @@ def _resolve(
     rows_file, unseen = find_known_rows(store, run.labels, job.data.max_bad_rows)
     rows = min(store.num_rows - len(unseen), job.data.max_validation_rows or store.num_rows)
     validation = build_split(job, store, rows_file, build_context(tokenizer, run.labels, facts), "validation", rows)
-    run.paths.store.push_tree(store.folder, last=MANIFEST)
+    storage_of(store.folder).push_tree(store.folder, last=MANIFEST)
     for note in cut_notes("validation", store.manifest, facts):
         observer.warn(note)
     folder = weights.folder

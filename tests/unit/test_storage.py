@@ -73,6 +73,14 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert [problem.where for problem in problems] == ["storage_path"] and "cannot be written" in str(problems[0])
 
 
+def test_a_bucket_knows_its_copies_below_a_link(tmp_path: Path) -> None:
+    """A TMPDIR that is a link: paths are resolved here and there, and name the same object."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    storage = open_storage("s3://bucket/runs", tmp_path / "link")
+    assert storage.address_of((storage.root / "run").resolve()) == "s3://bucket/runs/run"
+
+
 def test_what_cannot_be_removed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With --overwrite: a run that starts anew among checkpoints of another would go on from them."""
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
