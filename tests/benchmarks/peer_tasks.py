@@ -1,13 +1,14 @@
 """The peer of the other tasks: plain Hugging Face `Trainer` in the manner of run_clm.py, run_mlm.py,
-run_summarization.py, run_translation.py and run_glue.py (regression), and TRL's prompts and completions.
+run_summarization.py, run_translation.py and run_glue.py, and TRL's prompts and completions.
 
     torchrun --nproc-per-node 2 tests/benchmarks/peer_tasks.py --kind translation --model DIR --train a.jsonl \
         --output_dir OUT ...
     python tests/benchmarks/peer_tasks.py --kind translation --model OUT --validation b.jsonl \
         --score 1 --output_dir TMP
 
-With `--score 1` nothing is trained: a model of either side is evaluated, by one and the same code. Every other flag is
-a `Seq2SeqTrainingArguments` field. The last line of standard output is one JSON object. Nothing of `raytrain_nlp` is
+With `--validation` a training ends with an evaluation, which generates where the task does. With `--score 1` nothing is
+trained: a model of either side is evaluated, by one and the same code. Every other flag is a `Seq2SeqTrainingArguments`
+field. The last line of standard output is one JSON object. Nothing of `raytrain_nlp` is
 imported.
 """
 
@@ -41,6 +42,7 @@ AUTO = {
     "summarization": "AutoModelForSeq2SeqLM",
     "translation": "AutoModelForSeq2SeqLM",
     "regression": "AutoModelForSequenceClassification",
+    "text-classification": "AutoModelForSequenceClassification",
 }
 
 
@@ -61,6 +63,8 @@ class PeerArguments:
         default=None, metadata={"help": "JSON list of global batches (row numbers): train on exactly these"}
     )
     score: int = 0
+    save_model: int = 1
+    dtype: str = field(default="float32", metadata={"help": "of pretrained weights that are trained"})
 
 
 def read_rows(path: str, most: int | None = None) -> Rows:
@@ -93,6 +97,9 @@ def encode(peer: PeerArguments, rows: Rows, tokenizer: Any) -> Rows:
         return [
             {**{key: encoded[key][i] for key in encoded}, "label": float(row["label"])} for i, row in enumerate(rows)
         ]
+    if peer.kind == "text-classification":
+        encoded = tokenizer(*texts, truncation=True, max_length=peer.max_length)
+        return [{**{key: encoded[key][i] for key in encoded}, "label": int(row["label"])} for i, row in enumerate(rows)]
     sources = tokenizer(texts[0], truncation=True, max_length=peer.max_length)
     targets = tokenizer(text_target=texts[1], truncation=True, max_length=peer.max_target_length)["input_ids"]
     return [
@@ -114,7 +121,7 @@ def build_collator(peer: PeerArguments, tokenizer: Any, model: Any) -> Any:
         return transformers.DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
     if peer.kind == "causal-lm":
         return transformers.default_data_collator
-    if peer.kind == "regression":
+    if peer.kind in ("regression", "text-classification"):
         return transformers.DataCollatorWithPadding(tokenizer)
     return transformers.DataCollatorForSeq2Seq(tokenizer, model if model.config.is_encoder_decoder else None)
 
@@ -132,7 +139,7 @@ def build_model(peer: PeerArguments, tokenizer: Any) -> Any:
         start = {"decoder_start_token_id": tokenizer.pad_token_id} if "Seq2Seq" in AUTO[peer.kind] else {}
         model = auto.from_config(AutoConfig.for_model(values.pop("model_type"), **{**ids, **start, **values}))
     else:
-        model = auto.from_pretrained(peer.model, dtype=torch.float32, **extra)
+        model = auto.from_pretrained(peer.model, dtype=getattr(torch, peer.dtype), **extra)
     if peer.lora:
         from peft import LoraConfig, get_peft_model
 
@@ -150,22 +157,31 @@ def train(peer: PeerArguments, args: Seq2SeqTrainingArguments) -> dict[str, Any]
         args.train_sampling_strategy = "sequential"
     model = build_model(peer, tokenizer)
     recorder.mark("model")
-    trainer = Trainer(
+    generates = "Seq2Seq" in AUTO[peer.kind]
+    if peer.validation and generates:
+        args.predict_with_generate, args.generation_max_length = True, peer.max_target_length
+    trainer = (Seq2SeqTrainer if generates else Trainer)(
         model=model,
         args=args,
         train_dataset=rows,
+        eval_dataset=encode(peer, read_rows(peer.validation), tokenizer) if peer.validation else None,
         processing_class=tokenizer,
         data_collator=build_collator(peer, tokenizer, model),
         callbacks=[recorder],
+        compute_metrics=(lambda prediction: figures_of(peer, tokenizer, prediction)) if generates else None,
     )
     trainer.train()
-    if peer.lora and trainer.is_world_process_zero():
+    memory = {"reserved": torch.cuda.max_memory_reserved()} if torch.cuda.is_available() else {}
+    metrics = trainer.evaluate() if peer.validation else {}
+    if not peer.save_model:
+        pass
+    elif peer.lora and trainer.is_world_process_zero():
         model.merge_and_unload().save_pretrained(args.output_dir)
         tokenizer.save_pretrained(args.output_dir)
     elif not peer.lora:
         trainer.save_model(args.output_dir)
     return (
-        {"steps": recorder.steps, "logs": recorder.logs, "marks": recorder.marks}
+        {"steps": recorder.steps, "logs": recorder.logs, "marks": recorder.marks, "metrics": metrics, **memory}
         if trainer.is_world_process_zero()
         else {}
     )
@@ -238,7 +254,7 @@ def load_tokenizer(peer: PeerArguments) -> Any:
 
 def main() -> None:
     peer, args = HfArgumentParser((PeerArguments, Seq2SeqTrainingArguments)).parse_args_into_dataclasses()
-    if args.deepspeed:
+    if args.deepspeed and args.use_cpu:
         join_deepspeed()
     args.report_to, args.disable_tqdm = [], True
     if result := (score if peer.score else train)(peer, args):

@@ -80,13 +80,15 @@ class Child:
         except psutil.NoSuchProcess:
             return []
 
-    def finish(self, timeout_s: float = 3600) -> Finished:
-        """Wait for the end; ends this program with the child's last lines where the child failed."""
+    def finish(self, timeout_s: float = 3600, patience_s: float = 60) -> Finished:
+        """Wait for the end; ends this program with the child's last lines where the child failed. After `timeout_s` the
+        child is killed, `patience_s` later also what it has left behind.
+        """
         try:
             code = self.process.wait(timeout_s)
             ended = time.time()
         except BaseException:
-            self.kill()
+            self.kill(patience_s)
             raise
         for reader in self._readers:
             reader.join(10)
