@@ -71,7 +71,8 @@ class Connection:
                 self._say(
                     f"TMPDIR is too long for the names of Ray's sockets: there it is called {os.path.dirname(folder)}"
                 )
-            self._local = LocalRay(HeadSettings(self._logical_cpus(), self._forked(), self._verbose, folder))
+            forked, use_gpu = ["peft"] if self._job.lora is not None else [], self._job.workers.use_gpu
+            self._local = LocalRay(HeadSettings(self._logical_cpus(), forked, use_gpu, self._verbose, folder))
             self._stack.callback(self._local.end)
             self._stack.enter_context(signals.at_once(self._local.kill))
         else:
@@ -128,10 +129,6 @@ class Connection:
         workers = self._job.workers.num_workers
         cpus = math.ceil(self._runs * workers * (worker_cpus(self._job) + self._job.data.feed_cpus_per_worker))
         return max(cpus, os.cpu_count() or 1) + _SERVICE_PROCESSES
-
-    def _forked(self) -> list[str] | None:
-        """What the fork server loads; a process that has asked for a GPU cannot be forked."""
-        return None if self._job.workers.use_gpu else ["peft"] if self._job.lora is not None else []
 
 
 @contextlib.contextmanager

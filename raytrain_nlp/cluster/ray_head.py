@@ -36,6 +36,8 @@ class HeadSettings:
     """Its processes are forks of one that has loaded these modules besides what every run needs. None: as Ray starts
     them.
     """
+    use_gpu: bool = False
+    """Do workers use GPUs?"""
     log_monitor: bool = False
     """Is the output of its processes to reach the driver?"""
     folder: str | None = None
@@ -57,7 +59,7 @@ def main() -> None:
             if settings.forked is not None and not is_plain():
                 from raytrain_nlp.cpu.fork_server import forked_processes
 
-                stack.enter_context(forked_processes(*settings.forked))
+                stack.enter_context(forked_processes(*settings.forked, use_gpu=settings.use_gpu))
             node = start_head(settings)
             _tell(told, {"address": node.gcs_address})
         except Exception as error:  # noqa: BLE001 - Ray raises plain `Exception` where a start takes too long

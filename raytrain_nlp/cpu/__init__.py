@@ -1,5 +1,5 @@
-"""Optimizations for machines without GPUs: forked processes, huge pages, gradients averaged in shared memory. All else
-works without them.
+"""Optimizations that all else works without: forked processes, and for CPUs huge pages and gradients averaged in shared
+memory.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ imports once, while the driver reads the data; the forks also share the memory o
 imported after the fork: its library reads the job id and settings from the environment when it is loaded, and draws
 object ids from a random state that all forks would otherwise share.
 
-For CPU only: a process that has initialized CUDA cannot be forked. Where forking is not possible (another Ray, a
-runtime environment with a Python of its own, the server has ended) the process starts as Ray would have started it.
+A process that has initialized CUDA cannot be forked. The server of a job on GPUs makes no call that would, and looks
+before it serves whether a library did; then it ends. Where forking is not possible (another Ray, a runtime environment
+with a Python of its own, the server has ended) the process starts as Ray would have started it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import Any
 
 from raytrain_nlp.compat.ray_node import worker_program
 from raytrain_nlp.cpu.huge_pages import huge_pages
-from raytrain_nlp.host.devices import WITHOUT_GPU
+from raytrain_nlp.host.devices import UNTOUCHED, WITHOUT_GPU, touches_cuda
 from raytrain_nlp.host.processes import python_command
 from raytrain_nlp.host.scratch import scratch_folder
 from raytrain_nlp.host.sockets import short_name
@@ -50,11 +51,12 @@ _PRELOAD = (
 
 
 @contextlib.contextmanager
-def forked_processes(*modules: str) -> Iterator[None]:
+def forked_processes(*modules: str, use_gpu: bool = False) -> Iterator[None]:
     """While inside, a Ray that this process starts gets its workers from a fork server.
 
     Args:
         modules: modules that the server imports besides its own list.
+        use_gpu: whether workers use GPUs; else the server and all its forks see none.
     """
     with scratch_folder() as folder:
         folder = short_name(folder / "socket").parent
@@ -66,7 +68,8 @@ def forked_processes(*modules: str) -> Iterator[None]:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(address)
             listener.listen(64)
-            variables = {**os.environ, "OMP_NUM_THREADS": "1", **huge_pages(), **WITHOUT_GPU}
+            own = UNTOUCHED if use_gpu else {**huge_pages(), **WITHOUT_GPU}
+            variables = {**os.environ, "OMP_NUM_THREADS": "1", **own}
             server = subprocess.Popen(
                 python_command(_PROGRAM, str(listener.fileno()), *modules),
                 stdin=subprocess.PIPE,
@@ -97,8 +100,8 @@ def serve(listener: socket.socket, modules: list[str]) -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     import_deepspeed()
-    if "ray" in sys.modules:
-        sys.exit("the fork server has loaded Ray")  # workers start as Ray starts them
+    if "ray" in sys.modules or touches_cuda():
+        sys.exit("the fork server has loaded Ray, or initialized CUDA")  # workers start as Ray starts them
     gc.collect()
     gc.freeze()  # a collection in a fork would copy the pages of everything loaded here
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

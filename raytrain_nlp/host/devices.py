@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import sys
 from collections.abc import Iterator, MutableMapping
 
 WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 """The environment of a process that is to see none. CUDA and HIP read it when they are first asked, DeepSpeed when it
 is loaded; Ray leaves it alone where a worker asks for no GPU."""
+UNTOUCHED = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+"""The environment of a process that sees GPUs and is not to initialize CUDA: torch, which DeepSpeed asks for a GPU when
+it is imported, then asks NVML."""
+_NOT_INITIALIZED = 3
+"""`CUDA_ERROR_NOT_INITIALIZED` of the CUDA driver's API."""
 CONTEXT_BYTES = 10**9
 """What a process takes of a GPU's memory before there is a tensor: a CUDA context with NCCL's and cuBLAS's own buffers,
 about.
@@ -38,3 +45,17 @@ def hidden_gpus(use_gpu: bool) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def touches_cuda() -> bool:
+    """Has this process initialized CUDA? It then can neither be forked nor be given other GPUs by
+    CUDA_VISIBLE_DEVICES. True also where that cannot be found out: with ROCm.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.version.hip:
+        return True
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return bool(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _NOT_INITIALIZED)

@@ -9,14 +9,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from raytrain_nlp.cpu import fork_server
+from raytrain_nlp.host import devices
 
 SERVER = """
-import socket, sys, types
+import os, socket, sys, types
 from raytrain_nlp.cpu import fork_server as forkserver
+forkserver.touches_cuda = lambda: os.environ.get("TOUCHES") == "1"
 forkserver._PRELOAD = ()
 forkserver._REQUEST_S = 0.1
 light = sys.modules["raytrain_nlp.compat.deepspeed"] = types.ModuleType("deepspeed")
@@ -106,3 +109,49 @@ def test_half_a_request_is_told_from_a_whole_one() -> None:
         assert len(streams) == 3
         for stream in streams:
             os.close(stream)
+
+
+def test_a_server_that_has_initialized_cuda_forks_nothing(tmp_path: Path) -> None:
+    """The launcher then finds nobody, and starts Python as Ray would have."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen(8)
+        ended = subprocess.run(
+            [sys.executable, "-c", SERVER, str(listener.fileno())],
+            stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=60,
+            pass_fds=[listener.fileno()], env={**os.environ, "TOUCHES": "1"},
+        )  # fmt: skip
+    assert ended.returncode == 1 and ended.stderr.strip().endswith("initialized CUDA")
+    with pytest.raises(ConnectionRefusedError):
+        connect(str(tmp_path / "s"))
+
+
+@pytest.mark.parametrize("use_gpu", [True, False])
+def test_the_server_sees_what_its_forks_may_see(use_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = mock.MagicMock()
+    monkeypatch.setattr(fork_server.subprocess, "Popen", started)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    with fork_server.forked_processes(use_gpu=use_gpu):
+        pass
+    seen = started.call_args.kwargs["env"]
+    assert seen["CUDA_VISIBLE_DEVICES"] == ("2,3" if use_gpu else "")
+    assert seen.get("DS_ACCELERATOR") == (None if use_gpu else "cpu")
+    assert seen.get("PYTORCH_NVML_BASED_CUDA_CHECK") == ("1" if use_gpu else None)
+
+
+@pytest.mark.parametrize(("answer", "touched"), [(3, False), (0, True), (100, True)])
+def test_cuda_is_asked_whether_it_is_initialized(answer: int, touched: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = mock.Mock(cuDeviceGetCount=lambda count: answer)
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: driver)
+    monkeypatch.setattr(devices.sys, "modules", {})
+    assert devices.touches_cuda() is touched
+
+
+def test_where_there_is_no_driver_nothing_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices.ctypes, "CDLL", mock.Mock(side_effect=OSError))
+    assert not devices.touches_cuda()
+
+
+def test_with_rocm_nothing_is_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices.sys, "modules", {"torch": mock.Mock(version=mock.Mock(hip="6.2"))})
+    assert devices.touches_cuda()

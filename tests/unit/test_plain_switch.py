@@ -38,11 +38,11 @@ def test_workers_are_told(plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_processes_are_forked_or_started(plain: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    forked: list[tuple[str, ...]] = []
+    forked: list[tuple[Any, ...]] = []
 
     @contextmanager
-    def forked_processes(*modules: str) -> Iterator[None]:
-        forked.append(modules)
+    def forked_processes(*modules: str, use_gpu: bool) -> Iterator[None]:
+        forked.append((*modules, use_gpu))
         yield
 
     answer = (tmp_path / "answer").open("w+")
@@ -52,9 +52,9 @@ def test_processes_are_forked_or_started(plain: bool, tmp_path: Path, monkeypatc
     monkeypatch.setattr(ray_head.os, "dup", lambda _: answer.fileno())
     monkeypatch.setattr(ray_head.os, "dup2", lambda *_: None)
     monkeypatch.setattr(ray_head, "_tell", lambda *_: None)
-    monkeypatch.setattr(sys, "argv", ["ray_head", ray_head.HeadSettings(2, ["peft"]).to_json()])
+    monkeypatch.setattr(sys, "argv", ["ray_head", ray_head.HeadSettings(2, ["peft"], True).to_json()])
     ray_head.main()
-    assert forked == ([] if plain else [("peft",)])
+    assert forked == ([] if plain else [("peft", True)])
     assert json.loads(sys.argv[1])["forked"] == ["peft"]
 
 
