@@ -20,6 +20,8 @@ _TIMES = (
     "preparation_time",
     "padding_share",
     "data_wait_share",
+    "time/",
+    "mfu",
     "system/",
     "total_flos",
     "_samples",

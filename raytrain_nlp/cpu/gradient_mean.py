@@ -20,6 +20,7 @@ import torch.distributed as dist
 from accelerate.utils import DistributedDataParallelKwargs
 
 from raytrain_nlp.distributed.collectives import gather_objects
+from raytrain_nlp.distributed.timeline import TIMELINE
 
 _WINDOW_BYTES = 64 << 20
 """Gradients are averaged in groups of this size at most, so that the shared memory does not grow with the model."""
@@ -98,7 +99,8 @@ class SharedMean:
         return found
 
     def _wait_for_all(self) -> None:
-        dist.all_reduce(self._signal)
+        with TIMELINE.phase("communication_wait"):
+            dist.all_reduce(self._signal)
 
 
 def _room(piece: torch.Tensor) -> int:

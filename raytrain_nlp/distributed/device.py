@@ -11,11 +11,14 @@ import contextlib
 import os
 import resource
 import sys
+import time
+from typing import Any
 
 import psutil
 
 from raytrain_nlp.compat.deepspeed import forget_accelerator
 from raytrain_nlp.compat.nvml import load_nvml
+from raytrain_nlp.distributed.peak_flops import peak_flops
 from raytrain_nlp.host.devices import CONTEXT_BYTES, apply_hidden
 
 _use_gpu = False
@@ -118,6 +121,38 @@ def device_figures() -> dict[str, float]:
     import torch
 
     return {"system/gpu_memory_peak_megabytes": torch.cuda.max_memory_allocated() / 1e6}
+
+
+def peak_flops_here(precision: str) -> float | None:
+    """FLOP/s of this process's GPU at its best in dense matrix products; None on CPU and for a GPU whose peak is not
+    known. `precision`: "bf16", "fp16" or "fp32", which is TF32 where torch may use it.
+    """
+    if not _use_gpu:
+        return None
+    import torch
+
+    # the older `allow_tf32` raises where this was set, and sets it where it is set itself
+    if precision == "fp32" and torch.backends.cuda.matmul.fp32_precision == "tf32":
+        precision = "tf32"
+    return peak_flops(torch.cuda.get_device_name(), precision)
+
+
+def moment() -> Any:
+    """This moment, for `seconds_between`: on a GPU an event recorded in the current stream, which costs no wait."""
+    if not _use_gpu:
+        return time.perf_counter()
+    import torch
+
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def seconds_between(begun: Any, ended: Any) -> float | None:
+    """Seconds between two moments, `ended` being the later; None while the GPU has not reached it. Does not wait."""
+    if isinstance(ended, float):
+        return ended - float(begun)
+    return float(begun.elapsed_time(ended)) / 1e3 if ended.query() else None
 
 
 def rng_state() -> dict[str, object]:

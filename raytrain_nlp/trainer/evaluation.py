@@ -12,6 +12,7 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, denumpify
 
 from raytrain_nlp.compat.transformers import evaluation_model, generate_alone, signature_columns
 from raytrain_nlp.distributed.collectives import broadcast_object, gather_objects
+from raytrain_nlp.distributed.timeline import TIMELINE
 from raytrain_nlp.trainer.eval_outputs import Joined, NamedLogits, Part, batch_prediction, mean_loss, to_numpy
 from raytrain_nlp.trainer.generation import gathered_weights
 from raytrain_nlp.trainer.host import TrainerHost
@@ -75,7 +76,7 @@ class EvaluationMixin(TrainerHost):
             if callable(getattr(self.optimizer, "eval", None)):
                 self.optimizer.eval()
             self.callback_handler.eval_dataloader = dataloader
-            with self._feed_named.watching(self.accelerator.unwrap_model(model)):
+            with TIMELINE.phase("evaluation"), self._feed_named.watching(self.accelerator.unwrap_model(model)):
                 parts, batch_metrics = self._feed_predict_all(model, dataloader, loss_only, ignore_keys, predicts)
         gathered: list[Part] = sum(gather_objects(parts, to_rank=0), [])
         output = (

@@ -20,6 +20,7 @@ from raytrain_nlp.compat.transformers import shifts_labels
 from raytrain_nlp.cpu import is_plain
 from raytrain_nlp.cpu.gradient_mean import SharedMeanKwargs
 from raytrain_nlp.distributed.consensus import Agreement  # noqa: F401 - where tests look for it
+from raytrain_nlp.distributed.timeline import TIMELINE
 from raytrain_nlp.modeling.export import export_model
 from raytrain_nlp.trainer.evaluation import EvaluationMixin
 from raytrain_nlp.trainer.loader import TrainLoader
@@ -50,6 +51,7 @@ class FeedTrainer(EvaluationMixin, Trainer):
         """Free what would outlive the trainer in its process, where a next run follows: hooks, DeepSpeed's buffers,
         accelerate's references.
         """
+        TIMELINE.stop()
         if self.is_deepspeed_enabled and self.deepspeed is not None:
             self.deepspeed.destroy()
         self.accelerator.free_memory()
@@ -112,6 +114,7 @@ class FeedTrainer(EvaluationMixin, Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs.update(self._feed.meter.read())
+            logs.update(self._feed.cost.read(self, logs["tokens_per_second"]))
         super().log(logs, start_time)
 
     # State
@@ -127,7 +130,8 @@ class FeedTrainer(EvaluationMixin, Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.store_flos()
-        trained(self._feed.checkpointer).save(self)
+        with TIMELINE.phase("checkpoint"):
+            trained(self._feed.checkpointer).save(self)
 
     def _init_training_state(
         self,
@@ -152,6 +156,7 @@ class FeedTrainer(EvaluationMixin, Trainer):
         trained(self._feed.checkpointer).attach(self)
         self._feed_prepared = True
         prepared = super()._prepare_for_training(*args, **kwargs)
+        TIMELINE.start()
         if self.is_deepspeed_enabled:  # accelerate's backward of DeepSpeed ends with the update
             apply_before_update(self.deepspeed, self._feed_settle)
         return prepared

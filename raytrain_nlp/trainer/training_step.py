@@ -22,6 +22,7 @@ from raytrain_nlp.compat.transformers import unlogged_loss
 from raytrain_nlp.data.split import MicroBatch
 from raytrain_nlp.distributed.consensus import Agreement
 from raytrain_nlp.distributed.normalizer import GlobalWeight
+from raytrain_nlp.distributed.timeline import TIMELINE
 from raytrain_nlp.errors import InputError, Problem, RunError
 from raytrain_nlp.tasks.base import Task
 from raytrain_nlp.trainer.host import TrainerHost
@@ -29,6 +30,7 @@ from raytrain_nlp.trainer.item_count import Count
 from raytrain_nlp.trainer.loader import EvalLoader, TrainLoader
 from raytrain_nlp.trainer.methods import ARGUMENTS
 from raytrain_nlp.trainer.metrics import Figures
+from raytrain_nlp.trainer.step_cost import StepCost
 from raytrain_nlp.trainer.throughput import Meter
 from raytrain_nlp.trainer.user_rows import RowsReader
 
@@ -54,6 +56,7 @@ class Feed:
     train_rows: Any = None
     """What `Trainer.train_dataset` is."""
     meter: Meter = field(default_factory=Meter)
+    cost: StepCost = field(default_factory=StepCost)
     fresh_groups: list[dict[str, Any]] = field(default_factory=list)
     """The optimizer's parameter groups without their parameters: the hyper-parameters that the job asks for."""
     forward_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -161,7 +164,8 @@ class StepMixin(TrainerHost):
         train = trained(feed.train_loader).feed
         taken = train.taken
         taken.clear()
-        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        with TIMELINE.phase("data_wait"):
+            batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if len(batches) != len(taken):
             raise RunError(
                 f"get_batch_samples took {len(taken)} micro-batches of the feed and returned {len(batches)}; it must "
@@ -169,12 +173,14 @@ class StepMixin(TrainerHost):
             )
         feed.micro_batches = deque(taken)
         feed.meter.add(taken, train.wait_s)
+        feed.cost.add(taken, feed.task.rows_weigh)
         feed.weight = GlobalWeight(taken, feed.task.rows_weigh, device) if taken else None
         return batches, count
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         feed = self._feed
         step = feed.step = Step(feed.micro_batches.popleft())
+        TIMELINE.mark("forward")
         counted = (num_items_in_batch,) if feed.step_is_counted else ()
         try:
             loss = super().training_step(model, inputs, *counted)
@@ -232,11 +238,14 @@ class StepMixin(TrainerHost):
                 / trained(feed.weight).value()
             )
             step.share = share.to(loss.dtype) if isinstance(share, torch.Tensor) else share
+        TIMELINE.mark("backward")
         return loss * step.share
 
     def _feed_settle(self) -> None:
         """Wait for the ranks' consensus, before the update. Raises `NonFiniteLossError` as `Agreement.settle`."""
+        TIMELINE.mark("communication_wait")
         trained(self._feed.agreement).settle()
+        TIMELINE.mark("update")
         if trained(self._feed.agreement).stopped:
             self.control.should_training_stop = True
 
@@ -257,6 +266,7 @@ class StepMixin(TrainerHost):
         return optimizer
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        TIMELINE.mark("other", ends_step=True)
         agreement = trained(self._feed.agreement)
         if agreement.stopped:
             return

@@ -148,7 +148,7 @@ def run(bench: Bench, cases: dict[str, Case]) -> None:
         bench.found[name] = {"settings": asdict(case), **write_batches(case, batches)}
         bench.side(name, "ours", functools.partial(measure_ours, case, bench.folder / "ours"))
         bench.side(name, "peer", functools.partial(measure_peer, case, bench.folder / "peer", batches))
-        shutil.rmtree(bench.folder / "ours" / name / "model", ignore_errors=True)  # gigabytes
+        shutil.rmtree(bench.folder / "ours" / name / name / "model", ignore_errors=True)  # gigabytes
     ran = [case for case in cases.values() if "run_dir" in bench.found[case.name].get("ours", {})]
     with ThreadPoolExecutor(1 if args.small else 8) as pool:
         plans = {case.name: pool.submit(plan, bench, case) for case in ran}

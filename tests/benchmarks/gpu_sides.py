@@ -27,7 +27,8 @@ CLI = [sys.executable, "-m", "raytrain_nlp.cli.main"]
 
 def measure_ours(case: Case, folder: Path, timeout_s: float) -> dict[str, Any]:
     """A `train` of the case's job, and what its events say."""
-    finished = bench.start_ours(build_job(case, folder), "--overwrite").finish(timeout_s, PATIENCE_S)
+    # a storage path of its own: the case before has not tokenized for this one
+    finished = bench.start_ours(build_job(case, folder / case.name)).finish(timeout_s, PATIENCE_S)
     events = bench.read_events(finished.output["run_dir"])
     first = next(event["time"] for event in events if event.get("phase") == "first step")
     scores = [event["metrics"] for event in events if event["kind"] == "log" and "eval_runtime" in event["metrics"]]
@@ -95,7 +96,7 @@ def _rates(case: Case, logs: list[dict[str, Any]], seconds: float) -> dict[str, 
 
 def plan_memory(case: Case, folder: Path, timeout_s: float) -> int | None:
     """Bytes that `check` says a worker needs; of our side's own settings."""
-    job = folder / "ours" / f"{case.name}.yaml"
+    job = folder / "ours" / case.name / f"{case.name}.yaml"
     done = subprocess.run(
         [*CLI, "check", str(job), "--json"], capture_output=True, text=True, timeout=timeout_s, check=False
     )
