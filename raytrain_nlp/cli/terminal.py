@@ -86,6 +86,7 @@ class TerminalObserver(Observer):
         parts += [f"epoch {progress['epoch']:.2f}"] if "epoch" in progress else []
         parts += [f"loss {progress['loss']:.4f}"] if "loss" in progress else []
         parts += [f"{progress['tokens_per_second']:,.0f} tokens/s"] if "tokens_per_second" in progress else []
+        parts += [f"MFU {progress['mfu']:.0%}"] if "mfu" in progress else []
         parts += [f"{_duration((total - step) * seconds / done)} left"] if done > 0 and step < total else []
         self._show("  ".join(parts))
 

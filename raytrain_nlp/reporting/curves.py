@@ -53,6 +53,22 @@ _WANTED = (
         "tokens/s",
     ),
     _Wanted(
+        "time-of-a-step",
+        "Time of a step",
+        "Seconds that the first worker spends in the passes of the model, in the update of the weights, and waiting "
+        "for data and for other workers.",
+        ("time/step", "time/forward", "time/backward", "time/update", "time/data_wait", "time/communication_wait"),
+        "seconds",
+    ),
+    _Wanted(
+        "mfu",
+        "Use of the GPU",
+        "Of the arithmetic that the GPU could do at its best, the share that training the model needs (MFU).",
+        ("mfu",),
+        "MFU",
+        percent=True,
+    ),
+    _Wanted(
         "shares",
         "Waiting and padding",
         "Of the time, the share in which a worker waited for data; of the tokens in its batches, the share that is "
@@ -98,7 +114,7 @@ def _curve(wanted: _Wanted, names: list[str], histories: list[History]) -> Curve
                 axes.yaxis.set_major_formatter(lambda value, place: f"{100 * value:.3g}%")
                 axes.set_ylim(0, max(axes.get_ylim()[1], _SMALLEST_TOP))
 
-    return Curve(wanted.name, wanted.title, wanted.says, draw(paint, width=9, height=3.6))
+    return Curve(wanted.name, wanted.title, wanted.says, draw(paint, width=max(9, 2.6 * len(shown)), height=3.6))
 
 
 def _evaluation(names: list[str], histories: list[History]) -> Curve | None:

@@ -6,7 +6,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,13 +50,32 @@ class Calibration:
     """Most bytes of each rank."""
     cost: float | None = None
     """At `price` an hour."""
+    tokens_per_second: float = 0.0
+    """Of all workers, without padding, as the steps that were timed had them."""
+    epoch_seconds: float = 0.0
+    """Steps of one epoch, without evaluations."""
+    epoch_cost: float | None = None
+    mfu: float | None = None
+    """Model FLOPs utilization of the first worker's GPU; None where its peak is not known, and on CPU."""
+    times: dict[str, float] = field(default_factory=dict)
+    """Seconds of a step by phase, as `time/PHASE` in a run's log; means of the steps that were timed."""
 
     def rows_for_people(self) -> dict[str, str]:
         """Name and text of each line of the table."""
         evaluation = f", {self.evaluations} evaluations of {self.evaluation_seconds:.1f} s" if self.evaluations else ""
+        mfu = f", MFU {self.mfu:.1%}" if self.mfu is not None else ""
+        phases = ", ".join(
+            f"{name.removeprefix('time/').replace('_', ' ')} {seconds:.3g} s"
+            for name, seconds in self.times.items()
+            if name not in ("time/step", "time/checkpoint")
+        )
+        epoch_cost = f", cost {self.epoch_cost:,.2f}" if self.epoch_cost is not None else ""
         return {
             "time of a step": f"{self.step_seconds:.3g} s, {self.rows_per_second:,.1f} rows/s (mean of {self.steps} "
             f"steps)",
+            "  of which": phases or "not known",
+            "throughput": f"{self.tokens_per_second:,.0f} tokens/s{mfu}",
+            "an epoch": f"{_duration(self.epoch_seconds)}{epoch_cost}",
             "time of the run": f"{_duration(self.total_seconds)} (start {self.start_seconds:.0f} s{evaluation}; "
             f"without checkpoints)",
             **({"cost": f"{self.cost:,.2f}"} if self.cost is not None else {}),
@@ -145,6 +164,12 @@ def _read(
     )
     evaluation_seconds = scored * spec.eval_steps / max(eval_steps, 1)
     evaluations, start_seconds = _count_evaluations(job, spec), min(ends.values()) - started
+    logs = [
+        event["metrics"]
+        for event in events
+        if event["kind"] == "log" and event["step"] in kept and "loss" in event["metrics"]
+    ]
+    epoch_seconds = spec.steps_per_epoch * step_seconds
     total = start_seconds + (spec.total_steps - 1) * step_seconds + evaluations * evaluation_seconds
     return Calibration(
         steps=len(kept),
@@ -156,7 +181,22 @@ def _read(
         total_seconds=total,
         peak_memory=next(event["peak_memory"] for event in reversed(events) if event["kind"] == "end"),
         cost=None if price is None else total / 3600 * price,
+        tokens_per_second=_mean(logs, "tokens_per_second") or 0.0,
+        epoch_seconds=epoch_seconds,
+        epoch_cost=None if price is None else epoch_seconds / 3600 * price,
+        mfu=_mean(logs, "mfu"),
+        times={name: value for name in _phases(logs) if (value := _mean(logs, name)) is not None},
     )
+
+
+def _mean(logs: list[dict[str, float]], name: str) -> float | None:
+    """Of a figure over the logs that have it."""
+    values = [log[name] for log in logs if name in log]
+    return sum(values) / len(values) if values else None
+
+
+def _phases(logs: list[dict[str, float]]) -> list[str]:
+    return [name for name in (logs[-1] if logs else {}) if name.startswith("time/")]
 
 
 def _mean_step(seconds: dict[int, float], job: TrainJob, resolved: Resolved) -> tuple[float, float]:

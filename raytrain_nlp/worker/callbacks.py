@@ -46,7 +46,7 @@ class EventCallback(TrainerCallback):
         if now - self._shown >= _PROGRESS_S or state.global_step == self._total_steps:
             self._shown = now
             shown: dict[str, float] = {
-                key: self._last[key] for key in ("loss", "tokens_per_second") if key in self._last
+                key: self._last[key] for key in ("loss", "tokens_per_second", "mfu") if key in self._last
             }
             _write_progress(
                 self._progress, {"step": state.global_step, "total": self._total_steps, "epoch": state.epoch, **shown}

@@ -11,7 +11,6 @@ batches.
     bert                BERT base, rows of about 12 words, 64 a step: the feed's hardest case
     t5                  T5 small, and an evaluation that generates
     lora                a Llama shaped like one of 7 billion parameters, LoRA of rank 16, bf16 weights
-    predict             rows a second of the trained BERT, beside a plain loop of transformers
 
 Needs no network and no data: texts are the standard library's source, tokenizers are made of it (or `--tokenizer`),
 weights are random. Sides run strictly one after the other. Both log every 10 steps (own: 3, bert: 20), so that neither

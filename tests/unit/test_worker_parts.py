@@ -99,7 +99,10 @@ def test_figures_go_to_the_event_log_with_the_load_of_the_machine(paths: RunPath
 def test_progress_is_shown_twice_a_second_and_at_the_end(paths: RunPaths, clock: Clock) -> None:
     callback = EventCallback(EventLog(paths.events), paths.progress, 5)
     callback.on_log(
-        None, SimpleNamespace(global_step=1), None, logs={"loss": 2.0, "tokens_per_second": 7.0, "grad_norm": 1.0}
+        None,
+        SimpleNamespace(global_step=1),
+        None,
+        logs={"loss": 2.0, "tokens_per_second": 7.0, "mfu": 0.25, "grad_norm": 1.0},
     )
     seen = []
     for step in range(1, 6):
@@ -113,6 +116,7 @@ def test_progress_is_shown_twice_a_second_and_at_the_end(paths: RunPaths, clock:
         "epoch": 1.0,
         "loss": 2.0,
         "tokens_per_second": 7.0,
+        "mfu": 0.25,
     }
     assert [event["step"] for event in told(paths) if event.get("phase") == "first step"] == [1]
 
