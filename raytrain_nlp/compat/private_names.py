@@ -12,6 +12,7 @@ OVERRIDDEN: dict[str, str] = {
     "create_accelerator_and_postprocess": "(self)",
     "get_train_dataloader": "(self)",
     "num_examples": "(self, dataloader)",
+    "_prepare_input": "(self, data)",
     "_get_num_items_in_batch": "(self, batch_samples, device)",
     "compute_loss": "(self, model, inputs, return_outputs=, num_items_in_batch=)",
     "log": "(self, logs, start_time=)",

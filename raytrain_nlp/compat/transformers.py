@@ -46,6 +46,26 @@ def unlogged_loss(trainer: Any) -> Any:
     return trainer._tr_loss
 
 
+def apply_maskless(model: Any) -> bool:
+    """May `model` be given a batch without padding without its attention mask? Not where the mask has another use: in
+    the router loss of a mixture of experts.
+
+    Patch of its modules: they do not look for padding in `input_ids`, which on a GPU the host would wait for.
+    """
+    from transformers import PreTrainedModel
+
+    parts = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    if not parts or any(getattr(part.config, "output_router_logits", False) for part in parts):
+        return False
+    for part in parts:
+        part.warn_if_padding_and_no_attention_mask = _no_warning
+    return True
+
+
+def _no_warning(input_ids: Any, attention_mask: Any) -> None:
+    pass
+
+
 @contextlib.contextmanager
 def replaced_init(replaced: Callable[..., None]) -> Iterator[None]:
     """Patch: while inside, `Trainer.__init__` is this. So it is seen what a user's `__init__` gives it, without a

@@ -12,7 +12,7 @@ import os
 import resource
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -20,6 +20,9 @@ from raytrain_nlp.compat.deepspeed import forget_accelerator
 from raytrain_nlp.compat.nvml import load_nvml
 from raytrain_nlp.distributed.peak_flops import peak_flops
 from raytrain_nlp.host.devices import CONTEXT_BYTES, apply_hidden
+
+if TYPE_CHECKING:
+    import torch
 
 _use_gpu = False
 _SELF = "/proc/self"
@@ -36,6 +39,15 @@ def settle_device(use_gpu: bool) -> None:
 def uses_gpu() -> bool:
     """Does this process's job compute on a GPU?"""
     return _use_gpu
+
+
+def to_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A CPU tensor on the device; the host does not wait for a copy to a GPU, which it makes from pinned memory."""
+    import torch
+
+    if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def reset_peak() -> None:

@@ -20,6 +20,7 @@ from raytrain_nlp.compat.transformers import shifts_labels
 from raytrain_nlp.cpu import is_plain
 from raytrain_nlp.cpu.gradient_mean import SharedMeanKwargs
 from raytrain_nlp.distributed.consensus import Agreement  # noqa: F401 - where tests look for it
+from raytrain_nlp.distributed.device import to_device
 from raytrain_nlp.distributed.timeline import TIMELINE
 from raytrain_nlp.modeling.export import export_model
 from raytrain_nlp.trainer.evaluation import EvaluationMixin
@@ -60,6 +61,12 @@ class FeedTrainer(EvaluationMixin, Trainer):
 
     def get_train_dataloader(self) -> TrainLoader:
         return trained(self._feed.train_loader)
+
+    def _prepare_input(self, data: Any) -> Any:
+        """As `Trainer` does it; the host does not wait for a copy to a GPU."""
+        if isinstance(data, torch.Tensor) and not (data.is_floating_point() or data.is_complex()):
+            return to_device(data, self.args.device)
+        return super()._prepare_input(data)
 
     def num_examples(self, dataloader: Any) -> int:
         return dataloader.feed.num_rows if isinstance(dataloader, TrainLoader) else len(dataloader.dataset)

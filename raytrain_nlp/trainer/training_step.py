@@ -18,7 +18,7 @@ from transformers import DataCollatorWithPadding
 
 from raytrain_nlp.checkpoint.checkpointer import Checkpointer
 from raytrain_nlp.compat.accelerate import apply_backward
-from raytrain_nlp.compat.transformers import unlogged_loss
+from raytrain_nlp.compat.transformers import apply_maskless, unlogged_loss
 from raytrain_nlp.data.split import MicroBatch
 from raytrain_nlp.distributed.consensus import Agreement
 from raytrain_nlp.distributed.normalizer import GlobalWeight
@@ -68,6 +68,10 @@ class Feed:
     """Does the user's `training_step` take `num_items_in_batch`? Methods may have the signatures of older versions."""
     loss_is_counted: bool = True
     log_is_timed: bool = True
+    masks_padding_only: bool = False
+    """May the attention mask of a batch without padding be left out? transformers would ask the device whether all of
+    it is 1.
+    """
     knows_ranks: bool = False
     """Does the user's loss multiply by the number of ranks itself, as `Trainer.compute_loss` does?"""
     declared: bool | None = None
@@ -134,6 +138,7 @@ class StepMixin(TrainerHost):
         classes = users_classes(type(self))
         own = [vars(cls)[name] for cls in classes for name in ("compute_loss", "training_step") if name in vars(cls)]
         feed.counts = bool(classes) or self.compute_loss_func is not None
+        feed.masks_padding_only = not feed.counts and apply_maskless(plain)
         feed.knows_ranks = any(
             {"num_processes", "world_size"} & set(getattr(method, "__code__", _NO_CODE).co_names) for method in own
         )
@@ -241,17 +246,25 @@ class StepMixin(TrainerHost):
         TIMELINE.mark("backward")
         return loss * step.share
 
-    def _feed_settle(self) -> None:
-        """Wait for the ranks' consensus, before the update. Raises `NonFiniteLossError` as `Agreement.settle`."""
-        TIMELINE.mark("communication_wait")
-        trained(self._feed.agreement).settle()
-        TIMELINE.mark("update")
-        if trained(self._feed.agreement).stopped:
+    def _feed_settle(self, everything: bool = False) -> None:
+        """Take the ranks' consensus: before the update as `Agreement.settle` does, or `everything` of past updates.
+        Raises `NonFiniteLossError`.
+        """
+        agreement = trained(self._feed.agreement)
+        if everything:
+            agreement.settle_all()
+        else:
+            TIMELINE.mark("communication_wait")
+            agreement.settle()
+            TIMELINE.mark("update")
+        if agreement.stopped:
             self.control.should_training_stop = True
 
     def _feed_complete(self, inputs: Any) -> dict[str, Any]:
         """The inputs of a forward, with the task's arguments and, for label smoothing, `decoder_input_ids`."""
         complete = {**inputs, **self._feed.forward_kwargs}
+        if self._feed.masks_padding_only and self._feed.step and _is_full(self._feed.step.micro_batch):
+            complete.pop("attention_mask", None)
         if self.label_smoother is not None and "labels" in inputs and "decoder_input_ids" not in inputs:
             shift = getattr(self.accelerator.unwrap_model(self.model), "prepare_decoder_input_ids_from_labels", None)
             complete |= {"decoder_input_ids": shift(labels=inputs["labels"])} if shift else {}
@@ -267,7 +280,9 @@ class StepMixin(TrainerHost):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         TIMELINE.mark("other", ends_step=True)
-        agreement = trained(self._feed.agreement)
+        agreement, control = trained(self._feed.agreement), self.control
+        if control.should_log or control.should_evaluate or control.should_save or control.should_training_stop:
+            self._feed_settle(everything=True)
         if agreement.stopped:
             return
         agreement.moving &= self.state.global_step < self.state.max_steps
@@ -288,6 +303,10 @@ class StepMixin(TrainerHost):
             dist.all_reduce(loss)
             loss /= dist.get_world_size()
         return super()._finalize_training(*args, **kwargs)
+
+
+def _is_full(micro_batch: MicroBatch) -> bool:
+    return 0 < micro_batch.tokens == micro_batch.padded_tokens
 
 
 class _NoCode:

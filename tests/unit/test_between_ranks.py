@@ -138,6 +138,39 @@ def test_one_that_is_asked_is_enough(
     assert (agreed.stopped, agreed.moving, ranks.waited) == (stopped, moving, 1)
 
 
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Results arrive as from a GPU; what the host waits for, in order."""
+    waited: list[str] = []
+
+    def sent(value: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        return value, SimpleNamespace(synchronize=lambda: waited.append(f"{float(value)}"))
+
+    monkeypatch.setattr(consensus, "_read_later", lambda value: True)
+    monkeypatch.setattr(consensus, "_sent_to_host", sent)
+    return waited
+
+
+def test_on_a_gpu_a_result_is_read_one_step_later(on_a_gpu: list[str]) -> None:
+    agreed = agreement()
+    for loss in (1.5, math.nan):
+        agreed.begin(torch.tensor(loss), BATCH)
+        agreed.settle()
+    assert on_a_gpu == ["0.0"]  # of the first step, while the second is under way
+    agreed.begin(torch.tensor(0.5), SimpleNamespace(rows=torch.tensor([1]), step=5))
+    with pytest.raises(NonFiniteLossError, match=r"the loss is nan at step 5, .* 3 \(train.jsonl:4\)"):
+        agreed.settle()
+
+
+def test_on_a_gpu_all_results_are_read_before_a_checkpoint(on_a_gpu: list[str]) -> None:
+    agreed = agreement()
+    agreed.begin(torch.tensor(math.nan), BATCH)
+    agreed.settle()
+    assert not on_a_gpu
+    with pytest.raises(NonFiniteLossError, match="at step 5"):
+        agreed.settle_all()
+
+
 def test_being_asked_to_stop_goes_before_a_bad_loss() -> None:
     """A trial that a scheduler has stopped is not reported as failed."""
     agreed = agreement(stop=True)
