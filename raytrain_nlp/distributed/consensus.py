@@ -4,9 +4,9 @@ and move to other workers.
 All ranks end at the same step where the loss of one is not finite, or one is asked to stop or to move. The all-reduce
 that finds this out runs during the backward pass, so that no rank waits for another between forward and backward.
 
-On a GPU the host does not wait for the result of a step before it launches the next one. It reads it one step later, or
-where it waits for the GPU anyway, before a log, an evaluation or a checkpoint. An update by a loss that is not finite is
-then made, but never saved.
+On a GPU the host does not wait for the result of a step before it launches the next one. It reads it a step later, or
+where it waits for the GPU anyway: before a log, an evaluation or a checkpoint. An update by a loss that is not finite
+is then made, but never saved.
 """
 
 from __future__ import annotations
