@@ -37,7 +37,11 @@ def run(
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", min=1, help="Rows of a forward. Default: the job's per_device_eval_batch_size."),
+        typer.Option(
+            "--batch-size",
+            min=1,
+            help="Most rows of a forward. Default: on a GPU by tokens; else per_device_eval_batch_size.",
+        ),
     ] = None,
     prefix: Annotated[str, typer.Option("--prefix", help="Before the names of the added columns.")] = "",
     overwrite: Annotated[

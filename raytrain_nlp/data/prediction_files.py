@@ -24,6 +24,11 @@ def part_name(piece: int, chunk: int) -> str:
     return f"part-{piece:06d}-{chunk:07d}.arrow"
 
 
+def piece_of_part(name: str) -> int:
+    """The piece that a part is of."""
+    return int(name.split("-")[1])
+
+
 def to_table(rows: list[dict[str, Any]]) -> pa.Table:
     """Rows as a table with all their columns. A column whose values are of several kinds is kept as JSON text."""
     names = dict.fromkeys(name for row in rows for name in row)

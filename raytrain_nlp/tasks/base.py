@@ -177,8 +177,10 @@ class Task(Protocol):
 
     # Rows that are predicted and have no label
 
+    writes_text: bool
+    """Are predictions texts that the model generates, token by token?"""
     prediction_columns: tuple[str, ...]
-    """Keys of the dict that `predict` yields for each row."""
+    """Keys of the dict that `predictions` yields for each row."""
 
     def input_columns(self) -> list[str]:
         """Columns a row must have."""
@@ -192,15 +194,19 @@ class Task(Protocol):
     def collate_inputs(self, columns: Columns, context: CollateContext) -> dict[str, np.ndarray]:
         """The padded inputs of the model; shapes [rows, longest row]."""
 
-    def predict(
-        self, model: Any, inputs: dict[str, Any], labels: list[str], tokenizer: Any, generation: dict[str, Any]
-    ) -> Iterator[dict[str, Any]]:
-        """Yield a dict of plain values for each row, in order, with the same keys for all rows.
+    def outputs(self, model: Any, inputs: dict[str, Any], tokenizer: Any, generation: dict[str, Any]) -> dict[str, Any]:
+        """What `predictions` reads of a batch: tensors with rows first, left on the model's device, since reading a
+        value there would wait for it. Of numbers float32 or integers.
 
         Args:
             inputs: int64 tensors [rows, longest row] of `collate_inputs`, on the model's device.
             generation: keyword arguments of `model.generate`, for tasks that generate text.
         """
+
+    def predictions(
+        self, outputs: dict[str, np.ndarray], labels: list[str], tokenizer: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Yield a dict of plain values for each row of `outputs`, in order, with the same keys for all rows."""
 
 
 class TaskDefaults:
@@ -209,6 +215,7 @@ class TaskDefaults:
     label_column: str | None = None
     single_class = False
     generates = False
+    writes_text = False
     rows_weigh = False
     scores_labels = True
     shifts_labels = False

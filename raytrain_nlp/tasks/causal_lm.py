@@ -38,6 +38,7 @@ class CausalLmTask(TaskDefaults):
     auto_mapping = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
     peft_type = "CAUSAL_LM"
     tokenizer_kind = "decoder"
+    writes_text = True
     shifts_labels = True
     scores_labels = False
 
@@ -233,13 +234,16 @@ class CausalLmTask(TaskDefaults):
     def collate_inputs(self, columns: Columns, context: CollateContext) -> dict[str, np.ndarray]:
         return super().collate_inputs(columns, replace(context, padding_side="left"))  # generation goes on at the right
 
-    def predict(
-        self, model: Any, inputs: dict[str, Any], labels: list[str], tokenizer: Any, generation: dict[str, Any]
+    def outputs(self, model: Any, inputs: dict[str, Any], tokenizer: Any, generation: dict[str, Any]) -> dict[str, Any]:
+        generated = model.generate(**inputs, **{"pad_token_id": tokenizer.pad_token_id, **generation})
+        return {"generated": generated[:, inputs["input_ids"].shape[1] :]}
+
+    def predictions(
+        self, outputs: dict[str, np.ndarray], labels: list[str], tokenizer: Any
     ) -> Iterator[dict[str, Any]]:
-        generated = model.generate(**inputs, **{"pad_token_id": tokenizer.pad_token_id, **generation})[
-            :, inputs["input_ids"].shape[1] :
-        ]
-        yield from ({"prediction": text} for text in tokenizer.batch_decode(generated, skip_special_tokens=True))
+        yield from (
+            {"prediction": text} for text in tokenizer.batch_decode(outputs["generated"], skip_special_tokens=True)
+        )
 
 
 def token_metrics(prediction: Any) -> Metrics:

@@ -141,16 +141,20 @@ class MaskedLmTask(TaskDefaults):
             ]
         }
 
-    def predict(
-        self, model: Any, inputs: dict[str, Any], labels: list[str], tokenizer: Any, generation: dict[str, Any]
+    def outputs(self, model: Any, inputs: dict[str, Any], tokenizer: Any, generation: dict[str, Any]) -> dict[str, Any]:
+        """Of each token its id, the likeliest one in its place, and the probability of that."""
+        probabilities, best = model(**inputs).logits.float().softmax(-1).max(-1)
+        return {"ids": inputs["input_ids"], "best": best, "probabilities": probabilities}
+
+    def predictions(
+        self, outputs: dict[str, np.ndarray], labels: list[str], tokenizer: Any
     ) -> Iterator[dict[str, Any]]:
         """The text with its masks filled, the likeliest token of each mask and its probability."""
-        probabilities, best = model(**inputs).logits.float().softmax(-1).max(-1)
-        masks = inputs["input_ids"] == tokenizer.mask_token_id
-        for ids, mask, guess, score in zip(inputs["input_ids"], masks, best, probabilities, strict=True):
-            filled = tokenizer.decode(ids.where(~mask, guess), skip_special_tokens=True)
+        masks = outputs["ids"] == tokenizer.mask_token_id
+        filled = tokenizer.batch_decode(np.where(masks, outputs["best"], outputs["ids"]), skip_special_tokens=True)
+        for text, mask, guess, score in zip(filled, masks, outputs["best"], outputs["probabilities"], strict=True):
             yield {
-                "prediction": filled,
-                "tokens": [tokenizer.decode(token).strip() for token in guess[mask]],
+                "prediction": text,
+                "tokens": [tokenizer.decode(int(token)).strip() for token in guess[mask]],
                 "scores": score[mask].tolist(),
             }

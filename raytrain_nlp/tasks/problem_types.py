@@ -109,11 +109,9 @@ class SingleLabel:
 
     def rows(self, logits: np.ndarray, labels: list[str]) -> Iterator[dict[str, Any]]:
         """The likeliest class of each row, and the probability of each class."""
-        for row in _softmax(logits):
-            yield {
-                "prediction": labels[int(row.argmax())],
-                "probabilities": {name: float(value) for name, value in zip(labels, row, strict=True)},
-            }
+        shares = _softmax(logits)
+        for best, row in zip(shares.argmax(axis=-1).tolist(), shares.tolist(), strict=True):
+            yield {"prediction": labels[best], "probabilities": dict(zip(labels, row, strict=True))}
 
     def truth(self, value: Any, labels: list[str]) -> Any:
         """A row of `tensor` as the user wrote it."""
@@ -183,12 +181,9 @@ class MultiLabel(SingleLabel):
 
     def rows(self, logits: np.ndarray, labels: list[str]) -> Iterator[dict[str, Any]]:
         """The classes of each row, and the probability of each."""
-        for row in 1 / (1 + np.exp(-logits.astype(np.float64))):
+        for row in (1 / (1 + np.exp(-logits.astype(np.float64)))).tolist():
             chosen = [name for name, value in zip(labels, row, strict=True) if value >= 0.5]
-            yield {
-                "prediction": chosen,
-                "probabilities": {name: float(value) for name, value in zip(labels, row, strict=True)},
-            }
+            yield {"prediction": chosen, "probabilities": dict(zip(labels, row, strict=True))}
 
     def truth(self, value: Any, labels: list[str]) -> Any:
         return [name for name, chosen in zip(labels, value, strict=True) if chosen]

@@ -33,6 +33,7 @@ class Seq2SeqTask(TaskDefaults):
     peft_type = "SEQ_2_SEQ_LM"
     tokenizer_kind = "seq2seq"
     generates = True
+    writes_text = True
 
     def __init__(self, config: Seq2Seq):
         self.config = config
@@ -147,12 +148,13 @@ class Seq2SeqTask(TaskDefaults):
         encoded = tokenizer(sources, truncation=True, max_length=lengths.source, return_attention_mask=False)
         return {"input_ids": encoded["input_ids"], FULL: full_lengths(tokenizer, encoded, (sources,), lengths.source)}
 
-    def predict(
-        self, model: Any, inputs: dict[str, Any], labels: list[str], tokenizer: Any, generation: dict[str, Any]
+    def outputs(self, model: Any, inputs: dict[str, Any], tokenizer: Any, generation: dict[str, Any]) -> dict[str, Any]:
+        return {"generated": model.generate(**inputs, **generation)}
+
+    def predictions(
+        self, outputs: dict[str, np.ndarray], labels: list[str], tokenizer: Any
     ) -> Iterator[dict[str, Any]]:
-        yield from (
-            {"prediction": text} for text in decode(model.generate(**inputs, **generation).cpu().numpy(), tokenizer)
-        )
+        yield from ({"prediction": text} for text in decode(outputs["generated"], tokenizer))
 
 
 class SummarizationTask(Seq2SeqTask):

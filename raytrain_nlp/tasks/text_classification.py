@@ -107,10 +107,13 @@ class TextClassificationTask(TaskDefaults):
             _spell_out(columns, texts, tokenizer, lengths)
         return columns
 
-    def predict(
-        self, model: Any, inputs: dict[str, Any], labels: list[str], tokenizer: Any, generation: dict[str, Any]
+    def outputs(self, model: Any, inputs: dict[str, Any], tokenizer: Any, generation: dict[str, Any]) -> dict[str, Any]:
+        return {"logits": model(**inputs).logits.float()}
+
+    def predictions(
+        self, outputs: dict[str, np.ndarray], labels: list[str], tokenizer: Any
     ) -> Iterator[dict[str, Any]]:
-        yield from self.problem.rows(model(**inputs).logits.float().cpu().numpy(), labels)
+        yield from self.problem.rows(outputs["logits"], labels)
 
 
 def _spell_out(columns: Columns, texts: list[list[str]], tokenizer: Any, lengths: Lengths) -> None:

@@ -5,7 +5,6 @@ kill.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -15,27 +14,27 @@ from typing import TYPE_CHECKING, Any
 
 from raytrain_nlp.cluster.auto import settled
 from raytrain_nlp.cluster.connection import connect_ahead
-from raytrain_nlp.cluster.session import check_workers, owns_ray
+from raytrain_nlp.cluster.session import check_workers
 from raytrain_nlp.config import TrainJob, load_job, public_values, without_passwords
 from raytrain_nlp.config.auto import without_values
-from raytrain_nlp.errors import InputError, Problem, RunError
-from raytrain_nlp.host.devices import WITHOUT_GPU
+from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.host.signals import stoppable
 from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.run.saved_run import Run, Weights, find_run, find_weights
 from raytrain_nlp.storage.atomic import temporary_folder
-from raytrain_nlp.verbs.prediction_parts import find_parts, put_together, what_parts_hold
+from raytrain_nlp.verbs.prediction_flow import make_parts
+from raytrain_nlp.verbs.prediction_parts import Layout, find_parts, put_together, what_parts_hold
 
 if TYPE_CHECKING:
     from raytrain_nlp.data.reading.sources import SourceFile
     from raytrain_nlp.modeling.facts import ModelFacts
     from raytrain_nlp.tasks.base import Lengths
-    from raytrain_nlp.worker.predictor import PredictSpec
 
 CHUNK_ROWS = 512
 """Rows of a part: what a kill may cost, and among how many rows those of like length are found."""
+_FAST_CHUNK_ROWS = 2_048
+"""The same where a GPU scores rows, of which it makes thousands a second."""
 _FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".csv": "csv"}
-_PIECE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,9 @@ class PredictResult:
     """Of `rows`, those an interrupted prediction had made before."""
     seconds: float
     rows_per_second: float | None = None
-    """From the first part that was made to the last: without the start."""
+    """From the first part that was made to the last, without the start; of a single part from when its predictor had
+    the model.
+    """
     quarantine: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,11 +83,13 @@ def predict(
         output: a file: .parquet, .jsonl or .csv.
         checkpoint: None: the run's `model/`, or its newest good checkpoint; else `best`, `last` or a step.
         generation: arguments of `generate` for tasks that write text, e.g. max_new_tokens.
-        batch_size: rows of a forward; default: the job's per_device_eval_batch_size.
+        batch_size: most rows of a forward; default: on a GPU as many as have 16,384 tokens together (those that may be
+            generated included), on CPUs the job's per_device_eval_batch_size.
         prefix: before the names of the added columns.
         overwrite: replace `output`, and what an interrupted prediction of another model or input left; what this one
             has made is kept.
-        overrides: `dotted.key=value` of the job, e.g. `workers.num_workers=4`.
+        overrides: `dotted.key=value` of the job, e.g. `workers.num_workers=4`; `training.bf16=false` computes in fp32
+            on a GPU, too.
 
     Raises:
         InputError: run, input or output are wrong; nothing has been written.
@@ -110,18 +113,15 @@ def predict(
     observer.stage("looking at the data")
     files = _find_files(input, job, prefix)
     options = {**_generation(job), **(generation or {})}
-    parts = f"{target}.parts"
+    parts, layout = f"{target}.parts", _layout(job, files)
     done = find_parts(
-        target, parts, what_parts_hold(found, weights, job, files, options, prefix, CHUNK_ROWS), overwrite
+        target, parts, what_parts_hold(found, weights, job, files, options, prefix, layout, _dtype(job)), overwrite
     )
     with _scratch(found, weights) as scratch, connect_ahead(job, verbose, say=observer.stage) as connection:
         observer.stage("reading the model")
-        spec = _spec(found, job, weights, parts, scratch, options, batch_size, prefix, observer)
+        spec = _spec(found, job, weights, parts, layout, scratch, options, batch_size, prefix, observer)
         connection()
-        from raytrain_nlp.launch.parallel_map import data_context
-
-        with data_context(verbose):
-            rate = _make(spec, job, files, done, observer)
+        rate = make_parts(spec, files, layout, done, verbose, observer)
     observer.stage("putting the parts together")
     made = put_together(target, parts, kind, set(done), prefix)
     return PredictResult(target, **made, seconds=time.monotonic() - started, rows_per_second=rate)
@@ -169,18 +169,33 @@ def _find_files(specs: str | list[str], job: TrainJob, prefix: str) -> list[Any]
     return files
 
 
-def _generation(job: TrainJob) -> dict[str, Any]:
-    """What evaluation generated with; a causal model writes 128 tokens at most."""
+def _layout(job: TrainJob, files: list[SourceFile]) -> Layout:
     from raytrain_nlp.tasks import build_task
 
-    arguments = job.arguments()
-    if build_task(job.task).generates:
+    fast = job.workers.use_gpu and not build_task(job.task).writes_text
+    return Layout.of(files, _FAST_CHUNK_ROWS if fast else CHUNK_ROWS)
+
+
+def _dtype(job: TrainJob) -> str | None:
+    """Of the weights in memory: on a GPU bf16 where the job trains in it, which it does there unless it says otherwise;
+    None: as the job says, or fp32.
+    """
+    half = job.workers.use_gpu and job.arguments().get("bf16") and job.model.dtype is None
+    return "bfloat16" if half else None
+
+
+def _generation(job: TrainJob) -> dict[str, Any]:
+    """What evaluation generated with; a task whose evaluation does not generate writes 128 tokens at most."""
+    from raytrain_nlp.tasks import build_task
+
+    arguments, task = job.arguments(), build_task(job.task)
+    if task.generates:
         options = {
             "max_length": arguments.get("generation_max_length"),
             "num_beams": arguments.get("generation_num_beams"),
         }
         return {key: value for key, value in options.items() if value is not None}
-    return {"max_new_tokens": 128, "do_sample": False} if job.task.type == "causal-lm" else {}
+    return {"max_new_tokens": 128, "do_sample": False} if task.writes_text else {}
 
 
 def _spec(
@@ -188,6 +203,7 @@ def _spec(
     job: TrainJob,
     weights: Weights,
     parts: str,
+    layout: Layout,
     scratch: Path,
     options: dict[str, Any],
     batch_size: int | None,
@@ -197,9 +213,11 @@ def _spec(
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
     from raytrain_nlp.planning.models import model_facts
     from raytrain_nlp.planning.split_plans import build_context
+    from raytrain_nlp.tasks import build_task
     from raytrain_nlp.user_code import UserObject
     from raytrain_nlp.verbs.export import write_weights
-    from raytrain_nlp.worker.predictor import PredictSpec
+    from raytrain_nlp.worker.prediction_input import PredictSpec
+    from raytrain_nlp.worker.prediction_input import batch_size as size_of_batches
 
     folder, tokenizer = weights.folder, load_tokenizer(str(run.tokenizer))
     facts = model_facts(job, tokenizer, folder)
@@ -214,13 +232,14 @@ def _spec(
     return PredictSpec(
         job=without_passwords(job),
         weights=str(folder),
+        dtype=_dtype(job),
         tokenizer_dir=str(run.tokenizer),
         labels=run.labels,
         context=build_context(tokenizer, run.labels, facts),
         lengths=lengths,
         parts=parts if "://" in parts else os.path.abspath(os.path.expanduser(parts)),
-        chunk_rows=CHUNK_ROWS,
-        batch_rows=batch_size or job.arguments().get("per_device_eval_batch_size", 8),
+        chunk_rows=layout.chunk_rows,
+        batch=size_of_batches(batch_size, job, options, build_task(job.task).writes_text),
         generation=options,
         prefix=prefix,
         preprocess=preprocess,
@@ -250,56 +269,3 @@ def _fitted(job: TrainJob, facts: ModelFacts, options: dict[str, Any]) -> tuple[
             "max_new_tokens": new,
         }
     return lengths, options
-
-
-def _make(
-    spec: PredictSpec, job: TrainJob, files: list[SourceFile], done: list[str], observer: Observer
-) -> float | None:
-    """Make the parts that are missing; rows a second after the first of them."""
-    import ray.data
-    from ray.exceptions import RayError
-
-    from raytrain_nlp.data.reading.sources import split_file
-    from raytrain_nlp.worker.predictor import Predictor, read_chunks
-
-    pieces = [asdict(piece) for file in files for piece in split_file(file, _PIECE_BYTES)]
-    items = [{"number": number, "piece": piece, "done": done} for number, piece in enumerate(pieces)]
-    workers = job.workers
-    resources = dict(workers.resources_per_worker)
-    chunks = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(
-        functools.partial(read_chunks, spec=spec), num_cpus=job.data.feed_cpus_per_worker
-    )
-    dataset = chunks.repartition(
-        target_num_rows_per_block=1
-    ).map_batches(  # else one predictor would get all chunks of a piece
-        Predictor,
-        fn_constructor_args=(spec,),
-        batch_size=1,
-        concurrency=workers.num_workers,
-        num_cpus=resources.get("CPU", 1),
-        **(
-            {"num_gpus": resources.get("GPU", 1)}
-            if workers.use_gpu
-            else {}
-            if owns_ray()
-            else {"runtime_env": {"env_vars": WITHOUT_GPU}}
-        ),
-    )
-    rows, first, rate = 0, None, None
-    observer.stage("starting the predictors")
-    try:
-        for result in dataset.iter_rows():
-            rows += result["rows"]
-            if first is None:
-                first = (rows, time.monotonic())
-            elif (seconds := time.monotonic() - first[1]) > 0:
-                rate = (rows - first[0]) / seconds
-            observer.stage(f"{rows:,} rows" + (f"  {rate:,.0f} rows/s" if rate else ""))
-    except RayError as error:
-        reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1].removeprefix(
-            "raytrain_nlp.errors.RunError: "
-        )
-        raise RunError(
-            f"a predictor failed: {reason[:1000].rstrip('.')}. What is done is kept; run it again to continue."
-        ) from error
-    return rate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from raytrain_nlp.config import TrainJob, public_values
@@ -17,6 +18,24 @@ _SAMPLES, _SAMPLE = 16, 1 << 16
 """Of a large file so many pieces of so many bytes are looked at: two trainings differ everywhere."""
 
 
+_PIECES, _LEAST_PIECE, _MOST_PIECE = 256, 1 << 20, 16 << 20
+"""How many pieces an input should have, each read by one task, and the bytes of the smallest and the largest."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which rows of the input a part holds."""
+
+    piece_bytes: int
+    chunk_rows: int
+
+    @classmethod
+    def of(cls, files: list[SourceFile], chunk_rows: int) -> Layout:
+        """That of an input: pieces follow from its size alone, so that they are the same when it is read again."""
+        size = sum(file.size for file in files)
+        return cls(min(max(size // _PIECES, _LEAST_PIECE), _MOST_PIECE), chunk_rows)
+
+
 def what_parts_hold(
     run: Run,
     weights: Weights,
@@ -24,7 +43,8 @@ def what_parts_hold(
     files: list[SourceFile],
     options: dict[str, Any],
     prefix: str,
-    chunk_rows: int,
+    layout: Layout,
+    dtype: str | None,
 ) -> dict[str, Any]:
     """What parts depend on: those of another model, input or code are not mixed with ours. Says nothing of times, which
     copies do not keep.
@@ -44,7 +64,8 @@ def what_parts_hold(
         "input": fingerprint_files(files),
         "generation": options,
         "prefix": prefix,
-        "chunk_rows": chunk_rows,
+        **asdict(layout),
+        "dtype": dtype or job.model.dtype,
         "task": values["task"],
         "max_length": job.data.max_length,
         "preprocess": preprocess,
@@ -88,7 +109,7 @@ def find_parts(target: str, parts: str, what: dict[str, Any], overwrite: bool) -
             )
         if not same and there and not overwrite:
             todo = f"Finish that one, name another file, or add --overwrite, which deletes these {len(there)} parts."
-            raise InputError(Problem("--output", f"{parts} is of another model or input", todo))
+            raise InputError(Problem("--output", f"{parts} is of another model, input or device", todo))
         if not same:
             remove_tree(parts)
             with open_output(note) as file:

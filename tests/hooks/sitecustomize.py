@@ -17,6 +17,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import zlib
 
@@ -114,14 +115,15 @@ def _patch_store(module):
 
 
 def _patch_predictor(module):
-    part = module.Predictor._part
+    write, turn = module.Predictor._write, threading.Lock()
 
-    def held(self, name, table):
-        while _wanted().get("hold") and any(other.startswith("part-") for other in os.listdir(self._spec.parts)):
-            time.sleep(0.5)
-        return part(self, name, table)
+    def held(self, name, table, found):
+        with turn:  # the actor has several threads
+            while _wanted().get("hold") and any(other.startswith("part-") for other in os.listdir(self._spec.parts)):
+                time.sleep(0.5)
+            return write(self, name, table, found)
 
-    module.Predictor._part = held
+    module.Predictor._write = held
 
 
 def _patch_cuda(module):

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from raytrain_nlp.planning.resolve import resolve
 from raytrain_nlp.planning.resolved import Resolved, write_quarantine
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import Lengths
-from raytrain_nlp.worker.predictor import Predictor
+from raytrain_nlp.worker.prediction_input import encode_rows
 
 PLAIN = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>\n{% endfor %}{% if add_generation_prompt "
@@ -289,12 +288,10 @@ def test_turns_before_the_cut_are_learned(tokenizer: Any) -> None:
 def test_prediction_tells_the_row_a_template_refuses(tokenizer: Any) -> None:
     """The rows around it are predicted; its error is the template's."""
     tokenizer.chat_template = RAISING["no system"]
-    predictor = Predictor.__new__(Predictor)
-    predictor._task = build_task(CausalLm(type="causal-lm", messages_column="messages"))
-    predictor._tokenizer, predictor._spec = tokenizer, SimpleNamespace(lengths=Lengths(64))
+    task = build_task(CausalLm(type="causal-lm", messages_column="messages"))
     inputs = [{"messages": said("hi")}, {"messages": said("hi", system="be kind")}, {"messages": said("you")}, {}]
     errors = [None, None, None, "field 'messages' is missing"]
-    columns = predictor._encoded(inputs, errors)
+    columns = encode_rows(task, inputs, errors, tokenizer, Lengths(64))
     assert errors[:3] == [None, "the chat template refuses it (System role not supported)", None]
     assert [tokenizer.decode(ids) for ids in columns["input_ids"]] == [
         "<user>hi<end>\n<assistant>",

@@ -14,12 +14,14 @@ import pyarrow.parquet as parquet
 import pytest
 
 from raytrain_nlp.config import load_job
+from raytrain_nlp.data.prediction_files import BAD
 from raytrain_nlp.data.reading.sources import find_files
 from raytrain_nlp.errors import InputError
 from raytrain_nlp.planning import inputs
 from raytrain_nlp.planning.inputs import check_free
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.verbs.predict import _find_files
+from raytrain_nlp.worker.prediction_input import ERRORS
 from raytrain_nlp.worker.predictor import Predictor
 
 TASKS: dict[str, dict[str, Any]] = {
@@ -95,7 +97,7 @@ def test_a_name_behind_what_was_read_ahead_is_refused_when_it_comes(tmp_path: Pa
         build_task(job_of("classes").task),
         SimpleNamespace(prefix="m_", parts=str(tmp_path)),
     )
-    predictor.predict = lambda rows: ([{"prediction": "a", "probabilities": {}}] * len(rows), [None] * len(rows))
+    table = pa.table({"text": ["x"], "m_error": ["mine"]}).replace_schema_metadata({BAD: "[]", ERRORS: "{}"})
     with pytest.raises(InputError, match="has a column 'm_error' already"):
-        predictor._part("part-000000-0000000.arrow", pa.table({"text": ["x"], "m_error": ["mine"]}))
+        predictor._write("part-000000-0000000.arrow", table, [{"prediction": "a", "probabilities": {}}])
     assert list(tmp_path.iterdir()) == []

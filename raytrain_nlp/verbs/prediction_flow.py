@@ -1,0 +1,123 @@
+"""The flow of a prediction through Ray Data: pieces of files are read and tokenized by tasks on CPUs, ahead of the
+actors that hold the model and write the parts.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from raytrain_nlp.cluster.session import owns_ray
+from raytrain_nlp.errors import RunError
+from raytrain_nlp.host.devices import WITHOUT_GPU
+from raytrain_nlp.run.observer import Observer
+from raytrain_nlp.verbs.prediction_parts import Layout
+
+if TYPE_CHECKING:
+    from raytrain_nlp.config import TrainJob
+    from raytrain_nlp.data.reading.sources import SourceFile
+    from raytrain_nlp.worker.prediction_input import PredictSpec
+
+_AT_ONCE, _AHEAD = 2, 4
+"""Chunks that an actor works on at a time, one on its device and one that is written; and those with the ones that wait
+at it.
+"""
+
+
+def make_parts(
+    spec: PredictSpec, files: list[SourceFile], layout: Layout, done: list[str], verbose: bool, observer: Observer
+) -> float | None:
+    """Make the parts that are missing; returns rows a second. Raises `RunError`."""
+    from ray.exceptions import RayError
+
+    from raytrain_nlp.launch.parallel_map import data_context
+
+    rate = Rate()
+    with data_context(verbose):
+        results = _results(spec, files, layout, done)
+        observer.stage("starting the predictors")
+        try:
+            for result in results:
+                rate.add(result["rows"], result["seconds"])
+                per_second = f"  {rate.per_second:,.0f} rows/s" if rate.per_second else ""
+                observer.stage(f"{rate.rows:,} rows{per_second}")
+        except RayError as error:
+            reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1].removeprefix(
+                "raytrain_nlp.errors.RunError: "
+            )
+            raise RunError(
+                f"a predictor failed: {reason[:1000].rstrip('.')}. What is done is kept; run it again to continue."
+            ) from error
+    return rate.per_second
+
+
+class Rate:
+    """Rows a second, of parts as they come."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.per_second: float | None = None
+        self._first: tuple[int, float] | None = None
+
+    def add(self, rows: int, seconds: float) -> None:
+        """A part has come, `seconds` after its predictor began: of the first part that is all that is known."""
+        self.rows += rows
+        now = time.monotonic()
+        if self._first is None:
+            self._first = self.rows, now
+            self.per_second = rows / seconds if seconds > 0 else None
+        elif now > self._first[1]:
+            self.per_second = (self.rows - self._first[0]) / (now - self._first[1])
+
+
+def _results(spec: PredictSpec, files: list[SourceFile], layout: Layout, done: list[str]) -> Iterator[dict[str, Any]]:
+    """What predictors say of each part, while they go on."""
+    import ray.data
+
+    from raytrain_nlp.worker.prediction_input import read_chunks
+    from raytrain_nlp.worker.predictor import Predictor
+
+    # a chunk is a block, which goes to the next free actor as soon as it is read
+    ray.data.DataContext.get_current().target_max_block_size = 1
+    items, workers = _items(files, layout, done), spec.job.workers
+    chunks = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(
+        functools.partial(read_chunks, spec=spec), num_cpus=spec.job.data.feed_cpus_per_worker
+    )
+    predicted = chunks.map_batches(
+        Predictor,
+        fn_constructor_args=(spec,),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(
+            size=workers.num_workers,
+            max_tasks_in_flight_per_actor=_AHEAD,
+            max_concurrent_calls_per_actor=_AT_ONCE,
+            enable_true_multi_threading=True,
+        ),
+        **_resources(spec.job),
+    )
+    return iter(predicted.iter_rows())
+
+
+def _items(files: list[SourceFile], layout: Layout, done: list[str]) -> list[dict[str, Any]]:
+    """Each piece with its number and the names of its parts that are there."""
+    from raytrain_nlp.data.prediction_files import piece_of_part
+    from raytrain_nlp.data.reading.sources import split_file
+
+    there: dict[int, list[str]] = defaultdict(list)
+    for name in done:
+        there[piece_of_part(name)].append(name)
+    pieces = (asdict(piece) for file in files for piece in split_file(file, layout.piece_bytes))
+    return [{"number": number, "piece": piece, "done": there[number]} for number, piece in enumerate(pieces)]
+
+
+def _resources(job: TrainJob) -> dict[str, Any]:
+    """What an actor takes, as arguments of `map_batches`."""
+    each = job.workers.resources_per_worker
+    taken: dict[str, Any] = {"num_cpus": each.get("CPU", 1)}
+    if job.workers.use_gpu:
+        return {**taken, "num_gpus": each.get("GPU", 1)}
+    return taken if owns_ray() else {**taken, "runtime_env": {"env_vars": WITHOUT_GPU}}
