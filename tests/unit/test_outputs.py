@@ -107,7 +107,9 @@ def test_finished_parts_are_found_again_also_with_overwrite(place: str) -> None:
 def test_parts_of_another_prediction_are_named_and_stay_until_they_are_given_up(place: str) -> None:
     begin(place)
     made = [write_part(place, number, 2) for number in range(2)]
-    with pytest.raises(InputError, match=r"is of another model or input.*--overwrite, which deletes these 2 parts"):
+    with pytest.raises(
+        InputError, match=r"is of another model, input or device.*--overwrite, which deletes these 2 parts"
+    ):
         begin(place, OTHER)
     assert begin(place) == made
     assert begin(place, OTHER, overwrite=True) == [] and list_parts(f"{place}/out.jsonl.parts") == []
@@ -120,7 +122,7 @@ def test_parts_that_do_not_say_whose_they_are_are_nobodys(place: str, note: byte
     if note is not None:
         with open_output(f"{place}/out.jsonl.parts/predict.json") as file:
             file.write(note)
-    with pytest.raises(InputError, match="is of another model or input"):
+    with pytest.raises(InputError, match="is of another model, input or device"):
         begin(place)
     assert len(list_parts(f"{place}/out.jsonl.parts")) == 1
     assert begin(place, overwrite=True) == []
@@ -128,7 +130,7 @@ def test_parts_that_do_not_say_whose_they_are_are_nobodys(place: str, note: byte
 
 def test_what_parts_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Content, never times: a copy from a bucket is made anew for each command."""
-    from raytrain_nlp.verbs.prediction_parts import what_parts_hold
+    from raytrain_nlp.verbs.prediction_parts import Layout, what_parts_hold
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "user_preprocess_of_parts.py").write_text("def f(row):\n    return row\n")
@@ -142,7 +144,12 @@ def test_what_parts_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (weights / "model.safetensors").write_bytes(os.urandom(3_000_000))
 
     def what(
-        name: str = "model", options: dict[str, Any] | None = None, prefix: str = "", **more: Any
+        name: str = "model",
+        options: dict[str, Any] | None = None,
+        prefix: str = "",
+        rows: int = 512,
+        dtype: str | None = None,
+        **more: Any,
     ) -> dict[str, Any]:
         job = load_job({**values, **more})
         return what_parts_hold(
@@ -152,7 +159,8 @@ def test_what_parts_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             [],
             options or {},
             prefix,
-            512,
+            Layout(1 << 20, rows),
+            dtype,
         )
 
     first = json.dumps(what())
@@ -160,6 +168,8 @@ def test_what_parts_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert json.dumps(what()) == first
     others = [
         what("checkpoint-5"),
+        what(rows=2_048),
+        what(dtype="bfloat16"),
         what(options={"num_beams": 2}),
         what(prefix="a_"),
         what(data={"train": "x.txt", "max_length": 32}),
