@@ -14,7 +14,7 @@ from typing import Any
 from raytrain_nlp.cluster.session import worker_cpus
 from raytrain_nlp.cluster.targets import Place, find_place
 from raytrain_nlp.config import TrainJob, load_job
-from raytrain_nlp.config.auto import PRECISION, choices_of, put_values
+from raytrain_nlp.config.auto import FITTED, PRECISION, choices_of, put_values
 from raytrain_nlp.errors import InputError
 
 CPU_WORKERS = 2
@@ -53,7 +53,9 @@ def settled(
         return place
 
     chosen = (
-        {key: value for key, value in choices_of(kept).items() if not _is_set(job, key)} if kept is not None else {}
+        {key: value for key, value in choices_of(kept).items() if key not in FITTED and not _is_set(job, key)}
+        if kept is not None
+        else {}
     )
     use_gpu = job.workers.use_gpu
     if "use_gpu" in job.workers.auto:
@@ -65,7 +67,19 @@ def settled(
     if use_gpu and kept is None and not no_precision and not names_precision(job) and look().bf16:
         chosen[PRECISION] = True
     resolved = _loaded(job, chosen, place) if chosen else job
+    resolved, stays = keep_fitted(resolved, kept)
+    chosen |= stays
     return Settled(resolved, _line(resolved, chosen, place), chosen)
+
+
+def keep_fitted(job: TrainJob, kept: Any) -> tuple[TrainJob, dict[str, Any]]:
+    """The job with what the memory planner chose for the run of a record (None: a new run) where the job leaves it
+    open, and those values by dotted key.
+    """
+    stays = {key: value for key, value in choices_of(kept).items() if key in job.auto} if kept is not None else {}
+    if not stays:
+        return job, {}
+    return load_job(put_values(job.model_dump(exclude_unset=True, by_alias=True), stays)), stays
 
 
 def _loaded(job: TrainJob, chosen: Mapping[str, Any], place: Place | None) -> TrainJob:

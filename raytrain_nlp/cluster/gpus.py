@@ -25,6 +25,10 @@ _KFD = Path("/sys/class/kfd/kfd/topology/nodes")
 _DRIVERS = (Path("/proc/driver/nvidia/version"), _KFD)
 
 
+_MOSTLY = 0.9
+"""Share of a GPU's memory: where less is free, somebody else computes there."""
+
+
 @dataclass(frozen=True)
 class Gpu:
     """One GPU."""
@@ -34,6 +38,15 @@ class Gpu:
     """Bytes, where that is known."""
     bf16: bool
     """Does it compute in bf16 and TF32?"""
+    free: int | None = None
+    """Bytes that no process has, where that is known."""
+
+    @property
+    def usable(self) -> int | None:
+        """Bytes that a worker may count on: all, unless other processes have much of it."""
+        if self.memory is None or self.free is None or self.free >= _MOSTLY * self.memory:
+            return self.memory
+        return self.free
 
 
 def local_gpus() -> list[Gpu]:
@@ -44,6 +57,12 @@ def local_gpus() -> list[Gpu]:
     if build.get("cuda"):
         return _visible(_nvidia(), "CUDA_VISIBLE_DEVICES")
     return _visible(_amd(), "HIP_VISIBLE_DEVICES") if build.get("hip") else []
+
+
+def smallest_memory(found: list[Gpu]) -> int | None:
+    """Bytes that a worker on any of them may count on; None where there is none, or it is not known of one."""
+    usable = [gpu.usable for gpu in found]
+    return min(filter(None, usable)) if usable and all(usable) else None
 
 
 def torch_without_gpu() -> bool:
@@ -111,8 +130,9 @@ def _nvidia() -> list[Gpu]:
         return [
             Gpu(
                 _text(nvml.nvmlDeviceGetName(handle)),
-                nvml.nvmlDeviceGetMemoryInfo(handle).total,
+                (memory := nvml.nvmlDeviceGetMemoryInfo(handle)).total,
                 tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)) >= _BF16,
+                memory.free,
             )
             for handle in handles
         ]

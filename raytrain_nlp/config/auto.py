@@ -9,6 +9,12 @@ from typing import Any
 
 WORKERS = ("workers.num_workers", "workers.use_gpu")
 PRECISION = "training.bf16"
+STAGE = "deepspeed.zero_stage"
+ACCUMULATION = "training.gradient_accumulation_steps"
+"""Chosen where training.per_device_train_batch_size is `auto`: what data.global_batch_size then leaves to each."""
+CHECKPOINTING = "training.gradient_checkpointing"
+FITTED = (STAGE, ACCUMULATION, CHECKPOINTING)
+"""What the memory planner chooses (`memory/fastest.py`)."""
 _AS_BEFORE = {"workers.num_workers": 1, "workers.use_gpu": False}
 """What a job without these keys meant before they could be left to the machine."""
 
@@ -34,10 +40,11 @@ def without_values(sections: Mapping[str, Any], keys: Iterable[str]) -> dict[str
 
 def written_out(sections: Mapping[str, Any]) -> dict[str, Any]:
     """A recorded job with the values its workers had, also where it was recorded before they were written out."""
-    workers = sections.get("workers") or {}
-    return put_values(
-        sections, {key: value for key, value in _AS_BEFORE.items() if key.partition(".")[2] not in workers}
-    )
+    workers, zero = sections.get("workers") or {}, sections.get("deepspeed") or {}
+    missing = {key: value for key, value in _AS_BEFORE.items() if key.partition(".")[2] not in workers}
+    if workers.get("use_gpu") is True and not {"zero_stage", "config", "config_file"} & zero.keys():
+        missing[STAGE] = 0
+    return put_values(sections, missing)
 
 
 def choices_of(record: Any) -> dict[str, Any]:
@@ -46,4 +53,8 @@ def choices_of(record: Any) -> dict[str, Any]:
     job = record.get("job") or (record.get("sweep") or {}).get("job")
     workers = written_out(job if isinstance(job, Mapping) else {})["workers"]
     chosen = {key: workers[key.partition(".")[2]] for key in WORKERS}
-    return chosen | {key: value for key, value in (record.get("chosen") or {}).items() if key == PRECISION}
+    if (
+        workers["use_gpu"] and "sweep" not in record
+    ):  # whose trials have records of their own; also of a run of the time when this was 0 unless the job said otherwise
+        chosen[STAGE] = (written_out(job or {}).get("deepspeed") or {}).get("zero_stage", 0)
+    return chosen | {key: value for key, value in (record.get("chosen") or {}).items() if key in (PRECISION, *FITTED)}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_serializer, model_validator
+from pydantic_core.core_schema import SerializerFunctionWrapHandler, ValidatorFunctionWrapHandler
 
 from raytrain_nlp.config.base import Section
 from raytrain_nlp.config.deepspeed_keys import ZERO, canonical_config
@@ -35,7 +36,8 @@ class DeepSpeedConfig(Section):
     """DeepSpeed ZeRO. Stage 0 is plain DDP, without DeepSpeed."""
 
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """1: optimizer state sharded, 2: gradients too, 3: parameters too."""
+    """1: optimizer state sharded, 2: gradients too, 3: parameters too. `auto`, the default on GPUs: the stage with the
+    fastest step among those that fit the memory."""
     offload_optimizer: Literal["cpu"] | None = None
     """Keep optimizer state in CPU memory."""
     offload_param: Literal["cpu"] | None = None
@@ -46,6 +48,27 @@ class DeepSpeedConfig(Section):
     """A DeepSpeed JSON file, "auto" values as Hugging Face fills them; takes the place of the keys above."""
     config: dict[str, Any] | None = None
     """The same, written here."""
+    _auto: bool = PrivateAttr(default=False)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _left_open(cls, values: Any, handler: ValidatorFunctionWrapHandler) -> DeepSpeedConfig:
+        """`zero_stage: auto` stands for the lowest stage that the other keys allow, until the driver has chosen."""
+        asked = isinstance(values, dict) and values.get("zero_stage") == "auto"
+        if asked and (values.get("config") is not None or values.get("config_file") is not None):
+            raise ValueError("zero_stage: auto contradicts the DeepSpeed configuration, which says it || Keep one.")
+        section = cast(DeepSpeedConfig, handler({**values, "zero_stage": _least_stage(values)} if asked else values))
+        section._auto = section._auto or asked
+        return section
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {**handler(self), **({"zero_stage": "auto"} if self._auto else {})}
+
+    @property
+    def auto(self) -> bool:
+        """Is the stage asked to be chosen? `zero_stage` is then the lowest that may be."""
+        return self._auto
 
     @model_validator(mode="before")
     @classmethod
@@ -106,6 +129,12 @@ class DeepSpeedConfig(Section):
     def enabled(self) -> bool:
         """Does DeepSpeed run at all?"""
         return self.config is not None or self.zero_stage > 0
+
+
+def _least_stage(values: dict[str, Any]) -> int:
+    if values.get("offload_param") or values.get("stage3_param_persistence_threshold") is not None:
+        return 3
+    return 1 if values.get("offload_optimizer") else 0
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

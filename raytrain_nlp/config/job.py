@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
+from raytrain_nlp.config.auto import ACCUMULATION, CHECKPOINTING, STAGE
 from raytrain_nlp.config.base import Contradictions, Section
 from raytrain_nlp.config.cluster import CheckpointConfig, TrackingConfig, WorkersConfig
 from raytrain_nlp.config.data import DataConfig
@@ -60,6 +62,7 @@ class TrainJob(Section):
     early_stopping: EarlyStopping | None = None
     tracking: TrackingConfig = TrackingConfig()
     _training: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _auto: frozenset[str] = PrivateAttr(default=frozenset())
 
     @field_validator("name")
     @classmethod
@@ -80,6 +83,13 @@ class TrainJob(Section):
         them.
         """
         return dict(self._training)
+
+    @property
+    def auto(self) -> frozenset[str]:
+        """Of `config.auto.FITTED` those that the driver is to choose, by what fits the memory. Until it has, the job is
+        as with the lowest ZeRO stage, one micro-batch and no gradient checkpointing.
+        """
+        return self._auto
 
     @property
     def gradient_accumulation_steps(self) -> int:
@@ -126,6 +136,7 @@ class TrainJob(Section):
         if self.deepspeed.config is not None:
             problems += check_keys(self.deepspeed.config)
             problems += apply_deepspeed_config(self.deepspeed.config, values, self.workers.num_workers)
+        self._auto = frozenset(self._find_auto(values))
         values = self._with_defaults(values)
         problems += [
             Problem("tracking.report_to", f"needs {name}, which is not installed", f"pip install {name}.")
@@ -146,6 +157,19 @@ class TrainJob(Section):
         self._training = values
         # what is said of workers that the machine will decide is looked at again when it has
         return [problem for problem in problems if not any(key in problem.what for key in self.workers.auto)]
+
+    def _find_auto(self, values: dict[str, Any]) -> Iterator[str]:
+        """A DeepSpeed JSON leaves open only what is written as `auto`; `values` holds what it sets."""
+        ours = self.workers.use_gpu and self.deepspeed.config is None
+        if self.deepspeed.auto or (ours and "zero_stage" not in self.deepspeed.model_fields_set):
+            yield STAGE
+        settled = {"per_device_train_batch_size", "gradient_accumulation_steps"} & values.keys()
+        asked = self.training.get("per_device_train_batch_size") == "auto"
+        if self.data.global_batch_size and not settled and (asked or ours):
+            yield ACCUMULATION
+        asked = self.training.get("gradient_checkpointing") == "auto"
+        if asked and "gradient_checkpointing" not in values and not values.get("activation_checkpointing"):
+            yield CHECKPOINTING
 
     def _micro_batches_of(self, values: dict[str, Any]) -> int:
         return max(values.get("gradient_accumulation_steps", 1), 1) * self.workers.num_workers
@@ -274,7 +298,11 @@ def _check_batches(job: TrainJob, values: dict[str, Any]) -> list[Problem]:
                 "Remove training.per_device_train_batch_size or correct one of them.",
             )
         ]
-    if per_device and job.data.batch_tokens:
+    asked = job.training.get("per_device_train_batch_size") == "auto"
+    if asked and not per_device and not total and not job.data.batch_tokens:
+        what = "is auto, and without data.global_batch_size the rows of a step would depend on the machine"
+        return [Problem("training.per_device_train_batch_size", what, "Set data.global_batch_size.")]
+    if (per_device or asked) and job.data.batch_tokens:
         return [Problem("data.batch_tokens", "excludes training.per_device_train_batch_size", "Keep one.")]
     if values["train_sampling_strategy"] not in ("random", "sequential", "group_by_length"):
         strategy = values["train_sampling_strategy"]

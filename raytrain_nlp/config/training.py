@@ -44,7 +44,7 @@ _OURS = {
     "resume_from_checkpoint": "Use the flag --resume.",
     "enable_jit_checkpoint": "It needs signal handlers, which a Ray worker cannot have; remove it.",
     "ignore_data_skip": "Resuming costs nothing here and is exact; remove it.",
-    "auto_find_batch_size": "It would change the batches; set per_device_train_batch_size.",
+    "auto_find_batch_size": "Use data.global_batch_size with per_device_train_batch_size: auto.",
     "save_only_model": "A checkpoint that cannot be resumed from is not kept; `model/` holds the model.",
     "accelerator_config": "The feed and the loop decide it; remove it.",
     "ddp_backend": "gloo on CPU, NCCL on GPU; see workers.use_gpu.",
@@ -77,6 +77,8 @@ _OURS = {
     "bf16_full_eval": "Evaluation computes as training does; use bf16.",
     "fp16_full_eval": "Evaluation computes as training does; use fp16.",
 }
+MAY_BE_AUTO = ("per_device_train_batch_size", "gradient_checkpointing")
+"""What may be `auto`: left out of the arguments until the driver has chosen."""
 _POSITIVE = (
     "per_device_train_batch_size",
     "per_device_eval_batch_size",
@@ -111,6 +113,8 @@ def check_training(training: dict[str, Any], where: str = "training") -> tuple[d
     values, problems = {}, []
     for key, value in training.items():
         at = f"{where}.{key}"
+        if key in MAY_BE_AUTO and value == "auto":
+            continue
         if key in RENAMED:
             problems.append(Problem(at, "was removed from transformers", f"Use {RENAMED[key]}."))
         elif key in _OURS:

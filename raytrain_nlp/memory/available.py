@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 
 from raytrain_nlp.cluster import gpus
-from raytrain_nlp.cluster.session import is_local
+from raytrain_nlp.cluster.session import is_local, owns_ray
+from raytrain_nlp.cluster.targets import find_place
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.errors import InputError, Problem, RunError
 from raytrain_nlp.host import devices
@@ -48,17 +49,25 @@ def parse_bytes(text: str, where: str) -> int:
 
 
 def find_available(job: TrainJob) -> int | None:
-    """Bytes that one worker has: the memory of this machine's smallest GPU, or on CPU an equal share of its memory (or
-    of its cgroup's limit) for each worker. None where there is no GPU, or CPU workers run on other machines.
+    """Bytes that one worker has: the memory of the smallest GPU of this machine, or of the cluster where the job is
+    for one; on CPU an equal share of this machine's memory (or of its cgroup's limit) for each worker. None where it
+    is not known: GPUs of a kind without a known size, CPU workers on other machines.
     """
+    here = is_local() or owns_ray()
     if job.workers.use_gpu:
-        return min((gpu.memory for gpu in gpus.local_gpus() if gpu.memory), default=None)
-    if not is_local():
+        return share_of(job, gpus.smallest_memory(gpus.local_gpus()) if here else find_place().memory)
+    if not here:
         return None
     total = psutil.virtual_memory().total
     with contextlib.suppress(OSError, ValueError):  # a container may have less
         total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return total // job.workers.num_workers
+
+
+def share_of(job: TrainJob, gpu_memory: int | None) -> int | None:
+    """What a worker has of a GPU of that many bytes: all, but where it asks for a part of one."""
+    part = min(job.workers.resources_per_worker.get("GPU") or 1, 1)
+    return None if gpu_memory is None else int(gpu_memory * part)
 
 
 @contextlib.contextmanager

@@ -85,4 +85,5 @@ def count_weights(job: TrainJob, model: Any) -> Weights:
         persistent=sum(size for size, _ in sizes if size <= threshold),
         small=sum(size for size, _ in sizes if size * 4 < LARGE),
         quantized=sum(weight.numel() for weight in linear if not weight.requires_grad),
+        tensors=len(sizes),
     )

@@ -14,15 +14,12 @@ from typing import Any
 
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.data.split import Split, SplitSpec
-from raytrain_nlp.memory.activations import StepTrace, trace_step
-from raytrain_nlp.memory.available import find_available, parse_bytes
+from raytrain_nlp.memory.available import find_available
 from raytrain_nlp.memory.factors import count_weights, find_setting
-from raytrain_nlp.memory.widest_batch import Shape, build_traced_model, checkpoint_activations, widest_shape
-from raytrain_nlp.memory.zero import Setting, Weights, step_memory
+from raytrain_nlp.memory.needs import PARTS, USABLE, Traces, checkpoints, eval_shape, most_parts
+from raytrain_nlp.memory.widest_batch import build_traced_model, widest_shape
+from raytrain_nlp.memory.zero import Setting, Weights
 
-PARTS = ("weights", "gradients", "optimizer", "activations", "buffers", "process")
-_USABLE = 0.95
-"""Usable share of a worker's memory: the rest is for rounding and fragmentation in allocators."""
 _LESS = 0.8
 """After a plan that seemed to fit ran out of memory: the share of its bytes that the next one may need."""
 _PROCESS = 10**9
@@ -53,28 +50,27 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool | None:
-        return None if self.available is None else self.total <= self.available * _USABLE
+        return None if self.available is None else self.total <= self.available * USABLE
 
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "total": self.total, "fits": self.fits}
 
 
 def plan_memory(
-    job: TrainJob, model: Any, split: Split, eval_split: Split | None, base: int, worker_memory: str | None
+    job: TrainJob, model: Any, split: Split, eval_split: Split | None, base: int, available: int | None
 ) -> MemoryPlan:
     """The plan of a job whose model is on the meta device.
 
     Args:
         split: the training rows, opened; `eval_split`: the validation rows, or None.
         base: bytes of a worker's process without a model.
-        worker_memory: what a worker has, as the user says (`80GB`); None: what this machine has for each.
+        available: bytes that a worker has; None: not known.
     """
     shape = widest_shape(split, job, job.arguments()["per_device_train_batch_size"])
     setting, weights = find_setting(job, model), count_weights(job, model)
-    traces = _Traces(model, setting.use_gpu, shape, _eval_shape(job, eval_split))
-    available = parse_bytes(worker_memory, "--worker-memory") if worker_memory else find_available(job)
-    checkpointing = _checkpointing(job)
-    parts = _most(weights, setting, traces, checkpointing, shape.rows)
+    traces = Traces(model, setting.use_gpu, shape, eval_shape(job, eval_split))
+    checkpointing = checkpoints(job)
+    parts = most_parts(weights, setting, traces, checkpointing, shape.rows)
     plan = MemoryPlan(
         parts={name: round(parts.get(name, base if name == "process" else 0)) for name in PARTS},
         host=round(parts.get("host", 0)),
@@ -86,7 +82,7 @@ def plan_memory(
     if plan.fits is not False or available is None:
         return plan
     return replace(
-        plan, advice=_advise(job, weights, setting, traces, checkpointing, shape.rows, available * _USABLE - base)
+        plan, advice=_advise(job, weights, setting, traces, checkpointing, shape.rows, available * USABLE - base)
     )
 
 
@@ -98,87 +94,21 @@ def advise_after_failure(job: TrainJob, spec: Any) -> str:
         return ""
     model = build_traced_model(job, spec.labels, spec.tokenizer_dir)
     splits = Split(spec.train), Split(spec.validation) if spec.validation else None
-    plan = plan_memory(job, model, *splits, _PROCESS, None)
-    return plan.advice or plan_memory(job, model, *splits, _PROCESS, str(round(plan.total * _LESS))).advice or ""
-
-
-# One setting
-
-
-class _Traces:
-    """Steps of the model by gradient checkpointing, traced when first asked for."""
-
-    def __init__(self, model: Any, use_gpu: bool, shape: Shape, eval_shape: Shape | None):
-        self._model, self._use_gpu, self._shape, self._eval_shape = model, use_gpu, shape, eval_shape
-        self._found: dict[tuple[bool, int], StepTrace] = {}
-        self._evaluation: StepTrace | None = None
-        self.failure: str | None = None
-        """Why a step could not be traced."""
-
-    def train(self, checkpointing: bool, rows: int) -> StepTrace:
-        """A step of at most as many rows as the widest micro-batch has."""
-        most = self._shape.rows
-        if rows in (most, 1):
-            return self._trace(checkpointing, rows)
-        return self._trace(checkpointing, 1).towards(self._trace(checkpointing, most), (rows - 1) / (most - 1))
-
-    def _trace(self, checkpointing: bool, rows: int) -> StepTrace:
-        if (checkpointing, rows) not in self._found:
-            with checkpoint_activations(self._model, checkpointing):
-                inputs = {
-                    name: value[:rows] if hasattr(value, "dtype") else value
-                    for name, value in self._shape.tensors.items()
-                }
-                self._found[checkpointing, rows] = self._try(inputs, self._shape.padded)
-        return self._found[checkpointing, rows]
-
-    def evaluation(self) -> StepTrace | None:
-        """One of the widest batch of the validation rows."""
-        if self._eval_shape is not None and self._evaluation is None:
-            self._evaluation = self._try(self._eval_shape.tensors, self._eval_shape.padded, train=False)
-        return self._evaluation
-
-    def _try(self, inputs: dict[str, Any], padded: bool, train: bool = True) -> StepTrace:
-        try:
-            return trace_step(self._model, inputs, padded=padded, use_gpu=self._use_gpu, train=train)
-        except Exception as error:  # whatever a model does that cannot be done without memory  # noqa: BLE001
-            self.failure = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
-            return StepTrace(((0, 0, 0),), 0)
-
-
-def _most(weights: Weights, setting: Setting, traces: _Traces, checkpointing: bool, rows: int) -> dict[str, float]:
-    """Parts of a training step, or of an evaluation where that needs more."""
-    found = [traces.train(checkpointing, rows), traces.evaluation()]
-    return max(
-        (step_memory(weights, setting, trace) for trace in found if trace),
-        key=lambda parts: sum(parts[name] for name in PARTS[:-1]),
-    )
-
-
-def _checkpointing(job: TrainJob) -> bool:
-    values = job.arguments()
-    return bool(values.get("gradient_checkpointing") or values.get("activation_checkpointing"))
-
-
-def _eval_shape(job: TrainJob, split: Split | None) -> Shape | None:
-    return (
-        widest_shape(split, job, job.arguments().get("per_device_eval_batch_size", 8), evaluation=True)
-        if split is not None
-        else None
-    )
+    plan = plan_memory(job, model, *splits, _PROCESS, find_available(job))
+    return plan.advice or plan_memory(job, model, *splits, _PROCESS, round(plan.total * _LESS)).advice or ""
 
 
 # Where it does not fit
 
 
 def _advise(
-    job: TrainJob, weights: Weights, setting: Setting, traces: _Traces, checkpointing: bool, rows: int, room: float
+    job: TrainJob, weights: Weights, setting: Setting, traces: Traces, checkpointing: bool, rows: int, room: float
 ) -> str:
     """The setting with the fewest changes that fits into `room` bytes, in a line."""
     accumulation = job.gradient_accumulation_steps
 
     def needs(changed: Setting, recomputes: bool, fewer: int) -> float:
-        parts = _most(weights, changed, traces, recomputes, fewer)
+        parts = most_parts(weights, changed, traces, recomputes, fewer)
         return sum(parts[name] for name in PARTS[:-1])
 
     best = setting

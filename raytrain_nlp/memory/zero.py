@@ -38,6 +38,8 @@ class Weights:
     """Elements of parameters of less than `LARGE` bytes, which a CPU allocates on the heap when they are gathered."""
     quantized: int = 0
     """Frozen, and loaded in `Setting.quantized_bytes` each."""
+    tensors: int = 0
+    """Parameters, whatever their size: what Python's share of a step grows with."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from ray.tune import Trainable
 
+from raytrain_nlp.cluster.auto import keep_fitted
 from raytrain_nlp.config import load_job
 from raytrain_nlp.config.sweep.search_space import SearchSpace, apply_point
 from raytrain_nlp.errors import InputError, RaytrainNlpError
@@ -37,7 +38,7 @@ from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.tuning.inherit import Pointer, apply_pointer, donate
 from raytrain_nlp.tuning.schedulers import LAST
 from raytrain_nlp.tuning.trial_records import FAILED, FINISHED
-from raytrain_nlp.verbs.train import prepare, run_resolved
+from raytrain_nlp.verbs.train import fit, measured, prepare, run_resolved
 
 T = TypeVar("T")
 NUMBER = "trial_number"
@@ -69,6 +70,8 @@ class TrialSettings:
     """Handle of the `Mailbox` actor, for workers that stay from trial to trial; None: each trial starts its own."""
     chosen: dict[str, Any] = field(default_factory=dict)
     """Dotted key -> value that was chosen for what the base job left open, such as the number of workers."""
+    worker_memory: int | None = None
+    """Bytes that a worker has, where that is known; each trial has the fastest setting that fits."""
 
 
 class TrialActor(Trainable):
@@ -177,23 +180,31 @@ class Trial(Observer):
         ):  # trials that need other tokens make them once
             files = find_job_files(self._job, storage)
             resolved = prepare(self._job, files, storage, None, self)
+        began = self._paths.record.exists()
+        resume = began and not self._pointer
+        kept = read_json(self._paths.record) if resume else None
+        job, stays = keep_fitted(self._job, kept)
+        resolved = replace(resolved, spec=replace(resolved.spec, job=keep_fitted(resolved.spec.job, kept)[0]))
+        with measured(job, storage) as base:
+            fitted = fit(job, resolved, self, lambda: self._settings.worker_memory, base, kept, files.train)
+        resolved = fitted.resolved
         self._total_steps = resolved.spec.total_steps
         spec = replace(resolved.spec, storage_path=self._settings.trials, renew_hyperparameters=self._settings.changes)
-        began = self._paths.record.exists()
         if self._pointer:
             self._when_free(self._inherit_now)
-        planned, resume = replace(resolved, spec=spec), began and not self._pointer
+        planned = replace(resolved, spec=spec)
         return self._when_free(
             lambda: (
                 run_resolved(
-                    self._job,
+                    fitted.job,
                     planned,
                     self._paths,
                     self,
                     resume=resume,
                     tracked=False,
                     fit=self._fit,
-                    chosen=self._settings.chosen,
+                    chosen={**self._settings.chosen, **stays, **fitted.values},
+                    setting=fitted.choice.to_dict() if fitted.choice else None,
                 ).metrics
             )
         )

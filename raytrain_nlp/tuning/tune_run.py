@@ -66,7 +66,7 @@ def run_trials(
     waiting = {"TUNE_MAX_PENDING_TRIALS_PG": str(plan.num_trials)} if config.scheduler.type == "hyperband" else {}
     with tune_environment(waiting), quiet_tune(verbose):
         tune.run(
-            tune.with_parameters(TrialActor, settings=_settings(plan, paths, mailbox)),
+            tune.with_parameters(TrialActor, settings=_settings(plan, paths, mailbox, concurrent)),
             name="tune",
             storage_path=str(paths.ray),
             scheduler=scheduler,
@@ -105,10 +105,14 @@ def _search(plan: Sweep, points: PointSource, concurrent: int, finished: bool) -
     return {"search_alg": StudySearcher(points), "num_samples": -1, **limit}
 
 
-def _settings(plan: Sweep, paths: SweepPaths, mailbox: Any) -> TrialSettings:
+def _settings(plan: Sweep, paths: SweepPaths, mailbox: Any, concurrent: int) -> TrialSettings:
+    from raytrain_nlp.memory.available import find_available
     from raytrain_nlp.tuning.trial import TrialSettings
 
-    config = plan.config
+    config, job = plan.config, plan.job
+    memory = find_available(job)
+    if memory is not None and not job.workers.use_gpu:  # trials share the machine
+        memory //= concurrent
     return TrialSettings(
         _without_tracker(plan),
         config.search_space,
@@ -119,6 +123,7 @@ def _settings(plan: Sweep, paths: SweepPaths, mailbox: Any) -> TrialSettings:
         config.scheduler.type == "pbt",
         mailbox,
         (read_json(paths.record) or {}).get("chosen") or {},
+        memory,
     )
 
 

@@ -21,15 +21,17 @@ from raytrain_nlp.data.split import Split, SplitSpec
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.host.devices import hidden_gpus
 from raytrain_nlp.host.signals import stoppable
-from raytrain_nlp.memory.available import parse_bytes, process_measured
+from raytrain_nlp.memory.available import find_available, parse_bytes, process_measured, share_of
 from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.run.record import check_storage
 from raytrain_nlp.storage import open_storage
 
 if TYPE_CHECKING:
+    from raytrain_nlp.memory.fastest import Choice
     from raytrain_nlp.memory.planner import MemoryPlan
     from raytrain_nlp.planning.resolved import Resolved
     from raytrain_nlp.verbs.calibrate import Calibration
+    from raytrain_nlp.verbs.fitting import Fitted
 
 _SAMPLED_STEPS = 200
 
@@ -61,11 +63,14 @@ class CheckReport:
     """Nodes of each type that the autoscaler of a cluster file would start."""
     cut_rows: dict[str, int] = field(default_factory=dict)
     """Rows that have more tokens than they may have."""
+    setting: Choice | None = None
+    """What the memory planner chose of what the job leaves open."""
     calibration: Calibration | None = None
     """What a few real steps took, where they were asked for."""
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "memory": self.memory.to_dict()}
+        setting = self.setting.to_dict() if self.setting else None
+        return {**asdict(replace(self, setting=None)), "memory": self.memory.to_dict(), "setting": setting}
 
     def rows_for_people(self) -> dict[str, str]:
         """Name and text of each line of the table."""
@@ -98,6 +103,7 @@ class CheckReport:
                 else ""
             ),
             **({"nodes": ", ".join(f"{count} x {name}" for name, count in self.nodes.items())} if self.nodes else {}),
+            **(dict(zip(("setting", "  or"), self.setting.lines(), strict=False)) if self.setting else {}),
             **self._memory_rows(),
             **(self.calibration.rows_for_people() if self.calibration else {}),
         }
@@ -161,21 +167,37 @@ def check(
     observer.stage("looking at the data")
     with opened.in_use(), hidden_gpus(job.workers.use_gpu), process_measured(job, storage) as find_base:
         files = find_job_files(job, storage, trains=calibrate)
-        about = sum(file.size for file in files.train), worker_memory, observer
+        train_bytes = sum(file.size for file in files.train)
+
+        def available() -> int | None:
+            if worker_memory is not None:
+                return parse_bytes(worker_memory, "--worker-memory")
+            return share_of(job, place_of_file(cluster).memory) if cluster else find_available(job)
+
+        def planned(resolved: Resolved) -> tuple[Fitted, CheckReport]:
+            from raytrain_nlp.verbs.fitting import fit_job
+
+            observer.stage("planning memory")
+            fitted = fit_job(job, resolved, available, find_base, train_bytes=train_bytes)
+            return fitted, replace(
+                _report(fitted, found.line, find_base, train_bytes, available(), observer), nodes=nodes
+            )
+
         if not calibrate:
             with contextlib.closing(
                 Connection(job)
             ) as connection:  # a Ray is started only where there is much to prepare
                 resolved = prepare(job, files, storage, connection, observer)
-            return replace(_report(job, found.line, resolved, find_base, *about), nodes=nodes)
+            return planned(resolved)[1]
         from raytrain_nlp.verbs.calibrate import STEPS
         from raytrain_nlp.verbs.calibrate import calibrate as run_steps
 
         with connect_ahead(job) as connection:
             resolved = prepare(job, files, storage, connection, observer)
-            report = replace(_report(job, found.line, resolved, find_base, *about), nodes=nodes)
+            fitted, report = planned(resolved)
             connection()
-            return replace(report, calibration=run_steps(job, resolved, calibration_steps or STEPS, price, observer))
+            steps = calibration_steps or STEPS
+            return replace(report, calibration=run_steps(fitted.job, fitted.resolved, steps, price, observer))
 
 
 def _check_options(worker_memory: str | None, calibrate: bool, steps: int | None, price: float | None) -> list[Problem]:
@@ -198,17 +220,17 @@ def _check_options(worker_memory: str | None, calibrate: bool, steps: int | None
 
 
 def _report(
-    job: TrainJob,
+    fitted: Fitted,
     workers: str,
-    resolved: Resolved,
     find_base: Callable[[], int],
     train_bytes: int,
-    worker_memory: str | None,
+    available: int | None,
     observer: Observer,
 ) -> CheckReport:
     from raytrain_nlp.memory.planner import plan_memory
     from raytrain_nlp.memory.widest_batch import build_traced_model
 
+    job, resolved = fitted.job, fitted.resolved
     spec, counts, scale = resolved.spec, resolved.counts(), 1.0
     if resolved.windows:
         split, scale = resolved.windows.sample(train_bytes)
@@ -216,11 +238,8 @@ def _report(
     else:
         assert isinstance(spec.train, SplitSpec), "not a stream"
         split = Split(spec.train)
-    observer.stage("planning memory")
     model = build_traced_model(job, spec.labels, spec.tokenizer_dir)
-    memory = plan_memory(
-        job, model, split, Split(spec.validation) if spec.validation else None, find_base(), worker_memory
-    )
+    memory = plan_memory(job, model, split, Split(spec.validation) if spec.validation else None, find_base(), available)
     if memory.note:
         observer.warn(
             f"activations are not counted: a step on rows of {memory.length} tokens cannot be traced ({memory.note})."
@@ -245,6 +264,7 @@ def _report(
         num_workers=job.workers.num_workers,
         zero_stage=job.deepspeed.zero_stage,
         memory=memory,
+        setting=fitted.choice,
         streamed=resolved.windows is not None,
         cut_rows=counts["cut_rows"],
     )

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from raytrain_nlp.cluster.auto import settled
 from raytrain_nlp.cluster.connection import Connection, connect_ahead
-from raytrain_nlp.cluster.session import check_workers
+from raytrain_nlp.cluster.session import check_workers, is_local
 from raytrain_nlp.config import TrainJob, dump_job, load_job, public_values
 from raytrain_nlp.config.load import JobSource
 from raytrain_nlp.errors import InputError
+from raytrain_nlp.host import devices
 from raytrain_nlp.host.signals import stoppable
 from raytrain_nlp.launch.elastic import ElasticFit
 from raytrain_nlp.launch.fit import Fit, has_moved, load_libraries
 from raytrain_nlp.launch.parallel_map import map_beside_training, map_on_cluster
+from raytrain_nlp.memory.available import find_available, process_measured
 from raytrain_nlp.paths import RunPaths, read_json
 from raytrain_nlp.run.interruption import stopped, stops_at_checkpoint
 from raytrain_nlp.run.observer import Observer, followed
@@ -33,8 +35,10 @@ from raytrain_nlp.tracking.mirrors import Mirror
 from raytrain_nlp.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
+    from raytrain_nlp.data.reading.sources import SourceFile
     from raytrain_nlp.planning.inputs import Files
     from raytrain_nlp.planning.resolved import Resolved
+    from raytrain_nlp.verbs.fitting import Fitted
 
 
 STATUS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
@@ -128,10 +132,50 @@ def _train(
 
     observer.stage("looking at the data")
     files = find_job_files(job, paths.storage)
-    with connect_ahead(job, verbose, say=observer.stage) as connection:
+    kept = read_json(paths.record) if resume else None
+    with connect_ahead(job, verbose, say=observer.stage) as connection, measured(job, paths.storage) as base:
         resolved = prepare(job, files, paths.storage, connection, observer, verbose)
+        if not is_local():
+            connection()  # which knows what its GPUs are
+        fitted = fit(job, resolved, observer, functools.partial(find_available, job), base, kept, files.train)
         connection()
-        return run_resolved(job, resolved, paths, observer, resume=resume, overwrite=overwrite, chosen=chosen)
+        return run_resolved(
+            fitted.job,
+            fitted.resolved,
+            paths,
+            observer,
+            resume=resume,
+            overwrite=overwrite,
+            chosen={**chosen, **fitted.values},
+            setting=fitted.choice.to_dict() if fitted.choice else None,
+        )
+
+
+def measured(job: TrainJob, storage: Path) -> contextlib.AbstractContextManager[Callable[[], int]]:
+    """What a worker's process needs by itself, measured beside the driver where the job leaves something to the memory
+    planner.
+    """
+    return process_measured(job, storage) if job.auto else contextlib.nullcontext(lambda: devices.CONTEXT_BYTES)
+
+
+def fit(
+    job: TrainJob,
+    resolved: Resolved,
+    observer: Observer,
+    available: Callable[[], int | None],
+    base: Callable[[], int],
+    kept: dict[str, Any] | None = None,
+    train_files: Iterable[SourceFile] = (),
+) -> Fitted:
+    """Let the memory planner choose what the job leaves open, and tell it (`verbs/fitting.py`)."""
+    from raytrain_nlp.verbs.fitting import fit_job
+
+    if job.auto:
+        observer.stage("planning memory")
+    fitted = fit_job(job, resolved, available, base, kept, sum(file.size for file in train_files))
+    for line in fitted.choice.lines() if fitted.choice else ():
+        (observer.tell if fitted.choice and fitted.choice.fits else observer.warn)(line)
+    return fitted
 
 
 def prepare(
@@ -176,11 +220,13 @@ def run_resolved(
     tracked: bool = True,
     fit: Launch | None = None,
     chosen: dict[str, Any] | None = None,
+    setting: dict[str, Any] | None = None,
 ) -> TrainResult:
     """The run itself, under the lock of its folder. A trial of a sweep is not `tracked` here: the sweep's driver
     follows it.
 
-    `chosen`: what the job as it was written left to the machine; a resumed run keeps it.
+    `chosen`: what the job as it was written left to the machine; a resumed run keeps it. `setting`: what the memory
+    planner said of its part of that; None: what stands in the record stays.
     """
     from raytrain_nlp.planning.resolved import write_quarantine
 
@@ -204,6 +250,7 @@ def run_resolved(
             lengths=resolved.lengths(),
             chosen=chosen or {},
             folder=spec.code_folder,
+            **({"setting": setting} if setting else {}),
         )
         try:
             flush()

@@ -180,6 +180,7 @@ def test_advice_is_the_least_change_that_fits(tmp_path: Path, hidden: int, rows:
     }
     job = plain_job(tmp_path, "advice", **GPU, model={"config": {"model_type": "bert", **shape}})
     job["training"]["per_device_train_batch_size"] = rows
+    job["deepspeed"] = {"zero_stage": 0}  # said, so that nothing is chosen
     needed = raytrain_nlp.check(job, worker_memory="1TB").memory.total - 10**9
     has = str(round((10**9 + share * needed) / 0.95))
     memory = raytrain_nlp.check(job, worker_memory=has).memory
@@ -207,7 +208,7 @@ def test_a_step_that_cannot_be_traced_is_told(folder: Path, monkeypatch: pytest.
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("a tensor without values has no item")
 
-    monkeypatch.setattr("raytrain_nlp.memory.planner.trace_step", refuse)
+    monkeypatch.setattr("raytrain_nlp.memory.needs.trace_step", refuse)
     job = plain_job(
         folder, "short", **GPU, model={"config": {"model_type": "bert", "hidden_size": 32, "num_attention_heads": 2}}
     )

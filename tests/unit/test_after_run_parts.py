@@ -21,7 +21,8 @@ from raytrain_nlp.config import load_job
 from raytrain_nlp.config.cluster import TrackingConfig
 from raytrain_nlp.config.model import ModelConfig
 from raytrain_nlp.errors import InputError, RunError
-from raytrain_nlp.memory.planner import PARTS, MemoryPlan
+from raytrain_nlp.memory.needs import PARTS
+from raytrain_nlp.memory.planner import MemoryPlan
 from raytrain_nlp.modeling.export import cast_folder, export_model, gather_weights, write_model
 from raytrain_nlp.modeling.load import load_trained
 from raytrain_nlp.paths import RunPaths, read_json, write_json

@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from raytrain_nlp.config import load_job
 from raytrain_nlp.errors import InputError
 from raytrain_nlp.memory.factors import count_weights, find_setting
-from raytrain_nlp.memory.planner import PARTS, MemoryPlan, advise_after_failure
+from raytrain_nlp.memory.needs import PARTS
+from raytrain_nlp.memory.planner import MemoryPlan, advise_after_failure
 from raytrain_nlp.memory.widest_batch import checkpoint_activations, widest_shape
 from raytrain_nlp.planning.heads import Head, check_width, follow_head, names_of_numbers
 from raytrain_nlp.planning.labels import find_known_rows, majority_accuracy

@@ -1,0 +1,83 @@
+"""What one setting needs: the parts of a rank's memory at the moment when it needs most, by ZeRO stage, micro-batch and
+gradient checkpointing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raytrain_nlp.config import TrainJob
+from raytrain_nlp.data.split import Split
+from raytrain_nlp.memory.activations import StepTrace, trace_step
+from raytrain_nlp.memory.widest_batch import Shape, checkpoint_activations, widest_shape
+from raytrain_nlp.memory.zero import Setting, Weights, step_memory
+
+PARTS = ("weights", "gradients", "optimizer", "activations", "buffers", "process")
+USABLE = 0.95
+"""Usable share of a worker's memory: the rest is for rounding and fragmentation in allocators."""
+
+
+class Traces:
+    """Steps of the model by gradient checkpointing, traced when first asked for."""
+
+    def __init__(self, model: Any, use_gpu: bool, shape: Shape, eval_shape: Shape | None):
+        self._model, self._use_gpu, self._shape, self._eval_shape = model, use_gpu, shape, eval_shape
+        self._found: dict[tuple[bool, int], StepTrace] = {}
+        self._evaluation: StepTrace | None = None
+        self.failure: str | None = None
+        """Why a step could not be traced."""
+
+    def train(self, checkpointing: bool, rows: int) -> StepTrace:
+        """A step of at most as many rows as the widest micro-batch has."""
+        most = self._shape.rows
+        if rows in (most, 1):
+            return self._trace(checkpointing, rows)
+        if (checkpointing, rows) not in self._found:
+            most_trace, share = self._trace(checkpointing, most), (rows - 1) / (most - 1)
+            self._found[checkpointing, rows] = self._trace(checkpointing, 1).towards(most_trace, share)
+        return self._found[checkpointing, rows]
+
+    def _trace(self, checkpointing: bool, rows: int) -> StepTrace:
+        if (checkpointing, rows) not in self._found:
+            with checkpoint_activations(self._model, checkpointing):
+                inputs = {
+                    name: value[:rows] if hasattr(value, "dtype") else value
+                    for name, value in self._shape.tensors.items()
+                }
+                self._found[checkpointing, rows] = self._try(inputs, self._shape.padded)
+        return self._found[checkpointing, rows]
+
+    def evaluation(self) -> StepTrace | None:
+        """One of the widest batch of the validation rows."""
+        if self._eval_shape is not None and self._evaluation is None:
+            self._evaluation = self._try(self._eval_shape.tensors, self._eval_shape.padded, train=False)
+        return self._evaluation
+
+    def _try(self, inputs: dict[str, Any], padded: bool, train: bool = True) -> StepTrace:
+        try:
+            return trace_step(self._model, inputs, padded=padded, use_gpu=self._use_gpu, train=train)
+        except Exception as error:  # whatever a model does that cannot be done without memory  # noqa: BLE001
+            self.failure = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+            return StepTrace(((0, 0, 0),), 0)
+
+
+def most_parts(weights: Weights, setting: Setting, traces: Traces, checkpointing: bool, rows: int) -> dict[str, float]:
+    """Parts of a training step, or of an evaluation where that needs more."""
+    found = [traces.train(checkpointing, rows), traces.evaluation()]
+    return max(
+        (step_memory(weights, setting, trace) for trace in found if trace),
+        key=lambda parts: sum(parts[name] for name in PARTS[:-1]),
+    )
+
+
+def checkpoints(job: TrainJob) -> bool:
+    values = job.arguments()
+    return bool(values.get("gradient_checkpointing") or values.get("activation_checkpointing"))
+
+
+def eval_shape(job: TrainJob, split: Split | None) -> Shape | None:
+    return (
+        widest_shape(split, job, job.arguments().get("per_device_eval_batch_size", 8), evaluation=True)
+        if split is not None
+        else None
+    )

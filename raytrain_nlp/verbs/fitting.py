@@ -1,0 +1,108 @@
+"""What a job leaves to the memory planner, settled: its data are there, so that a step can be planned, and no worker
+has started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from raytrain_nlp.config import TrainJob, load_job
+from raytrain_nlp.config.auto import ACCUMULATION, CHECKPOINTING, put_values, without_values
+from raytrain_nlp.data.split import Split, SplitSpec
+from raytrain_nlp.errors import InputError
+from raytrain_nlp.memory.fastest import Choice, choose, needs_of
+from raytrain_nlp.memory.needs import USABLE
+from raytrain_nlp.memory.widest_batch import build_traced_model
+from raytrain_nlp.planning.library_checks import check_model_names, check_values
+from raytrain_nlp.planning.resolved import Resolved
+
+_ASKED = {ACCUMULATION: "training.per_device_train_batch_size", CHECKPOINTING: CHECKPOINTING}
+"""Chosen key -> the key that is `auto` in a job that leaves it open."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A job with nothing left open, and what its workers get."""
+
+    job: TrainJob
+    resolved: Resolved
+    choice: Choice | None = None
+    """None: nothing was open, or a resumed run keeps what it has."""
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Dotted key -> chosen value."""
+        return self.choice.values if self.choice else {}
+
+
+def fit_job(
+    job: TrainJob,
+    resolved: Resolved,
+    available: Callable[[], int | None],
+    base: Callable[[], int] = lambda: 0,
+    kept: Mapping[str, Any] | None = None,
+    train_bytes: int = 0,
+) -> Fitted:
+    """Choose what is open, by what fits.
+
+    Args:
+        available: finds the bytes that a worker has; asked only where something is open.
+        base: finds the bytes of a worker's process without a model.
+        kept: the record of the run that is continued: its micro-batches and checkpointing stay, unless they no longer
+            fit; its ZeRO stage always does, as checkpoints have the shape of it.
+        train_bytes: of the files of streamed rows.
+    """
+    planned = (kept or {}).get("setting") or {}
+    reopened = [key for key in _ASKED if key in planned.get("values", {}) and key not in job.auto]
+    if not job.auto and not reopened:
+        return Fitted(job, resolved)
+    has = available()
+    if not job.auto and planned["workers"] <= job.smallest.workers.num_workers and planned["available"] <= (has or 0):
+        return Fitted(job, resolved)
+    spec = resolved.spec
+    if resolved.windows:
+        split, _ = resolved.windows.sample(train_bytes)
+    else:
+        assert isinstance(spec.train, SplitSpec), "not a stream"
+        split = Split(spec.train)
+    data = split, Split(spec.validation) if spec.validation else None
+    model = build_traced_model(job, spec.labels, spec.tokenizer_dir)
+    if not job.auto and (has is None or needs_of(job, model, *data, base()) <= has * USABLE):
+        return Fitted(job, resolved)
+    opened = _reopened(job, reopened) if reopened and not job.auto else job
+    choice = choose(opened, model, *data, base(), has, lambda values: _refused(with_values(opened, values), resolved))
+    return with_choice(opened, resolved, choice)
+
+
+def with_choice(job: TrainJob, resolved: Resolved, choice: Choice) -> Fitted:
+    """The job and what its workers get, with what was chosen.
+
+    Raises:
+        InputError: the libraries refuse every setting.
+    """
+    job = with_values(job, choice.values)
+    spec = replace(resolved.spec, job=with_values(resolved.spec.job, choice.values))
+    return Fitted(job, replace(resolved, spec=spec), choice)
+
+
+def with_values(job: TrainJob, values: Mapping[str, Any]) -> TrainJob:
+    """The job with values of dotted keys, which were open."""
+    return load_job(put_values(job.model_dump(exclude_unset=True, by_alias=True), values))
+
+
+def _reopened(job: TrainJob, keys: list[str]) -> TrainJob:
+    values = without_values(job.model_dump(exclude_unset=True, by_alias=True), keys)
+    return load_job(put_values(values, {_ASKED[key]: "auto" for key in keys}))
+
+
+def _refused(job: TrainJob, resolved: Resolved) -> bool:
+    """Would the libraries refuse it? The job as it stands has passed: only what depends on the setting can say so."""
+    from raytrain_nlp.modeling.tokenizer import load_tokenizer
+
+    spec = resolved.spec
+    try:
+        return bool(check_values(job) or check_model_names(job, spec.labels, load_tokenizer(spec.tokenizer_dir)))
+    except InputError:
+        return True
