@@ -53,8 +53,7 @@ def choices_of(record: Any) -> dict[str, Any]:
     job = record.get("job") or (record.get("sweep") or {}).get("job")
     workers = written_out(job if isinstance(job, Mapping) else {})["workers"]
     chosen = {key: workers[key.partition(".")[2]] for key in WORKERS}
-    if (
-        workers["use_gpu"] and "sweep" not in record
-    ):  # whose trials have records of their own; also of a run of the time when this was 0 unless the job said otherwise
+    # a sweep's trials have records of their own; before the planner chose it, the stage was 0 unless the job said it
+    if workers["use_gpu"] and "sweep" not in record:
         chosen[STAGE] = (written_out(job or {}).get("deepspeed") or {}).get("zero_stage", 0)
     return chosen | {key: value for key, value in (record.get("chosen") or {}).items() if key in (PRECISION, *FITTED)}
