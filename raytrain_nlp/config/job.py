@@ -111,6 +111,13 @@ class TrainJob(Section):
         return job
 
     @property
+    def chunks_loss(self) -> bool:
+        """May the loss of a language model be computed without its logits? Not where something else reads them."""
+        others = ("label_smoothing_factor", "torch_compile", "use_liger_kernel")
+        reads = self.trainer.compute_loss_func or any(self._training.get(name) for name in others)
+        return self.model.chunked_loss and not reads
+
+    @property
     def smallest(self) -> TrainJob:
         """The job on as few workers as may be."""
         least = self.workers.min_workers

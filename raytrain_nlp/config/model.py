@@ -39,6 +39,10 @@ class ModelConfig(Section):
     """transformers.BitsAndBytesConfig, e.g. {load_in_4bit: true}; the base of a LoRA adapter."""
     dtype: str | None = Field(None, pattern="^(float32|bfloat16|float16)$")
     """Type the weights are loaded in; default float32 (mixed precision is `training.bf16`)."""
+    chunked_loss: bool = True
+    """Compute the loss of a language model in chunks of tokens, without its logits: the same loss in less memory. Left
+    out where it cannot be: a head or loss of another kind, label smoothing, `torch_compile`, a loss of the user's own.
+    """
 
     @property
     def model_type(self) -> str | None:

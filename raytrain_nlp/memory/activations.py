@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 
 from raytrain_nlp.compat.torch import dispatch_mode, reads_value, replaced_functions, storage_key, tensors_in
+from raytrain_nlp.modeling.lazy_logits import LazyHead
+from raytrain_nlp.tasks.base import IGNORED
 
 LARGE = 32 << 20
 """Bytes. When glibc frees a tensor, it returns it to the system from this size on, else to its own heap
@@ -64,7 +66,9 @@ class StepTrace:
         )
 
 
-def trace_step(model: Any, batch: dict[str, Any], *, padded: bool, use_gpu: bool, train: bool = True) -> StepTrace:
+def trace_step(
+    model: Any, batch: dict[str, Any], *, padded: bool, use_gpu: bool, train: bool = True, chunked_loss: bool = False
+) -> StepTrace:
     """Run one forward (and, with `train`, backward) of a model on the meta device.
 
     A weight's gradient is counted in the trace's elements and dropped at once; what it takes is planned in
@@ -75,7 +79,9 @@ def trace_step(model: Any, batch: dict[str, Any], *, padded: bool, use_gpu: bool
         batch: the arguments of forward by name; arrays are moved to the meta device, other values passed as they are.
         padded: whether the batch's attention mask masks anything; some models ask.
         use_gpu: whether to count as the kernels of a GPU would; else those of a CPU.
+        chunked_loss: whether the loss of a language model is computed without its logits, where the model can.
     """
+    loss = LazyHead(model, on_gpu=use_gpu).active(_most_predicted(batch)) if chunked_loss else contextlib.nullcontext()
     inputs = {name: _to_meta(value) if hasattr(value, "dtype") else value for name, value in batch.items()}
     live = _Live(padded, [*model.parameters(), *model.buffers()])
     hooks = [
@@ -85,7 +91,7 @@ def trace_step(model: Any, batch: dict[str, Any], *, padded: bool, use_gpu: bool
     ]
     model.train(train)
     try:
-        with _real_kernels(use_gpu), live:
+        with _real_kernels(use_gpu), live, loss:
             if train:
                 model(**inputs).loss.backward()
             else:
@@ -95,6 +101,12 @@ def trace_step(model: Any, batch: dict[str, Any], *, padded: bool, use_gpu: bool
         for hook in hooks:
             hook.remove()
     return StepTrace(tuple(live.points), live.small_peak)
+
+
+def _most_predicted(batch: dict[str, Any]) -> int | None:
+    """As the trainer knows it of a micro-batch: predicted tokens, and a token more of each row."""
+    labels = batch.get("labels")
+    return None if labels is None else int((labels != IGNORED).sum()) + len(labels)
 
 
 def _between(first: float, second: float, share: float) -> int:

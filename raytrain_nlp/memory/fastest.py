@@ -17,7 +17,7 @@ from raytrain_nlp.config import TrainJob
 from raytrain_nlp.config.auto import ACCUMULATION, CHECKPOINTING, STAGE
 from raytrain_nlp.data.split import Split
 from raytrain_nlp.memory.factors import count_weights, find_setting
-from raytrain_nlp.memory.needs import PARTS, USABLE, Traces, checkpoints, eval_shape, most_parts
+from raytrain_nlp.memory.needs import PARTS, USABLE, Traces, checkpoints, chunked_losses, eval_shape, most_parts
 from raytrain_nlp.memory.step_time import step_seconds
 from raytrain_nlp.memory.widest_batch import widest_shape
 
@@ -173,7 +173,9 @@ class _Memory:
         rows = job.arguments()["per_device_train_batch_size"]
         self.shape = widest_shape(split, job, min(rows, _WIDEST) if ACCUMULATION in job.auto else rows)
         self.setting, self.weights, self._base = find_setting(job, model), count_weights(job, model), base
-        self._traces = Traces(model, self.setting.use_gpu, self.shape, eval_shape(job, eval_split))
+        self._traces = Traces(
+            model, self.setting.use_gpu, self.shape, eval_shape(job, eval_split), chunked_losses(job, split)
+        )
         self._sizes = {job.workers.num_workers, job.smallest.workers.num_workers}
 
     @property

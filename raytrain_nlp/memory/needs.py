@@ -20,7 +20,16 @@ USABLE = 0.95
 class Traces:
     """Steps of the model by gradient checkpointing, traced when first asked for."""
 
-    def __init__(self, model: Any, use_gpu: bool, shape: Shape, eval_shape: Shape | None):
+    def __init__(
+        self,
+        model: Any,
+        use_gpu: bool,
+        shape: Shape,
+        eval_shape: Shape | None,
+        chunked: tuple[bool, bool] = (False, False),
+    ):
+        """`chunked`: are losses computed without logits, in training and in evaluation?"""
+        self._chunked = chunked
         self._model, self._use_gpu, self._shape, self._eval_shape = model, use_gpu, shape, eval_shape
         self._found: dict[tuple[bool, int], StepTrace] = {}
         self._evaluation: StepTrace | None = None
@@ -55,7 +64,10 @@ class Traces:
 
     def _try(self, inputs: dict[str, Any], padded: bool, train: bool = True) -> StepTrace:
         try:
-            return trace_step(self._model, inputs, padded=padded, use_gpu=self._use_gpu, train=train)
+            chunked = self._chunked[0 if train else 1]
+            return trace_step(
+                self._model, inputs, padded=padded, use_gpu=self._use_gpu, train=train, chunked_loss=chunked
+            )
         except Exception as error:  # whatever a model does that cannot be done without memory  # noqa: BLE001
             self.failure = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
             return StepTrace(((0, 0, 0),), 0)
@@ -73,6 +85,12 @@ def most_parts(weights: Weights, setting: Setting, traces: Traces, checkpointing
 def checkpoints(job: TrainJob) -> bool:
     values = job.arguments()
     return bool(values.get("gradient_checkpointing") or values.get("activation_checkpointing"))
+
+
+def chunked_losses(job: TrainJob, split: Split) -> tuple[bool, bool]:
+    """Are losses computed without logits, in training and in evaluation? A class of the user's may ask for logits."""
+    chunked = job.chunks_loss and job.trainer.class_ is None and not split.task.rows_weigh
+    return chunked, chunked and bool(job.arguments().get("prediction_loss_only"))
 
 
 def eval_shape(job: TrainJob, split: Split | None) -> Shape | None:

@@ -16,7 +16,7 @@ from raytrain_nlp.config import TrainJob
 from raytrain_nlp.data.split import Split, SplitSpec
 from raytrain_nlp.memory.available import find_available
 from raytrain_nlp.memory.factors import count_weights, find_setting
-from raytrain_nlp.memory.needs import PARTS, USABLE, Traces, checkpoints, eval_shape, most_parts
+from raytrain_nlp.memory.needs import PARTS, USABLE, Traces, checkpoints, chunked_losses, eval_shape, most_parts
 from raytrain_nlp.memory.widest_batch import build_traced_model, widest_shape
 from raytrain_nlp.memory.zero import Setting, Weights
 
@@ -68,7 +68,7 @@ def plan_memory(
     """
     shape = widest_shape(split, job, job.arguments()["per_device_train_batch_size"])
     setting, weights = find_setting(job, model), count_weights(job, model)
-    traces = Traces(model, setting.use_gpu, shape, eval_shape(job, eval_split))
+    traces = Traces(model, setting.use_gpu, shape, eval_shape(job, eval_split), chunked_losses(job, split))
     checkpointing = checkpoints(job)
     parts = most_parts(weights, setting, traces, checkpointing, shape.rows)
     plan = MemoryPlan(

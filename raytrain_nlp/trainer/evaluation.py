@@ -144,7 +144,8 @@ class EvaluationMixin(TrainerHost):
         because collectives need every rank.
         """
         micro_batch, figures = inputs.micro_batch, self._feed.figures
-        loss, logits, labels = self.prediction_step(model, dict(inputs), loss_only, ignore_keys=ignore_keys)
+        with self._feed.without_logits(micro_batch if loss_only else None):
+            loss, logits, labels = self.prediction_step(model, dict(inputs), loss_only, ignore_keys=ignore_keys)
         self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         if not len(micro_batch.rows):
             return None

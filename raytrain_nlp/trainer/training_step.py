@@ -7,6 +7,7 @@ between them.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections import deque
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from raytrain_nlp.distributed.consensus import Agreement
 from raytrain_nlp.distributed.normalizer import GlobalWeight
 from raytrain_nlp.distributed.timeline import TIMELINE
 from raytrain_nlp.errors import InputError, Problem, RunError
+from raytrain_nlp.modeling.lazy_logits import LazyHead
 from raytrain_nlp.tasks.base import Task
 from raytrain_nlp.trainer.host import TrainerHost
 from raytrain_nlp.trainer.item_count import Count
@@ -60,6 +62,8 @@ class Feed:
     fresh_groups: list[dict[str, Any]] = field(default_factory=list)
     """The optimizer's parameter groups without their parameters: the hyper-parameters that the job asks for."""
     forward_kwargs: dict[str, Any] = field(default_factory=dict)
+    lazy_head: LazyHead | None = None
+    """Computes losses without logits; None where something reads those, or rows are what the loss is a mean over."""
     counts: bool = False
     """Is `num_items_in_batch` counted? Only for a user's class or loss function; other losses are means, and are
     weighted here.
@@ -93,6 +97,14 @@ class Feed:
     """Predictions and labels of the newest evaluation of each validation set, in the order of the rows; filled on the
     first rank only.
     """
+
+    def without_logits(self, micro_batch: MicroBatch | None) -> contextlib.AbstractContextManager[None]:
+        """A context in which a forward on `micro_batch` computes its loss without logits, where that can be."""
+        if self.lazy_head is None or micro_batch is None:
+            return contextlib.nullcontext()
+        # some models predict the first token of each row as well, which is not in the weight of others
+        most = micro_batch.weight + len(micro_batch.rows) if micro_batch.weight else None
+        return self.lazy_head.active(most)
 
 
 def trained(part: T | None) -> T:
@@ -137,6 +149,8 @@ class StepMixin(TrainerHost):
         feed.log_is_timed = _takes(super().log, "start_time")
         classes = users_classes(type(self))
         own = [vars(cls)[name] for cls in classes for name in ("compute_loss", "training_step") if name in vars(cls)]
+        if own or self.compute_loss_func is not None or any("prediction_step" in vars(cls) for cls in classes):
+            feed.lazy_head = None
         feed.counts = bool(classes) or self.compute_loss_func is not None
         feed.masks_padding_only = not feed.counts and apply_maskless(plain)
         feed.knows_ranks = any(
@@ -209,7 +223,8 @@ class StepMixin(TrainerHost):
         counted = {"num_items_in_batch": count} if self._feed.loss_is_counted else {}
         if step is not None:
             step.counted = step.over_ranks = False
-        result = super().compute_loss(model, self._feed_complete(inputs), return_outputs=return_outputs, **counted)
+        with self._feed.without_logits(step.micro_batch if step is not None else None):
+            result = super().compute_loss(model, self._feed_complete(inputs), return_outputs=return_outputs, **counted)
         if step is None or not getattr(count, "used", False):
             return result
         step.counted = True

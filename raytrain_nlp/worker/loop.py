@@ -260,6 +260,7 @@ def _build_trainer(
 
     from raytrain_nlp.checkpoint.checkpointer import Checkpointer
     from raytrain_nlp.modeling.facts import fit_generation
+    from raytrain_nlp.modeling.lazy_logits import LazyHead
     from raytrain_nlp.modeling.rank_symmetry import SharedDraws
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
     from raytrain_nlp.tasks import build_task
@@ -307,6 +308,7 @@ def _build_trainer(
         agreement,
         getattr(job.task, "gather_for_generation", False),
         train_rows,
+        lazy_head=LazyHead(model) if job.chunks_loss and not task.rows_weigh else None,
     )
     callbacks = build_callbacks(job, spec, events, paths.progress, arguments.process_index == 0)
     trainer = build_trainer(job, spec.code_folder, feed, model, arguments, tokenizer, callbacks)
