@@ -121,7 +121,7 @@ class FakeNvml:
         return handle[0].encode()
 
     def nvmlDeviceGetMemoryInfo(self, handle: tuple) -> types.SimpleNamespace:
-        return types.SimpleNamespace(total=handle[1])
+        return types.SimpleNamespace(total=handle[1], free=handle[1])
 
     def nvmlDeviceGetCudaComputeCapability(self, handle: tuple) -> tuple[int, int]:
         return handle[2]
