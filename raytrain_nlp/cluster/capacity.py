@@ -26,6 +26,8 @@ from raytrain_nlp.config import TrainJob
 from raytrain_nlp.errors import InputError, Problem, RunError
 
 _POLL_S = 1.0
+_LISTED_S, _LOOK_S = 60.0, 0.1
+"""How long the node of a Ray that was just started here may take to be listed, and how often it is looked for."""
 _SAID_S = 30.0
 """Between two lines that say the same."""
 _SLACK = 1e-6
@@ -57,6 +59,8 @@ def wait_for_room(
     with contextlib.ExitStack() as stack:
         if asked is not None:
             stack.callback(_take_back, asked)
+        if fixed:
+            _await_own_node()
         if not left_over(bundles, living_nodes()):
             return
         scaling = Scaling([], 0) if fixed or patient else find_scaling()
@@ -87,6 +91,18 @@ def listed(resources: dict[str, float]) -> str:
         + ", ".join(f"{name}: {amount:g}" for name, amount in sorted(resources.items()) if not name.startswith("node:"))
         + "}"
     )
+
+
+def _await_own_node() -> None:
+    """Return when the node of a Ray that was just started here is listed; a busy machine may take a while."""
+    end = time.monotonic() + _LISTED_S
+    while not living_nodes():
+        if time.monotonic() > end:
+            raise RunError(
+                f"Ray has started, but its node is not there after {_LISTED_S:.0f} s: its process may have been "
+                f"killed. Run it again."
+            )
+        time.sleep(_LOOK_S)
 
 
 def _never(job: TrainJob, bundles: list[dict[str, float]], scaling: Scaling) -> list[Problem]:

@@ -52,7 +52,7 @@ def touches_cuda() -> bool:
     CUDA_VISIBLE_DEVICES. True also where that cannot be found out: with ROCm.
     """
     torch = sys.modules.get("torch")
-    if torch is not None and torch.version.hip:
+    if torch is not None and getattr(torch.version, "hip", None):
         return True
     try:
         driver = ctypes.CDLL("libcuda.so.1")

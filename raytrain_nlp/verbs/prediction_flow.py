@@ -5,7 +5,6 @@ actors that hold the model and write the parts.
 from __future__ import annotations
 
 import functools
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -56,22 +55,21 @@ def make_parts(
 
 
 class Rate:
-    """Rows a second, of parts as they come."""
+    """Rows a second, by the clocks of the predictors: parts reach the driver in bursts."""
 
     def __init__(self) -> None:
         self.rows = 0
-        self.per_second: float | None = None
-        self._first: tuple[int, float] | None = None
+        self._seconds = 0.0
 
     def add(self, rows: int, seconds: float) -> None:
-        """A part has come, `seconds` after its predictor began: of the first part that is all that is known."""
+        """A part was made, `seconds` after its predictor began with the first of its own."""
         self.rows += rows
-        now = time.monotonic()
-        if self._first is None:
-            self._first = self.rows, now
-            self.per_second = rows / seconds if seconds > 0 else None
-        elif now > self._first[1]:
-            self.per_second = (self.rows - self._first[0]) / (now - self._first[1])
+        self._seconds = max(self._seconds, seconds)
+
+    @property
+    def per_second(self) -> float | None:
+        """None before the first part."""
+        return self.rows / self._seconds if self._seconds > 0 else None
 
 
 def _results(spec: PredictSpec, files: list[SourceFile], layout: Layout, done: list[str]) -> Iterator[dict[str, Any]]:

@@ -234,10 +234,12 @@ def test_pieces_follow_from_the_input_alone(tmp_path: Path) -> None:
     assert len(range(0, 100 << 30, Layout.of(big, 512).piece_bytes)) < 10_000
 
 
-def test_the_rate_leaves_out_the_start() -> None:
+def test_the_rate_is_that_of_the_predictors_clocks() -> None:
+    """Two predictors; the second part of the first one arrives with the others, in a burst."""
     rate = Rate()
+    assert rate.per_second is None
     rate.add(100, 4.0)
     assert rate.per_second == 25
-    rate._first = (100, rate._first[1] - 2)
-    rate.add(300, 9.0)
-    assert rate.rows == 400 and rate.per_second == pytest.approx(150, rel=0.05)
+    for rows, seconds in ((100, 8.0), (200, 5.0)):
+        rate.add(rows, seconds)
+    assert (rate.rows, rate.per_second) == (400, 50)

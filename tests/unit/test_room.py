@@ -13,7 +13,7 @@ import yaml
 from raytrain_nlp.cluster import capacity, resources
 from raytrain_nlp.cluster.resources import NodeType, Scaling
 from raytrain_nlp.config import TrainJob, load_job
-from raytrain_nlp.errors import InputError
+from raytrain_nlp.errors import InputError, RunError
 
 
 def job_of(streaming: bool = False, **workers: Any) -> TrainJob:
@@ -161,3 +161,21 @@ def test_the_file_of_this_clusters_monitor_is_read(tmp_path: Path, monkeypatch: 
     finally:
         for process in started:
             process.communicate(b"\n")
+
+
+def test_the_node_of_an_own_ray_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may list it a moment after Ray has answered: not a cluster that holds nothing."""
+    listed = iter([[], [], [{"CPU": 8.0}]])
+    nodes: list[dict[str, float]] = []
+
+    def living() -> list[dict[str, float]]:
+        nodes[:] = next(listed, nodes)
+        return nodes
+
+    monkeypatch.setattr(capacity, "living_nodes", living)
+    monkeypatch.setattr(capacity, "_LOOK_S", 0.001)
+    capacity.wait_for_room(job_of(), None, fixed=True)
+    monkeypatch.setattr(capacity, "living_nodes", list)
+    monkeypatch.setattr(capacity, "_LISTED_S", 0.0)
+    with pytest.raises(RunError, match="its node is not there"):
+        capacity.wait_for_room(job_of(), None, fixed=True)
