@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from raytrain_nlp.distributed.collectives import gather_objects
+from raytrain_nlp.distributed.device import to_host
 from raytrain_nlp.errors import NonFiniteLossError
 
 _FINE, _MOVE, _BAD, _STOP = 0.0, 0.5, 1.0, 2.0
@@ -91,7 +92,7 @@ class Agreement:
         if begun.work is not None:
             begun.work.wait()  # on a GPU its stream waits, the host does not
         if _read_later(begun.said):
-            begun.said, begun.copied = _sent_to_host(begun.said)
+            begun.said, begun.copied = to_host(begun.said)
         self._unread.append(begun)
         while len(self._unread) > (begun.copied is not None):
             self._read(self._unread.popleft())
@@ -126,13 +127,4 @@ class Agreement:
 
 
 def _read_later(value: torch.Tensor) -> bool:
-    return value.is_cuda
-
-
-def _sent_to_host(value: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
-    """A scalar on its way from the GPU, in pinned memory, and the event after which it is there."""
-    there = torch.empty((), dtype=value.dtype, pin_memory=True)
-    there.copy_(value, non_blocking=True)
-    event = torch.cuda.Event()
-    event.record()
-    return there, event
+    return value.device.type != "cpu"

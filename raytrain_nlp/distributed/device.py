@@ -50,6 +50,24 @@ def to_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def to_host(value: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """A GPU's tensor on its way to pinned memory, and the CUDA event after which it is there."""
+    import torch
+
+    there = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+    there.copy_(value, non_blocking=True)
+    return there, recorded_event()
+
+
+def recorded_event() -> Any:
+    """A CUDA event behind all that this process has asked its GPU for."""
+    import torch
+
+    event = torch.cuda.Event()
+    event.record()
+    return event
+
+
 def reset_peak() -> None:
     """Restart the measurement of `peak_memory`; of resident memory only where Linux permits it (`clear_refs`)."""
     if _use_gpu:

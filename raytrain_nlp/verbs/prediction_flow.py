@@ -79,12 +79,11 @@ def _results(spec: PredictSpec, files: list[SourceFile], layout: Layout, done: l
     from raytrain_nlp.worker.prediction_input import read_chunks
     from raytrain_nlp.worker.predictor import Predictor
 
-    # a chunk is a block, which goes to the next free actor as soon as it is read
-    ray.data.DataContext.get_current().target_max_block_size = 1
     items, workers = _items(files, layout, done), spec.job.workers
-    chunks = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(
-        functools.partial(read_chunks, spec=spec), num_cpus=spec.job.data.feed_cpus_per_worker
-    )
+    pieces = ray.data.from_items(items, override_num_blocks=len(items))
+    # a copy of the process's; a chunk is a block, which goes to the next free actor as soon as it is read
+    pieces.context.target_max_block_size = 1
+    chunks = pieces.flat_map(functools.partial(read_chunks, spec=spec), num_cpus=spec.job.data.feed_cpus_per_worker)
     predicted = chunks.map_batches(
         Predictor,
         fn_constructor_args=(spec,),

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from raytrain_nlp.data.prediction_files import BAD, open_output
-from raytrain_nlp.distributed.device import settle_device
+from raytrain_nlp.distributed.device import recorded_event, settle_device
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.failures import told_plainly
 from raytrain_nlp.storage import storage_of
@@ -115,9 +115,7 @@ class Batches:
 
         with self._turn, torch.inference_mode():
             outputs = [made for batch in batches for made in self._run(*unpack_batch(batch))]
-            done = torch.cuda.Event() if self._device == "cuda" else None
-            if done is not None:
-                done.record()
+            done = recorded_event() if self._device == "cuda" else None
         if done is not None:
             done.synchronize()
         for places, tensors in outputs:

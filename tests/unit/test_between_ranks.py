@@ -147,7 +147,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return value, SimpleNamespace(synchronize=lambda: waited.append(f"{float(value)}"))
 
     monkeypatch.setattr(consensus, "_read_later", lambda value: True)
-    monkeypatch.setattr(consensus, "_sent_to_host", sent)
+    monkeypatch.setattr(consensus, "to_host", sent)
     return waited
 
 

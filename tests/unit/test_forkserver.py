@@ -91,9 +91,11 @@ def test_the_next_launcher_is_served(address: str, tmp_path: Path, content: byte
 
 
 def test_a_launcher_that_dies_before_the_answer(address: str, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"  # whose processes may still run when ours ends
+    theirs.mkdir()
     for _ in range(5):
         connection = connect(address)
-        socket.send_fds(connection, [request(tmp_path)], [0, 1, 2])
+        socket.send_fds(connection, [request(theirs)], [0, 1, 2])
         connection.close()
     start(address, tmp_path)
 
@@ -131,6 +133,8 @@ def test_the_server_sees_what_its_forks_may_see(use_gpu: bool, monkeypatch: pyte
     started = mock.MagicMock()
     monkeypatch.setattr(fork_server.subprocess, "Popen", started)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    monkeypatch.delenv("PYTORCH_NVML_BASED_CUDA_CHECK", raising=False)  # a library may have set it
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
     with fork_server.forked_processes(use_gpu=use_gpu):
         pass
     seen = started.call_args.kwargs["env"]

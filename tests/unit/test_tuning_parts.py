@@ -4,6 +4,7 @@ importance, and what is refused.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -70,6 +71,7 @@ class Spec:
     total_steps: int = 20
     storage_path: str = ""
     renew_hyperparameters: bool = False
+    job: Any = None
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,13 @@ def start(tmp_path: Path, paths: SweepPaths, monkeypatch: pytest.MonkeyPatch) ->
     """A trial whose run does what it is given to do with the trial as its observer."""
 
     def make(does: Callable[[Trial, Any], dict[str, float]], waits: bool = False) -> Trial:
-        monkeypatch.setattr("raytrain_nlp.planning.inputs.find_job_files", lambda job, storage: None)
+        files = SimpleNamespace(train=[])
+        monkeypatch.setattr("raytrain_nlp.planning.inputs.find_job_files", lambda job, storage: files)
         monkeypatch.setattr(trial, "prepare", lambda job, *_: Prepared(Spec()))
+        monkeypatch.setattr(trial, "keep_fitted", lambda job, kept: (job, {}))
+        monkeypatch.setattr(trial, "measured", lambda job, storage: contextlib.nullcontext(0))
+        fitted = {"values": {}, "choice": None}
+        monkeypatch.setattr(trial, "fit", lambda job, made, *_: SimpleNamespace(job=job, resolved=made, **fitted))
         monkeypatch.setattr(
             trial,
             "run_resolved",
