@@ -13,6 +13,7 @@ OVERRIDDEN: dict[str, str] = {
     "get_train_dataloader": "(self)",
     "num_examples": "(self, dataloader)",
     "_prepare_input": "(self, data)",
+    "_prepare_inputs": "(self, inputs)",
     "_get_num_items_in_batch": "(self, batch_samples, device)",
     "compute_loss": "(self, model, inputs, return_outputs=, num_items_in_batch=)",
     "log": "(self, logs, start_time=)",
@@ -239,6 +240,29 @@ NAMES: list[Name] = [
         "transformers.Seq2SeqTrainer",
         {
             "_gen_kwargs": "set on its instances",
+        },
+    ),
+    # transformers: what stands for its kernels of flash attention
+    *under(
+        "transformers.PreTrainedModel",
+        {
+            "_check_and_adjust_attn_implementation": (
+                "(self, attn_implementation, is_init_check=, allow_all_kernels=)",
+                "transformers.modeling_utils: self._check_and_adjust_attn_implementation(",
+            ),
+            "_supports_flash_attn": "bool",
+        },
+    ),
+    *under(
+        "transformers.modeling_flash_attention_utils",
+        {
+            "_lazy_define_process_function": "(flash_function)",
+            "_pad_input": "(hidden_states, indices, batch, seqlen)",
+            "_unpad_input": "(hidden_states, attention_mask, unused_mask=)",
+            "lazy_import_flash_attention": (
+                "(implementation, attention_wrapper=, allow_all_kernels=)",
+                "transformers.modeling_flash_attention_utils: = lazy_import_flash_attention(attn_implementation)",
+            ),
         },
     ),
     # transformers: what it overrides

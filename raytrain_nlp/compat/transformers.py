@@ -66,6 +66,42 @@ def _no_warning(input_ids: Any, attention_mask: Any) -> None:
     pass
 
 
+def takes_lengths(model: Any) -> bool:
+    """Is an attention of `model` one of flash attention's, whose kernels take the lengths of documents and no mask?"""
+    from transformers import PreTrainedModel
+    from transformers.utils.generic import is_flash_attention_requested
+
+    parts = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    return any(is_flash_attention_requested(config=part.config) for part in parts)
+
+
+@contextlib.contextmanager
+def replaced_flash(attend: Callable[..., Any], attend_documents: Callable[..., Any]) -> Iterator[None]:
+    """Patch: while inside, models with any of flash attention's implementations can be built without its packages and
+    without a GPU, and call these two functions for its kernels `flash_attn_func` and `flash_attn_varlen_func`. As
+    ever, `ValueError` is raised for models that cannot use them.
+    """
+    from transformers import PreTrainedModel, modeling_flash_attention_utils
+    from transformers.utils.generic import is_flash_attention_requested
+
+    adjust, kernels = PreTrainedModel._check_and_adjust_attn_implementation, modeling_flash_attention_utils
+
+    def checked(self: Any, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
+        if not is_flash_attention_requested(requested_attention_implementation=attn_implementation):
+            return adjust(self, attn_implementation, *args, **kwargs)
+        if not self._supports_flash_attn:
+            raise ValueError(f"{type(self).__name__} has no flash attention")
+        return "flash_attention_2"
+
+    process = kernels._lazy_define_process_function(attend_documents)
+    functions = (attend, attend_documents, None, kernels._pad_input, kernels._unpad_input), (process, dict)
+    with (
+        mock.patch.object(PreTrainedModel, "_check_and_adjust_attn_implementation", checked),
+        mock.patch.object(kernels, "lazy_import_flash_attention", lambda *args, **kwargs: functions),
+    ):
+        yield
+
+
 @contextlib.contextmanager
 def replaced_init(replaced: Callable[..., None]) -> Iterator[None]:
     """Patch: while inside, `Trainer.__init__` is this. So it is seen what a user's `__init__` gives it, without a

@@ -17,6 +17,8 @@ _FLASH = {
 }
 """Attention of transformers that needs a module, and the package that has it."""
 _ATTENTION = ("eager", "sdpa", "flex_attention", *_FLASH)
+_NEED_GPU = (*_FLASH, "flex_attention")
+"""Attention that trains on a GPU only: torch has no gradient of flex attention on CPU."""
 _NO_GPU = "needs a GPU (workers.use_gpu is false)"
 _USE_ONE = "set workers.use_gpu: true"
 
@@ -61,7 +63,8 @@ def _check_quantization(job: TrainJob) -> list[Problem]:
 
 def _check_attention(job: TrainJob) -> list[Problem]:
     """Is there what the attention is made of? transformers looks for it in each worker, when the model is built."""
-    name, where = job.model.attn_implementation, "model.attn_implementation"
+    name = job.model.attention
+    where = f"model.{'' if job.model.attn_implementation else 'config.'}attn_implementation"
     if name is None:
         return []
     if "/" in name:  # a kernel of the hub
@@ -100,7 +103,7 @@ def _check_attention(job: TrainJob) -> list[Problem]:
         ]
     return (
         [Problem(where, f"{_NO_GPU} ({name})", f"Use sdpa, or {_USE_ONE}.")]
-        if module and not job.workers.use_gpu
+        if name in _NEED_GPU and not job.workers.use_gpu
         else []
     )
 

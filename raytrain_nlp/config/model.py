@@ -49,6 +49,11 @@ class ModelConfig(Section):
         """Of a model from scratch."""
         return self.config["model_type"] if self.config else None
 
+    @property
+    def attention(self) -> str | None:
+        """The attention that the job names, which the config of a model from scratch may do as well."""
+        return self.attn_implementation or (self.config or {}).get("attn_implementation")
+
     @model_validator(mode="after")
     def _one_origin(self) -> ModelConfig:
         if (self.name_or_path is None) == (self.config is None):

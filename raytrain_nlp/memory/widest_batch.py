@@ -28,7 +28,9 @@ class Shape:
     length: int
     tensors: dict[str, Any]
     padded: bool
-    """Do micro-batches of this job have padding? (The tensors here have none.)"""
+    """Does attention need a mask: for the padding of this job's micro-batches (the tensors here have none), or between
+    packed documents?
+    """
 
 
 def widest_shape(split: Split, job: TrainJob, rows: int, evaluation: bool = False) -> Shape:
@@ -53,7 +55,9 @@ def widest_shape(split: Split, job: TrainJob, rows: int, evaluation: bool = Fals
         split.task.collate(split.fetch(ids), split.spec.context, Place(split.plan.spec.seed, 0, ids))
         | split.task.forward_kwargs()
     )
-    padded = split.spec.packing is None and bool(np.ptp(lengths[sample]))
+    padded = bool(np.ptp(lengths[sample]))
+    if packing := split.spec.packing:  # other attention than these keeps documents apart without a mask in memory
+        padded = packing.kind == "best_fit" and job.model.attention in (None, "eager", "sdpa")
     return Shape(rows, int(lengths[longest]), tensors, padded)
 
 

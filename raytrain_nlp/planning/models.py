@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import itertools
 import json
 import os
-import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,6 @@ from raytrain_nlp.modeling.tokenizer import cache_tokenizer, train_tokenizer
 from raytrain_nlp.paths import cache_dir
 from raytrain_nlp.planning.inputs import Files
 from raytrain_nlp.tasks import build_task
-from raytrain_nlp.tasks.base import Task
 from raytrain_nlp.user_code import UserObject
 
 _TOKENIZER_WINDOWS = 5
@@ -127,10 +123,6 @@ def check_model(job: TrainJob) -> None:
         raise InputError(
             Problem(where, f"models of type '{model_type}' have no head for {job.task.type}", "Choose another model.")
         )
-    packing = task.packing(job.data.max_length)
-    if packing and packing.kind == "best_fit" and not keeps_documents_apart(task, model_type):
-        what = f"models of type '{model_type}' cannot keep packed documents apart"
-        raise InputError(Problem("task.packing", what, "Use packing: concat or none, or another model."))
 
 
 def model_facts(job: TrainJob, tokenizer: Any, folder: Path | None = None) -> ModelFacts:
@@ -164,30 +156,31 @@ def model_facts(job: TrainJob, tokenizer: Any, folder: Path | None = None) -> Mo
     return facts
 
 
-def keeps_documents_apart(task: Task, model_type: str) -> bool:
-    """Does the model read the borders of packed documents from `position_ids`?
-
-    In transformers 5 those do whose attention mask is made by `masking_utils.create_causal_mask` (it is given the
-    positions), and which have no other path between tokens: no recurrence, no convolution, no attention bias by
-    distance.
-    """
+def check_packing(job: TrainJob, tokenizer: Any) -> None:
+    """Raises `InputError` where documents that share a row would see each other, or where that cannot be found out."""
+    task = build_task(job.task)
+    packing = task.packing(job.data.max_length)
+    if packing is None or packing.kind != "best_fit":
+        return
     import transformers
-    from transformers.models.auto import modeling_auto
 
-    name = getattr(modeling_auto, task.auto_mapping).get(model_type)
-    cls = getattr(transformers, name, None) if isinstance(name, str) else None
-    if cls is None:
-        return False
-    source = inspect.getsource(sys.modules[cls.__module__])
-    others = ("mamba", "Conv1d", "build_alibi", "linear_attn", "recurrent")
-    given = re.search(r"(?:create_causal_mask|mask_function)\((?:[^()]|\([^()]*\))*position_ids", source) or re.search(
-        r'mask_kwargs = \{[^}]*"position_ids"', source
+    from raytrain_nlp.modeling.packing_trial import keeps_documents_apart
+
+    model = job.model
+    config = load_config(model, task, tokenizer)
+    auto_class, attention = getattr(transformers, task.auto_model), model.attention
+    apart = keeps_documents_apart(config, auto_class, attention, model.trust_remote_code)
+    if apart:
+        return
+    models = f"models of type '{config.model_type}'"
+    what = (
+        f"{models} cannot keep packed documents apart"
+        if apart is False
+        else (f"a small model could not be made to find out whether {models} keep packed documents apart")
     )
-    return (
-        bool(given)
-        and "position_ids" in inspect.signature(cls.forward).parameters
-        and not any(sign in source for sign in others)
-    )
+    using = f" ({attention})" if attention else ""
+    other = "another model or attention" if attention else "another model"
+    raise InputError(Problem("task.packing", f"{what}{using}", f"Use packing: concat or none, or {other}."))
 
 
 def _misspelt(config: dict[str, Any]) -> list[Problem]:

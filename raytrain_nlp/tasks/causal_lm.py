@@ -175,12 +175,13 @@ class CausalLmTask(TaskDefaults):
         )
 
     def collate(self, columns: Columns, context: CollateContext, place: Place) -> dict[str, np.ndarray]:
-        rows, side = columns["input_ids"], context.padding_side
+        packed = "position_ids" in columns
+        rows, side = columns["input_ids"], "right" if packed else context.padding_side
         labels = pad(rows, IGNORED, side)
         if "targets" in columns:
             labels[pad(columns["targets"], 0, side) == 0] = IGNORED
         batch = {"input_ids": pad(rows, context.pad_token_id, side), "labels": labels}
-        if "position_ids" in columns:
+        if packed:
             return {**batch, **_apart(columns["position_ids"], labels)}
         return {**batch, "attention_mask": attention_mask(rows, side)}
 
@@ -261,7 +262,8 @@ def _apart(positions: list[np.ndarray], labels: np.ndarray) -> dict[str, np.ndar
     """Positions of packed documents, and labels without the step from one document into the next.
 
     Models of transformers 5 read the borders from positions that start again, where no attention mask is given
-    (`masking_utils.find_packed_sequence_indices`). Padding is a document of its own.
+    (`masking_utils.find_packed_sequence_indices`); for kernels that take no mask, `modeling.document_lengths` does.
+    Padding is a document of its own, at the end of a row.
     """
     width = labels.shape[1]
     padded = np.stack([np.concatenate([row, np.arange(width - len(row), dtype=np.int32)]) for row in positions])

@@ -22,6 +22,7 @@ from raytrain_nlp.cpu.gradient_mean import SharedMeanKwargs
 from raytrain_nlp.distributed.consensus import Agreement  # noqa: F401 - where tests look for it
 from raytrain_nlp.distributed.device import to_device
 from raytrain_nlp.distributed.timeline import TIMELINE
+from raytrain_nlp.modeling.document_lengths import with_lengths
 from raytrain_nlp.modeling.export import export_model
 from raytrain_nlp.trainer.evaluation import EvaluationMixin
 from raytrain_nlp.trainer.loader import TrainLoader
@@ -67,6 +68,10 @@ class FeedTrainer(EvaluationMixin, Trainer):
         if isinstance(data, torch.Tensor) and not (data.is_floating_point() or data.is_complex()):
             return to_device(data, self.args.device)
         return super()._prepare_input(data)
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """As `Trainer` does it, with the lengths of packed documents, read while positions are on the host."""
+        return super()._prepare_inputs(with_lengths(inputs) if self._feed.takes_lengths else inputs)
 
     def num_examples(self, dataloader: Any) -> int:
         return dataloader.feed.num_rows if isinstance(dataloader, TrainLoader) else len(dataloader.dataset)

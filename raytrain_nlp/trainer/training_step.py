@@ -25,6 +25,7 @@ from raytrain_nlp.distributed.consensus import Agreement
 from raytrain_nlp.distributed.normalizer import GlobalWeight
 from raytrain_nlp.distributed.timeline import TIMELINE
 from raytrain_nlp.errors import InputError, Problem, RunError
+from raytrain_nlp.modeling.document_lengths import apply_lengths
 from raytrain_nlp.modeling.lazy_logits import LazyHead
 from raytrain_nlp.tasks.base import Task
 from raytrain_nlp.trainer.host import TrainerHost
@@ -76,6 +77,8 @@ class Feed:
     """May the attention mask of a batch without padding be left out? transformers would ask the device whether all of
     it is 1.
     """
+    takes_lengths: bool = False
+    """Does the model's attention take the lengths of packed documents in place of a mask?"""
     knows_ranks: bool = False
     """Does the user's loss multiply by the number of ranks itself, as `Trainer.compute_loss` does?"""
     declared: bool | None = None
@@ -153,6 +156,7 @@ class StepMixin(TrainerHost):
             feed.lazy_head = None
         feed.counts = bool(classes) or self.compute_loss_func is not None
         feed.masks_padding_only = not feed.counts and apply_maskless(plain)
+        feed.takes_lengths = apply_lengths(plain)
         feed.knows_ranks = any(
             {"num_processes", "world_size"} & set(getattr(method, "__code__", _NO_CODE).co_names) for method in own
         )

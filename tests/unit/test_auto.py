@@ -272,6 +272,14 @@ def test_what_the_gpus_of_this_machine_lack(gpus: list, overrides: list[str], li
             ["model.attn_implementation=flash_atention_2"],
             "model.attn_implementation: unknown attention ('flash_atention_2'). Did you mean 'flash_attention_2'?",
         ),
+        (
+            ["model.config={model_type: bert, attn_implementation: flash_attention_2}", "model.name_or_path=null"],
+            "model.config.attn_implementation: needs the package flash-attn, which is not installed",
+        ),
+        (
+            ["model.attn_implementation=flex_attention", "workers.use_gpu=false"],
+            "model.attn_implementation: needs a GPU (workers.use_gpu is false) (flex_attention)",
+        ),
         (["training.tf32=true", "workers.use_gpu=false"], "training.tf32: needs a GPU (workers.use_gpu is false)"),
     ],
 )

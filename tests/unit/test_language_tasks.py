@@ -4,6 +4,7 @@ alone.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -118,11 +119,16 @@ def test_what_is_no_chat(messages: Any, reason: str) -> None:
     assert reason in causal(messages_column="m").check_row({"m": messages})
 
 
-def test_packed_documents_do_not_meet(tokenizers: dict[str, Any]) -> None:
-    """The first token of a document is no label, and padding is a document of its own."""
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_packed_documents_do_not_meet(side: str, tokenizers: dict[str, Any]) -> None:
+    """The first token of a document is no label, and padding is a document of its own, at the end of a row whatever
+    side the tokenizer pads on.
+    """
     task = causal(packing="best_fit")
     columns = {"input_ids": [[5, 6, 7, 8, 9], [5, 6, 7]], "position_ids": [[0, 1, 2, 0, 1], [0, 1, 2]]}
-    batch = collated(task, columns, tokenizers["decoder"], place(count=2))
+    rows = {name: [np.array(row) for row in values] for name, values in columns.items()}
+    batch = task.collate(rows, replace(context_of(tokenizers["decoder"]), padding_side=side), place(count=2))
+    assert batch["input_ids"][:, :3].tolist() == [[5, 6, 7], [5, 6, 7]]
     assert batch["labels"].tolist() == [[IGNORED, 6, 7, IGNORED, 9], [IGNORED, 6, 7, IGNORED, IGNORED]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1], [0, 1, 2, 0, 1]]
     assert "attention_mask" not in batch

@@ -1,0 +1,143 @@
+"""A job whose packed documents would see each other is refused before anything starts; the memory of the mask between
+them is planned.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+
+from raytrain_nlp.config import load_job
+from raytrain_nlp.config.model import TokenizerTraining
+from raytrain_nlp.errors import InputError
+from raytrain_nlp.memory.activations import trace_step
+from raytrain_nlp.memory.widest_batch import widest_shape
+from raytrain_nlp.modeling.packing_trial import keeps_documents_apart
+from raytrain_nlp.modeling.small_config import narrow_config
+from raytrain_nlp.modeling.tokenizer import load_tokenizer, train_tokenizer
+from raytrain_nlp.planning.models import check_packing
+from raytrain_nlp.tasks.base import Packing
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("tokenizers")
+    return load_tokenizer(
+        str(train_tokenizer(["ada bell"], TokenizerTraining(vocab_size=300), "decoder", "k", folder, None))
+    )
+
+
+def job_of(model_type: str, packing: str = "best_fit", attention: str | None = None, **config: Any) -> Any:
+    job = load_job(
+        {
+            "name": "run",
+            "task": {"type": "causal-lm", "packing": packing},
+            "model": {"config": {"model_type": model_type, **config}, "tokenizer": "train"},
+            "data": {"train": "train.jsonl"},
+            "workers": {"num_workers": 1, "use_gpu": False},
+        }
+    )
+    # as of a machine that has the GPU and the package for it
+    model = job.model.model_copy(update={"attn_implementation": attention})
+    return job.model_copy(update={"model": model})
+
+
+@pytest.mark.parametrize(
+    ("model_type", "attention", "config"),
+    [
+        ("llama", None, {}),
+        ("llama", "flash_attention_2", {}),
+        ("mistral", "kernels-community/flash-attn2", {}),
+        ("gpt_oss", "flash_attention_3", {}),
+        ("falcon_h1", None, {"packing": "concat"}),
+        ("bloom", None, {"packing": "none"}),
+    ],
+)
+def test_what_keeps_documents_apart_is_taken(
+    model_type: str, attention: str | None, config: dict[str, Any], tokenizer: Any
+) -> None:
+    check_packing(job_of(model_type, attention=attention, **config), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "attention", "config", "line"),
+    [
+        ("bloom", None, {}, "models of type 'bloom' cannot keep packed documents apart. Use packing: concat or none, "),
+        # its masks are not given the positions; the kernels of flash attention are
+        ("gpt_oss", None, {}, "models of type 'gpt_oss' cannot keep packed documents apart. "),
+        ("falcon", "eager", {"alibi": True}, "models of type 'falcon' cannot keep packed documents apart (eager). "),
+        ("mamba", None, {}, "models of type 'mamba' cannot keep packed documents apart. "),
+        # passes no lengths on to the kernel
+        (
+            "stablelm",
+            "flash_attention_2",
+            {},
+            "models of type 'stablelm' cannot keep packed documents apart (flash_attention_2)."
+            " Use packing: concat or none, or another model or attention.",
+        ),
+        # made by code that is not here, without a mask
+        ("llama", "my_kernel", {}, "a small model could not be made to find out whether models of type 'llama' keep "),
+    ],
+)
+def test_what_does_not_is_refused(
+    model_type: str, attention: str | None, config: dict[str, Any], line: str, tokenizer: Any
+) -> None:
+    with pytest.raises(InputError) as caught:
+        check_packing(job_of(model_type, attention=attention, **config), tokenizer)
+    assert f"task.packing: {line}" in str(caught.value)
+
+
+def test_a_small_model_has_a_layer_of_each_kind_and_all_that_is_no_size() -> None:
+    kinds = ["sliding_attention"] * 5 + ["full_attention"] * 3
+    config = AutoConfig.for_model("qwen2", num_hidden_layers=8, layer_types=kinds, use_sliding_window=True)
+    small = narrow_config(config)
+    assert small.layer_types == kinds[:6] and small.num_hidden_layers == 6 and small.use_sliding_window
+    assert (small.hidden_size, small.num_attention_heads, small.num_key_value_heads) == (64, 4, 4)
+    assert (config.hidden_size, config.num_hidden_layers) == (4096, 8)
+
+
+def test_a_trial_leaves_the_process_as_it_was() -> None:
+    before = torch.get_rng_state(), torch.get_num_threads()
+    assert keeps_documents_apart(LlamaConfig(), AutoModelForCausalLM, "flash_attention_2")
+    assert torch.equal(torch.get_rng_state(), before[0]) and torch.get_num_threads() == before[1]
+    with pytest.raises(ImportError):  # flash attention needs its package again
+        AutoModelForCausalLM.from_config(narrow_config(LlamaConfig()), attn_implementation="flash_attention_2")
+
+
+@pytest.mark.parametrize(
+    ("kind", "attention", "masked"),
+    [
+        ("best_fit", None, True),
+        ("best_fit", "eager", True),
+        ("best_fit", "flash_attention_2", False),
+        ("best_fit", "flex_attention", False),
+        ("concat", None, False),
+    ],
+)
+def test_the_mask_between_documents_is_planned(kind: str, attention: str | None, masked: bool) -> None:
+    rows, length = 4, 256
+    positions = np.tile(np.arange(length // 2), (rows, 2))
+    tensors = {"input_ids": np.zeros((rows, length), dtype=np.int64), "position_ids": positions}
+    split: Any = SimpleNamespace(
+        plan=SimpleNamespace(
+            lengths=np.full(rows, length), spec=SimpleNamespace(num_rows=rows, batch_tokens=None, seed=0)
+        ),
+        task=SimpleNamespace(collate=lambda *_: tensors, forward_kwargs=lambda: {"use_cache": False}),
+        fetch=lambda _: {},
+        spec=SimpleNamespace(packing=Packing(kind, length), context=None),
+    )
+    shape = widest_shape(split, job_of("llama", attention=attention), rows)
+    assert shape.padded is masked
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=64, num_hidden_layers=1, **sizes))
+    peaks = [
+        trace_step(model, shape.tensors, padded=padded, use_gpu=True, train=False).peak
+        for padded in (shape.padded, False)
+    ]
+    assert (peaks[0] - peaks[1] >= rows * length * length) is masked  # one byte of a pair of tokens
