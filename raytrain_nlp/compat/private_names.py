@@ -218,6 +218,20 @@ NAMES: list[Name] = [
             "save_to_disk": ("(..., dataset_path)", 'datasets.arrow_dataset: "_data_files"'),
         },
     ),
+    # transformers: what attention asks the device
+    *under(
+        "transformers",
+        {
+            "masking_utils.find_packed_sequence_indices": (
+                "(position_ids)",
+                "transformers.masking_utils: = find_packed_sequence_indices(position_ids)",
+            ),
+            "modeling_flash_attention_utils._is_packed_sequence": (
+                "(position_ids, batch_size)",
+                "transformers.modeling_flash_attention_utils: if _is_packed_sequence(position_ids, batch_size)",
+            ),
+        },
+    ),
     # transformers: what the run's trainer reads and calls of its base
     *under(
         "transformers.Trainer",

@@ -103,6 +103,28 @@ def replaced_flash(attend: Callable[..., Any], attend_documents: Callable[..., A
 
 
 @contextlib.contextmanager
+def one_sequence_a_row() -> Iterator[None]:
+    """Patch: while inside, attention takes each row of a batch without a mask for one sequence. transformers would look
+    whether positions start again within a row, and ask the device: once a forward, with flash attention once a layer.
+    """
+    from transformers import masking_utils, modeling_flash_attention_utils
+
+    with (
+        mock.patch.object(masking_utils, "find_packed_sequence_indices", _none_packed),
+        mock.patch.object(modeling_flash_attention_utils, "_is_packed_sequence", _not_packed),
+    ):
+        yield
+
+
+def _none_packed(position_ids: Any) -> None:
+    pass
+
+
+def _not_packed(position_ids: Any, batch_size: int) -> bool:
+    return False
+
+
+@contextlib.contextmanager
 def replaced_init(replaced: Callable[..., None]) -> Iterator[None]:
     """Patch: while inside, `Trainer.__init__` is this. So it is seen what a user's `__init__` gives it, without a
     model.

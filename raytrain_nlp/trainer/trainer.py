@@ -65,9 +65,7 @@ class FeedTrainer(EvaluationMixin, Trainer):
 
     def _prepare_input(self, data: Any) -> Any:
         """As `Trainer` does it; the host does not wait for a copy to a GPU."""
-        if isinstance(data, torch.Tensor) and not (data.is_floating_point() or data.is_complex()):
-            return to_device(data, self.args.device)
-        return super()._prepare_input(data)
+        return super()._prepare_input(to_device(data, self.args.device) if isinstance(data, torch.Tensor) else data)
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         """As `Trainer` does it, with the lengths of packed documents, read while positions are on the host."""

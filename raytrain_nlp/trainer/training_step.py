@@ -19,7 +19,7 @@ from transformers import DataCollatorWithPadding
 
 from raytrain_nlp.checkpoint.checkpointer import Checkpointer
 from raytrain_nlp.compat.accelerate import apply_backward
-from raytrain_nlp.compat.transformers import apply_maskless, unlogged_loss
+from raytrain_nlp.compat.transformers import apply_maskless, one_sequence_a_row, unlogged_loss
 from raytrain_nlp.data.split import MicroBatch
 from raytrain_nlp.distributed.consensus import Agreement
 from raytrain_nlp.distributed.normalizer import GlobalWeight
@@ -121,6 +121,8 @@ class Step:
     """The state of one micro-batch during `training_step`."""
 
     micro_batch: MicroBatch
+    full: bool = False
+    """Is it without padding, so that attention needs no mask?"""
     counted: bool = False
     """Is its loss a sum divided by `num_items_in_batch`? Else it is a mean of its own rows or tokens."""
     over_ranks: bool = False
@@ -202,11 +204,14 @@ class StepMixin(TrainerHost):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         feed = self._feed
-        step = feed.step = Step(feed.micro_batches.popleft())
+        micro_batch = feed.micro_batches.popleft()
+        step = feed.step = Step(micro_batch, full=feed.masks_padding_only and _is_full(micro_batch))
         TIMELINE.mark("forward")
         counted = (num_items_in_batch,) if feed.step_is_counted else ()
         try:
-            loss = super().training_step(model, inputs, *counted)
+            # around the backward pass, too: what is recomputed there asks again
+            with one_sequence_a_row() if step.full and "position_ids" not in inputs else contextlib.nullcontext():
+                loss = super().training_step(model, inputs, *counted)
             if not step.begun:  # the user's method called `loss.backward()` itself, not `accelerator.backward`
                 trained(feed.agreement).begin(loss.detach(), step.micro_batch)
             self._feed_settle()
@@ -282,7 +287,7 @@ class StepMixin(TrainerHost):
     def _feed_complete(self, inputs: Any) -> dict[str, Any]:
         """The inputs of a forward, with the task's arguments and, for label smoothing, `decoder_input_ids`."""
         complete = {**inputs, **self._feed.forward_kwargs}
-        if self._feed.masks_padding_only and self._feed.step and _is_full(self._feed.step.micro_batch):
+        if self._feed.step and self._feed.step.full:
             complete.pop("attention_mask", None)
         if self.label_smoother is not None and "labels" in inputs and "decoder_input_ids" not in inputs:
             shift = getattr(self.accelerator.unwrap_model(self.model), "prepare_decoder_input_ids_from_labels", None)

@@ -277,3 +277,18 @@ def test_rows_that_cannot_be_scored_are_told(reader: RowsReader, rows: Any, line
     assert build_task(reader.job.task).check_row({"label": 1}) is not None
     with pytest.raises(ValueError, match=line):
         reader.loader(rows, [])
+
+
+def test_rows_that_are_one_sequence_each_are_not_looked_at() -> None:
+    """Neither for SDPA's mask nor by flash attention; a read of a tensor without values would raise."""
+    from transformers import masking_utils, modeling_flash_attention_utils
+
+    from raytrain_nlp.compat.transformers import one_sequence_a_row
+
+    positions = torch.arange(4, device="meta").unsqueeze(0)
+    with one_sequence_a_row():
+        assert masking_utils.find_packed_sequence_indices(positions) is None
+        assert modeling_flash_attention_utils._is_packed_sequence(positions, 1) is False
+    with pytest.raises(RuntimeError, match="meta tensors"):
+        masking_utils.find_packed_sequence_indices(positions)
+    assert modeling_flash_attention_utils._is_packed_sequence(torch.tensor([[0, 1, 0, 1]]), 1)
