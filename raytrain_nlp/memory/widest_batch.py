@@ -77,12 +77,15 @@ def _widest_of_budget(split: Split, job: TrainJob) -> tuple[int, int]:
 
 def build_traced_model(job: TrainJob, labels: list[str], tokenizer_dir: str) -> Any:
     """The model of a job on the meta device, with its adapter, in the type its forward computes in."""
+    from raytrain_nlp.modeling.fused_norm import fuse_norms
     from raytrain_nlp.modeling.lora import apply_lora, without_weights
     from raytrain_nlp.modeling.model import build_empty_model
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
 
     task = build_task(job.task)
     model = build_empty_model(job.model, task, labels, load_tokenizer(tokenizer_dir))
+    if job.workers.use_gpu:
+        fuse_norms(model)
     if job.lora is not None:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -326,10 +326,13 @@ def _build_trainer(
 def _load_model(spec: WorkerSpec, job: TrainJob, paths: RunPaths, arguments: Any, task: Task, tokenizer: Any) -> Any:
     """The model, with an adapter where the job asks for one."""
     from raytrain_nlp.modeling.export import save_base_model
+    from raytrain_nlp.modeling.fused_norm import fuse_norms
     from raytrain_nlp.modeling.lora import apply_lora
     from raytrain_nlp.modeling.model import clear_padding, load_model
 
     model = load_model(job.model, task, spec.labels, tokenizer)
+    if job.workers.use_gpu:
+        fuse_norms(model)
     if job.lora is not None:
         if job.model.config is not None:
             save_base_model(model, paths.base_model, arguments.process_index == 0)

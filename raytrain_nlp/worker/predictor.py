@@ -42,6 +42,7 @@ class Predictor:
         settle_device(job.workers.use_gpu)
         import torch
 
+        from raytrain_nlp.modeling.fused_norm import fuse_norms
         from raytrain_nlp.modeling.load import load_for_prediction
         from raytrain_nlp.modeling.tokenizer import load_tokenizer
 
@@ -53,6 +54,8 @@ class Predictor:
             if folder:
                 storage_of(folder).fetch_tree(Path(folder))
         model = load_for_prediction(Path(spec.weights), job.model, self._task, spec.labels, self._tokenizer, spec.dtype)
+        if job.workers.use_gpu:
+            fuse_norms(model)
         self._batches = Batches(self._task, model, self._tokenizer, spec.generation, job.workers.use_gpu)
         self._began: float | None = None
 

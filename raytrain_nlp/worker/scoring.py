@@ -72,6 +72,7 @@ def _build_trainer(spec: ScoringSpec, job: TrainJob, paths: RunPaths, scratch: s
     from transformers import PrinterCallback, set_seed
 
     from raytrain_nlp.modeling.facts import fit_generation
+    from raytrain_nlp.modeling.fused_norm import fuse_norms
     from raytrain_nlp.modeling.load import load_trained
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
     from raytrain_nlp.tasks import build_task
@@ -96,6 +97,8 @@ def _build_trainer(spec: ScoringSpec, job: TrainJob, paths: RunPaths, scratch: s
     }
     loader = EvalLoader(spec.validation, PlanRows(spec.validation), steps=spec.eval_steps, **where)
     model = load_trained(Path(spec.weights), job.model, task, spec.labels, tokenizer)
+    if job.workers.use_gpu:
+        fuse_norms(model)
     fit_generation(arguments, model.config)
     rows = RowsReader(
         job, spec.tokenizer_dir, tokenizer, spec.validation.context, Path(scratch), spec.code_folder, arguments
