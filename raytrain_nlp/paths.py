@@ -14,6 +14,7 @@ storage_path/
     checkpoints/checkpoint-STEP/  committed when manifest.json is in it
     model/                        a plain Hugging Face directory
     logs/rank-N.log  logs/driver.log
+    profile/rank0.pt.trace.json.gz  a few steps of the first rank (training.profile_steps)
   SWEEP/
     sweep.json  sweep.yaml        status, settings; the sweep as it was given
     study.jsonl                   Optuna's journal: what the searcher knows
@@ -64,6 +65,7 @@ class RunPaths:
         self.model = self.run / "model"
         self.base_model = self.run / "base_model"
         self.logs = self.run / "logs"
+        self.profile = self.run / "profile"
         self.failure = self.run / "failure.json"
         self.feed_error = self.run / "feed_error.json"
         self.feed_wants = self.run / "feed_wants.json"

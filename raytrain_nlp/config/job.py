@@ -21,7 +21,7 @@ from raytrain_nlp.config.model import ModelConfig
 from raytrain_nlp.config.tasks import TaskConfig
 from raytrain_nlp.config.tasks.seq2seq import Seq2Seq
 from raytrain_nlp.config.trainer import TrainerConfig
-from raytrain_nlp.config.training import check_training, generation_fields
+from raytrain_nlp.config.training import PROFILE_STEPS, check_training, generation_fields
 from raytrain_nlp.errors import Problem
 from raytrain_nlp.paths import check_run_name
 from raytrain_nlp.storage import problem_of_address
@@ -94,6 +94,11 @@ class TrainJob(Section):
     @property
     def gradient_accumulation_steps(self) -> int:
         return self._training.get("gradient_accumulation_steps", 1)
+
+    @property
+    def profile_steps(self) -> int:
+        """Steps of the first rank of which a trace is written; 0: none."""
+        return int(self.training.get(PROFILE_STEPS, 0))
 
     @property
     def global_batch_size(self) -> int | None:

@@ -79,6 +79,8 @@ _OURS = {
 }
 MAY_BE_AUTO = ("per_device_train_batch_size", "gradient_checkpointing")
 """What may be `auto`: left out of the arguments until the driver has chosen."""
+PROFILE_STEPS, _MOST_PROFILED = "profile_steps", 100
+"""A key of ours beside those of `TrainingArguments`: how many steps are recorded by torch's profiler, and at most."""
 _POSITIVE = (
     "per_device_train_batch_size",
     "per_device_eval_batch_size",
@@ -115,6 +117,9 @@ def check_training(training: dict[str, Any], where: str = "training") -> tuple[d
         at = f"{where}.{key}"
         if key in MAY_BE_AUTO and value == "auto":
             continue
+        if key == PROFILE_STEPS:
+            problems += _check_profile(at, value)
+            continue
         if key in RENAMED:
             problems.append(Problem(at, "was removed from transformers", f"Use {RENAMED[key]}."))
         elif key in _OURS:
@@ -122,7 +127,9 @@ def check_training(training: dict[str, Any], where: str = "training") -> tuple[d
         elif key not in fields:
             problems.append(
                 Problem(
-                    at, "unknown key", nearest(key, fields) or "See transformers.TrainingArguments for the valid names."
+                    at,
+                    "unknown key",
+                    nearest(key, [*fields, PROFILE_STEPS]) or "See transformers.TrainingArguments for the valid names.",
                 )
             )
         else:
@@ -139,6 +146,13 @@ def check_training(training: dict[str, Any], where: str = "training") -> tuple[d
                     else []
                 )
     return values, problems
+
+
+def _check_profile(at: str, value: Any) -> list[Problem]:
+    if type(value) is int and 0 <= value <= _MOST_PROFILED:
+        return []
+    what = f"should be a whole number from 0 to {_MOST_PROFILED}, of steps whose trace is written ({value!r})"
+    return [Problem(at, what, "Correct the value.")]
 
 
 def _wrong_number(key: str, given: Any, value: Any) -> str | None:

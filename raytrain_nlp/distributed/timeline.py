@@ -17,7 +17,9 @@ from raytrain_nlp.distributed.device import moment, seconds_between
 
 PHASES = ("forward", "backward", "update", "data_wait", "communication_wait", "checkpoint")
 """What a log tells besides the whole step. The rest of a step is what Python does between them, logging included."""
-_OTHER, _EVALUATION = "other", "evaluation"
+_OTHER, _EVALUATION, PROFILE = "other", "evaluation", "profile"
+_OUTSIDE = ("checkpoint", _EVALUATION, PROFILE)
+"""No part of a step."""
 _MOST_MARKS = 2_000
 """Kept unread; then those that have passed are added up between two logs, too."""
 
@@ -79,7 +81,7 @@ class Timeline:
             return {}
         steps, seconds = self._steps, self._seconds
         self._steps, self._seconds = 0, {}
-        whole = sum(value for phase, value in seconds.items() if phase not in ("checkpoint", _EVALUATION))
+        whole = sum(value for phase, value in seconds.items() if phase not in _OUTSIDE)
         return {
             "time/step": whole / steps,
             **{f"time/{phase}": seconds.get(phase, 0.0) / steps for phase in PHASES},

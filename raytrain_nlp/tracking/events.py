@@ -3,6 +3,8 @@
     {"kind": "log", "time": ms, "step": n, "metrics": {...}}       figures, by their Hugging Face names
     {"kind": "start" | "resume" | "checkpoint" | "notice" | "phase" | "end", "time": ms, ...}
 
+A notice with "artifact" names a file of the run that the tracker is to keep, too.
+
 A line is complete when it ends; a killed writer leaves at most one unfinished line, which readers pass over.
 """
 

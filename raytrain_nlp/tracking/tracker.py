@@ -33,6 +33,7 @@ _BATCH = 500
 _POLL_S = 0.5
 _MAX_BACKOFF_S = 15.0
 _MOMENT_S = 1.5
+_LARGEST_FILE = 64 << 20
 _NO_NAME = re.compile(r"[^/\w.\- :]")
 
 
@@ -165,6 +166,8 @@ class Tracker:
         for event, offset in read_events(self._paths.events, self._state["offset"]):
             if event["kind"] == "log":
                 batch += self._new_figures(event, last_step)
+            elif "artifact" in event:
+                self._send_file(client, event["artifact"])
             if len(batch) >= _BATCH:
                 self._send(client, batch, offset, last_step)
                 batch = []
@@ -180,6 +183,13 @@ class Tracker:
                 last_step[key] = event["step"]
                 figures.append(Metric(_name(key), float(value), event["time"], event["step"]))
         return figures
+
+    def _send_file(self, client: Any, name: str) -> None:
+        """A file of the run beside its figures. Where no store takes it, the run's folder has it."""
+        path = self._paths.run / name
+        with contextlib.suppress(Exception):
+            if self._paths.store.fetch(path) and path.stat().st_size <= _LARGEST_FILE:
+                client.log_artifact(self.run_id, str(path), posixpath.dirname(name))
 
     def _send(self, client: Any, batch: list[Any], offset: int, last_step: dict[str, int]) -> None:
         for start in range(0, len(batch), _BATCH):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raytrain_nlp.config import TrainJob, load_job, public_values
+from raytrain_nlp.config.training import PROFILE_STEPS
 from raytrain_nlp.data.plan import split_batch
 from raytrain_nlp.data.split import Split, SplitSpec
 from raytrain_nlp.paths import RunPaths
@@ -120,11 +121,8 @@ def calibrate(job: TrainJob, resolved: Resolved, steps: int, price: float | None
 def _shortened(job: TrainJob, steps: int) -> TrainJob:
     """The job for so many steps: each step logged, nothing saved, scored once at the end."""
     values = public_values(job)
-    training = {
-        key: value
-        for key, value in values.get("training", {}).items()
-        if key not in ("load_best_model_at_end", "save_steps", "eval_steps", "num_train_epochs")
-    }
+    unwanted = ("load_best_model_at_end", "save_steps", "eval_steps", "num_train_epochs", PROFILE_STEPS)
+    training = {key: value for key, value in values.get("training", {}).items() if key not in unwanted}
     values["training"] = {
         **training,
         "max_steps": steps,

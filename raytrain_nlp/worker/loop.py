@@ -130,6 +130,7 @@ def _run_rank(
     from raytrain_nlp.distributed.collectives import gather_objects
     from raytrain_nlp.distributed.consensus import Agreement
     from raytrain_nlp.trainer.loader import find_row
+    from raytrain_nlp.trainer.profile import profiled
     from raytrain_nlp.trainer.resume_position import read_position
     from raytrain_nlp.worker.cleanup import letting_go
     from raytrain_nlp.worker.folder_check import check_shared
@@ -161,7 +162,10 @@ def _run_rank(
             trainer = _build_trainer(spec, job, paths, events, loaders, scratch, agreement, commits)
             ending.push(letting_go(trainer.release))
             events.write("phase", phase="model")
-            with watched(trainer.model, paths, events, rank, world_size):
+            with (
+                watched(trainer.model, paths, events, rank, world_size),
+                profiled(trainer, job.profile_steps, paths, events, rank),
+            ):
                 trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
             commits.finish()
         loaders[0].close()

@@ -31,7 +31,7 @@ _TIMES = 10
 _LEAST_S, _FIRST_S = 20.0, 600.0
 """but not before so many seconds; the first steps, which may compile kernels."""
 _POLL_S, _JOIN_S = 1.0, 3.0
-_PAUSES = {"evaluate", "evaluation_loop", "_save_checkpoint", "_load_best_model", "export_model"}
+_PAUSES = {"evaluate", "evaluation_loop", "_save_checkpoint", "_load_best_model", "export_model", "export_chrome_trace"}
 """Functions in which no step goes on."""
 
 

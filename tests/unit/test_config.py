@@ -67,6 +67,7 @@ def test_smallest_job_is_taken_with_documented_defaults() -> None:
         ("model.tokenizer_training.vocab_sze", "vocab_size"), ("data.trian", "train"), ("data.max_lenght", "max_length"),  # noqa: E501
         ("data.global_batchsize", "global_batch_size"), ("training.learning_rat", "learning_rate"),
         ("training.num_train_epoch", "num_train_epochs"), ("training.eval_stratgy", "eval_strategy"),
+        ("training.profile_step", "profile_steps"),
         ("deepspeed.zero_stge", "zero_stage"), ("deepspeed.offload_optimiser", "offload_optimizer"),
         ("workers.num_worker", "num_workers"), ("workers.use_gpus", "use_gpu"), ("checkpoint.save_step", "save_steps"),
         ("early_stopping.early_stoping_patience", "early_stopping_patience"), ("tracking.tracking_url", "tracking_uri"),
@@ -177,6 +178,10 @@ def test_unknown_key_without_a_near_name_lists_the_valid_ones() -> None:
             "must be a folder all nodes share, or start with s3:// or gs:// ('ftp://bucket/runs')",
         ),
         ("storage_path='s3:///runs'", "storage_path", "names no bucket ('s3:///runs')"),
+        ("training.profile_steps=-1", "training.profile_steps", "should be a whole number from 0 to 100"),
+        ("training.profile_steps=true", "training.profile_steps", "of steps whose trace is written (True)"),
+        ("training.profile_steps=2.5", "training.profile_steps", "should be a whole number from 0 to 100"),
+        ("training.profile_steps=1000", "training.profile_steps", "(1000)"),
     ],
 )
 def test_wrong_value_is_one_line_with_its_key(override: str, key: str, what: str) -> None:
