@@ -79,8 +79,21 @@ def takes_lengths(model: Any) -> bool:
 def replaced_flash(attend: Callable[..., Any], attend_documents: Callable[..., Any]) -> Iterator[None]:
     """Patch: while inside, models with any of flash attention's implementations can be built without its packages and
     without a GPU, and call these two functions for its kernels `flash_attn_func` and `flash_attn_varlen_func`. As
-    ever, `ValueError` is raised for models that cannot use them.
+    ever, `ValueError` is raised for models that cannot use them, and for what the functions have no parameter for.
     """
+    with contextlib.ExitStack() as stack:
+        for patch in _flash_patches(attend, attend_documents):
+            stack.enter_context(patch)
+        yield
+
+
+def apply_flash(attend: Callable[..., Any], attend_documents: Callable[..., Any]) -> None:
+    """The same for the rest of this process."""
+    for patch in _flash_patches(attend, attend_documents):
+        patch.start()
+
+
+def _flash_patches(attend: Callable[..., Any], attend_documents: Callable[..., Any]) -> list[Any]:
     from transformers import PreTrainedModel, modeling_flash_attention_utils
     from transformers.utils.generic import is_flash_attention_requested
 
@@ -95,11 +108,10 @@ def replaced_flash(attend: Callable[..., Any], attend_documents: Callable[..., A
 
     process = kernels._lazy_define_process_function(attend_documents)
     functions = (attend, attend_documents, None, kernels._pad_input, kernels._unpad_input), (process, dict)
-    with (
+    return [
         mock.patch.object(PreTrainedModel, "_check_and_adjust_attn_implementation", checked),
         mock.patch.object(kernels, "lazy_import_flash_attention", lambda *args, **kwargs: functions),
-    ):
-        yield
+    ]
 
 
 @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+import re
 from typing import TYPE_CHECKING, Any
 
 from raytrain_nlp.errors import Problem, nearest
@@ -16,6 +18,8 @@ _FLASH = {
     "flash_attention_4": ("flash_attn.cute", "flash-attn-4"),
 }
 """Attention of transformers that needs a module, and the package that has it."""
+_TORCH_FLASH, _TORCH_FLASH_SINCE = "flash_attention_2", (2, 11)
+"""Whose kernels torch has, too, and from which version on it has them for several documents."""
 _ATTENTION = ("eager", "sdpa", "flex_attention", *_FLASH)
 _NEED_GPU = (*_FLASH, "flex_attention")
 """Attention that trains on a GPU only: torch has no gradient of flex attention on CPU."""
@@ -93,7 +97,7 @@ def _check_attention(job: TrainJob) -> list[Problem]:
             ]
         )
     module, package = _FLASH.get(name, (None, None))
-    if module and not _installed(module) and not _installed("kernels"):
+    if module and not _installed(module) and not _installed("kernels") and not uses_torch_flash(name):
         return [
             Problem(
                 where,
@@ -106,6 +110,14 @@ def _check_attention(job: TrainJob) -> list[Problem]:
         if name in _NEED_GPU and not job.workers.use_gpu
         else []
     )
+
+
+def uses_torch_flash(attention: str | None) -> bool:
+    """Are the kernels of this attention torch's own, because the package that has them is not installed?"""
+    if attention != _TORCH_FLASH or _installed(_FLASH[attention][0]) or _installed("kernels"):
+        return False
+    version = re.match(r"(\d+)\.(\d+)", importlib.metadata.version("torch"))
+    return version is not None and (int(version[1]), int(version[2])) >= _TORCH_FLASH_SINCE
 
 
 def _installed(module: str) -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from raytrain_nlp.modeling import torch_flash
+
 
 def attend(
     query: torch.Tensor,
@@ -71,3 +73,35 @@ def attend_documents(
     assert max(queries) <= max_seqlen_q and max(keys) <= max_seqlen_k and sum(queries) == len(query)
     parts = zip(query.split(queries), key.split(keys), value.split(keys), strict=True)
     return torch.cat([attend(*(part[None] for part in three), **options)[0] for three in parts])
+
+
+def attend_as_torch(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+) -> torch.Tensor:
+    """`attend` with what `torch_flash` has, which raises `ValueError` for the rest."""
+    return attend(query, key, value, torch_flash.without_dropout(dropout_p), softmax_scale, causal, window_size)
+
+
+def attend_documents_as_torch(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+) -> torch.Tensor:
+    """`attend_documents` with what `torch_flash` has, which raises `ValueError` for the rest."""
+    lengths = cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
+    dropout = torch_flash.without_dropout(dropout_p)
+    return attend_documents(query, key, value, *lengths, dropout, softmax_scale, causal, window_size)

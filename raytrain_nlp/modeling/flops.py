@@ -37,16 +37,17 @@ class ModelFlops:
     target_attention: float = 0.0
     """The same of the decoder of an encoder-decoder."""
 
-    def of_step(self, rows: float, tokens: float, targets: float = 0.0) -> float:
+    def of_step(self, rows: float, tokens: float, targets: float = 0.0, pairs: float | None = None) -> float:
         """FLOPs of one forward and backward pass.
 
         Args:
             rows: how many there are; all are taken to be of the mean length.
             tokens: of `input_ids`, without padding.
             targets: tokens of the labels, of an encoder-decoder.
+            pairs: of tokens of `input_ids` in the same document, where a row has several; each with itself counts, too.
         """
         length, target_length = tokens / max(rows, 1), targets / max(rows, 1)
-        pairs, target_pairs = tokens * length, targets * (target_length + length)
+        pairs, target_pairs = tokens * length if pairs is None else pairs, targets * (target_length + length)
         return (
             self.source * tokens + self.target * targets + self.attention * pairs + self.target_attention * target_pairs
         )

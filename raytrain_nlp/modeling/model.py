@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from raytrain_nlp.compat.transformers import apply_flash
+from raytrain_nlp.config.hardware import uses_torch_flash
 from raytrain_nlp.config.model import ModelConfig
 from raytrain_nlp.modeling.configuration import build_model_config, told_as_problem
 from raytrain_nlp.tasks.base import Task
@@ -25,6 +27,10 @@ def load_model(config: ModelConfig, task: Task, labels: list[str], tokenizer: An
 
     auto_class = getattr(transformers, task.auto_model)
     common: dict[str, Any] = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
+    if uses_torch_flash(config.attention):
+        from raytrain_nlp.modeling import torch_flash
+
+        apply_flash(torch_flash.attend, torch_flash.attend_documents)
     with told_as_problem(config):
         if config.name_or_path is not None:
             model = auto_class.from_pretrained(

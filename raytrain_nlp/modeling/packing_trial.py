@@ -1,5 +1,6 @@
 """Do documents that are packed into one row stay apart in a model? Found out by trying it with a small model of the
 same config, on CPU, in a fraction of a second: its logits of packed documents must be those of each document alone.
+Can torch's own kernels compute what a model asks of flash attention? Found out likewise.
 
 So what is said is what the family does with this config and this attention: whether it takes positions, gives them to
 all of its masks, and has no other way between tokens (a recurrence, a convolution, a bias by distance).
@@ -15,7 +16,8 @@ from typing import Any
 import torch
 
 from raytrain_nlp.compat.transformers import replaced_flash, takes_lengths
-from raytrain_nlp.modeling.cpu_flash import attend, attend_documents
+from raytrain_nlp.config.hardware import uses_torch_flash
+from raytrain_nlp.modeling import cpu_flash
 from raytrain_nlp.modeling.document_lengths import with_lengths
 from raytrain_nlp.modeling.small_config import VOCABULARY, narrow_config, shallow_config
 
@@ -41,10 +43,30 @@ def keeps_documents_apart(config: Any, auto_class: Any, attention: str | None, r
         None where it cannot be tried: no small model could be made of the config, or the attention is not known here.
     """
     for smaller, dtype in itertools.product((narrow_config, shallow_config), _TYPES):
-        with contextlib.suppress(Exception), _tried():  # a family may raise anything over sizes that it does not take
+        # a family may raise anything over sizes that it does not take
+        with contextlib.suppress(Exception), _tried(attention):
             if (model := _build(smaller(config), auto_class, attention, remote)) is not None:
                 return _largest_difference(model.to(dtype)) < _TOLERANCE
     return None
+
+
+def torch_flash_lacks(config: Any, auto_class: Any, attention: str | None, remote: bool = False) -> str | None:
+    """What the model asks of flash attention that torch's kernels do not have, in one line; None where it asks nothing,
+    or where its kernels are not torch's.
+    """
+    if not uses_torch_flash(attention):
+        return None
+    reason = ""
+    for smaller, dtype in itertools.product((narrow_config, shallow_config), _TYPES):
+        try:
+            with _tried(attention):
+                if (model := _build(smaller(config), auto_class, attention, remote)) is not None:
+                    inputs = torch.randint(3, VOCABULARY, (2, 8))
+                    model.to(dtype).train()(input_ids=inputs, **_decoded(model, inputs))
+                    return None
+        except Exception as error:  # noqa: BLE001 - as above
+            reason = reason or (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return reason
 
 
 def _build(config: Any, auto_class: Any, attention: str | None, remote: bool) -> Any:
@@ -84,13 +106,20 @@ def _largest_difference(model: Any) -> float:
     return worst / largest
 
 
+def _decoded(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"decoder_input_ids": ids} if getattr(model.config, "is_encoder_decoder", False) else {}
+
+
 @contextlib.contextmanager
-def _tried() -> Iterator[None]:
+def _tried(attention: str | None = None) -> Iterator[None]:
     """While inside, flash attention needs no GPU, flex attention is not compiled, which would take longer than all
     else, small products do not wait for threads, and random numbers are not the process's own.
     """
     uncompiled, threads = torch.compiler.set_stance("force_eager"), torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]), uncompiled, replaced_flash(attend, attend_documents):
+    kernels: tuple[Any, Any] = cpu_flash.attend, cpu_flash.attend_documents
+    if uses_torch_flash(attention):
+        kernels = cpu_flash.attend_as_torch, cpu_flash.attend_documents_as_torch
+    with torch.random.fork_rng(devices=[]), uncompiled, replaced_flash(*kernels):
         torch.manual_seed(0)
         torch.set_num_threads(1)
         try:

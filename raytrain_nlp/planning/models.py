@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.config import TrainJob
+from raytrain_nlp.config.hardware import uses_torch_flash
 from raytrain_nlp.data.reading.readers import Row, read_rows
 from raytrain_nlp.data.reading.sources import Piece, split_file
 from raytrain_nlp.data.tokenize import apply_preprocess
@@ -156,21 +157,28 @@ def model_facts(job: TrainJob, tokenizer: Any, folder: Path | None = None) -> Mo
     return facts
 
 
-def check_packing(job: TrainJob, tokenizer: Any) -> None:
-    """Raises `InputError` where documents that share a row would see each other, or where that cannot be found out."""
+def check_attention(job: TrainJob, tokenizer: Any) -> None:
+    """Raises `InputError` where documents that share a row would see each other, or where that cannot be found out; and
+    where torch's own kernels of flash attention lack what the model asks of them.
+    """
     task = build_task(job.task)
-    packing = task.packing(job.data.max_length)
-    if packing is None or packing.kind != "best_fit":
+    packing, attention = task.packing(job.data.max_length), job.model.attention
+    if attention and "flash" in attention and not _in_half_precision(job):
+        what = f"computes in half precision only, and the job trains in fp32 ({attention})"
+        raise InputError(Problem("model.attn_implementation", what, "Set training.bf16: true, or use sdpa."))
+    packed = packing is not None and packing.kind == "best_fit"
+    if not packed and not uses_torch_flash(attention):
         return
     import transformers
 
-    from raytrain_nlp.modeling.packing_trial import keeps_documents_apart
+    from raytrain_nlp.modeling.packing_trial import keeps_documents_apart, torch_flash_lacks
 
-    model = job.model
-    config = load_config(model, task, tokenizer)
-    auto_class, attention = getattr(transformers, task.auto_model), model.attention
-    apart = keeps_documents_apart(config, auto_class, attention, model.trust_remote_code)
-    if apart:
+    config = load_config(job.model, task, tokenizer)
+    asked = config, getattr(transformers, task.auto_model), attention, job.model.trust_remote_code
+    if (lacks := torch_flash_lacks(*asked)) is not None:
+        what = f"the package flash-attn is not installed, and torch's own kernels cannot take its place ({lacks})"
+        raise InputError(Problem("model.attn_implementation", what, "pip install flash-attn, or use sdpa."))
+    if not packed or (apart := keeps_documents_apart(*asked)):
         return
     models = f"models of type '{config.model_type}'"
     what = (
@@ -181,6 +189,13 @@ def check_packing(job: TrainJob, tokenizer: Any) -> None:
     using = f" ({attention})" if attention else ""
     other = "another model or attention" if attention else "another model"
     raise InputError(Problem("task.packing", f"{what}{using}", f"Use packing: concat or none, or {other}."))
+
+
+def _in_half_precision(job: TrainJob) -> bool:
+    """Where DeepSpeed has a configuration of its own, that may say it."""
+    values, deepspeed = job.arguments(), job.deepspeed
+    own = deepspeed is not None and (deepspeed.config is not None or deepspeed.config_file is not None)
+    return bool(own or values.get("bf16") or values.get("fp16") or job.model.dtype in ("bfloat16", "float16"))
 
 
 def _misspelt(config: dict[str, Any]) -> list[Problem]:

@@ -29,7 +29,7 @@ from raytrain_nlp.planning.inputs import Files
 from raytrain_nlp.planning.label_names import name_labels
 from raytrain_nlp.planning.labels import find_known_rows, find_labels, majority_accuracy
 from raytrain_nlp.planning.library_checks import check_model_names, check_schedule
-from raytrain_nlp.planning.models import check_model, check_packing, find_tokenizer, model_facts
+from raytrain_nlp.planning.models import check_attention, check_model, find_tokenizer, model_facts
 from raytrain_nlp.planning.resolved import Resolved
 from raytrain_nlp.planning.split_plans import (
     build_context,
@@ -63,7 +63,7 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
     _check_tokenizer(job, tokenizer)
     check_model(job)
     facts = model_facts(job, tokenizer)
-    check_packing(job, tokenizer)
+    check_attention(job, tokenizer)
     tokens = _prepare(job, files, storage, map_pieces, _Reading(tokenizer_dir, tokenizer, facts, preprocess))
     labels, told = find_labels(job, tokens.stores["train"]) if tokens.windows is None else ([], [])
     if problems := check_model_names(job, labels, tokenizer):

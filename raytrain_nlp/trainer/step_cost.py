@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from raytrain_nlp.data.split import MicroBatch
 from raytrain_nlp.distributed.device import peak_flops_here, uses_gpu
 from raytrain_nlp.distributed.timeline import TIMELINE
+from raytrain_nlp.modeling.document_lengths import document_lengths
 from raytrain_nlp.modeling.flops import ModelFlops, count_flops
+from raytrain_nlp.tasks.base import IGNORED
 
 
 class StepCost:
@@ -17,14 +21,16 @@ class StepCost:
     """
 
     def __init__(self) -> None:
-        self._parts: list[tuple[int, int, int]] = []
+        self._parts: list[tuple[int, int, int, int | None]] = []
         self._steps = 0
         self._known: tuple[ModelFlops | None, float | None] | None = None
 
     def add(self, micro_batches: list[MicroBatch], rows_weigh: bool) -> None:
         """Count the micro-batches of one optimizer step of this rank. `rows_weigh`: as `Task.rows_weigh`."""
         self._parts += [
-            (len(part.rows), part.tokens, 0 if rows_weigh else part.weight) for part in micro_batches if len(part.rows)
+            (len(part.rows), part.tokens, 0 if rows_weigh else part.weight, _pairs(part.tensors))
+            for part in micro_batches
+            if len(part.rows)
         ]
         self._steps += 1
 
@@ -42,6 +48,17 @@ class StepCost:
         if flops and peak and steps and seconds:
             found["mfu"] = sum(flops.of_step(*part) for part in parts) / steps / seconds / peak
         return found
+
+
+def _pairs(tensors: dict[str, Any]) -> int | None:
+    """Pairs of tokens of the same document, in rows that have several; None elsewhere. Of a document without a label,
+    as padding is one, none.
+    """
+    if "position_ids" not in tensors or "labels" not in tensors:
+        return None
+    ends = document_lengths(tensors["position_ids"])["cu_seq_lens_q"].numpy()
+    learned = np.add.reduceat(tensors["labels"].numpy().reshape(-1) != IGNORED, ends[:-1], dtype=np.int64) > 0
+    return int((np.diff(ends).astype(np.int64)[learned] ** 2).sum())
 
 
 def _precision(args: Any, model: Any) -> str:

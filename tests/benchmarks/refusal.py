@@ -42,7 +42,7 @@ _GPU = {"use_gpu": True, "num_workers": 1, "resources_per_worker": {"CPU": 0.5}}
 HARDWARE: dict[str, dict[str, Any]] = {
     "more GPUs than there are": {"workers": {**_GPU, "num_workers": 3}},
     "two workers on one GPU": {"workers": {**_GPU, "num_workers": 2, "resources_per_worker": {"CPU": 0.5, "GPU": 0.5}}},
-    "attention without its package": {"workers": _GPU, "model": {"attn_implementation": "flash_attention_2"}},
+    "attention without its package": {"workers": _GPU, "model": {"attn_implementation": "flash_attention_3"}},
     "bf16 on a GPU without it": {"workers": _GPU, "training": {"bf16": True}},
     "tf32 on a GPU without it": {"workers": _GPU, "training": {"tf32": True}},
     "fp16 on CPUs": {"workers": {"use_gpu": False}, "training": {"fp16": True}},

@@ -12,7 +12,7 @@ from raytrain_nlp.cluster import auto, kuberay, targets
 from raytrain_nlp.cluster import gpus as of_machine
 from raytrain_nlp.cluster.cluster_file import place_of_file
 from raytrain_nlp.cluster.session import check_workers
-from raytrain_nlp.config import load_job, public_values
+from raytrain_nlp.config import hardware, load_job, public_values
 from raytrain_nlp.config.auto import choices_of, without_values
 from raytrain_nlp.config.sweep import load_sweep
 from raytrain_nlp.errors import InputError
@@ -259,10 +259,6 @@ def test_what_the_gpus_of_this_machine_lack(gpus: list, overrides: list[str], li
             ["workers={use_gpu: true, num_workers: 1, resources_per_worker: {GPU: 0}}"],
             "workers.resources_per_worker: asks for no GPU while",
         ),
-        (
-            ["model.attn_implementation=flash_attention_2"],
-            "model.attn_implementation: needs the package flash-attn, which is not installed (flash_attention_2)",
-        ),
         (["model.attn_implementation=flash_attention_3"], "model.attn_implementation: needs the package flash-attn-3"),
         (
             ["model.attn_implementation=kernels-community/flash-attn2"],
@@ -273,8 +269,8 @@ def test_what_the_gpus_of_this_machine_lack(gpus: list, overrides: list[str], li
             "model.attn_implementation: unknown attention ('flash_atention_2'). Did you mean 'flash_attention_2'?",
         ),
         (
-            ["model.config={model_type: bert, attn_implementation: flash_attention_2}", "model.name_or_path=null"],
-            "model.config.attn_implementation: needs the package flash-attn, which is not installed",
+            ["model.config={model_type: bert, attn_implementation: flash_attention_3}", "model.name_or_path=null"],
+            "model.config.attn_implementation: needs the package flash-attn-3, which is not installed",
         ),
         (
             ["model.attn_implementation=flex_attention", "workers.use_gpu=false"],
@@ -291,8 +287,20 @@ def test_what_the_job_alone_tells_is_refused(overrides: list[str], line: str) ->
 
 def test_a_lone_worker_may_share_its_gpu_and_attention_that_is_there_is_taken() -> None:
     assert job("workers={use_gpu: true, num_workers: 1, resources_per_worker: {GPU: 0.5}}")
-    for name in ("eager", "sdpa", "flex_attention"):
+    for name in ("eager", "sdpa", "flex_attention", "flash_attention_2"):  # torch has kernels of the last
         assert job(f"model.attn_implementation={name}")
+
+
+@pytest.mark.parametrize(("torch", "line"), [("2.10.1", "needs the package flash-attn, which"), ("2.11.0+cu130", None)])
+def test_older_versions_of_torch_have_no_flash_attention_for_several_documents(
+    torch: str, line: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware.importlib.metadata, "version", lambda package: torch)
+    if line is None:
+        assert job("model.attn_implementation=flash_attention_2")
+        return
+    with pytest.raises(InputError, match=line):
+        job("model.attn_implementation=flash_attention_2")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 """Documents that share a row see nothing of each other, whatever attention the model has: their logits are those of
-each document alone. On a GPU, with a kernel of its own: tests/gpu/test_packing.py.
+each document alone. On a GPU, with a kernel of its own: tests/gpu/test_packing_on_gpu.py.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
 
 from raytrain_nlp.compat.transformers import replaced_flash
+from raytrain_nlp.config.model import ModelConfig
 from raytrain_nlp.config.tasks.language import CausalLm
+from raytrain_nlp.modeling import model as model_module
+from raytrain_nlp.modeling import torch_flash
 from raytrain_nlp.modeling.cpu_flash import attend, attend_documents
-from raytrain_nlp.modeling.document_lengths import LENGTHS, document_lengths
+from raytrain_nlp.modeling.document_lengths import LENGTHS, document_lengths, with_lengths
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import CollateContext, Place
 from raytrain_nlp.trainer.metrics import Figures
@@ -184,3 +187,84 @@ def test_documents_end_with_their_row() -> None:
     """Also where the positions of the next row go on from those of the last."""
     found = document_lengths(torch.tensor([[0, 1, 2], [3, 4, 0]]))
     assert found["cu_seq_lens_q"].tolist() == [0, 3, 5, 6] and found["max_length_q"] == 3
+
+
+# Torch's own kernels, of which there are none on CPU: how they are called
+
+
+class Varlen:
+    """`torch.nn.attention.varlen.varlen_attn`, computed on CPU."""
+
+    def new(
+        self, query: Any, key: Any, value: Any, cu_seq_q: Any, cu_seq_k: Any, max_q: int, max_k: int, *,
+        scale: float | None = None, window_size: tuple[int, int] = (-1, -1), enable_gqa: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
+        assert query.shape[-1] % 8 == 0 and enable_gqa is (query.shape[1] != key.shape[1])
+        return self.old(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
+
+    def old(
+        self, query: Any, key: Any, value: Any, cu_seq_q: Any, cu_seq_k: Any, max_q: int, max_k: int, *,
+        scale: float | None = None, window_size: tuple[int, int] = (-1, -1),
+    ) -> torch.Tensor:  # fmt: skip
+        lengths = cu_seq_q, cu_seq_k, max_q, max_k
+        return attend_documents(query, key, value, *lengths, softmax_scale=scale, window_size=window_size)
+
+
+@pytest.mark.parametrize("version", ["old", "new"])
+@pytest.mark.parametrize("window", [-1, 2])
+@pytest.mark.parametrize(("size", "scale"), [(16, None), (12, 0.3)])
+def test_torchs_kernels_are_called_as_those_of_the_package(
+    version: str, window: int, size: int, scale: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_flash, "_kernel", lambda: getattr(Varlen(), version))
+    torch_flash._parameters.cache_clear()
+    torch.manual_seed(0)
+    parts = [torch.randn(2, 10, heads, size) for heads in (4, 2, 2)]
+    options: dict[str, Any] = {"causal": True, "window_size": (window, window), "softmax_scale": scale}
+    torch.testing.assert_close(torch_flash.attend(*parts, **options), attend(*parts, **options))
+    ends = torch.tensor([0, 3, 4, 20], dtype=torch.int32)
+    flat = [part.flatten(0, 1) for part in parts]
+    torch.testing.assert_close(
+        torch_flash.attend_documents(*flat, ends, ends, 16, 16, **options),
+        attend_documents(*flat, ends, ends, 16, 16, **options),
+    )
+    torch_flash._parameters.cache_clear()
+    with pytest.raises(ValueError, match="no dropout"):
+        torch_flash.attend(*parts, dropout_p=0.1)
+
+
+def test_what_computes_on_cpu_is_attention() -> None:
+    """Against torch's own, with a window and several heads of a key."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 10, heads, 16) for heads in (4, 2, 2))
+    behind = torch.arange(10)[:, None] - torch.arange(10)
+    truth = torch.nn.functional.scaled_dot_product_attention(
+        *(part.transpose(1, 2) for part in (query, key, value)),
+        attn_mask=(behind >= 0) & (behind <= 3),
+        enable_gqa=True,
+    )
+    torch.testing.assert_close(attend(query, key, value, causal=True, window_size=(3, 3)), truth.transpose(1, 2))
+
+
+def test_a_worker_has_torchs_kernels_where_the_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_flash, "_kernel", lambda: Varlen().new)
+    torch_flash._parameters.cache_clear()
+    applied = []
+    monkeypatch.setattr(model_module, "apply_flash", lambda *kernels: applied.append(kernels))
+    sizes = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = ModelConfig(config={"model_type": "llama", **sizes}, tokenizer="train", attn_implementation="eager")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), pad_token="p")
+    model_module.load_model(config, TASK, [], tokenizer)
+    assert applied == []
+    with replaced_flash(torch_flash.attend, torch_flash.attend_documents):
+        flash = config.model_copy(update={"attn_implementation": "flash_attention_2"})
+        model = model_module.load_model(flash, TASK, [], tokenizer).eval()
+        assert applied == [(torch_flash.attend, torch_flash.attend_documents)]
+        batch = {
+            "input_ids": torch.arange(3, 15)[None],
+            "position_ids": torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6]]),
+        }
+        with torch.no_grad():
+            packed = model(**with_lengths(batch), use_cache=False).logits[0, 5:]
+            alone = model(input_ids=batch["input_ids"][:, 5:], use_cache=False).logits[0]
+    torch.testing.assert_close(packed, alone, atol=1e-5, rtol=0)

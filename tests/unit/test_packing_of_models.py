@@ -20,7 +20,7 @@ from raytrain_nlp.memory.widest_batch import widest_shape
 from raytrain_nlp.modeling.packing_trial import keeps_documents_apart
 from raytrain_nlp.modeling.small_config import narrow_config
 from raytrain_nlp.modeling.tokenizer import load_tokenizer, train_tokenizer
-from raytrain_nlp.planning.models import check_packing
+from raytrain_nlp.planning.models import check_attention
 from raytrain_nlp.tasks.base import Packing
 
 
@@ -32,13 +32,16 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     )
 
 
-def job_of(model_type: str, packing: str = "best_fit", attention: str | None = None, **config: Any) -> Any:
+def job_of(
+    model_type: str, packing: str = "best_fit", attention: str | None = None, bf16: bool = True, **config: Any
+) -> Any:
     job = load_job(
         {
             "name": "run",
             "task": {"type": "causal-lm", "packing": packing},
             "model": {"config": {"model_type": model_type, **config}, "tokenizer": "train"},
             "data": {"train": "train.jsonl"},
+            "training": {"bf16": bf16},
             "workers": {"num_workers": 1, "use_gpu": False},
         }
     )
@@ -61,7 +64,7 @@ def job_of(model_type: str, packing: str = "best_fit", attention: str | None = N
 def test_what_keeps_documents_apart_is_taken(
     model_type: str, attention: str | None, config: dict[str, Any], tokenizer: Any
 ) -> None:
-    check_packing(job_of(model_type, attention=attention, **config), tokenizer)
+    check_attention(job_of(model_type, attention=attention, **config), tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -88,8 +91,46 @@ def test_what_does_not_is_refused(
     model_type: str, attention: str | None, config: dict[str, Any], line: str, tokenizer: Any
 ) -> None:
     with pytest.raises(InputError) as caught:
-        check_packing(job_of(model_type, attention=attention, **config), tokenizer)
+        check_attention(job_of(model_type, attention=attention, **config), tokenizer)
     assert f"task.packing: {line}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config", "lacks"),
+    [
+        ("llama", {}, None),
+        (
+            "llama",
+            {"attention_dropout": 0.1},
+            "torch's own kernels cannot take its place (torch's kernels have no dropout",
+        ),
+        (
+            "gemma2",
+            {"attn_logit_softcapping": 30.0},
+            "cannot take its place (This flash attention implementation does ",
+        ),
+        (
+            "bloom",
+            {},
+            "cannot take its place (BloomForCausalLM has no flash attention). pip install flash-attn, or use",
+        ),
+    ],
+)
+def test_what_torchs_kernels_lack_is_refused(
+    model_type: str, config: dict[str, Any], lacks: str | None, tokenizer: Any
+) -> None:
+    job = job_of(model_type, "none", "flash_attention_2", **config)
+    if lacks is None:
+        check_attention(job, tokenizer)
+        return
+    with pytest.raises(InputError) as caught:
+        check_attention(job, tokenizer)
+    assert lacks in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_flash_attention_of_fp32_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(InputError, match="computes in half precision only, and the job trains in fp32"):
+        check_attention(job_of("llama", "none", "flash_attention_2", bf16=False), tokenizer)
 
 
 def test_a_small_model_has_a_layer_of_each_kind_and_all_that_is_no_size() -> None:

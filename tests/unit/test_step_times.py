@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -172,6 +173,20 @@ def test_targets_of_an_encoder_decoder_are_the_tokens_it_predicts(monkeypatch: p
     cost = StepCost()
     cost.add([micro(2, 30, 7)], rows_weigh=False)
     assert read(cost, monkeypatch, 1000.0)["mfu"] == (10 * 30 + 100 * 7) / 0.5 / 1000
+
+
+def test_tokens_of_packed_documents_meet_those_of_their_own_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Documents of 3 and 2 tokens; what is behind them is padding, of which nothing is learned."""
+    cost = StepCost()
+    tensors = {
+        "position_ids": torch.tensor([[0, 1, 2, 0], [0, 1, 0, 1]]),
+        "labels": torch.tensor([[-100, 5, 5, -100], [-100, 5, -100, -100]]),
+    }
+    cost.add([dataclasses.replace(micro(2, 5, 3), tensors=tensors)], rows_weigh=False)
+    assert cost._parts == [(2, 5, 3, 3 * 3 + 2 * 2)]
+    flops = ModelFlops(source=10, attention=100)
+    assert flops.of_step(*cost._parts[0]) == 10 * 5 + 100 * 13
+    assert flops.of_step(2, 5) == 10 * 5 + 100 * 5 * 2.5
 
 
 def test_a_chip_of_unknown_peak_has_no_mfu_and_a_cpu_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
