@@ -128,8 +128,24 @@ def one_sequence_a_row() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def documents_in_rows() -> Iterator[None]:
+    """Patch: while inside, attention takes the rows of a batch without a mask for several sequences each, as their
+    positions say. transformers would first ask the device whether there is such a row; the mask is the same.
+    """
+    from transformers import masking_utils
+
+    with mock.patch.object(masking_utils, "find_packed_sequence_indices", _sequence_numbers):
+        yield
+
+
 def _none_packed(position_ids: Any) -> None:
     pass
+
+
+def _sequence_numbers(position_ids: Any) -> Any:
+    """Of each token the number of its sequence in its row, from 0 on: int64 [rows, tokens]."""
+    return position_ids.diff(prepend=position_ids[:, :1] - 1).ne(1).cumsum(-1)
 
 
 def _not_packed(position_ids: Any, batch_size: int) -> bool:

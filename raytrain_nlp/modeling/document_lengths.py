@@ -29,12 +29,19 @@ def document_lengths(positions: torch.Tensor) -> dict[str, Any]:
     Returns:
         Cumulative lengths over all rows: int32 [documents + 1], and the longest document's tokens: int.
     """
-    there = positions.detach().cpu().numpy()
-    begins = np.ones(there.shape, dtype=bool)
-    begins[:, 1:] = there[:, 1:] != there[:, :-1] + 1
-    ends: np.ndarray = np.append(np.flatnonzero(begins), there.size).astype(np.int32)
+    ends = document_ends(positions.detach().cpu().numpy())
     cumulative, longest = torch.from_numpy(ends).to(positions.device), int(np.diff(ends).max(initial=0))
     return dict(zip(LENGTHS, (cumulative, cumulative, longest, longest), strict=True))
+
+
+def document_ends(positions: np.ndarray) -> np.ndarray:
+    """Where documents begin, counted over all rows one behind the other, and where the last ends: int32
+    [documents + 1]. `positions`: [rows, tokens].
+    """
+    begins = np.ones(positions.shape, dtype=bool)
+    begins[:, 1:] = positions[:, 1:] != positions[:, :-1] + 1
+    ends: np.ndarray = np.append(np.flatnonzero(begins), positions.size).astype(np.int32)
+    return ends
 
 
 def with_lengths(inputs: dict[str, Any]) -> dict[str, Any]:

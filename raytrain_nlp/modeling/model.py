@@ -28,9 +28,9 @@ def load_model(config: ModelConfig, task: Task, labels: list[str], tokenizer: An
     auto_class = getattr(transformers, task.auto_model)
     common: dict[str, Any] = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
     if uses_torch_flash(config.attention):
-        from raytrain_nlp.modeling import torch_flash
+        from raytrain_nlp.modeling.flash_kernels import torch_attend, torch_attend_documents
 
-        apply_flash(torch_flash.attend, torch_flash.attend_documents)
+        apply_flash(torch_attend, torch_attend_documents)
     with told_as_problem(config):
         if config.name_or_path is not None:
             model = auto_class.from_pretrained(

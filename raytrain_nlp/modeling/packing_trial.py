@@ -17,7 +17,7 @@ import torch
 
 from raytrain_nlp.compat.transformers import replaced_flash, takes_lengths
 from raytrain_nlp.config.hardware import uses_torch_flash
-from raytrain_nlp.modeling import cpu_flash
+from raytrain_nlp.modeling import flash_kernels
 from raytrain_nlp.modeling.document_lengths import with_lengths
 from raytrain_nlp.modeling.small_config import VOCABULARY, narrow_config, shallow_config
 
@@ -116,9 +116,9 @@ def _tried(attention: str | None = None) -> Iterator[None]:
     else, small products do not wait for threads, and random numbers are not the process's own.
     """
     uncompiled, threads = torch.compiler.set_stance("force_eager"), torch.get_num_threads()
-    kernels: tuple[Any, Any] = cpu_flash.attend, cpu_flash.attend_documents
+    kernels: tuple[Any, Any] = flash_kernels.plain_attend, flash_kernels.plain_attend_documents
     if uses_torch_flash(attention):
-        kernels = cpu_flash.attend_as_torch, cpu_flash.attend_documents_as_torch
+        kernels = flash_kernels.plain_attend_as_torch, flash_kernels.plain_attend_documents_as_torch
     with torch.random.fork_rng(devices=[]), uncompiled, replaced_flash(*kernels):
         torch.manual_seed(0)
         torch.set_num_threads(1)

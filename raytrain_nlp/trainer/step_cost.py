@@ -9,7 +9,7 @@ import numpy as np
 from raytrain_nlp.data.split import MicroBatch
 from raytrain_nlp.distributed.device import peak_flops_here, uses_gpu
 from raytrain_nlp.distributed.timeline import TIMELINE
-from raytrain_nlp.modeling.document_lengths import document_lengths
+from raytrain_nlp.modeling.document_lengths import document_ends
 from raytrain_nlp.modeling.flops import ModelFlops, count_flops
 from raytrain_nlp.tasks.base import IGNORED
 
@@ -56,7 +56,7 @@ def _pairs(tensors: dict[str, Any]) -> int | None:
     """
     if "position_ids" not in tensors or "labels" not in tensors:
         return None
-    ends = document_lengths(tensors["position_ids"])["cu_seq_lens_q"].numpy()
+    ends = document_ends(tensors["position_ids"].numpy())
     learned = np.add.reduceat(tensors["labels"].numpy().reshape(-1) != IGNORED, ends[:-1], dtype=np.int64) > 0
     return int((np.diff(ends).astype(np.int64)[learned] ** 2).sum())
 

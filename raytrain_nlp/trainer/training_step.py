@@ -19,7 +19,7 @@ from transformers import DataCollatorWithPadding
 
 from raytrain_nlp.checkpoint.checkpointer import Checkpointer
 from raytrain_nlp.compat.accelerate import apply_backward
-from raytrain_nlp.compat.transformers import apply_maskless, one_sequence_a_row, unlogged_loss
+from raytrain_nlp.compat.transformers import apply_maskless, documents_in_rows, one_sequence_a_row, unlogged_loss
 from raytrain_nlp.data.split import MicroBatch
 from raytrain_nlp.distributed.consensus import Agreement
 from raytrain_nlp.distributed.normalizer import GlobalWeight
@@ -100,6 +100,16 @@ class Feed:
     """Predictions and labels of the newest evaluation of each validation set, in the order of the rows; filled on the
     first rank only.
     """
+
+    def known_rows(self, inputs: Any, full: bool) -> contextlib.AbstractContextManager[None]:
+        """A context in which attention need not ask the device whether a row of `inputs` holds several sequences.
+
+        Args:
+            full: Are the inputs those of a batch that needs no mask?
+        """
+        if "position_ids" in inputs:
+            return documents_in_rows() if "attention_mask" not in inputs else contextlib.nullcontext()
+        return one_sequence_a_row() if full else contextlib.nullcontext()
 
     def without_logits(self, micro_batch: MicroBatch | None) -> contextlib.AbstractContextManager[None]:
         """A context in which a forward on `micro_batch` computes its loss without logits, where that can be."""
@@ -210,7 +220,7 @@ class StepMixin(TrainerHost):
         counted = (num_items_in_batch,) if feed.step_is_counted else ()
         try:
             # around the backward pass, too: what is recomputed there asks again
-            with one_sequence_a_row() if step.full and "position_ids" not in inputs else contextlib.nullcontext():
+            with feed.known_rows(inputs, step.full):
                 loss = super().training_step(model, inputs, *counted)
             if not step.begun:  # the user's method called `loss.backward()` itself, not `accelerator.backward`
                 trained(feed.agreement).begin(loss.detach(), step.micro_batch)

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from raytrain_nlp.compat.transformers import apply_flash
 from raytrain_nlp.config.hardware import uses_torch_flash
-from raytrain_nlp.modeling import torch_flash
+from raytrain_nlp.modeling import flash_kernels
 from raytrain_nlp.modeling.document_lengths import apply_lengths, with_lengths
 
 GPU = {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 16, "num_key_value_heads": 4}
@@ -61,7 +61,7 @@ def measure(attention: str, packed: bool, args: argparse.Namespace, use_gpu: boo
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     if uses_torch_flash(attention):
-        apply_flash(torch_flash.attend, torch_flash.attend_documents)
+        apply_flash(flash_kernels.torch_attend, flash_kernels.torch_attend_documents)
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=32_000 if use_gpu else 500, num_hidden_layers=4, **(GPU if use_gpu else CPU))
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)

@@ -14,7 +14,7 @@ import support
 import torch
 
 from raytrain_nlp.compat.transformers import replaced_flash
-from raytrain_nlp.modeling import cpu_flash, torch_flash
+from raytrain_nlp.modeling import flash_kernels
 from raytrain_nlp.modeling.document_lengths import document_lengths, with_lengths
 
 ROWS = [[300, 200, 12], [511, 1], [64, 64, 64, 320], [512]]
@@ -23,7 +23,7 @@ LENGTHS = [length for row in ROWS for length in row]
 
 @pytest.fixture(autouse=True)
 def flash() -> Iterator[None]:
-    with replaced_flash(torch_flash.attend, torch_flash.attend_documents):
+    with replaced_flash(flash_kernels.torch_attend, flash_kernels.torch_attend_documents):
         yield
 
 
@@ -42,12 +42,12 @@ def test_kernels_compute_what_is_written_down(key_heads: int, size: int, window:
     ends = torch.tensor([0, *LENGTHS], device="cuda").cumsum(0).int()
     lengths = ends, ends, max(LENGTHS), max(LENGTHS)
     options: dict[str, Any] = {"causal": True, "window_size": (window, window)}
-    found = torch_flash.attend_documents(*parts, *lengths, **options)
-    truth = cpu_flash.attend_documents(*exact, *lengths, **options)
+    found = flash_kernels.torch_attend_documents(*parts, *lengths, **options)
+    truth = flash_kernels.plain_attend_documents(*exact, *lengths, **options)
     assert distance(found, truth) < 0.01
     bounds = ends.tolist()
     for begin, end in zip(bounds, bounds[1:]):  # each alone, by the same kernel
-        alone = torch_flash.attend(*(part[begin:end][None] for part in parts), **options)[0]
+        alone = flash_kernels.torch_attend(*(part[begin:end][None] for part in parts), **options)[0]
         torch.testing.assert_close(found[begin:end], alone, atol=1e-5, rtol=0)
     direction = torch.randn_like(truth)
     found.backward(direction.bfloat16())
@@ -55,8 +55,8 @@ def test_kernels_compute_what_is_written_down(key_heads: int, size: int, window:
     for part, other in zip(parts, exact, strict=True):
         assert distance(part.grad, other.grad) < 0.02
     rows = [part.detach().view(4, -1, *part.shape[1:]) for part in parts]
-    plain = cpu_flash.attend(*(row.float() for row in rows), **options)
-    assert distance(torch_flash.attend(*rows, **options), plain) < 0.01
+    plain = flash_kernels.plain_attend(*(row.float() for row in rows), **options)
+    assert distance(flash_kernels.torch_attend(*rows, **options), plain) < 0.01
 
 
 def distance(found: torch.Tensor, truth: torch.Tensor) -> float:

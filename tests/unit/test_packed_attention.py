@@ -13,16 +13,24 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    masking_utils,
+)
 from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
 
-from raytrain_nlp.compat.transformers import replaced_flash
+from raytrain_nlp.compat.transformers import documents_in_rows, replaced_flash
 from raytrain_nlp.config.model import ModelConfig
 from raytrain_nlp.config.tasks.language import CausalLm
+from raytrain_nlp.modeling import flash_kernels
 from raytrain_nlp.modeling import model as model_module
-from raytrain_nlp.modeling import torch_flash
-from raytrain_nlp.modeling.cpu_flash import attend, attend_documents
 from raytrain_nlp.modeling.document_lengths import LENGTHS, document_lengths, with_lengths
+from raytrain_nlp.modeling.flash_kernels import plain_attend as attend
+from raytrain_nlp.modeling.flash_kernels import plain_attend_documents as attend_documents
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import CollateContext, Place
 from raytrain_nlp.trainer.metrics import Figures
@@ -35,7 +43,7 @@ ROWS = [[9, 5, 6], [11, 7], [1, 1, 3]]
 
 
 @contextlib.contextmanager
-def flash_kernels(called: list[str]) -> Iterator[None]:
+def kernels_noted(called: list[str]) -> Iterator[None]:
     """The kernels of flash attention, computed on CPU; each call is noted."""
 
     def plain(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -131,7 +139,7 @@ def test_packed_documents_are_alone_in_training_and_evaluation(attention: str, t
     batch, documents = packed_batch()
     truth, mean = alone(documents)
     called: list[str] = []
-    with flash_kernels(called):
+    with kernels_noted(called):
         model = small_model(attention)
         trainer = trainer_of(model, tmp_path)
         loss, logits, _ = trainer.prediction_step(model, dict(batch), False)
@@ -152,7 +160,7 @@ def test_a_method_of_the_users_that_passes_named_inputs_on(tmp_path: Path) -> No
 
     batch, documents = packed_batch()
     _, mean = alone(documents)
-    with flash_kernels([]):
+    with kernels_noted([]):
         model = small_model("flash_attention_2")
         loss = trainer_of(model, tmp_path, Own).compute_loss(model, batch)
     assert loss.item() == pytest.approx(mean, abs=1e-5)
@@ -162,7 +170,7 @@ def test_gradients_do_not_cross_a_border(tmp_path: Path) -> None:
     """By attention of each kind, the gradients of a packed batch's loss are equal."""
     batch, _ = packed_batch()
     found = []
-    with flash_kernels([]):
+    with kernels_noted([]):
         for attention in ("eager", "sdpa", "flash_attention_2"):
             model = small_model(attention)
             trainer = trainer_of(model, tmp_path)
@@ -181,6 +189,17 @@ def test_lengths_are_those_that_transformers_finds_in_one_row(first: int) -> Non
     assert tuple(found) == LENGTHS
     assert torch.equal(found["cu_seq_lens_q"], queries) and torch.equal(found["cu_seq_lens_k"], keys)
     assert (found["max_length_q"], found["max_length_k"]) == (int(longest), int(longest))
+
+
+@pytest.mark.parametrize("positions", [[[0, 1, 2, 3], [0, 1, 0, 1]], [[2, 3, 2, 2], [2, 2, 2, 3]]])
+def test_the_mask_between_documents_is_transformers_own(positions: list[list[int]]) -> None:
+    """Without asking whether there is a row that needs it."""
+    found = torch.tensor(positions)
+    truth = masking_utils.find_packed_sequence_indices(found)
+    with documents_in_rows():
+        assert torch.equal(masking_utils.find_packed_sequence_indices(found), truth)
+        assert masking_utils.find_packed_sequence_indices(found[:1, :2]).tolist() == [[0, 0]]
+    assert masking_utils.find_packed_sequence_indices(found[:1, :2]) is None
 
 
 def test_documents_end_with_their_row() -> None:
@@ -216,21 +235,21 @@ class Varlen:
 def test_torchs_kernels_are_called_as_those_of_the_package(
     version: str, window: int, size: int, scale: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch_flash, "_kernel", lambda: getattr(Varlen(), version))
-    torch_flash._parameters.cache_clear()
+    monkeypatch.setattr(flash_kernels, "_kernel", lambda: getattr(Varlen(), version))
+    flash_kernels._parameters.cache_clear()
     torch.manual_seed(0)
     parts = [torch.randn(2, 10, heads, size) for heads in (4, 2, 2)]
     options: dict[str, Any] = {"causal": True, "window_size": (window, window), "softmax_scale": scale}
-    torch.testing.assert_close(torch_flash.attend(*parts, **options), attend(*parts, **options))
+    torch.testing.assert_close(flash_kernels.torch_attend(*parts, **options), attend(*parts, **options))
     ends = torch.tensor([0, 3, 4, 20], dtype=torch.int32)
     flat = [part.flatten(0, 1) for part in parts]
     torch.testing.assert_close(
-        torch_flash.attend_documents(*flat, ends, ends, 16, 16, **options),
+        flash_kernels.torch_attend_documents(*flat, ends, ends, 16, 16, **options),
         attend_documents(*flat, ends, ends, 16, 16, **options),
     )
-    torch_flash._parameters.cache_clear()
+    flash_kernels._parameters.cache_clear()
     with pytest.raises(ValueError, match="no dropout"):
-        torch_flash.attend(*parts, dropout_p=0.1)
+        flash_kernels.torch_attend(*parts, dropout_p=0.1)
 
 
 def test_what_computes_on_cpu_is_attention() -> None:
@@ -247,8 +266,8 @@ def test_what_computes_on_cpu_is_attention() -> None:
 
 
 def test_a_worker_has_torchs_kernels_where_the_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_flash, "_kernel", lambda: Varlen().new)
-    torch_flash._parameters.cache_clear()
+    monkeypatch.setattr(flash_kernels, "_kernel", lambda: Varlen().new)
+    flash_kernels._parameters.cache_clear()
     applied = []
     monkeypatch.setattr(model_module, "apply_flash", lambda *kernels: applied.append(kernels))
     sizes = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -256,10 +275,10 @@ def test_a_worker_has_torchs_kernels_where_the_package_is_missing(monkeypatch: p
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), pad_token="p")
     model_module.load_model(config, TASK, [], tokenizer)
     assert applied == []
-    with replaced_flash(torch_flash.attend, torch_flash.attend_documents):
+    with replaced_flash(flash_kernels.torch_attend, flash_kernels.torch_attend_documents):
         flash = config.model_copy(update={"attn_implementation": "flash_attention_2"})
         model = model_module.load_model(flash, TASK, [], tokenizer).eval()
-        assert applied == [(torch_flash.attend, torch_flash.attend_documents)]
+        assert applied == [(flash_kernels.torch_attend, flash_kernels.torch_attend_documents)]
         batch = {
             "input_ids": torch.arange(3, 15)[None],
             "position_ids": torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6]]),
