@@ -18,7 +18,8 @@ class DataConfig(Section):
     train: Source
     """File, glob, folder (of `datasets.save_to_disk`, too), FOLDER:SPLIT, list of them, s3://..., gs://...,
     hf://dataset/config:split; or data made on the spot: builtin:docstrings (text, label), builtin:docstrings/summaries
-    (text, summary), builtin:numbers (translation: en, de), builtin:python-docs (text)."""
+    (text, summary), builtin:docstrings/endings (context, ending0 to ending3, label), builtin:numbers (translation: en,
+    de), builtin:python-docs (text)."""
     validation: Source | dict[str, Source] | None = None
     """Same forms as `train`; without it nothing is evaluated. Several sets as {name: source}: each is scored apart, and
     its figures are eval_NAME_loss and so on."""

@@ -23,7 +23,7 @@ from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.storage import storage_of
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import Columns, Lengths, Task
-from raytrain_nlp.tasks.truncation import FULL, FULL_TARGET
+from raytrain_nlp.tasks.truncation import FULL, FULL_TARGET, KEPT
 from raytrain_nlp.user_code import UserObject, describe
 
 FORMAT = 4
@@ -166,11 +166,14 @@ def _shard_columns(
     def encode() -> None:
         encoded = task.encode_rows([values for _, values in good], tokenizer, spec.lengths)
         _count_cut(
-            encoded.columns.pop(FULL, None), encoded.columns.get("input_ids", []), spec.lengths.source, summary.cut
+            encoded.columns.pop(FULL, None),
+            encoded.columns.pop(KEPT, []) or _lengths(encoded.columns.get("input_ids", [])),
+            spec.lengths.source,
+            summary.cut,
         )
         _count_cut(
             encoded.columns.pop(FULL_TARGET, None),
-            encoded.columns.get("labels", []),
+            _lengths(encoded.columns.get("labels", [])),
             spec.lengths.target,
             summary.cut_targets,
         )
@@ -215,10 +218,14 @@ def _shard_columns(
         yield columns
 
 
-def _count_cut(full: list[int] | None, rows: list[list[int]], limit: int | None, counts: dict[str, int]) -> None:
+def _lengths(rows: list[Any]) -> list[int]:
+    return [len(row) for row in rows]
+
+
+def _count_cut(full: list[int] | None, kept: list[int], limit: int | None, counts: dict[str, int]) -> None:
     """Count rows that are shorter than they were before they were cut to `limit`."""
-    for length, row in zip(full or (), rows, strict=False):
-        if limit is not None and length > limit >= len(row):
+    for length, now in zip(full or (), kept, strict=False):
+        if limit is not None and length > limit >= now:
             counts[str(length)] = counts.get(str(length), 0) + 1
 
 

@@ -11,11 +11,13 @@ from raytrain_nlp.config.tasks import TaskConfig
 from raytrain_nlp.tasks.base import Task
 from raytrain_nlp.tasks.causal_lm import CausalLmTask
 from raytrain_nlp.tasks.masked_lm import MaskedLmTask
+from raytrain_nlp.tasks.multiple_choice import MultipleChoiceTask
 from raytrain_nlp.tasks.seq2seq import SummarizationTask, TranslationTask
 from raytrain_nlp.tasks.text_classification import TextClassificationTask
 
 _TASKS: dict[str, Callable[[Any], Task]] = {
     "text-classification": TextClassificationTask,
+    "multiple-choice": MultipleChoiceTask,
     "causal-lm": CausalLmTask,
     "masked-lm": MaskedLmTask,
     "summarization": SummarizationTask,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-FULL, FULL_TARGET = "full_length", "full_target_length"
-"""Columns beside the tokens, which preparing takes out again: tokens of a row, and of its target, before cutting."""
+FULL, FULL_TARGET, KEPT = "full_length", "full_target_length", "kept_length"
+"""Columns beside the tokens, which preparing takes out again: tokens of a row, and of its target, before cutting; and
+of a row afterwards, where it is several sequences, each cut by itself: `FULL` and `KEPT` are then of the longest one.
+"""
 
 
 def full_lengths(

@@ -92,7 +92,7 @@ def test_no_row_is_empty_twice_or_in_both_splits(rows, name):
     texts = [key_of(str(row.get("text", row))) for split in rows[name].values() for row in split]
     assert len(texts) == len(set(texts))
     for row in rows[name]["train"] + rows[name]["validation"]:
-        assert all(value.strip() for value in row.get("translation", row).values())
+        assert all(str(value).strip() for value in row.get("translation", row).values())
 
 
 def test_python_docs_are_documents(rows):

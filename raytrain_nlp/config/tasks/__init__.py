@@ -8,12 +8,14 @@ from typing import Annotated, Protocol, runtime_checkable
 
 from pydantic import Field
 
+from raytrain_nlp.config.tasks.choice import MultipleChoice
 from raytrain_nlp.config.tasks.classification import TextClassification
 from raytrain_nlp.config.tasks.language import CausalLm, MaskedLm
 from raytrain_nlp.config.tasks.seq2seq import Summarization, Translation
 
 TaskConfig = Annotated[
-    TextClassification | CausalLm | MaskedLm | Summarization | Translation, Field(discriminator="type")
+    TextClassification | MultipleChoice | CausalLm | MaskedLm | Summarization | Translation,
+    Field(discriminator="type"),
 ]
 
 
@@ -34,4 +36,4 @@ def labelled(section: TaskConfig) -> Labelled:
     return section
 
 
-TASK_TYPES = ("text-classification", "causal-lm", "masked-lm", "summarization", "translation")
+TASK_TYPES = ("text-classification", "multiple-choice", "causal-lm", "masked-lm", "summarization", "translation")
