@@ -42,7 +42,7 @@ class MultipleChoiceTask(TaskDefaults):
     peft_type = "SEQ_CLS"
     """PEFT has no type of its own for it; this one trains and saves the head, too."""
     rows_weigh = True
-    prediction_columns = ("prediction", "probabilities")
+    prediction_columns: tuple[str, ...] = ("prediction", "probabilities")
 
     def __init__(self, config: MultipleChoice):
         self.config = config
@@ -127,10 +127,13 @@ class MultipleChoiceTask(TaskDefaults):
         batch = super().collate_inputs(parts, context)
         return {name: array.reshape(len(sizes), self._choices, -1) for name, array in batch.items()}
 
-    def predict(
-        self, model: Any, inputs: dict[str, Any], labels: list[str], tokenizer: Any, generation: dict[str, Any]
+    def outputs(self, model: Any, inputs: dict[str, Any], tokenizer: Any, generation: dict[str, Any]) -> dict[str, Any]:
+        return {"logits": model(**inputs).logits.float()}
+
+    def predictions(
+        self, outputs: dict[str, np.ndarray], labels: list[str], tokenizer: Any
     ) -> Iterator[dict[str, Any]]:
-        yield from self._rows(model(**inputs).logits.float().cpu().numpy())
+        yield from self._rows(outputs["logits"])
 
     def _tokenized(
         self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths

@@ -106,8 +106,8 @@ def join(values: list[Any], order: np.ndarray) -> Any:
     """Concatenate the arrays of several batches along the rows and put the rows in `order`.
 
     Args:
-        values: for each batch an array [rows, ...], or None, or a tuple or dict of such. Where batches differ in their
-            second dimension, narrower ones are padded with -100 on the right.
+        values: for each batch an array [rows, ...], or None, or a tuple or dict of such. Where batches differ in
+            another dimension than the first, narrower ones are padded with -100 on the right.
         order: int64 [all rows], indices into the concatenated rows.
     """
     first = values[0]
@@ -117,10 +117,10 @@ def join(values: list[Any], order: np.ndarray) -> Any:
         return tuple(join([value[i] for value in values], order) for i in range(len(first)))
     if first is None:
         return None
-    if first.ndim > 1 and len({value.shape[1] for value in values}) > 1:
-        width = max(value.shape[1] for value in values)
+    if len({value.shape[1:] for value in values}) > 1:
+        most = np.max([value.shape[1:] for value in values], axis=0)
         values = [
-            np.pad(value, [(0, 0), (0, width - value.shape[1])] + [(0, 0)] * (value.ndim - 2), constant_values=IGNORED)
+            np.pad(value, [(0, 0), *((0, gap) for gap in most - value.shape[1:])], constant_values=IGNORED)
             for value in values
         ]
     return np.concatenate(values)[order]
@@ -146,17 +146,19 @@ def _to_tensors(value: Any) -> Any:
 
 
 def _cut(value: Any, batch_rows: int) -> Iterator[Any]:
-    """Consecutive batches of `batch_rows` rows, each as wide as if it had been padded alone: trailing columns that are
-    -100 in all of its rows are cut off.
+    """Consecutive batches of `batch_rows` rows, each as wide as if it had been padded alone: in each dimension but the
+    first, what is -100 at the end of all of its rows is cut off.
     """
     if isinstance(value, tuple):
         yield from zip(*(_cut(item, batch_rows) for item in value), strict=True)
         return
     for start in range(0, len(value), batch_rows):
         batch = value[start : start + batch_rows]
-        if batch.ndim > 1:
-            used = (batch != IGNORED).reshape(len(batch), batch.shape[1], -1).any(axis=(0, 2))
-            batch = batch[:, : int(np.flatnonzero(used)[-1]) + 1 if used.any() else 0]
+        used = batch != IGNORED
+        for axis in range(1, batch.ndim):
+            there = np.flatnonzero(used.any(axis=tuple(other for other in range(batch.ndim) if other != axis)))
+            batch = batch.take(range(int(there[-1]) + 1 if len(there) else 0), axis=axis)
+            used = used.take(range(batch.shape[axis]), axis=axis)
         yield batch
 
 

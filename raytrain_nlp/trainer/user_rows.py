@@ -149,13 +149,16 @@ class RowsReader:
         )
 
     def _tokenized(self, dataset: Any, columns: list[str], rows: np.ndarray) -> tuple[dict[str, Any], int]:
-        from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
+        from transformers import DataCollatorForMultipleChoice, DataCollatorForSeq2Seq, DataCollatorWithPadding
 
         features = [
             {name: _plain(value) for name, value in dataset[int(row)].items() if name in columns} for row in rows
         ]
         listed = isinstance(features[0].get("labels"), list) and build_task(self.job.task).rows_weigh is False
-        batch = dict((DataCollatorForSeq2Seq if listed else DataCollatorWithPadding)(self.tokenizer)(features))
+        collator: Any = DataCollatorForSeq2Seq if listed else DataCollatorWithPadding
+        if isinstance(features[0]["input_ids"][0], list):  # several sequences a row
+            collator = DataCollatorForMultipleChoice
+        batch = dict(collator(self.tokenizer)(features))
         return batch, self._weigh(batch)
 
     def _weigh(self, batch: dict[str, Any]) -> int:

@@ -289,6 +289,48 @@ def test_masked_lm(shared_ray: Any, tmp_path: Path) -> None:
     )
 
 
+def test_multiple_choice(shared_ray: Any, tmp_path: Path) -> None:
+    """Which of three words is the given digit? Losses with `DataCollatorForMultipleChoice`; loss and accuracy of the
+    evaluation by the exported model, row by row.
+    """
+    import torch
+    from transformers import AutoModelForMultipleChoice, DataCollatorForMultipleChoice
+
+    random = np.random.default_rng(5)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for split, count in (("train", ROWS), ("validation", HELD_OUT)):
+        rows[split] = []
+        for _ in range(count):
+            words = random.choice(list(NUMBERS.values()), size=3, replace=False).tolist()
+            label, filler = int(random.integers(3)), " ".join(["und"] * int(random.integers(1, 8)))
+            digit = next(key for key, word in NUMBERS.items() if word == words[label])
+            endings = {f"e{number}": f"{word} {filler}" for number, word in enumerate(words)}
+            rows[split].append({"digit": digit, **endings, "label": label})
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[split]))
+    task = {"type": "multiple-choice", "context_column": "digit", "ending_columns": ["e0", "e1", "e2"]}
+    texts = [*NUMBERS, *NUMBERS.values(), "und"]
+    tokenizer, model = write_start(tmp_path, "AutoModelForMultipleChoice", "encoder", BERT, texts)
+    result = train(tmp_path, task)
+
+    def encode(row: dict[str, Any]) -> dict[str, Any]:
+        made = tokenizer([row["digit"]] * 3, [row[f"e{number}"] for number in range(3)], truncation=True, max_length=32)
+        return {**made, "labels": row["label"]}
+
+    encoded = [encode(row) for row in rows["train"]]
+    lengths = [3 * max(len(ids) for ids in row["input_ids"]) for row in encoded]
+    batches = [[encoded[i] for i in batch] for batch in batches_of(lengths, "group_by_length")]
+    expected = plain_losses(tmp_path, model, batches, DataCollatorForMultipleChoice(tokenizer))
+    np.testing.assert_allclose(losses(Path(result.run_dir)), expected, atol=1e-4, rtol=0)
+    exported = AutoModelForMultipleChoice.from_pretrained(result.model_dir)
+    with torch.no_grad():
+        outputs = [exported(**DataCollatorForMultipleChoice(tokenizer)([encode(row)])) for row in rows["validation"]]
+    right = [
+        int(output.logits.argmax()) == row["label"] for output, row in zip(outputs, rows["validation"], strict=True)
+    ]
+    assert result.metrics["eval_loss"] == pytest.approx(np.mean([output.loss.item() for output in outputs]), abs=1e-4)
+    assert result.metrics["eval_accuracy"] == pytest.approx(np.mean(right), abs=1e-6)
+
+
 @pytest.mark.parametrize(("kind", "config"), [("translation", BART), ("summarization", T5)])
 def test_seq2seq(shared_ray: Any, tmp_path: Path, kind: str, config: dict[str, Any]) -> None:
     """Losses; 101 generated rows equal to those of the exported model alone; figures by the standard library on these

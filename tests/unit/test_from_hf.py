@@ -79,6 +79,26 @@ def test_glue_mrpc() -> None:
     assert notes == {}
 
 
+def test_swag() -> None:
+    """The example of multiple-choice; its data are SWAG where no files are named."""
+    job, notes = translate(
+        "python run_swag.py --model_name_or_path FacebookAI/roberta-base --do_train --do_eval --learning_rate 5e-5 "
+        "--num_train_epochs 3 --output_dir /tmp/swag_base --per_device_eval_batch_size=16 "
+        "--per_device_train_batch_size=16"
+    )
+    assert job["task"] == {"type": "multiple-choice", "context_column": "sent1", "start_column": "sent2"}
+    assert job["data"] == {
+        "train": "hf://allenai/swag/regular:train",
+        "validation": "hf://allenai/swag/regular:validation",
+        "max_length": 1024,
+    }
+    assert "max_seq_length" in notes  # of a model that is not at hand
+    job, notes = translate(
+        "run_swag.py --model_name_or_path m --train_file t.json --max_seq_length 80 --output_dir o/p"
+    )
+    assert job["data"] == {"train": "t.json", "max_length": 80} and "max_seq_length" not in notes
+
+
 def test_glue_with_fp16_asks_for_a_gpu() -> None:
     """Mixed precision training of the same page."""
     job, _ = translate(f"{GLUE} --fp16")
@@ -819,7 +839,6 @@ def test_every_flag_of_accelerate_launch_is_read_or_named() -> None:
 @pytest.mark.parametrize(("command", "line"), [
     ("run_qa.py --x", "run_qa.py: is not supported (question answering). Known scripts: run_glue.py,"),
     ("python examples/pytorch/token-classification/run_ner.py", "run_ner.py: is not supported (token classification)."),
-    ("run_swag.py", "run_swag.py: is not supported (multiple choice)."),
     ("run_xnli.py --language de", "run_xnli.py: is not supported (XNLI). Nearest: run_glue.py."),
     ("accelerate launch run_glue_no_trainer.py --task_name mrpc", "run_glue_no_trainer.py: has a loop of its own, "
                                                                   "which is not read. Use the flags of run_glue.py."),
@@ -879,6 +898,8 @@ def sample(name: str, task: str) -> str:
 
 BASES = {
     "text-classification": "run_glue.py --model_name_or_path m --train_file t.csv --validation_file v.csv --do_eval "
+    "--output_dir a/b",
+    "multiple-choice": "run_swag.py --model_name_or_path m --train_file t.csv --validation_file v.csv --do_eval "
     "--output_dir a/b",
     "causal-lm": "run_clm.py --model_type gpt2 --tokenizer_name t --train_file t.json --validation_file v.json "
     "--do_eval --output_dir a/b",

@@ -249,6 +249,17 @@ def test_tokenized_rows_are_padded_as_transformers_pads_them(reader: RowsReader)
     )
 
 
+def test_rows_of_several_sequences_are_padded_as_transformers_pads_them(reader: RowsReader) -> None:
+    rows = [
+        {"input_ids": [[2, 4, 4], [3]], "attention_mask": [[1, 1, 1], [1]], "labels": 1},
+        {"input_ids": [[4], [2, 3]], "attention_mask": [[1], [1, 1]], "labels": 0},
+    ]
+    (batch,) = reader.loader(rows, ["input_ids", "attention_mask", "labels"])
+    assert batch["input_ids"].tolist() == [[[2, 4, 4], [3, 0, 0]], [[4, 0, 0], [2, 3, 0]]]
+    assert batch["attention_mask"].tolist() == [[[1, 1, 1], [1, 0, 0]], [[1, 0, 0], [1, 1, 0]]]
+    assert batch["labels"].tolist() == [1, 0] and batch.micro_batch.weight == 2
+
+
 def test_rows_as_in_the_files_become_tokens_as_those_of_the_files_do(reader: RowsReader) -> None:
     rows = [{"text": "good film", "label": "yes"}, {"text": "bad", "label": "no"}, {"text": "film", "label": "yes"}]
     batches = list(reader.loader(rows, []))

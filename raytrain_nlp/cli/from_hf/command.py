@@ -24,7 +24,6 @@ _OTHERS = {
     "run_qa_beam_search.py": "question answering",
     "run_seq2seq_qa.py": "question answering",
     "run_ner.py": "token classification",
-    "run_swag.py": "multiple choice",
     "run_plm.py": "permuted language modelling",
     "run_fim.py": "filling in the middle",
     "run_xnli.py": "XNLI",

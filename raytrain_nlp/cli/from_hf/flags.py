@@ -17,7 +17,7 @@ from raytrain_nlp.config.training import generation_fields, refusal, training_fi
 
 SCRIPTS = {
     "run_glue.py": "text-classification", "run_clm.py": "causal-lm", "run_mlm.py": "masked-lm",
-    "run_summarization.py": "summarization", "run_translation.py": "translation",
+    "run_summarization.py": "summarization", "run_translation.py": "translation", "run_swag.py": "multiple-choice",
 }  # fmt: skip
 SEQ2SEQ = ("summarization", "translation")
 SECRETS = {"token", "use_auth_token", "hub_token", "push_to_hub_token"}
@@ -83,6 +83,7 @@ _OF_TASK: dict[str, _Table] = {
         **_PREDICTS,
         **_PADS,
     },
+    "multiple-choice": {"max_seq_length": (int, ""), **_PADS},
     "causal-lm": {"block_size": (int, "task.block_size"), "keep_linebreaks": (bool, ""), **_FROM_SCRATCH},
     "masked-lm": {
         "max_seq_length": (int, ""),

@@ -22,6 +22,9 @@ _LONGEST = {"causal-lm": 1024, "masked-lm": 512}
 """Blocks where neither command nor tokenizer is at hand: run_clm.py's own limit, and the positions of BERT and
 RoBERTa.
 """
+_LONGEST_CHOICE = 1024
+_OWN_DATA = {"multiple-choice": ("allenai/swag", "regular")}
+"""What a script trains on where its command names nothing: dataset of the hub and its config."""
 SCORED_FIRST = "matched"
 """Of several validation sets the one that the script scores while training, and by which it chooses."""
 
@@ -85,6 +88,8 @@ def fill_data(command: Command, job: Sections) -> None:
     evaluates = command.get("do_eval", False) or command.get("eval_strategy", "no") != "no"
     glue, dataset, config = command.get("task_name"), command.get("dataset_name"), command.get("dataset_config_name")
     files = {"train": command.get("train_file"), "validation": command.get("validation_file")}
+    if not any((glue, dataset, *files.values())):
+        dataset, config = _OWN_DATA.get(command.task, (None, config))
     if glue is not None or dataset is not None:
         winner = "task_name" if glue is not None else "dataset_name"
         for flag in (
@@ -253,6 +258,17 @@ def _fill_translation(command: Command, job: Sections) -> None:
     _fill_seq2seq(command, job)
 
 
+def _fill_choices(command: Command, job: Sections) -> None:
+    """The columns of SWAG, which the script reads of any file."""
+    job["task"] |= {"context_column": "sent1", "start_column": "sent2"}
+    known = model_length(command.get("tokenizer_name") or command.get("model_name_or_path"))
+    asked = command.get("max_seq_length")
+    job["data"]["max_length"] = min(filter(None, (asked or _LONGEST_CHOICE, known)))
+    if asked is None and known is None:
+        rule = "The script takes the tokenizer's model_max_length, at most 1024"
+        command.note("max_seq_length", f"{rule}; correct data.max_length for a model of another length.")
+
+
 def _fill_seq2seq(command: Command, job: Sections) -> None:
     job["task"].setdefault("max_source_length", 1024)
     beams = job["training"].pop("generation_num_beams", None)
@@ -265,6 +281,7 @@ def _fill_seq2seq(command: Command, job: Sections) -> None:
 
 _TASKS = {
     "text-classification": _fill_classification,
+    "multiple-choice": _fill_choices,
     "causal-lm": _fill_language_model,
     "masked-lm": _fill_language_model,
     "summarization": _fill_summarization,
