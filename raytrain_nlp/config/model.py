@@ -38,7 +38,7 @@ class ModelConfig(Section):
     quantization: dict[str, Any] | None = None
     """transformers.BitsAndBytesConfig, e.g. {load_in_4bit: true}; the base of a LoRA adapter."""
     dtype: str | None = Field(None, pattern="^(float32|bfloat16|float16)$")
-    """Type the weights are loaded in; default float32 (mixed precision is `training.bf16`)."""
+    """Type the weights are loaded or made in; default float32 (mixed precision is `training.bf16`)."""
     chunked_loss: bool = True
     """Compute the loss of a language model in chunks of tokens, without its logits: the same loss in less memory. Left
     out where it cannot be: a head or loss of another kind, label smoothing, `torch_compile`, a loss of the user's own.
@@ -48,6 +48,12 @@ class ModelConfig(Section):
     def model_type(self) -> str | None:
         """Of a model from scratch."""
         return self.config["model_type"] if self.config else None
+
+    @property
+    def weights_dtype(self) -> str:
+        """Type of the weights, which the config of a model from scratch may name as well."""
+        named = self.config or {}
+        return str(self.dtype or named.get("dtype") or named.get("torch_dtype") or "float32").removeprefix("torch.")
 
     @property
     def attention(self) -> str | None:

@@ -39,7 +39,7 @@ def find_setting(job: TrainJob, model: Any) -> Setting:
         num_workers=job.workers.num_workers,
         use_gpu=use_gpu,
         mixed=bool(values.get("bf16") or values.get("fp16")),
-        weight_bytes=2 if job.model.dtype in ("bfloat16", "float16") else 4,
+        weight_bytes=2 if job.model.weights_dtype in ("bfloat16", "float16") else 4,
         moment_bytes=moment_bytes(optim),
         quantized_bytes=0.5 if (job.model.quantization or {}).get("load_in_4bit") else 1,
         offload_optimizer=_offloaded(zero, "offload_optimizer"),

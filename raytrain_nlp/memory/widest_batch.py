@@ -91,7 +91,7 @@ def build_traced_model(job: TrainJob, labels: list[str], tokenizer_dir: str) -> 
             warnings.simplefilter("ignore")
             model = apply_lora(model, without_weights(job.lora), task, False)
     values = job.arguments()
-    half = values.get("bf16") or values.get("fp16") or job.model.dtype in ("bfloat16", "float16")
+    half = values.get("bf16") or values.get("fp16") or job.model.weights_dtype in ("bfloat16", "float16")
     return model.to(torch.bfloat16) if half else model
 
 

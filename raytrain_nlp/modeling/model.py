@@ -37,12 +37,13 @@ def load_model(config: ModelConfig, task: Task, labels: list[str], tokenizer: An
                 config.name_or_path,
                 revision=config.revision,
                 trust_remote_code=config.trust_remote_code,
-                dtype=config.dtype or "float32",
+                dtype=config.weights_dtype,
                 **common,
                 **task.model_kwargs(labels),
             )
         else:
-            model = auto_class.from_config(build_model_config(config, task, labels, tokenizer), **common)
+            made = build_model_config(config, task, labels, tokenizer)
+            model = auto_class.from_config(made, dtype=config.weights_dtype, **common)
     grow_vocabulary(model, tokenizer)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id

@@ -215,7 +215,7 @@ def _trained_dtype(run: Run) -> str:
     arguments = run.job.arguments()
     if run.job.deepspeed.enabled and (arguments.get("bf16") or arguments.get("fp16")):
         return "bfloat16" if arguments.get("bf16") else "float16"
-    return run.job.model.dtype or "float32"
+    return run.job.model.weights_dtype
 
 
 def _torch_dtype(name: str) -> Any:

@@ -20,8 +20,10 @@ from raytrain_nlp.memory.factors import count_weights, find_setting
 from raytrain_nlp.memory.needs import PARTS
 from raytrain_nlp.memory.planner import MemoryPlan, advise_after_failure
 from raytrain_nlp.memory.widest_batch import checkpoint_activations, widest_shape
+from raytrain_nlp.modeling.model import load_model
 from raytrain_nlp.planning.heads import Head, check_width, follow_head, names_of_numbers
 from raytrain_nlp.planning.labels import find_known_rows, majority_accuracy
+from raytrain_nlp.tasks import build_task
 
 NLI = Head("org/nli", ["entailment", "neutral", "contradiction"])
 
@@ -207,6 +209,23 @@ def test_the_setting_is_that_of_the_job(tmp_path: Path, model: Any) -> None:
     )
     plain = find_setting(job_of(tmp_path, model={"dtype": "bfloat16"}), model)
     assert (plain.zero_stage, plain.mixed, plain.weight_bytes, plain.offload_optimizer) == (0, False, 2, False)
+
+
+@pytest.mark.parametrize(
+    ("section", "size"),
+    [({}, 4), ({"dtype": "bfloat16"}, 2), ({"config": {**TINY, "dtype": "bfloat16"}}, 2),
+     ({"dtype": "float32", "config": {**TINY, "dtype": "bfloat16"}}, 4)],
+    ids=["nothing said", "by the job", "by the config", "both"],
+)  # fmt: skip
+def test_a_model_from_scratch_has_weights_of_the_type_that_is_planned_for(
+    tmp_path: Path, section: dict[str, Any], size: int
+) -> None:
+    job = job_of(tmp_path, model=section)
+    ids = {"pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2, "bos_token_id": None, "eos_token_id": None}
+    tokenizer = type("Tokenizer", (), {**ids, "__len__": lambda self: 400})()
+    model = load_model(job.model, build_task(job.task), ["no", "yes"], tokenizer)
+    assert {parameter.element_size() for parameter in model.parameters()} == {size}
+    assert find_setting(job, model).weight_bytes == size
 
 
 def test_a_plan_fits_into_what_allocators_can_use() -> None:
