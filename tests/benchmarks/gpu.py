@@ -9,15 +9,19 @@ batches.
     own                 the same model with our own settings (no ZeRO stage named, micro-batch `auto`), 32 blocks a
                         step; the peer: ZeRO 3, micro-batches of 4
     bert                BERT base, rows of about 12 words, 64 a step: the feed's hardest case
+    predict             30,000 rows of about 24 words by that classifier; the peer: a loop of transformers in bf16,
+                        batches of 32, a `DataLoader` with four processes
+    lora                a Llama shaped like one of 7 billion parameters, LoRA of rank 16, bf16 weights from a folder
     t5                  T5 small, and an evaluation that generates
-    lora                a Llama shaped like one of 7 billion parameters, LoRA of rank 16, bf16 weights
+
+They run in this order, but for zero0 and zero2, which come last.
 
 Needs no network and no data: texts are the standard library's source, tokenizers are made of it (or `--tokenizer`),
 weights are random. Sides run strictly one after the other. Both log every 10 steps (own: 3, bert: 20), so that neither
 waits for the device in each step; a step is the median over the intervals between logs, the first of which begins after
 so many steps. MFU is model FLOPs (raytrain_nlp/modeling/flops.py) over the GPU's dense peak, for both sides alike.
 Memory: what `check` plans, what ours measured (torch's reserved memory and the CUDA context), what the peer reserved.
-A side for which the budget is too short is left out, and said. Exit code 1 where a side failed.
+What the budget is too short for is left out, and said. Exit code 1 where a side failed.
 """
 
 from __future__ import annotations
@@ -36,11 +40,17 @@ from pathlib import Path
 from typing import Any
 
 import figures
-from gpu_cases import Case, build_cases, write_sources
+from gpu_cases import Case, build_cases, write_pretrained, write_sources
 from gpu_sides import measure_ours, measure_peer, plan_memory, step_flops, write_batches
+from predict import measure_loop
+from predict import measure_ours as measure_predictions
 
-LEAST_S = {"ours": 35.0, "peer": 30.0, "plan": 25.0}
-"""What a side takes at least on a GPU machine; with less left it is not started."""
+CLASSIFIED, PREDICT = "bert", "predict"
+
+LEAST_S = {"ours": 35.0, "peer": 30.0, "plan": 25.0, "weights": 100.0}
+"""What a side takes at least on a GPU machine, and the plans of all; with less left it is not started. Of weights of 7
+billion parameters: with the side that reads them.
+"""
 MOST_S = 200.0
 
 
@@ -55,22 +65,28 @@ class Bench:
     def left(self) -> float:
         return float(self.args.budget) - (time.monotonic() - self.started)
 
+    def room_for(self, what: str, needs: str) -> bool:
+        """Is there time for it, and for the plans at the end? If not, that is said."""
+        left = self.left() - LEAST_S["plan"]
+        if self.args.small or left >= LEAST_S[needs]:
+            return True
+        figures.say(f"{what}: left out, {max(left, 0):.0f} s of the budget are left")
+        return False
+
     def side(self, case: str, name: str, measure: Any) -> None:
         """Run `measure(timeout_s)` where there is time for it; what it finds, or why it failed, is kept."""
-        least = 0 if self.args.small else LEAST_S[name.split()[0]]
-        if self.left() < least:
-            figures.say(f"{case}, {name}: left out, {max(self.left(), 0):.0f} s of the budget are left")
+        if not self.room_for(f"{case}, {name}", name):
             return
         found: dict[str, Any]
         try:
-            found = measure(min(self.left() - 2, MOST_S))
+            found = measure(MOST_S if self.args.small else min(self.left() - LEAST_S["plan"], MOST_S))
         except (Exception, SystemExit) as error:  # one side's failure is a line of the table
             found = {"error": f"{type(error).__name__}: {str(error)[-3000:]}"}
             self.failed.append(f"{case}, {name}")
         self.found.setdefault(case, {})[name] = found
         rate = figures.shown(found.get("rows_per_second"), 1)
-        first = figures.shown(found.get("first_step_s"), 1)
-        said = found.get("error") or f"{rate} rows/s, first step after {first} s"
+        first = found.get("first_step_s")
+        said = found.get("error") or f"{rate} rows/s" + (f", first step after {first:.1f} s" if first else "")
         figures.say(f"{case}, {name}: {said}")
         self.write()
 
@@ -89,8 +105,7 @@ def main() -> None:
     try:
         bench = Bench(args, folder)
         cases = build_cases(args.small, args.own_batch)
-        wanted = [name for name in cases if not args.only or name in args.only]
-        run(bench, {name: cases[name] for name in wanted})
+        run(bench, cases, [name for name in ordered(cases) if not args.only or name in args.only])
     finally:
         if args.keep:
             figures.say(f"kept {folder}")
@@ -130,37 +145,75 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write every figure here, as JSON, after each side")
     parser.add_argument("--keep", action="store_true", help="keep all files of all runs")
     args = parser.parse_args()
-    known = set(build_cases(args.small, args.own_batch))
+    known = set(ordered(build_cases(args.small, args.own_batch)))
     if wrong := set(args.only) - known:
         parser.error(f"--only: no such case ({', '.join(sorted(wrong))}). There are: {', '.join(sorted(known))}.")
     return args
 
 
-def run(bench: Bench, cases: dict[str, Case]) -> None:
+def ordered(cases: dict[str, Case]) -> list[str]:
+    """All names, the most wanted first."""
+    names = list(cases)
+    names.insert(names.index(CLASSIFIED) + 1, PREDICT)
+    return names
+
+
+def run(bench: Bench, cases: dict[str, Case], wanted: list[str]) -> None:
     """Both sides of each case, then the plans of memory, all at once: they take no GPU."""
     args = bench.args
     figures.say(f"making texts and tokenizers; {device_name(args.small)}")
     sources = write_sources(bench.folder / "data", args.small, args.tokenizer)
     cases = {name: replace(case, sources=sources[case.kind]) for name, case in cases.items()}
-    for name, case in cases.items():
-        batches = bench.folder / f"{name}.json"
-        bench.found[name] = {"settings": asdict(case), **write_batches(case, batches)}
-        bench.side(name, "ours", functools.partial(measure_ours, case, bench.folder / "ours"))
-        bench.side(name, "peer", functools.partial(measure_peer, case, bench.folder / "peer", batches))
-        shutil.rmtree(bench.folder / "ours" / name / name / "model", ignore_errors=True)  # gigabytes
-    ran = [case for case in cases.values() if "run_dir" in bench.found[case.name].get("ours", {})]
+    for name in wanted:
+        if name == PREDICT:
+            predict(bench, cases[CLASSIFIED])
+        else:
+            train(bench, cases[name], keeps_model=name == CLASSIFIED and PREDICT in wanted)
+    trained = {name: cases[name] for name in wanted if name != PREDICT}
+    ran = [case for case in trained.values() if "run_dir" in bench.found.get(case.name, {}).get("ours", {})]
     with ThreadPoolExecutor(1 if args.small else 8) as pool:
         plans = {case.name: pool.submit(plan, bench, case) for case in ran}
     for name, planned in plans.items():
         bench.found[name]["planned"] = planned.result()
-    report(bench, cases)
+    report(bench, trained)
+
+
+def train(bench: Bench, case: Case, keeps_model: bool) -> None:
+    """Both sides of a case, on the same batches."""
+    weights = bench.folder / f"{case.name}-weights"
+    batches = bench.folder / f"{case.name}.json"
+    if case.lora:
+        if not bench.room_for(case.name, "weights"):
+            return
+        case = write_pretrained(case, weights)
+    bench.found[case.name] = {"settings": asdict(case), **write_batches(case, batches)}
+    bench.side(case.name, "ours", functools.partial(measure_ours, case, bench.folder / "ours"))
+    bench.side(case.name, "peer", functools.partial(measure_peer, case, bench.folder / "peer", batches))
+    if not keeps_model:
+        shutil.rmtree(bench.folder / "ours" / case.name / case.name / "model", ignore_errors=True)  # gigabytes
+
+
+def predict(bench: Bench, case: Case) -> None:
+    """Predictions of the classifier that our side of `case` has trained; where it has not, of one of two steps."""
+    ours = bench.found.get(case.name, {}).get("ours", {})
+    if "run_dir" not in ours:
+        if not bench.room_for(PREDICT, "weights"):
+            return
+        ours = measure_ours(replace(case, name=PREDICT, steps=2, logging_steps=1), bench.folder / "ours", MOST_S)
+    rows = Path(case.sources["predict"])
+    count, out = len(rows.read_text(encoding="utf-8").splitlines()), bench.folder / "predictions.parquet"
+    bench.found[PREDICT] = {"rows": count}
+    bench.side(PREDICT, "ours", functools.partial(measure_predictions, ours["run_dir"], rows, out, count, None))
+    bench.side(PREDICT, "peer", functools.partial(measure_loop, ours["model_dir"], rows, count, 32, case.gpu))
+    sides = [bench.found[PREDICT].get(side, {}).get("rows_per_second") for side in ("ours", "peer")]
+    bench.found[PREDICT]["ratio"] = figures.ratio(*sides)
 
 
 def plan(bench: Bench, case: Case) -> int | None:
     if not bench.args.small and bench.left() < LEAST_S["plan"]:
         return None
     try:
-        return plan_memory(case, bench.folder, max(bench.left(), 10))
+        return plan_memory(case, bench.folder, MOST_S if bench.args.small else max(bench.left(), 10))
     except Exception as error:  # a cell of the table
         figures.say(f"{case.name}: no plan of memory ({type(error).__name__}: {error})")
         return None
@@ -177,7 +230,9 @@ def report(bench: Bench, cases: dict[str, Case]) -> None:
 
     peak, rows = peak_flops(device_name(bench.args.small), "bf16"), []
     for name, case in cases.items():
-        found = bench.found[name]
+        found = bench.found.get(name)
+        if found is None:
+            continue
         ours, peer = found.get("ours", {}), found.get("peer", {})
         flops = step_flops(case, found["tokens"], found["targets"]) if ours or peer else None
         for side in (ours, peer):
@@ -193,6 +248,14 @@ def report(bench: Bench, cases: dict[str, Case]) -> None:
         "evaluation s", "peer", "loss difference",
     ]  # fmt: skip
     figures.print_table(f"{device_name(bench.args.small)}: ours and plain Trainer, the same batches", header, rows)
+    if PREDICT in bench.found:
+        found = bench.found[PREDICT]
+        sides = [
+            [name, *(figures.shown(found.get(side, {}).get(key), 1) for key in ("rows_per_second", "seconds"))]
+            for name, side in (("ours", "ours"), ("a plain loop", "peer"))
+        ]
+        title = f"predictions of {found['rows']:,} rows: {figures.shown(found.get('ratio'), 2)} x"
+        figures.print_table(title, ["", "rows/s", "whole process, s"], sides)
     bench.write()
 
 

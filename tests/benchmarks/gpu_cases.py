@@ -83,11 +83,11 @@ def build_cases(small: bool, own_batch: str | int) -> dict[str, Case]:
         full,
         replace(full, name="own", zero_stage=None, accumulation=8, steps=9, logging_steps=3, own_batch=own_batch),
         Case("bert", CLASSIFIER, bert, 0, 64, steps=200, logging_steps=20),
-        replace(full, name="zero0", zero_stage=0),
-        Case("t5", TRANSLATION, t5, 0, 64, steps=60, length=48, evaluation_rows=256),
         Case(
             "lora", CAUSAL, LLAMA_TINY if small else LLAMA_7B, 0, 2, steps=15, logging_steps=5, length=2048, lora=LORA
         ),
+        Case("t5", TRANSLATION, t5, 0, 64, steps=60, length=48, evaluation_rows=256),
+        replace(full, name="zero0", zero_stage=0),
         replace(full, name="zero2", zero_stage=2),
     ]
     return {case.name: _tiny(case) if small else case for case in cases}
@@ -213,6 +213,48 @@ def write_sources(folder: Path, small: bool, tokenizer: Path | None) -> dict[str
         CLASSIFIER: {"train": paths[CLASSIFIER], "tokenizer": closed, "predict": paths["predict"]},
         TRANSLATION: {"train": paths[TRANSLATION], "validation": paths["validation"], "tokenizer": closed},
     }
+
+
+def write_pretrained(case: Case, folder: Path) -> Case:
+    """The case with a folder of random weights of its model, as if it had been trained before: bf16 on a GPU. The
+    same numbers come again and again: drawing 7 billion would take longer than training.
+    """
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(case.sources["tokenizer"])
+    values = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **case.model}
+    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    config.dtype = torch.bfloat16 if case.gpu else torch.float32
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    folder.mkdir(parents=True)
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    drawn = torch.randn(4_194_301, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(config.dtype)
+    files: dict[str, str] = {}
+    shards: dict[str, dict[str, Any]] = {}
+    for name, value in model.state_dict().items():
+        layer = re.search(r"\.(\d+)\.", name)
+        files[name] = f"model-{int(layer[1]) if layer else 'outside'}.safetensors"
+        shards.setdefault(files[name], {})[name] = value
+    for file, empty in shards.items():
+        tensors = {name: _filled(value.shape, drawn) for name, value in empty.items()}
+        save_file(tensors, folder / file, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": files}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    return replace(case, sources={**case.sources, "pretrained": str(folder)})
+
+
+def _filled(shape: Any, drawn: Any) -> Any:
+    """A norm's weights are ones."""
+    import torch
+
+    if len(shape) == 1:
+        return torch.ones(shape, dtype=drawn.dtype)
+    return drawn.repeat(-(-shape.numel() // drawn.numel()))[: shape.numel()].view(shape).contiguous()
 
 
 def _texts(size: int) -> list[str]:
