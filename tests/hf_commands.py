@@ -1,4 +1,4 @@
-"""The command lines of the READMEs and tests of transformers' examples for the five scripts that are read, with local
+"""The command lines of the READMEs and tests of transformers' examples for the six scripts that are read, with local
 rows and small models of the same families in place of the hub's. Written from their flags; paths are relative to the
 folder that `write_inputs` fills."""
 
@@ -85,6 +85,9 @@ def _of_readmes() -> dict[str, str]:
         "readme glue torchrun": f"torchrun --nproc_per_node 8 pytorch/text-classification/{_MNLI}",
         "readme glue tpu": f"python xla_spawn.py --num_cores 8 text-classification/{_MNLI}",
         "readme glue accelerate": f"accelerate launch {_MNLI}",
+        "readme swag": "python run_swag.py --model_name_or_path roberta --do_train --do_eval --learning_rate 5e-5 "
+        "--num_train_epochs 3 --output_dir out/swag_base --per_device_eval_batch_size=16 "
+        "--per_device_train_batch_size=16 --overwrite_output_dir",
         "readme clm": f"python run_clm.py --model_name_or_path gpt2 {wiki} {text} --output_dir out/test-clm",
         "readme clm files": f"python run_clm.py --model_name_or_path gpt2 {files} {text} --output_dir out/test-clm",
         "readme clm from scratch": f"python run_clm.py --model_type gpt2 --tokenizer_name gpt2 "
@@ -135,6 +138,8 @@ def _of_tests() -> dict[str, str]:
         "test glue": f"run_glue.py --model_name_or_path distilbert --output_dir out/t-glue {both.format('mrpc.csv')} "
         f"{small} --learning_rate=1e-4 --max_steps=10 "
         "--warmup_steps=2 --seed=42 --max_seq_length=128",
+        "test swag": f"run_swag.py --model_name_or_path bert {both.format('swag.jsonl')} --output_dir out/t-swag {small} "
+        "--max_steps=20 --warmup_steps=2 --learning_rate=2e-4",
         "test clm": f"run_clm.py --model_name_or_path gpt2 {text} --do_train --do_eval --block_size 128 "
         f"--per_device_train_batch_size 5 "
         "--per_device_eval_batch_size 5 --num_train_epochs 2 --output_dir out/t-clm --overwrite_output_dir --use_cpu",
@@ -283,6 +288,7 @@ def _of_model_zoo() -> dict[str, str]:
             "flaubert",
             "funnel",
         ),
+        "run_swag.py --train_file swag.jsonl --max_seq_length 24": ("electra", "xlnet"),
         "run_glue.py --train_file mrpc.csv --max_seq_length 12 --task_name MRPC": ("bert", "xlnet"),
     }
     rest = (
@@ -290,7 +296,7 @@ def _of_model_zoo() -> dict[str, str]:
         "--overwrite_output_dir --save_steps 1"
     )
     return {
-        f"zoo {family} {stage}": f"deepspeed --num_nodes 1 --num_gpus 2 --master_port 10999 {task} "
+        f"zoo {'swag ' if 'run_swag' in task else ''}{family} {stage}": f"deepspeed --num_nodes 1 --num_gpus 2 --master_port 10999 {task} "
         f"--model_name_or_path {family} {rest} "
         f"--deepspeed {stage}.json --output_dir out/zoo"
         for stage in ("zero2", "zero3")
@@ -320,6 +326,9 @@ def write_inputs(folder: Path) -> None:
     write("dated", {"id": 0, "date": "", "text": TEXT, "summary": SHORT})
     write("wmt16", {"translation": {"en": SHORT, "ro": SHORT}})
     write("wmt14-en-de-pre-processed", {"translation": {"en": SHORT, "de": SHORT}})
+    endings = {f"ending{number}": SHORT for number in range(4)}
+    for name in ("swag", "allenai"):
+        write(name, {"sent1": TEXT, "sent2": "There it", **endings, "label": 1})
     texts = [TEXT.format(i=i) for i in range(ROWS)]
     (folder / "wikitext.txt").write_text("\n".join(texts))
     (folder / "articles.csv").write_text(

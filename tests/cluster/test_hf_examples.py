@@ -1,5 +1,5 @@
-"""The command lines of transformers' examples for the five scripts: each becomes a job that passes `check` with a small
-model of its family; three of each script train, and the metric that the original test reads is there."""
+"""The command lines of transformers' examples for the six scripts: each becomes a job that passes `check` with a small
+model of its family; most of each script train, and the metric that the original test reads is there."""
 
 from __future__ import annotations
 

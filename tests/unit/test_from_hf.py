@@ -92,11 +92,11 @@ def test_swag() -> None:
         "validation": "hf://allenai/swag/regular:validation",
         "max_length": 1024,
     }
-    assert "max_seq_length" in notes  # of a model that is not at hand
+    assert "--max_seq_length" in notes  # of a model that is not at hand
     job, notes = translate(
         "run_swag.py --model_name_or_path m --train_file t.json --max_seq_length 80 --output_dir o/p"
     )
-    assert job["data"] == {"train": "t.json", "max_length": 80} and "max_seq_length" not in notes
+    assert job["data"] == {"train": "t.json", "max_length": 80} and "--max_seq_length" not in notes
 
 
 def test_glue_with_fp16_asks_for_a_gpu() -> None:
