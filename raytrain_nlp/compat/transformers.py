@@ -5,6 +5,7 @@ listed in the contract.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -87,20 +88,24 @@ def replaced_flash(attend: Callable[..., Any], attend_documents: Callable[..., A
         yield
 
 
+@functools.cache
 def apply_flash(attend: Callable[..., Any], attend_documents: Callable[..., Any]) -> None:
-    """The same for the rest of this process."""
-    for patch in _flash_patches(attend, attend_documents):
+    """The same for the rest of this process, for `flash_attention_2` only: others find their own kernels."""
+    for patch in _flash_patches(attend, attend_documents, only="flash_attention_2"):
         patch.start()
 
 
-def _flash_patches(attend: Callable[..., Any], attend_documents: Callable[..., Any]) -> list[Any]:
+def _flash_patches(
+    attend: Callable[..., Any], attend_documents: Callable[..., Any], only: str | None = None
+) -> list[Any]:
     from transformers import PreTrainedModel, modeling_flash_attention_utils
     from transformers.utils.generic import is_flash_attention_requested
 
     adjust, kernels = PreTrainedModel._check_and_adjust_attn_implementation, modeling_flash_attention_utils
 
     def checked(self: Any, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
-        if not is_flash_attention_requested(requested_attention_implementation=attn_implementation):
+        asked = is_flash_attention_requested(requested_attention_implementation=attn_implementation)
+        if not asked or only not in (None, attn_implementation):
             return adjust(self, attn_implementation, *args, **kwargs)
         if not self._supports_flash_attn:
             raise ValueError(f"{type(self).__name__} has no flash attention")
@@ -108,9 +113,14 @@ def _flash_patches(attend: Callable[..., Any], attend_documents: Callable[..., A
 
     process = kernels._lazy_define_process_function(attend_documents)
     functions = (attend, attend_documents, None, kernels._pad_input, kernels._unpad_input), (process, dict)
+    find = kernels.lazy_import_flash_attention
+
+    def found(implementation: str | None, *args: Any, **kwargs: Any) -> Any:
+        return functions if only in (None, implementation) else find(implementation, *args, **kwargs)
+
     return [
         mock.patch.object(PreTrainedModel, "_check_and_adjust_attn_implementation", checked),
-        mock.patch.object(kernels, "lazy_import_flash_attention", lambda *args, **kwargs: functions),
+        mock.patch.object(kernels, "lazy_import_flash_attention", found),
     ]
 
 

@@ -34,7 +34,9 @@ class ModelConfig(Section):
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off: nothing downloaded is executed."""
     attn_implementation: str | None = None
-    """sdpa, eager, flash_attention_2, ...; default: the model's own choice."""
+    """sdpa, eager, flex_attention, flash_attention_2, ...; default: the model's own choice. flash_attention_2 without
+    the package flash-attn uses the kernels that torch has.
+    """
     quantization: dict[str, Any] | None = None
     """transformers.BitsAndBytesConfig, e.g. {load_in_4bit: true}; the base of a LoRA adapter."""
     dtype: str | None = Field(None, pattern="^(float32|bfloat16|float16)$")

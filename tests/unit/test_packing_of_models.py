@@ -6,12 +6,14 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel, modeling_flash_attention_utils
 
+from raytrain_nlp.compat.transformers import apply_flash
 from raytrain_nlp.config import load_job
 from raytrain_nlp.config.model import TokenizerTraining
 from raytrain_nlp.errors import InputError
@@ -148,6 +150,28 @@ def test_a_trial_leaves_the_process_as_it_was() -> None:
     assert torch.equal(torch.get_rng_state(), before[0]) and torch.get_num_threads() == before[1]
     with pytest.raises(ImportError):  # flash attention needs its package again
         AutoModelForCausalLM.from_config(narrow_config(LlamaConfig()), attn_implementation="flash_attention_2")
+
+
+def test_only_the_attention_that_torch_has_kernels_of_is_replaced_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+    patch = type(mock.patch.object(torch, "nn"))
+    monkeypatch.setattr(patch, "start", lambda self: started.append(self.__enter__()))
+    kernels = lambda *_, **__: None, lambda *_, **__: None
+    find, adjust = mock.Mock(return_value="another's"), PreTrainedModel._check_and_adjust_attn_implementation
+    monkeypatch.setattr(modeling_flash_attention_utils, "lazy_import_flash_attention", find)
+    monkeypatch.setattr(PreTrainedModel, "_check_and_adjust_attn_implementation", adjust)
+    apply_flash(*kernels)
+    apply_flash(*kernels)
+    assert len(started) == 2, "once a process"
+    found = modeling_flash_attention_utils.lazy_import_flash_attention
+    assert found("flash_attention_2")[0][:2] == kernels and found("flash_attention_3") == "another's"
+    small = narrow_config(LlamaConfig())
+    assert (
+        AutoModelForCausalLM.from_config(small, attn_implementation="flash_attention_2").config._attn_implementation
+        == "flash_attention_2"
+    )
+    with pytest.raises(ImportError):
+        AutoModelForCausalLM.from_config(small, attn_implementation="flash_attention_3")
 
 
 @pytest.mark.parametrize(
