@@ -138,8 +138,8 @@ def _of_tests() -> dict[str, str]:
         "test glue": f"run_glue.py --model_name_or_path distilbert --output_dir out/t-glue {both.format('mrpc.csv')} "
         f"{small} --learning_rate=1e-4 --max_steps=10 "
         "--warmup_steps=2 --seed=42 --max_seq_length=128",
-        "test swag": f"run_swag.py --model_name_or_path bert {both.format('swag.jsonl')} --output_dir out/t-swag {small} "
-        "--max_steps=20 --warmup_steps=2 --learning_rate=2e-4",
+        "test swag": f"run_swag.py --model_name_or_path bert {both.format('swag.jsonl')} --output_dir out/t-swag "
+        f"{small} --max_steps=20 --warmup_steps=2 --learning_rate=2e-4",
         "test clm": f"run_clm.py --model_name_or_path gpt2 {text} --do_train --do_eval --block_size 128 "
         f"--per_device_train_batch_size 5 "
         "--per_device_eval_batch_size 5 --num_train_epochs 2 --output_dir out/t-clm --overwrite_output_dir --use_cpu",
@@ -296,8 +296,8 @@ def _of_model_zoo() -> dict[str, str]:
         "--overwrite_output_dir --save_steps 1"
     )
     return {
-        f"zoo {'swag ' if 'run_swag' in task else ''}{family} {stage}": f"deepspeed --num_nodes 1 --num_gpus 2 --master_port 10999 {task} "
-        f"--model_name_or_path {family} {rest} "
+        f"zoo {'swag ' if 'run_swag' in task else ''}{family} {stage}": "deepspeed --num_nodes 1 --num_gpus 2 "
+        f"--master_port 10999 {task} --model_name_or_path {family} {rest} "
         f"--deepspeed {stage}.json --output_dir out/zoo"
         for stage in ("zero2", "zero3")
         for task, families in tasks.items()

@@ -72,6 +72,8 @@ TRAINED: dict[str, str] = {  # command -> the metric that its original test read
     "test glue": "eval_accuracy",
     "readme glue mrpc": "eval_f1",
     "readme glue stsb": "eval_pearson",
+    "test swag": "eval_accuracy",
+    "readme swag": "eval_accuracy",
     "test clm": "eval_perplexity",
     "readme clm": "eval_perplexity",
     "test clm overrides": "train_loss",
