@@ -50,6 +50,9 @@ TASKS: dict[str, dict[str, Any]] = {
     "rows": _causal(packing="none"),
     "packed": _causal(packing="best_fit", block_size=32),
     "completions": _causal(prompt_column="text", completion_column="target"),
+    "choices": {
+        "task": {"type": "multiple-choice", "context_column": "text", "ending_columns": ["target", "other"]}
+    },
     "masked blocks": {"task": {"type": "masked-lm", "block_size": 16}},
     "masked rows": {"task": {"type": "masked-lm", "line_by_line": True}},
     "summarization": {
@@ -82,7 +85,14 @@ def write_all_rows(path: Path, count: int = 256) -> Path:
         for _ in range(count):
             text = " ".join(draw.choices(words, k=draw.randint(2, 9)))
             tags = draw.sample(["a", "b", "c"], draw.randint(1, 2))
-            row = {"text": text, "label": len(text) % 2, "tags": tags, "number": draw.random(), "target": text[::-1]}
+            row = {
+                "text": text,
+                "label": len(text) % 2,
+                "tags": tags,
+                "number": draw.random(),
+                "target": text[::-1],
+                "other": text[3:],
+            }
             file.write(json.dumps(row) + "\n")
     return path
 

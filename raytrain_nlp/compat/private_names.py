@@ -226,6 +226,14 @@ NAMES: list[Name] = [
                 "(position_ids)",
                 "transformers.masking_utils: = find_packed_sequence_indices(position_ids)",
             ),
+            "masking_utils._ignore_causal_mask_sdpa": (
+                "(padding_mask, q_length, kv_length, q_offset, kv_offset, local_attention_size=)",
+                "transformers.masking_utils: and _ignore_causal_mask_sdpa(",
+            ),
+            "masking_utils._ignore_bidirectional_mask_sdpa": (
+                "(padding_mask, kv_length, local_attention_size=)",
+                "transformers.masking_utils: and _ignore_bidirectional_mask_sdpa(",
+            ),
             "modeling_flash_attention_utils._is_packed_sequence": (
                 "(position_ids, batch_size)",
                 "transformers.modeling_flash_attention_utils: if _is_packed_sequence(position_ids, batch_size)",

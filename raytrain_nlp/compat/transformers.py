@@ -149,6 +149,26 @@ def documents_in_rows() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def rows_with_padding() -> Iterator[None]:
+    """Patch: while inside, SDPA is given the mask of a batch, which has padding. transformers would first ask the
+    device whether it is all ones, and leave it out then.
+    """
+    from transformers import masking_utils
+
+    functions = ("_ignore_causal_mask_sdpa", "_ignore_bidirectional_mask_sdpa")
+    with contextlib.ExitStack() as patches:
+        for name in functions:
+            patches.enter_context(mock.patch.object(masking_utils, name, _masked(getattr(masking_utils, name))))
+        yield
+
+
+@functools.cache
+def _masked(ignores: Callable[..., bool]) -> Callable[..., bool]:
+    """`ignores`, which says whether a mask can be left out, where there is none; else False."""
+    return lambda padding_mask, *args, **kwargs: padding_mask is None and ignores(padding_mask, *args, **kwargs)
+
+
 def _none_packed(position_ids: Any) -> None:
     pass
 

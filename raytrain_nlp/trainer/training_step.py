@@ -19,7 +19,13 @@ from transformers import DataCollatorWithPadding
 
 from raytrain_nlp.checkpoint.checkpointer import Checkpointer
 from raytrain_nlp.compat.accelerate import apply_backward
-from raytrain_nlp.compat.transformers import apply_maskless, documents_in_rows, one_sequence_a_row, unlogged_loss
+from raytrain_nlp.compat.transformers import (
+    apply_maskless,
+    documents_in_rows,
+    one_sequence_a_row,
+    rows_with_padding,
+    unlogged_loss,
+)
 from raytrain_nlp.data.split import MicroBatch
 from raytrain_nlp.distributed.consensus import Agreement
 from raytrain_nlp.distributed.normalizer import GlobalWeight
@@ -79,6 +85,8 @@ class Feed:
     """
     takes_lengths: bool = False
     """Does the model's attention take the lengths of packed documents in place of a mask?"""
+    has_one_mask: bool = False
+    """Is that mask the only one? An encoder-decoder has another for the targets."""
     knows_ranks: bool = False
     """Does the user's loss multiply by the number of ranks itself, as `Trainer.compute_loss` does?"""
     declared: bool | None = None
@@ -101,15 +109,13 @@ class Feed:
     first rank only.
     """
 
-    def known_rows(self, inputs: Any, full: bool) -> contextlib.AbstractContextManager[None]:
-        """A context in which attention need not ask the device whether a row of `inputs` holds several sequences.
-
-        Args:
-            full: Are the inputs those of a batch that needs no mask?
+    def known_rows(self, inputs: Any, step: Step) -> contextlib.AbstractContextManager[None]:
+        """A context in which attention need not ask the device what is known of the rows: whether one holds several
+        sequences, whether there is padding.
         """
         if "position_ids" in inputs:
             return documents_in_rows() if "attention_mask" not in inputs else contextlib.nullcontext()
-        return one_sequence_a_row() if full else contextlib.nullcontext()
+        return one_sequence_a_row() if step.full else rows_with_padding() if step.padded else contextlib.nullcontext()
 
     def without_logits(self, micro_batch: MicroBatch | None) -> contextlib.AbstractContextManager[None]:
         """A context in which a forward on `micro_batch` computes its loss without logits, where that can be."""
@@ -133,6 +139,8 @@ class Step:
     micro_batch: MicroBatch
     full: bool = False
     """Is it without padding, so that attention needs no mask?"""
+    padded: bool = False
+    """Is there padding in all that is masked?"""
     counted: bool = False
     """Is its loss a sum divided by `num_items_in_batch`? Else it is a mean of its own rows or tokens."""
     over_ranks: bool = False
@@ -168,6 +176,7 @@ class StepMixin(TrainerHost):
             feed.lazy_head = None
         feed.counts = bool(classes) or self.compute_loss_func is not None
         feed.masks_padding_only = not feed.counts and apply_maskless(plain)
+        feed.has_one_mask = feed.masks_padding_only and not getattr(plain.config, "is_encoder_decoder", False)
         feed.takes_lengths = apply_lengths(plain)
         feed.knows_ranks = any(
             {"num_processes", "world_size"} & set(getattr(method, "__code__", _NO_CODE).co_names) for method in own
@@ -215,12 +224,16 @@ class StepMixin(TrainerHost):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         feed = self._feed
         micro_batch = feed.micro_batches.popleft()
-        step = feed.step = Step(micro_batch, full=feed.masks_padding_only and _is_full(micro_batch))
+        step = feed.step = Step(
+            micro_batch,
+            full=feed.masks_padding_only and _is_full(micro_batch),
+            padded=feed.has_one_mask and 0 < micro_batch.tokens < micro_batch.padded_tokens,
+        )
         TIMELINE.mark("forward")
         counted = (num_items_in_batch,) if feed.step_is_counted else ()
         try:
             # around the backward pass, too: what is recomputed there asks again
-            with feed.known_rows(inputs, step.full):
+            with feed.known_rows(inputs, step):
                 loss = super().training_step(model, inputs, *counted)
             if not step.begun:  # the user's method called `loss.backward()` itself, not `accelerator.backward`
                 trained(feed.agreement).begin(loss.detach(), step.micro_batch)

@@ -17,4 +17,5 @@ def test_a_step_reads_no_more_than_plain_trainers(tmp_path: Path, name: str, sta
     ours, plain = reads_of_both(tmp_path, (TASKS | WAYS)[name], stage)
     print(f"{name}, ZeRO {stage}: {len(ours)} and {len(plain)}")
     assert len(ours) <= len(plain), f"ours: {Counter(ours)}, plain: {Counter(plain)}"
+    assert stage or not ours or name in ("summarization", "translation")
     assert not [read for read in ours if "raytrain_nlp" in read]

@@ -290,6 +290,22 @@ def test_rows_that_cannot_be_scored_are_told(reader: RowsReader, rows: Any, line
         reader.loader(rows, [])
 
 
+def test_a_mask_of_rows_with_padding_is_not_looked_at() -> None:
+    from transformers import masking_utils
+
+    from raytrain_nlp.compat.transformers import rows_with_padding
+
+    padding = torch.ones(2, 4, dtype=torch.bool, device="meta")
+    for _ in range(2):
+        with rows_with_padding():
+            assert masking_utils._ignore_causal_mask_sdpa(padding, 4, 4, 0, 0) is False
+            assert masking_utils._ignore_bidirectional_mask_sdpa(padding, 4) is False
+            assert masking_utils._ignore_causal_mask_sdpa(None, 4, 4, 0, 0) is True  # none is none
+            assert masking_utils._ignore_bidirectional_mask_sdpa(None, 4) is True
+    with pytest.raises(RuntimeError, match="meta tensors"):
+        masking_utils._ignore_bidirectional_mask_sdpa(padding, 4)
+
+
 def test_rows_that_are_one_sequence_each_are_not_looked_at() -> None:
     """Neither for SDPA's mask nor by flash attention; a read of a tensor without values would raise."""
     from transformers import masking_utils, modeling_flash_attention_utils
