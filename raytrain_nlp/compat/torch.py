@@ -71,14 +71,13 @@ def set_group_timeout(seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def replaced_functions(**functions: Callable[..., Any]) -> Iterator[None]:
-    """Patch: while inside, these names of `torch.nn.functional` are other functions. A mode of torch would not be there
-    in the backward pass, where checkpointed layers run again in a thread of autograd's."""
-    import torch.nn.functional as functional
-
-    before = {name: getattr(functional, name) for name in functions}
-    vars(functional).update(functions)
+def replaced_functions(module: Any, **functions: Callable[..., Any]) -> Iterator[None]:
+    """Patch: while inside, these names of `module`, torch or `torch.nn.functional`, are other functions. A mode of
+    torch would not be there in the backward pass, where checkpointed layers run again in a thread of autograd's.
+    """
+    before = {name: getattr(module, name) for name in functions}
+    vars(module).update(functions)
     try:
         yield
     finally:
-        vars(functional).update(before)
+        vars(module).update(before)

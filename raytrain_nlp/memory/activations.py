@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from raytrain_nlp.compat.torch import dispatch_mode, reads_value, replaced_functions, storage_key, tensors_in
+from raytrain_nlp.memory.autocast import autocast_on_meta, half_of
 from raytrain_nlp.modeling.lazy_logits import LazyHead
 from raytrain_nlp.tasks.base import IGNORED
 
@@ -67,7 +68,14 @@ class StepTrace:
 
 
 def trace_step(
-    model: Any, batch: dict[str, Any], *, padded: bool, use_gpu: bool, train: bool = True, chunked_loss: bool = False
+    model: Any,
+    batch: dict[str, Any],
+    *,
+    padded: bool,
+    use_gpu: bool,
+    train: bool = True,
+    chunked_loss: bool = False,
+    autocast: bool = False,
 ) -> StepTrace:
     """Run one forward (and, with `train`, backward) of a model on the meta device.
 
@@ -80,6 +88,7 @@ def trace_step(
         padded: whether the batch's attention mask masks anything; some models ask.
         use_gpu: whether to count as the kernels of a GPU would; else those of a CPU.
         chunked_loss: whether the loss of a language model is computed without its logits, where the model can.
+        autocast: whether products are computed in 16 bits from the weights of fp32 that the model has.
     """
     loss = LazyHead(model, on_gpu=use_gpu).active(_most_predicted(batch)) if chunked_loss else contextlib.nullcontext()
     inputs = {name: _to_meta(value) if hasattr(value, "dtype") else value for name, value in batch.items()}
@@ -90,8 +99,9 @@ def trace_step(
         if parameter.requires_grad
     ]
     model.train(train)
+    casts = autocast_on_meta(live.uncounted) if autocast else contextlib.nullcontext()
     try:
-        with _real_kernels(use_gpu), live, loss:
+        with casts, _real_kernels(use_gpu, half_of if autocast else None), live, loss:
             if train:
                 model(**inputs).loss.backward()
             else:
@@ -127,6 +137,16 @@ class _Live(dispatch_mode()):  # type: ignore[misc]  # torch is loaded when the 
         self._known = {storage_key(tensor.untyped_storage()) for tensor in own}
         self.points: list[tuple[int, int, int]] = [(0, 0, 0)]
         self.small_peak = 0
+        self._counts = True
+
+    @contextlib.contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """While inside, no tensor that is made counts."""
+        self._counts = False
+        try:
+            yield
+        finally:
+            self._counts = True
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if reads_value(function):  # a model asks for a value: whether a mask masks nothing
@@ -135,9 +155,10 @@ class _Live(dispatch_mode()):  # type: ignore[misc]  # torch is loaded when the 
         for tensor in tensors_in(result):
             storage = tensor.untyped_storage()
             if (key := storage_key(storage)) not in self._known:
+                size = storage.nbytes() if self._counts else 0
                 self._known.add(key)
-                self._count(storage.nbytes())
-                weakref.finalize(storage, self._free, key, storage.nbytes())
+                self._count(size)
+                weakref.finalize(storage, self._free, key, size)
         _, most, most_large = self.points[-1]
         self.points[-1] = (self._done, max(most, self._now), max(most_large, self._large))
         self.small_peak = max(self.small_peak, self._now - self._large)
@@ -159,17 +180,21 @@ class _Live(dispatch_mode()):  # type: ignore[misc]  # torch is loaded when the 
 
 
 @contextlib.contextmanager
-def _real_kernels(use_gpu: bool) -> Iterator[None]:
-    """While inside, functions do what they do on a CPU or a GPU, not what they do on the meta device."""
+def _real_kernels(use_gpu: bool, cast: Callable[[Any], Any] | None) -> Iterator[None]:
+    """While inside, functions do what they do on a CPU or a GPU, not what they do on the meta device. `cast`: what
+    autocast does to the arguments of attention.
+    """
     attention = F.scaled_dot_product_attention
 
     def fused(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if cast is not None:
+            args, kwargs = tuple(map(cast, args)), {name: cast(value) for name, value in kwargs.items()}
         dropped = kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0)
         return (
             attention(*args, **kwargs) if dropped and not use_gpu else _attention(*args, **kwargs)
         )  # a CPU with dropout makes all scores
 
-    with replaced_functions(scaled_dot_product_attention=fused, **({"dropout": _dropout} if use_gpu else {})):
+    with replaced_functions(F, scaled_dot_product_attention=fused, **({"dropout": _dropout} if use_gpu else {})):
         yield
 
 

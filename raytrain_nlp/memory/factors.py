@@ -48,6 +48,7 @@ def find_setting(job: TrainJob, model: Any) -> Setting:
         prefetch_bucket=elements("prefetch_bucket_size", 50_000_000, 0.9 * hidden * hidden),
         max_live=elements("max_live_parameters", 1_000_000_000, 1e9),
         overlap=bool(zero.get("overlap_comm", overlap)),
+        accumulation=job.gradient_accumulation_steps,
     )
 
 

@@ -185,7 +185,9 @@ class _Memory:
     def needs(self, option: Option) -> int:
         found = []
         for size in self._sizes:
-            setting = replace(self.setting, zero_stage=option.stage, num_workers=size)
+            setting = replace(
+                self.setting, zero_stage=option.stage, num_workers=size, accumulation=option.micro_batches
+            )
             rows = min(option.rows, self.shape.rows)
             parts = most_parts(self.weights, setting, self._traces, option.recomputes, rows)
             found.append(self._base + sum(parts[name] for name in PARTS[:-1]))

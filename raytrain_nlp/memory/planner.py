@@ -108,6 +108,7 @@ def _advise(
     accumulation = job.gradient_accumulation_steps
 
     def needs(changed: Setting, recomputes: bool, fewer: int) -> float:
+        changed = replace(changed, accumulation=accumulation * -(-rows // fewer))
         parts = most_parts(weights, changed, traces, recomputes, fewer)
         return sum(parts[name] for name in PARTS[:-1])
 

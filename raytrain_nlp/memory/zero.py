@@ -64,6 +64,18 @@ class Setting:
     prefetch_bucket: int = 50_000_000
     max_live: int = 1_000_000_000
     overlap: bool = False
+    accumulation: int = 1
+    """Micro-batches of an update."""
+
+    @property
+    def keeps_gradients(self) -> bool:
+        """Are all gradients there all through a step: as views of DDP's buckets, or from the micro-batch before?"""
+        return not (self.zero_stage == 0 and self.use_gpu and self.num_workers == 1 and self.accumulation == 1)
+
+    @property
+    def autocasts(self) -> bool:
+        """Are products computed in 16 bits from weights in fp32? DeepSpeed's stages have weights of 16 bits."""
+        return self.mixed and self.zero_stage == 0 and self.weight_bytes == 4
 
 
 @dataclass(frozen=True)
@@ -112,7 +124,7 @@ def step_memory(weights: Weights, setting: Setting, trace: StepTrace) -> dict[st
     held, transient = _buffers(weights, setting)
 
     def gradient_bytes(done: int) -> float:
-        return max(transient(done), states.gradients)
+        return max(transient(done), states.gradients if setting.keeps_gradients else 0)
 
     if setting.use_gpu:
         gradients, live = trace.worst(gradient_bytes)
@@ -121,11 +133,11 @@ def step_memory(weights: Weights, setting: Setting, trace: StepTrace) -> dict[st
         live += heap_share(weights) * trace.small_peak
     parts = {
         "weights": states.weights,
-        "gradients": states.gradients,
+        "gradients": min(states.gradients, gradients),
         "optimizer": states.optimizer,
         "activations": live,
     }
-    parts["buffers"] = held + gradients - states.gradients
+    parts["buffers"] = held + gradients - parts["gradients"]
     if setting.use_gpu and setting.offload_optimizer:  # which takes the gradients along
         parts["optimizer"], parts["gradients"], parts["host"] = 0.0, 0.0, states.optimizer + states.gradients
     if setting.use_gpu and setting.offload_param:
@@ -145,9 +157,10 @@ def _buffers(weights: Weights, setting: Setting) -> tuple[float, Callable[[int],
     weight, gradient, _ = bytes_per_parameter(setting)
     alone, trained = setting.num_workers == 1, weights.trainable
     bucket = min(trained, setting.reduce_bucket)
-    if setting.zero_stage == 0:  # gradients are views of DDP's buckets
+    if setting.zero_stage == 0:
         copies = 2 * weights.total if setting.mixed else 0.0  # autocast's
-        return copies + (0 if alone else _shared_windows(trained * gradient, setting)), lambda done: trained * gradient
+        held = copies + (0 if alone else _shared_windows(trained * gradient, setting))
+        return held, lambda done: gradient * (trained if setting.keeps_gradients else min(done, trained))
     # a GPU's bucket is made as large as it may be; a CPU's has pages where gradients were written
     whole = setting.reduce_bucket if setting.use_gpu else bucket
     if setting.zero_stage < 3:
