@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -39,13 +40,15 @@ def data_context(verbose: bool) -> Iterator[None]:
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = -1
     level = logger.level
-    try:
+    with warnings.catch_warnings():
         if not verbose:
             logger.setLevel(logging.ERROR)
-        with ray.data.DataContext.current(context):
-            yield
-    finally:
-        logger.setLevel(level)
+            warnings.filterwarnings("ignore", module=r"ray\.data")  # advice on a pipeline that is not the user's
+        try:
+            with ray.data.DataContext.current(context):
+                yield
+        finally:
+            logger.setLevel(level)
 
 
 @contextlib.contextmanager
