@@ -15,6 +15,11 @@ def advise() -> None:
     )
 
 
+def count(said: list[warnings.WarningMessage]) -> int:
+    """Of these; importing Ray Data may warn of something else."""
+    return sum("only received" in str(one.message) for one in said)
+
+
 @pytest.mark.parametrize("verbose", [False, True])
 def test_advice_is_for_those_who_ask(verbose: bool) -> None:
     level = logging.getLogger("ray.data").level
@@ -23,7 +28,7 @@ def test_advice_is_for_those_who_ask(verbose: bool) -> None:
         with data_context(verbose):
             advise()
             assert logging.getLogger("ray.data").level == (level if verbose else logging.ERROR)
-        assert len(said) == verbose
+        assert count(said) == verbose
         advise()
-        assert len(said) == verbose + 1  # the process's own again
+        assert count(said) == verbose + 1  # the process's own again
     assert logging.getLogger("ray.data").level == level
