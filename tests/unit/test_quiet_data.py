@@ -22,6 +22,8 @@ def count(said: list[warnings.WarningMessage]) -> int:
 
 @pytest.mark.parametrize("verbose", [False, True])
 def test_advice_is_for_those_who_ask(verbose: bool) -> None:
+    with data_context(verbose):  # Ray Data sets its logger up when it is first used
+        pass
     level = logging.getLogger("ray.data").level
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
