@@ -32,6 +32,15 @@ def storage_key(storage: Any) -> int:
     return storage._cdata
 
 
+def is_weight(tensor: Any) -> bool:
+    """Is it a parameter, or a view of one (experts' weights are used transposed)? torch tells whose view a tensor is
+    under a private name only.
+    """
+    import torch
+
+    return isinstance(tensor, torch.nn.Parameter) or isinstance(tensor._base, torch.nn.Parameter)
+
+
 def reads_value(function: Any) -> bool:
     """Is an operation, as a dispatch mode sees it, the one by which Python asks a tensor for its value (`item`,
     `bool`)?
@@ -72,12 +81,18 @@ def set_group_timeout(seconds: float) -> None:
 
 @contextlib.contextmanager
 def replaced_functions(module: Any, **functions: Callable[..., Any]) -> Iterator[None]:
-    """Patch: while inside, these names of `module`, torch or `torch.nn.functional`, are other functions. A mode of
-    torch would not be there in the backward pass, where checkpointed layers run again in a thread of autograd's.
+    """Patch: while inside, these names of `module`, be it `torch.nn.functional` or `torch.Tensor`, are other functions.
+    A mode of torch would not be there in the backward pass, where checkpointed layers run again in a thread of
+    autograd's.
     """
-    before = {name: getattr(module, name) for name in functions}
-    vars(module).update(functions)
+    before = {name: vars(module).get(name) for name in functions}  # what a class inherits is not its own
+    for name, function in functions.items():
+        setattr(module, name, function)
     try:
         yield
     finally:
-        vars(module).update(before)
+        for name, function in before.items():
+            if function is None:
+                delattr(module, name)
+            else:
+                setattr(module, name, function)

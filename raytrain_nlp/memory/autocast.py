@@ -11,10 +11,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from raytrain_nlp.compat.torch import replaced_functions
+from raytrain_nlp.compat.torch import is_weight, replaced_functions
 
 _HALF = torch.bfloat16
-_PRODUCTS = {F: ("linear", "conv1d"), torch: ("matmul", "bmm", "mm", "addmm", "baddbmm")}
+_METHODS = ("matmul", "bmm", "mm", "addmm", "baddbmm")
+_PRODUCTS = {
+    F: ("linear", "conv1d", "grouped_mm"),
+    torch: (*_METHODS, "einsum"),
+    torch.Tensor: (*_METHODS, "__matmul__"),
+}
 """Functions whose arguments autocast makes 16 bits wide, of those that models use (torch's list: "CUDA Ops that
 autocast to float16"; the same for bfloat16)."""
 _EXACT = {F: ("layer_norm", "group_norm", "softmax", "log_softmax", "cross_entropy", "softplus")}
@@ -34,8 +39,11 @@ def autocast_on_meta(uncounted: Callable[[], contextlib.AbstractContextManager[N
     def half(value: Any) -> Any:
         if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
             return value
-        if not isinstance(value, torch.nn.Parameter):
+        if not is_weight(value):
             return value.to(_HALF)
+        if not isinstance(value, torch.nn.Parameter):
+            with uncounted():
+                return value.to(_HALF)
         if id(value) not in copies:
             with uncounted():
                 copies[id(value)] = value.to(_HALF)
@@ -44,7 +52,7 @@ def autocast_on_meta(uncounted: Callable[[], contextlib.AbstractContextManager[N
     with contextlib.ExitStack() as stack:
         for tables, cast in ((_PRODUCTS, half), (_EXACT, _exact)):
             for module, names in tables.items():
-                wrapped = {name: _casting(getattr(module, name), cast) for name in names}
+                wrapped = {name: _casting(getattr(module, name), cast) for name in names if hasattr(module, name)}
                 stack.enter_context(replaced_functions(module, **wrapped))
         yield
 

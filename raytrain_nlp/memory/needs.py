@@ -77,6 +77,8 @@ class Traces:
                     chunked_loss=self._chunked[0 if train else 1], autocast=autocast,
                 )  # fmt: skip
         except Exception as error:  # whatever a model does that cannot be done without memory  # noqa: BLE001
+            if autocast:  # with types that only a real autocast brings together
+                return self._try(inputs, padded, False, train)
             self.failure = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
             return StepTrace(((0, 0, 0),), 0)
 

@@ -71,6 +71,34 @@ def test_a_step_is_traced_and_copies_of_weights_are_not_counted(checkpointing):
     assert mixed.points[-1][0] == sum(parameter.numel() for parameter in model.parameters())
 
 
+SMALL = {
+    "vocab_size": 128, "hidden_size": 32, "d_model": 32, "num_hidden_layers": 2, "n_layer": 2, "num_attention_heads": 4,
+    "n_head": 4, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 64, "d_inner": 64, "num_local_experts": 4,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("auto", "kind"),
+    [
+        ("CausalLM", "bloom"), ("CausalLM", "falcon"), ("CausalLM", "mixtral"), ("CausalLM", "gpt_oss"),
+        ("CausalLM", "gpt2"), ("SequenceClassification", "funnel"), ("SequenceClassification", "bert"),
+    ],
+)  # fmt: skip
+def test_methods_operators_einsum_and_experts_are_cast_too(auto, kind):
+    """Each takes part in a product in a way of its own; half precision throughout is the least that is saved."""
+    config = transformers.CONFIG_MAPPING[kind]
+    values = {name: value for name, value in SMALL.items() if name in config().to_dict()}
+    with torch.device("meta"):
+        model = getattr(transformers, f"AutoModelFor{auto}").from_config(config(**values))
+    ids = torch.zeros(2, 16, dtype=torch.long).numpy()
+    inputs = {"input_ids": ids, "labels": ids if auto == "CausalLM" else ids[:, 0]}
+    mixed = trace_step(model, inputs, padded=False, use_gpu=True, autocast=True)
+    half = trace_step(model.to(torch.bfloat16), inputs, padded=False, use_gpu=True)
+    assert half.peak < mixed.peak < 2.5 * half.peak
+    assert "baddbmm" not in vars(torch.Tensor)  # a class has what it inherited again
+
+
 def test_gradients_of_one_gpu_come_as_activations_go():
     """Without DDP none is there while the forward runs; with it, or from a micro-batch before, all are."""
     weights, trace = Weights(total=100, trainable=100), StepTrace(((0, 1_000, 0), (60, 700, 0), (100, 0, 0)), 0)
