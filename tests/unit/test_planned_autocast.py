@@ -73,8 +73,8 @@ def test_a_step_is_traced_and_copies_of_weights_are_not_counted(checkpointing):
 
 SMALL = {
     "vocab_size": 128, "hidden_size": 32, "d_model": 32, "num_hidden_layers": 2, "n_layer": 2, "num_attention_heads": 4,
-    "n_head": 4, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 64, "d_inner": 64, "num_local_experts": 4,
-    "max_position_embeddings": 64,
+    "n_head": 4, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 64, "d_inner": 64,
+    "num_local_experts": 4, "max_position_embeddings": 64,
 }  # fmt: skip
 
 
