@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from importlib.resources import files
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from raytrain_nlp.config.job_schema import FILE, MODELINE
 from raytrain_nlp.errors import InputError, Problem, nearest
 
 HELP = "Write a commented job file to start from. Without TASK, list them."
@@ -71,16 +73,28 @@ def run(
         print(json.dumps(result))
 
 
-def find_examples() -> dict[str, Path]:
-    """The job files by name, tasks first: those in the installed package, or the repository's in an editable
-    installation.
+def schema_line(target: Path) -> str:
+    """The first line of a job file that is to lie at `target`: it names to editors the schema that is installed with
+    this package, relative to the file where both lie below the current directory.
     """
+    schema, folder, here = examples_folder() / FILE, target.absolute().parent, Path.cwd()
+    if schema.is_relative_to(here) and folder.is_relative_to(here):
+        return f"{MODELINE}{os.path.relpath(schema, folder)}\n"
+    return f"{MODELINE}{schema.as_uri() if ' ' in str(schema) else schema}\n"  # a line ends at its first space
+
+
+def find_examples() -> dict[str, Path]:
+    """The job files by name, tasks first."""
     from raytrain_nlp.config.tasks import TASK_TYPES
 
-    package = Path(str(files("raytrain_nlp")))
-    folder = package / "jobs" if (package / "jobs").is_dir() else package.parent / "jobs"
-    jobs = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    jobs = {file.stem: file for file in sorted(examples_folder().glob("*.yaml"))}
     return {**{task: jobs.pop(_FILE_NAMES.get(task, task)) for task in TASK_TYPES}, **jobs}
+
+
+def examples_folder() -> Path:
+    """Of the job files and their schema: in the installed package, or the repository's in an editable installation."""
+    package = Path(str(files("raytrain_nlp")))
+    return package / "jobs" if (package / "jobs").is_dir() else package.parent / "jobs"
 
 
 def example_texts(example: Path, target: Path) -> dict[Path, str]:
@@ -89,6 +103,7 @@ def example_texts(example: Path, target: Path) -> dict[Path, str]:
     """
     sources = {target: example, **{target.parent / file.name: file for file in _companions(example)}}
     texts = {path: file.read_text(encoding="utf-8") for path, file in sources.items()}
+    texts[target] = schema_line(target) + texts[target].partition("\n")[2]
     for path, file in sources.items():
         texts = {key: text.replace(f"jobs/{file.name}", str(path)) for key, text in texts.items()}
         if file.suffix == ".py":
@@ -142,9 +157,8 @@ def _module_of(path: Path) -> str:
 
 def _title(example: Path) -> str:
     """The first sentence of a job file."""
-    comment = " ".join(
-        line[1:].strip() for line in example.read_text(encoding="utf-8").partition("#\n")[0].splitlines()
-    )
+    lines = example.read_text(encoding="utf-8").partition("#\n")[0].splitlines()
+    comment = " ".join(line[1:].strip() for line in lines if not line.startswith(MODELINE))
     sentence = re.match(r".*?[.?!](?= |$)", comment)
     assert sentence is not None, "each of them begins with one"
     return sentence[0].rstrip(".")

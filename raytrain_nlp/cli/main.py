@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from raytrain_nlp.cli import check, doctor, evaluate, export, init, predict, report, submit, sweep, train
+from raytrain_nlp.cli import check, doctor, evaluate, export, init, keys, predict, report, submit, sweep, train
 from raytrain_nlp.cli.from_hf import verb
 from raytrain_nlp.errors import InputError, RunError, Stopped
 from raytrain_nlp.host import signals
@@ -33,6 +33,7 @@ app.command("status", help=submit.STATUS_HELP)(submit.status)
 app.command("logs", help=submit.LOGS_HELP)(submit.logs)
 app.command("stop", help=submit.STOP_HELP)(submit.stop)
 app.command("init", help=init.HELP)(init.run)
+app.command("keys", help=keys.HELP)(keys.run)
 app.command("doctor", help=doctor.HELP)(doctor.run)
 app.command("from-hf", help=verb.HELP, context_settings=verb.SETTINGS)(verb.run)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import date
 from typing import Any, get_origin
 
@@ -21,6 +22,25 @@ class Section(BaseModel):
         protected_namespaces=(),
         allow_inf_nan=False,
     )
+
+
+def also(*forms: dict[str, Any], default: Any = None) -> Callable[[dict[str, Any]], None]:
+    """`json_schema_extra` of a field that takes more in a job file than its type says, because a validator reads it.
+
+    Args:
+        forms: JSON schemas of what else may be written.
+        default: what is meant where nothing is written, if it is not the field's own default.
+    """
+
+    def extend(schema: dict[str, Any]) -> None:
+        own = {
+            key: schema.pop(key) for key in list(schema) if key not in ("default", "description", "title", "deprecated")
+        }
+        schema["anyOf"] = [*own.get("anyOf", [own]), *forms]
+        if default is not None:
+            schema["default"] = default
+
+    return extend
 
 
 class Contradictions(ValueError):

@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from raytrain_nlp.config.base import Section
+from raytrain_nlp.config.base import Section, also
 
 AUTO = {"num_workers", "use_gpu"}
 """Keys of `workers` that may be `auto`."""
+_AUTO = {"const": "auto"}
+_RANGE = {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 2}
 _STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
 """Schemes of MLflow's tracking stores, besides those of plugins."""
 
@@ -19,12 +21,12 @@ _STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databrick
 class WorkersConfig(Section):
     """Ray Train workers; one process, one rank each."""
 
-    num_workers: int = Field(2, ge=1, le=100_000)
+    num_workers: int = Field(2, ge=1, le=100_000, json_schema_extra=also(_AUTO, _RANGE, default="auto"))
     """How many workers train. `auto`, the default: one for each GPU of one machine, or two on CPUs. `[1, 4]`: as many
     as there is room for, 4 at most and 1 at least; the global batches stay those of 4."""
     min_workers: int | None = Field(None, ge=1)
     """The lower end of such a range."""
-    use_gpu: bool = False
+    use_gpu: bool = Field(False, json_schema_extra=also(_AUTO, default="auto"))
     """True: one GPU a worker (NCCL); false: gloo on CPU. `auto`, the default: GPUs where the machine or the cluster has
     one for each worker.
     """

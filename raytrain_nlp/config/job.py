@@ -42,6 +42,7 @@ class TrainJob(Section):
     """
 
     kind: Literal["train"] = "train"
+    """What the file is: the job of `raytrain-nlp train`, or of `sweep`."""
     name: str = "run"
     """Folder of the run below storage_path."""
     storage_path: str = Field("runs", min_length=1)
@@ -49,6 +50,7 @@ class TrainJob(Section):
     seed: int = Field(42, ge=0, lt=2**32)
     """Weights, shuffling, dropout, noise."""
     task: TaskConfig
+    """What is learned, and from which columns."""
     model: ModelConfig
     data: DataConfig
     training: dict[str, Any] = {}

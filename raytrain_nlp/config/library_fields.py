@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Literal, Optional, Union
 
 from pydantic import TypeAdapter
@@ -50,6 +51,51 @@ def read_fields(
             except Exception:  # noqa: BLE001 - a type that cannot be read: any value is taken, the library's own check decides
                 fields[node.target.id] = TypeAdapter(Any)
     return fields
+
+
+_EMPTY: dict[str, ast.expr] = {"list": ast.List([], ast.Load()), "dict": ast.Dict([], [])}
+"""What factories of defaults make."""
+
+
+@dataclass(frozen=True)
+class LibraryRemark:
+    """What a library says of a field of a dataclass."""
+
+    default: Any
+    settled: bool
+    """Is the default a plain value? Else `default` is None: it depends on what else is there."""
+    help: str
+    """Of its metadata, on one line; may be empty."""
+
+
+def read_remarks(package: str, file: str, cls: str) -> dict[str, LibraryRemark]:
+    """Name -> default and help of every field that class `cls` in `file` of a package makes by `field(...)`."""
+    tree = ast.parse((package_folder(package) / file).read_text(encoding="utf-8"))
+    found = {}
+    for node in next(item for item in tree.body if isinstance(item, ast.ClassDef) and item.name == cls).body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(node.value, ast.Call):
+            arguments = {keyword.arg: keyword.value for keyword in node.value.keywords}
+            metadata = arguments.get("metadata")
+            entries = zip(metadata.keys, metadata.values) if isinstance(metadata, ast.Dict) else ()
+            texts = [_literal(value) for key, value in entries if key is not None and _literal(key) == "help"]
+            text = " ".join(str(texts[0]).split()) if texts and texts[0] else ""
+            default = arguments.get("default", _EMPTY.get(ast.unparse(arguments.get("default_factory", node.target))))
+            value = None if default is None else _literal(default)
+            settled = default is not None and _is_literal(default)
+            found[node.target.id] = LibraryRemark(value, settled, text)
+    return found
+
+
+def _literal(node: ast.expr) -> Any:
+    return ast.literal_eval(node) if _is_literal(node) else None
+
+
+def _is_literal(node: ast.expr) -> bool:
+    try:
+        ast.literal_eval(node)
+    except ValueError:
+        return False
+    return True
 
 
 def _type_of(node: ast.expr, known: dict[str, Any], choices: list[str]) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from raytrain_nlp.config.library_fields import read_fields
+from raytrain_nlp.config.library_fields import LibraryRemark, read_fields, read_remarks
 from raytrain_nlp.errors import Problem, nearest
 
 MERGE = "merge_and_unload"
@@ -22,7 +22,7 @@ _OURS = {
     "peft_version": "It is that of the installed package; remove it.",
     "auto_mapping": "PEFT sets it; remove it.",
 }
-_PISSA = re.compile(r"pissa_niter_[1-9]\d*")
+PISSA = re.compile(r"pissa_niter_[1-9]\d*")
 """PiSSA by so many iterations of a fast SVD; PEFT's annotation spells the number `[number of iters]`."""
 _NEEDS_DATA = {"eva": "eva_config", "corda": "corda_config", "lora_ga": "lora_ga_config"}
 
@@ -38,7 +38,7 @@ def check_lora(lora: dict[str, Any]) -> list[Problem]:
             problems.append(
                 Problem(at, "unknown key", nearest(key, fields) or "See peft.LoraConfig for the valid names.")
             )
-        elif not (key == "init_lora_weights" and isinstance(value, str) and _PISSA.fullmatch(value)):
+        elif not (key == "init_lora_weights" and isinstance(value, str) and PISSA.fullmatch(value)):
             try:
                 fields[key].validate_python(value)
             except ValidationError as error:
@@ -68,3 +68,14 @@ def check_lora(lora: dict[str, Any]) -> list[Problem]:
 def lora_fields() -> dict[str, TypeAdapter[Any]]:
     """Name -> type of every field of the installed `LoraConfig`, and of ours."""
     return read_fields("peft", "tuners/lora/config.py", "LoraConfig") | {MERGE: TypeAdapter(bool)}
+
+
+def refusals() -> dict[str, str]:
+    """Every field of `LoraConfig` that a job may not set, and what to do instead."""
+    return dict(_OURS)
+
+
+@functools.cache
+def lora_remarks() -> dict[str, LibraryRemark]:
+    """Name -> what PEFT says of a field."""
+    return read_remarks("peft", "tuners/lora/config.py", "LoraConfig")

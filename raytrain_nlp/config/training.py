@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from raytrain_nlp.config.library_fields import read_fields
+from raytrain_nlp.config.library_fields import LibraryRemark, read_fields, read_remarks
 from raytrain_nlp.errors import Problem, nearest
 
 RENAMED = {
@@ -79,7 +79,7 @@ _OURS = {
 }
 MAY_BE_AUTO = ("per_device_train_batch_size", "gradient_checkpointing")
 """What may be `auto`: left out of the arguments until the driver has chosen."""
-PROFILE_STEPS, _MOST_PROFILED = "profile_steps", 100
+PROFILE_STEPS, MOST_PROFILED = "profile_steps", 100
 """A key of ours beside those of `TrainingArguments`: how many steps are recorded by torch's profiler, and at most."""
 _POSITIVE = (
     "per_device_train_batch_size",
@@ -149,9 +149,9 @@ def check_training(training: dict[str, Any], where: str = "training") -> tuple[d
 
 
 def _check_profile(at: str, value: Any) -> list[Problem]:
-    if type(value) is int and 0 <= value <= _MOST_PROFILED:
+    if type(value) is int and 0 <= value <= MOST_PROFILED:
         return []
-    what = f"should be a whole number from 0 to {_MOST_PROFILED}, of steps whose trace is written ({value!r})"
+    what = f"should be a whole number from 0 to {MOST_PROFILED}, of steps whose trace is written ({value!r})"
     return [Problem(at, what, "Correct the value.")]
 
 
@@ -196,3 +196,17 @@ def generation_fields() -> dict[str, TypeAdapter[Any]]:
 def refusal(name: str) -> str | None:
     """What to do instead of setting this field of `TrainingArguments` in a job; None where a job may set it."""
     return _OURS.get(name)
+
+
+def refusals() -> dict[str, str]:
+    """Every field of `TrainingArguments` that a job may not set, and what to do instead."""
+    return {name: todo for name, todo in _OURS.items() if name in training_fields()}
+
+
+@functools.cache
+def training_remarks() -> dict[str, LibraryRemark]:
+    """Name -> what transformers says of a field."""
+    return {
+        **read_remarks("transformers", "training_args.py", "TrainingArguments"),
+        **read_remarks("transformers", "training_args_seq2seq.py", "Seq2SeqTrainingArguments"),
+    }

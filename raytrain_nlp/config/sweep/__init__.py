@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from raytrain_nlp.config.base import Section, problems_of
+from raytrain_nlp.config.base import Section, also, problems_of
 from raytrain_nlp.config.cluster import TrackingConfig
 from raytrain_nlp.config.job import TrainJob
 from raytrain_nlp.config.load import apply_override, load_job, read_values
@@ -50,11 +50,12 @@ class SweepJob(Section):
     """Many runs of one job with other values, and the best of them."""
 
     kind: Literal["sweep"]
+    """What the file is: the job of `raytrain-nlp sweep`."""
     name: str = "sweep"
     """Folder of the sweep below storage_path."""
     storage_path: str | None = Field(None, min_length=1)
     """Default: the job's."""
-    job: dict[str, Any]
+    job: dict[str, Any] = Field(json_schema_extra=also({"type": "string"}))
     """The job: a path of a job file, or its sections."""
     search_space: SearchSpace = Field(min_length=1)
     """Dotted key of the job -> what is tried."""

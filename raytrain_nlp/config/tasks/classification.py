@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from raytrain_nlp.config.base import Section
+from raytrain_nlp.config.base import Section, also
 from raytrain_nlp.config.labels import label_text
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
@@ -22,6 +22,7 @@ GLUE_COLUMNS = {
     "wnli": ["sentence1", "sentence2"],
 }
 """Text columns of the GLUE tasks on the Hugging Face hub."""
+_NUMBERS = {"type": "array", "items": {"type": "number"}, "minItems": 2}
 
 
 class TextClassification(Section):
@@ -34,11 +35,11 @@ class TextClassification(Section):
         "single_label_classification"
     )
     """As in `config.problem_type` of transformers."""
-    text_columns: list[str] = Field(["text"], min_length=1, max_length=2)
+    text_columns: list[str] = Field(["text"], min_length=1, max_length=2, json_schema_extra=also({"type": "string"}))
     """One column, or two for sentence pairs."""
     label_column: str = "label"
     """Column with integer or string labels; lists of them for several classes; numbers for regression."""
-    label_names: list[str] | None = Field(None, min_length=2)
+    label_names: list[str] | None = Field(None, min_length=2, json_schema_extra=also(_NUMBERS))
     """All labels in the order of their ids; default: those that a `datasets` file declares, else the sorted labels of
     the training split, in the order of the head where the model has one with these names."""
     multi_hot: bool | None = None
