@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raytrain_nlp.errors import Problem, nearest
 
+HIDDEN = "~"
+"""First character of a union's tag that stands in no job file: pydantic puts it into the place of what it finds."""
+
 
 class Section(BaseModel):
     """One section of a job file."""
@@ -110,9 +113,14 @@ def _follow(model: type[BaseModel], location: list[str]) -> tuple[list[str], lis
     """
     written, candidates, in_mapping = [], [model], False
     for part in location:
+        if part.startswith(HIDDEN):
+            continue
         if in_mapping:  # a name of the user's, not of a field
             written.append(part)
             in_mapping = False
+            continue
+        if part.isdigit() and candidates:  # a place in a list
+            written.append(part)
             continue
         if tagged := [found for found in candidates if part in _tags_of(found)]:
             candidates = tagged

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
-from raytrain_nlp.config.base import Section
+from raytrain_nlp.config.base import HIDDEN, Contradictions, Section
+from raytrain_nlp.config.mixture import DataSource, MixtureConfig, check_mixture
+from raytrain_nlp.errors import Problem
 
 Source = str | list[str]
+_PLAIN, _SOURCES = f"{HIDDEN}source", f"{HIDDEN}sources"
 _SET = re.compile(r"[A-Za-z0-9]\w*", re.ASCII)
+
+
+def _kind(value: Any) -> str:
+    mixed = isinstance(value, list) and any(isinstance(part, (dict, DataSource)) for part in value)
+    return _SOURCES if mixed else _PLAIN
 
 
 class DataConfig(Section):
     """Rows in, batches out. Formats follow the file suffix: .jsonl .json .csv .tsv .parquet .arrow .txt (also .gz)."""
 
-    train: Source
+    train: Annotated[Annotated[Source, Tag(_PLAIN)] | Annotated[list[DataSource], Tag(_SOURCES)], Discriminator(_kind)]
     """File, glob, folder (of `datasets.save_to_disk`, too), FOLDER:SPLIT, list of them, s3://..., gs://...,
     hf://dataset/config:split; or data made on the spot: builtin:docstrings (text, label), builtin:docstrings/summaries
     (text, summary), builtin:docstrings/endings (context, ending0 to ending3, label), builtin:numbers (translation: en,
-    de), builtin:python-docs (text)."""
+    de), builtin:python-docs (text). Or several sources, each a mapping with `path` and how
+    much is seen of it: `weight`, `rows` or `epochs`."""
+    mixture: MixtureConfig = MixtureConfig()
     validation: Source | dict[str, Source] | None = None
     """Same forms as `train`; without it nothing is evaluated. Several sets as {name: source}: each is scored apart, and
     its figures are eval_NAME_loss and so on."""
@@ -44,20 +55,32 @@ class DataConfig(Section):
 
     @field_validator("train", "validation", mode="before")
     @classmethod
-    def _named(cls, value: object) -> object:
+    def _named(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, dict) and info.field_name == "train":
+            raise ValueError("is a mapping || Write several sources as a list: - {path: a.jsonl, weight: 3}.")
         if isinstance(value, dict):
             if not value or not all(isinstance(name, str) and _SET.fullmatch(name) for name in value):
                 raise ValueError(
                     "needs a name of letters, digits and _ for each set || Write e.g. {matched: a.jsonl, mismatched: "
                     "b.jsonl}."
                 )
-            return {name: cls._named(source) for name, source in value.items()}
+            return {name: cls._named(source, info) for name, source in value.items()}
+        if _kind(value) == _SOURCES and isinstance(value, list):
+            if info.field_name == "validation":
+                raise ValueError("has sources with keys || Write several sets as {name: file}.")
+            if wrong := [part for part in value if not isinstance(part, (dict, DataSource))]:
+                raise ValueError(f"has a source without its keys ({wrong[0]!r}) || Write - {{path: {wrong[0]}}}.")
+            return value
         names = value if isinstance(value, list) else [value]
         if value is not None and not all(isinstance(name, str) for name in names):
             raise ValueError("should be a name or a list of names || Name files, folders, globs or hub datasets.")
         if value is not None and not (names and all(names)):
             raise ValueError("is empty || Name a file, folder, glob or hub dataset.")
         return value
+
+    def train_sources(self) -> list[DataSource]:
+        """The sources of a mixture; none where `train` is one source."""
+        return [part for part in self.train if isinstance(part, DataSource)]
 
     def validation_sets(self) -> dict[str, Source]:
         """The validation sets by name; one without a name has the name ""."""
@@ -69,7 +92,7 @@ class DataConfig(Section):
             else {"": self.validation}
         )
 
-    def source_of(self, split: str) -> Source | None:
+    def source_of(self, split: str) -> Source | list[DataSource] | None:
         """Of `train`, `validation`, or a set named `validation.NAME`."""
         name = split.partition(".")[2]
         return self.validation_sets()[name] if name else getattr(self, split)
@@ -80,9 +103,27 @@ class DataConfig(Section):
             raise ValueError("global_batch_size and batch_tokens exclude each other || Keep one.")
         return self
 
+    @model_validator(mode="after")
+    def _mixture_agrees(self) -> DataConfig:
+        sources = self.train_sources()
+        excluded: dict[str, tuple[object, str]] = {
+            "streaming": (self.streaming, "Remove it: all rows are then prepared first."),
+            "batch_tokens": (self.batch_tokens, "Use data.global_batch_size."),
+            "max_train_rows": (self.max_train_rows, "Give each source its `rows`."),
+        }
+        if sources and (problems := list(check_mixture(sources, self.mixture, excluded))):
+            raise Contradictions(problems)
+        if not sources and self.mixture != MixtureConfig():
+            what = "is for several sources"
+            todo = "Write data.train as a list of {path: ..., name: ...}."
+            raise Contradictions([Problem("data.mixture", what, todo)])
+        return self
 
-def sources_of(value: Source | dict[str, Source] | None) -> list[str]:
-    """A `train:` or `validation:` value as a list; of several sets those of all."""
+
+def sources_of(value: Source | list[DataSource] | dict[str, Source] | None) -> list[str]:
+    """A `train:` or `validation:` value as a list; of several sets or sources those of all."""
     if isinstance(value, dict):
         return [source for part in value.values() for source in sources_of(part)]
-    return [] if value is None else [value] if isinstance(value, str) else list(value)
+    if isinstance(value, list):
+        return [path for part in value for path in (part.paths if isinstance(part, DataSource) else [part])]
+    return [] if value is None else [value]

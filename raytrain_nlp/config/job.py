@@ -17,6 +17,7 @@ from raytrain_nlp.config.deepspeed import DeepSpeedConfig, apply_deepspeed_confi
 from raytrain_nlp.config.deepspeed_keys import check_keys
 from raytrain_nlp.config.hardware import check_hardware
 from raytrain_nlp.config.lora import check_lora
+from raytrain_nlp.config.mixture import check_steps
 from raytrain_nlp.config.model import ModelConfig
 from raytrain_nlp.config.tasks import TaskConfig
 from raytrain_nlp.config.tasks.seq2seq import Seq2Seq
@@ -160,6 +161,7 @@ class TrainJob(Section):
         problems += _check_elastic(self)
         problems += (
             _check_streaming(self, values)
+            + check_steps(self.data.mixture, values.get("max_steps", -1))
             + _check_batches(self, values)
             + _check_evaluation(self, values)
             + check_hardware(self, values)

@@ -79,11 +79,20 @@ def apply_override(values: dict[str, Any], override: str) -> Problem | None:
         value = yaml.load(text, _Loader)  # a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError):
         return Problem(f"--set {override}", "the value is not YAML", "Quote it.")
-    for part in parts[:-1]:
-        if not isinstance(values.get(part), dict):
-            values[part] = {}
-        values = values[part]
-    values[parts[-1]] = value
+    place: Any = values
+    for number, part in enumerate(parts):
+        index: Any = part
+        if isinstance(place, list):
+            if not part.isdigit() or int(part) >= len(place):
+                return Problem(f"--set {key}", f"there is no '{part}' in a list of {len(place)}", "Count from 0.")
+            index = int(part)
+        if number == len(parts) - 1:
+            place[index] = value
+            break
+        below = place[index] if isinstance(place, list) else place.get(part)
+        if not isinstance(below, dict) and not (isinstance(below, list) and parts[number + 1].isdigit()):
+            place[index] = {}
+        place = place[index]
     return None
 
 
@@ -115,7 +124,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    def copied(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return _copy(value)
+        return [copied(part) for part in value] if isinstance(value, list) else value
+
+    return {key: copied(value) for key, value in values.items()}
 
 
 class _Loader(yaml.SafeLoader):

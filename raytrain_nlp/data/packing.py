@@ -5,15 +5,17 @@ concat      all rows as one stream of tokens, cut every `block_size` tokens; the
 best_fit    whole rows side by side in a block, longest first, each where it leaves least room (best-fit decreasing, Ding et
             al. 2024, "Fewer Truncations Improve Language Modeling"); rows above `block_size` are cut into blocks first
 
-What is written depends on the lengths only, so it is made once beside the tokens, shared by all ranks, and the same at
-any number of workers. Files are memory-mapped; making them looks at a window of rows at a time.
+Of a mixture each source is packed by itself, so that a block is of one source. What is written depends on the lengths
+only, so it is made once beside the tokens, shared by all ranks, and the same at any number of workers. Files are memory-mapped; making them looks at a window of rows at a time.
 """  # noqa: E501
 
 from __future__ import annotations
 
 import bisect
+import itertools
 import os
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from raytrain_nlp.storage import storage_of
 from raytrain_nlp.tasks.base import Packing
 
 WINDOW_ROWS = 65_536
+_SECTIONS = "sections.npy"
 _LEAST = 2
 """Tokens of a block that has something to predict."""
 
@@ -31,7 +34,8 @@ _LEAST = 2
 class Blocks:
     """The blocks of a store, opened for reading.
 
-    Segments of a block are slices `(row, start, stop)` of rows. `lengths` has the tokens of each block: int32 [blocks].
+    Segments of a block are slices `(row, start, stop)` of rows. `lengths` has the tokens of each block: int32 [blocks];
+    `ends` the number of blocks up to the end of each section (of all rows, or of each source): int64 [sections].
     """
 
     def __init__(self, folder: Path, packing: Packing):
@@ -39,15 +43,16 @@ class Blocks:
         self.packing = packing
         if packing.kind == "concat":
             self._ends = np.load(folder / "ends.npy", mmap_mode="r")
-            total = int(self._ends[-1])
-            full, rest = divmod(total, packing.block_size)
-            self.lengths: np.ndarray = np.full(full + (rest >= _LEAST), packing.block_size, dtype=np.int32)
-            if rest >= _LEAST:
-                self.lengths[-1] = rest
+            self._first_tokens = np.array([0, *(self._ends[row - 1] for row in _sections(folder, len(self._ends)))])
+            full, rest = np.divmod(np.diff(self._first_tokens), packing.block_size)
+            self.ends = np.cumsum(full + (rest >= _LEAST))
+            self.lengths: np.ndarray = np.full(int(self.ends[-1]), packing.block_size, dtype=np.int32)
+            self.lengths[self.ends[rest >= _LEAST] - 1] = rest[rest >= _LEAST]
         else:
             self._segments, self._starts, self.lengths = (
                 np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("segments", "starts", "lengths")
             )
+            self.ends = _sections(folder, len(self.lengths))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -59,7 +64,10 @@ class Blocks:
                 (int(row), int(start), int(stop))
                 for row, start, stop in self._segments[self._starts[block] : self._starts[block + 1]]
             ]
-        first, last = block * self.packing.block_size, block * self.packing.block_size + int(self.lengths[block])
+        section = int(np.searchsorted(self.ends, block, side="right"))
+        inside = block - (int(self.ends[section - 1]) if section else 0)
+        first = int(self._first_tokens[section]) + inside * self.packing.block_size
+        last = first + int(self.lengths[block])
         found = []
         row = int(np.searchsorted(self._ends, first, side="right"))
         while first < last:
@@ -88,53 +96,72 @@ class Blocks:
         return made
 
 
-def blocks_folder(tokens: Path, packing: Packing, num_rows: int) -> Path:
-    """Where the blocks of the first `num_rows` rows of a token store are."""
-    return tokens / f"{packing.kind}-{packing.block_size}-{num_rows}"
+def blocks_folder(tokens: Path, packing: Packing, sections: Sequence[int]) -> Path:
+    """Where the blocks of a token store are whose sections end at these rows."""
+    parts = f"-{zlib.crc32(repr(list(sections)).encode()):08x}" if len(sections) > 1 else ""
+    return tokens / f"{packing.kind}-{packing.block_size}-{sections[-1]}{parts}"
 
 
-def build_blocks(store: TokenStore, packing: Packing, num_rows: int) -> tuple[Path, int]:
-    """Make the files `Blocks` reads for the first `num_rows` rows, unless they are there; returns their folder and the
-    tokens left out (the one token that may be left at the end of the stream, and empty rows' none)."""
-    folder = blocks_folder(store.folder, packing, num_rows)
+def build_blocks(store: TokenStore, packing: Packing, sections: Sequence[int]) -> tuple[Path, int]:
+    """Make the files `Blocks` reads, unless they are there; returns their folder and the tokens left out (the one token
+    that may be left at the end of the stream, and empty rows' none).
+
+    Args:
+        sections: where each section of the store's rows ends, ascending; rows from the last end on are not used.
+    """
+    folder = blocks_folder(store.folder, packing, sections)
     if not folder.exists():
         staging = store.folder / f".{folder.name}-{os.getpid()}"
         staging.mkdir(exist_ok=True)
-        (_write_ends if packing.kind == "concat" else _write_best_fit)(staging, store, packing, num_rows)
+        (_write_ends if packing.kind == "concat" else _write_best_fit)(staging, store, packing, sections)
         try:
             staging.rename(folder)
         except OSError:  # another driver made the same meanwhile
             if not folder.exists():
                 raise
-    total = sum(int(part.sum(dtype=np.int64)) for _, part in _windows(store, num_rows))
+    total = sum(int(part.sum(dtype=np.int64)) for _, part in _windows(store, 0, sections[-1]))
     return folder, total - int(Blocks(folder, packing).lengths.sum(dtype=np.int64))
 
 
-def _windows(store: TokenStore, num_rows: int) -> Iterator[tuple[int, np.ndarray]]:
-    for start in range(0, num_rows, WINDOW_ROWS):
-        yield start, np.asarray(store.lengths[start : min(start + WINDOW_ROWS, num_rows)])
+def _windows(store: TokenStore, first: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
+    for start in range(first, stop, WINDOW_ROWS):
+        yield start, np.asarray(store.lengths[start : min(start + WINDOW_ROWS, stop)])
 
 
-def _write_ends(folder: Path, store: TokenStore, packing: Packing, num_rows: int) -> None:
-    ends = np.lib.format.open_memmap(folder / "ends.npy", mode="w+", dtype=np.int64, shape=(num_rows,))
+def _write_ends(folder: Path, store: TokenStore, packing: Packing, sections: Sequence[int]) -> None:
+    ends = np.lib.format.open_memmap(folder / "ends.npy", mode="w+", dtype=np.int64, shape=(sections[-1],))
     total = 0
-    for start, lengths in _windows(store, num_rows):
+    for start, lengths in _windows(store, 0, sections[-1]):
         ends[start : start + len(lengths)] = total + np.cumsum(lengths, dtype=np.int64)
         total += int(lengths.sum(dtype=np.int64))
     ends.flush()
+    _save_sections(folder, sections)
 
 
-def _write_best_fit(folder: Path, store: TokenStore, packing: Packing, num_rows: int) -> None:
-    segments, counts, lengths = [], [], []
-    for start, part in _windows(store, num_rows):
-        for block in _pack(part, start, packing.block_size):
-            if sum(stop - begin for _, begin, stop in block) >= _LEAST:
-                segments.append(np.array(block, dtype=np.int64))
-                counts.append(len(block))
-                lengths.append(sum(stop - begin for _, begin, stop in block))
+def _write_best_fit(folder: Path, store: TokenStore, packing: Packing, sections: Sequence[int]) -> None:
+    segments, counts, lengths, blocks = [], [], [], []
+    for first, stop in itertools.pairwise([0, *sections]):
+        for start, part in _windows(store, first, stop):
+            for block in _pack(part, start, packing.block_size):
+                if sum(end - begin for _, begin, end in block) >= _LEAST:
+                    segments.append(np.array(block, dtype=np.int64))
+                    counts.append(len(block))
+                    lengths.append(sum(end - begin for _, begin, end in block))
+        blocks.append(len(counts))
     np.save(folder / "segments.npy", np.concatenate(segments) if segments else np.zeros((0, 3), dtype=np.int64))
     np.save(folder / "starts.npy", np.cumsum([0, *counts], dtype=np.int64))
     np.save(folder / "lengths.npy", np.array(lengths, dtype=np.int32))
+    _save_sections(folder, blocks)
+
+
+def _save_sections(folder: Path, ends: Sequence[int]) -> None:
+    if len(ends) > 1:
+        np.save(folder / _SECTIONS, np.array(ends, dtype=np.int64))
+
+
+def _sections(folder: Path, whole: int) -> np.ndarray:
+    """Where sections end: rows of the stream (concat) or blocks (best_fit); int64 [sections]. One has no file."""
+    return np.load(folder / _SECTIONS) if (folder / _SECTIONS).exists() else np.array([whole], dtype=np.int64)
 
 
 def _pack(lengths: np.ndarray, first_row: int, size: int) -> list[list[tuple[int, int, int]]]:

@@ -14,8 +14,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from raytrain_nlp.data.mixture import Mixture
 
 BLOCK_ROWS = 256
 WINDOW_ROWS = 65_536
@@ -39,6 +43,8 @@ class PlanSpec:
     """Padded tokens of a global batch, at most; a row longer than this is a batch of its own."""
     drop_last: bool = False
     """Drop the remainder of an epoch instead of making a short batch of it."""
+    mixture: Mixture | None = None
+    """Several sources with shares of their own; needs `global_batch_size`. The plan then is a `MixturePlan`."""
 
 
 class Plan:
@@ -99,6 +105,21 @@ class Plan:
         """
         epoch, index = divmod(step, self.steps_per_epoch)
         return epoch, index, self.batch(epoch, index)
+
+    def order(self, epoch: int, start: int, stop: int) -> np.ndarray:
+        """Row ids at places [start, stop) of the order in which an epoch sees rows, before they are put into batches.
+        Not under a token budget.
+        """
+        parts = [
+            self._rows_of_window(epoch, window)[max(start - window * self._window, 0) : stop - window * self._window]
+            for window in range(start // self._window, -(-stop // self._window))
+        ]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+    @property
+    def tokens_per_epoch(self) -> int:
+        """Tokens of all rows, without padding."""
+        return int(self.lengths[: self.spec.num_rows].sum(dtype=np.int64))
 
     def _locate(self, epoch: int, index: int) -> tuple[int, int]:
         if not self.spec.batch_tokens:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from raytrain_nlp.config.tasks import TaskConfig
+from raytrain_nlp.data.mixture import open_plan
 from raytrain_nlp.data.packing import Blocks
-from raytrain_nlp.data.plan import Plan, PlanSpec, split_batch
+from raytrain_nlp.data.plan import PlanSpec, split_batch
 from raytrain_nlp.data.shards import TokenStore, open_store
 from raytrain_nlp.storage import storage_of
 from raytrain_nlp.tasks import build_task
@@ -73,7 +74,7 @@ class Split:
             if self._rows is None
             else self.store.lengths[self._rows]
         )
-        self.plan = Plan(spec.plan, lengths, spec.token_counts)
+        self.plan = open_plan(spec.plan, lengths, spec.token_counts)
         self.task = build_task(spec.task)
 
     def store_rows(self, rows: np.ndarray) -> np.ndarray:

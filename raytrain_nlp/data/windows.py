@@ -79,7 +79,7 @@ def find_window(spec: WindowedSpec, number: int) -> SplitSpec | None:
         return None
     rows, blocks, packing = open_store(str(folder)).num_rows, None, spec.split.packing
     if packing and rows:
-        blocks = blocks_folder(folder, packing, rows)
+        blocks = blocks_folder(folder, packing, [rows])
         if not blocks.exists():
             return None
         rows = len(Blocks(blocks, packing))

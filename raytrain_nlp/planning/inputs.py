@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from raytrain_nlp.config import TrainJob
@@ -32,6 +32,8 @@ class Files:
     train: list[SourceFile]
     validations: dict[str, list[SourceFile]]
     """By split: `validation`, or `validation.NAME` of each of several sets."""
+    sources: dict[str, list[str]] = field(default_factory=dict)
+    """Paths of the training files of each source, where there are several with shares of their own."""
 
     @property
     def validation(self) -> list[SourceFile]:
@@ -70,9 +72,26 @@ def find_job_files(job: TrainJob, storage: Path, trains: bool = True) -> Files:
         problems += _problems_of(
             functools.partial(check_local_model, job.model.tokenizer, "model.tokenizer", tokenizer=True)
         )
+    sources: dict[str, list[str]] = {}
+    if not problems:
+        sources = {
+            source.label: [file.path for file in _files_of(source.paths, "train", storage, "data.train")]
+            for source in job.data.train_sources()
+        }
+        problems += _shared_files(sources)
     if problems:
         raise InputError(problems)
-    return Files(found.pop("train"), found)
+    return Files(found.pop("train"), found, sources)
+
+
+def _shared_files(sources: dict[str, list[str]]) -> Iterator[Problem]:
+    """A row belongs to one source."""
+    owner: dict[str, str] = {}
+    for name, paths in sources.items():
+        for path in paths:
+            if owner.setdefault(path, name) != name:
+                what = f"has {path} in two sources ({owner[path]} and {name})"
+                yield Problem("data.train", what, "Keep it in one of them.")
 
 
 def split_names(job: TrainJob) -> list[str]:
@@ -104,8 +123,7 @@ def find_split_files(job: TrainJob, split: str, storage: Path, where: str | None
     `InputError`.
     """
     where = where or f"data.{split}"
-    specs = [_builtin(spec, split, storage, where) for spec in sources_of(job.data.source_of(split))]
-    files = find_files(specs, where)
+    files = _files_of(sources_of(job.data.source_of(split)), split, storage, where)
     if problems := check_repeated(
         files, None if job.trainer.preprocess else build_task(job.task).required_columns(), where
     ):
@@ -115,6 +133,10 @@ def find_split_files(job: TrainJob, split: str, storage: Path, where: str | None
     ):  # it may make the columns
         raise InputError(problems)
     return files
+
+
+def _files_of(specs: list[str], split: str, storage: Path, where: str) -> list[SourceFile]:
+    return find_files([_builtin(spec, split, storage, where) for spec in specs], where)
 
 
 def _builtin(spec: str, split: str, storage: Path, where: str) -> str:

@@ -17,6 +17,7 @@ from raytrain_nlp.config import TrainJob, without_passwords
 from raytrain_nlp.data.prepare import QUARANTINE, MapPieces, find_tokens, prepare_tokens
 from raytrain_nlp.data.reading.sources import SourceFile
 from raytrain_nlp.data.shards import MANIFEST, TokenStore
+from raytrain_nlp.data.shares import tell_mixture
 from raytrain_nlp.data.split import Split, SplitSpec
 from raytrain_nlp.data.tokenize import PrepareSpec
 from raytrain_nlp.data.windows import WindowedSpec, split_windows
@@ -68,7 +69,7 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
     labels, told = find_labels(job, tokens.stores["train"]) if tokens.windows is None else ([], [])
     if problems := check_model_names(job, labels, tokenizer):
         raise InputError(problems)
-    splits = _plan_splits(job, tokens, labels, build_context(tokenizer, labels, facts))
+    splits = _plan_splits(job, tokens, labels, build_context(tokenizer, labels, facts), files.sources)
     for store in tokens.stores.values():  # with what has been made of them besides
         storage_of(storage).push_tree(store.folder, last=MANIFEST)
     spec = _spec_of(job, storage, tokenizer_dir, labels, splits, verbose)
@@ -131,12 +132,14 @@ def _prepare(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, 
     return tokens
 
 
-def _plan_splits(job: TrainJob, tokens: _Tokens, labels: list[str], context: CollateContext) -> _Splits:
+def _plan_splits(
+    job: TrainJob, tokens: _Tokens, labels: list[str], context: CollateContext, sources: dict[str, list[str]]
+) -> _Splits:
     if tokens.windows is not None:
         train: SplitSpec | WindowedSpec = tokens.windows.spec
         steps, dropped = job.arguments()["max_steps"], 0
     else:
-        train = build_split(job, tokens.stores["train"], None, context, "train", job.data.max_train_rows)
+        train = build_split(job, tokens.stores["train"], None, context, "train", job.data.max_train_rows, sources)
         plan = Split(train).plan
         steps, dropped = plan.steps_per_epoch, plan.dropped_rows
         if not steps:
@@ -185,6 +188,7 @@ def _resolved(
     single = spec.validation and len(splits.validations) == 1 and build_task(job.task).single_class
     for split, store in tokens.stores.items():
         notes = [*notes, *tell_store(store, f"data.{split}"), *cut_notes(split, store.manifest, facts)]
+    mixture = splits.train.plan.mixture if isinstance(splits.train, SplitSpec) else None
     return Resolved(
         spec,
         rows={split: part.plan.num_rows for split, part in {**train, **splits.validations}.items()},
@@ -203,6 +207,7 @@ def _resolved(
         ],
         windows=tokens.windows,
         notes=notes,
+        shares=list(tell_mixture(mixture, spec.total_steps / spec.steps_per_epoch)) if mixture else [],
         cut_rows={split: cut_rows(found) for split, found in manifests.items()},
     )
 

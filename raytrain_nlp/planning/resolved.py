@@ -39,6 +39,8 @@ class Resolved:
     """What prepares the training rows, where they are streamed; the counts above then leave them out."""
     notes: list[str] = field(default_factory=list)
     """What the user should know of the job before it starts, a line each."""
+    shares: list[str] = field(default_factory=list)
+    """Of a mixture, how much is seen of each source, a line each."""
     cut_rows: dict[str, int] = field(default_factory=dict)
     """Rows of which tokens were left out, as they had more than they may have."""
 

@@ -12,6 +12,7 @@ from raytrain_nlp.data.packing import Blocks, build_blocks
 from raytrain_nlp.data.plan import PlanSpec
 from raytrain_nlp.data.prepare import first_told
 from raytrain_nlp.data.shards import TokenStore
+from raytrain_nlp.data.shares import build_mixture, find_ends
 from raytrain_nlp.data.split import Split, SplitSpec
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.modeling.facts import ModelFacts
@@ -27,17 +28,31 @@ def build_context(tokenizer: Any, labels: list[str], facts: ModelFacts) -> Colla
 
 
 def build_split(
-    job: TrainJob, store: TokenStore, rows_file: str | None, context: CollateContext, split: str, most_rows: int | None
+    job: TrainJob,
+    store: TokenStore,
+    rows_file: str | None,
+    context: CollateContext,
+    split: str,
+    most_rows: int | None,
+    sources: dict[str, list[str]] | None = None,
 ) -> SplitSpec:
-    """One split: its rows, packed into blocks where the task packs, in batches."""
+    """One split: its rows, packed into blocks where the task packs, in batches.
+
+    Args:
+        sources: the files of each source of a mixture.
+    """
     rows = min(store.num_rows, most_rows or store.num_rows)
+    ends = find_ends(store, sources) if sources else [rows]
     packing, blocks = build_task(job.task).packing(job.data.max_length), None
     if packing:
-        blocks, _ = build_blocks(store, packing, rows)
-        rows = len(Blocks(blocks, packing))
-        if not rows:
+        blocks, _ = build_blocks(store, packing, ends)
+        ends = Blocks(blocks, packing).ends.tolist()
+        if not ends[-1]:
             raise InputError(Problem(f"data.{split}", "has not two tokens", "Give a file with text."))
-    plan = build_train_plan(job, rows, packed=packing is not None) if split == "train" else _eval_plan(job, rows)
+    rows, packed = ends[-1], packing is not None
+    plan = build_train_plan(job, rows, packed) if split == "train" else _eval_plan(job, rows)
+    if sources:
+        plan = replace(plan, mixture=build_mixture(job, list(sources), ends))
     spec = SplitSpec(
         str(store.folder), rows_file, str(blocks) if blocks else None, packing, plan, None, job.task, context
     )

@@ -126,7 +126,7 @@ class WindowPreparer:
         prepare_pieces(self._windows[self._next], self._prepare, folder, map_pieces, self._check, self._lines)
         store, packing = TokenStore(folder), self.spec.split.packing
         if packing and store.num_rows:
-            build_blocks(store, packing, store.num_rows)
+            build_blocks(store, packing, [store.num_rows])
         self._lines |= store.manifest["lines"]
         self._read, self._bad = (
             self._read + store.num_rows + store.manifest["bad_rows"],

@@ -201,7 +201,7 @@ class RowsReader:
             raise ValueError(f"rows to score have labels that training never saw: {', '.join(unseen[:5])}.")
         packing, blocks, rows = task.packing(job.data.max_length), None, store.num_rows
         if packing:
-            blocks, _ = build_blocks(store, packing, rows)
+            blocks, _ = build_blocks(store, packing, [rows])
             rows = len(Blocks(blocks, packing))
         plan = PlanSpec(rows, 0, "sequential", self.arguments.eval_batch_size)
         return SplitSpec(

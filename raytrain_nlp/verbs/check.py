@@ -256,7 +256,7 @@ def _report(
         labels=spec.labels,
         steps_per_epoch=spec.steps_per_epoch,
         total_steps=spec.total_steps,
-        tokens_per_epoch=round(int(split.plan.lengths[: split.plan.spec.num_rows].sum(dtype=np.int64)) * scale),
+        tokens_per_epoch=round(split.plan.tokens_per_epoch * scale),
         padding_share=_padding_share(split, job),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         trainable_parameters=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),

@@ -206,6 +206,8 @@ def prepare(
     resolved = resolve(job, files, storage, map_pieces, verbose)
     for note in resolved.notes:
         observer.warn(note)
+    for line in resolved.shares:
+        observer.tell(line)
     return resolved
 
 

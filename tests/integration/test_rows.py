@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,25 @@ def test_rows_of_an_epoch_and_of_the_evaluation(
     seen[workers] = batches
     assert batches == seen[1] if 1 in seen else True
     assert result.tokenized_rows == (2 * ROWS if len(seen) == 1 else 0)  # tokens are prepared once for all runs
+
+
+def test_rows_of_a_mixture(shared_ray: Any, folder: Path) -> None:
+    """Three to one of two files: the same global batches at one and two workers, shares kept, no row of a source seen
+    again before all of it were.
+    """
+    (folder / "small.jsonl").write_text("".join((folder / "train.jsonl").read_text().splitlines(True)[:300]))
+    sources = [
+        {"path": str(folder / "train.jsonl"), "weight": 3},
+        {"path": str(folder / "small.jsonl"), "weight": 1},
+    ]
+    data = {"train": sources, "global_batch_size": 16}
+    (result, batches), (_, on_two) = (train(folder, shared_ray, workers, data=data) for workers in (1, 2))
+    rows = [row for batch in batches for row in batch]
+    assert batches == on_two and result.rows == {"train": ROWS + 300} and len(rows) == ROWS + 300
+    of_small = [row for row in rows if row >= ROWS]
+    assert len(of_small) == round((ROWS + 300) / 4)
+    assert max(Counter(of_small).values()) == 2 and len(set(of_small)) == 300
+    assert max(Counter(row for row in rows if row < ROWS).values()) == 1
 
 
 def test_model_dir_is_plain_hugging_face(shared_ray: Any, folder: Path, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_concat_is_the_joined_stream_cut_into_blocks(tmp_path: Path, count: int,
     left_out = len(truth[-1]) if len(truth[-1]) < 2 else 0
     truth = [block for block in truth if len(block) > 1]
     store, kind = store_of(tmp_path / "store", documents), Packing("concat", size)
-    folder, left = build_blocks(store, kind, count)
+    folder, left = build_blocks(store, kind, [count])
     blocks = Blocks(folder, kind)
     assert left == left_out
     assert blocks.lengths.tolist() == [len(block) for block in truth]
@@ -67,7 +67,7 @@ def test_best_fit_keeps_documents_whole_and_apart(tmp_path: Path, count: int, lo
     """
     documents = documents_of(2, count, longest)
     store, kind = store_of(tmp_path / "store", documents), Packing("best_fit", size)
-    folder, left = build_blocks(store, kind, count)
+    folder, left = build_blocks(store, kind, [count])
     blocks = Blocks(folder, kind)
     fetched = blocks.fetch(store, np.arange(len(blocks)))
     tokens = [token for row in fetched["input_ids"] for token in row.tolist()]
@@ -96,7 +96,7 @@ def test_best_fit_wastes_little(tmp_path: Path) -> None:
     lengths = np.minimum(random.lognormal(4, 1, size=3000).astype(int) + 1, 400)
     documents = [list(range(length)) for length in lengths.tolist()]
     store, kind = store_of(tmp_path / "store", documents, 1000), Packing("best_fit", 512)
-    folder, left = build_blocks(store, kind, 3000)
+    folder, left = build_blocks(store, kind, [3000])
     blocks = Blocks(folder, kind)
     assert left == 0
     assert 1 - blocks.lengths.sum() / (len(blocks) * 512) < 0.01
@@ -106,9 +106,9 @@ def test_windows_change_nothing_for_concat(tmp_path: Path, monkeypatch: pytest.M
     """The files are written a window of rows at a time, and say the same."""
     documents = documents_of(4, 100, 20)
     kind = Packing("concat", 16)
-    whole, _ = build_blocks(store_of(tmp_path / "a", documents), kind, 100)
+    whole, _ = build_blocks(store_of(tmp_path / "a", documents), kind, [100])
     monkeypatch.setattr(packing, "WINDOW_ROWS", 7)
-    parts, _ = build_blocks(store_of(tmp_path / "b", documents), kind, 100)
+    parts, _ = build_blocks(store_of(tmp_path / "b", documents), kind, [100])
     assert (whole / "ends.npy").read_bytes() == (parts / "ends.npy").read_bytes()
 
 
@@ -116,7 +116,7 @@ def test_first_rows_only(tmp_path: Path) -> None:
     """Blocks of the first rows do not reach into the others."""
     documents = documents_of(5, 40, 12)
     store, kind = store_of(tmp_path / "store", documents), Packing("concat", 7)
-    folder, _ = build_blocks(store, kind, 11)
+    folder, _ = build_blocks(store, kind, [11])
     blocks = Blocks(folder, kind)
     assert (
         blocks.fetch(store, np.array([len(blocks) - 1]))["input_ids"][0].tolist()[-1]

@@ -1,0 +1,68 @@
+"""From the sources of a job and the rows they turn out to have to the shares the plan keeps."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from raytrain_nlp.config import TrainJob
+from raytrain_nlp.data.mixture import Mixture, apportion
+from raytrain_nlp.data.shards import TokenStore
+from raytrain_nlp.errors import InputError, Problem
+
+
+def find_ends(store: TokenStore, sources: dict[str, list[str]]) -> list[int]:
+    """Where the rows of each source end in a store whose files are in the order of the sources. Raises `InputError`
+    for one that has no good row.
+
+    Args:
+        sources: paths of the files of each source.
+    """
+    owner = {path: name for name, paths in sources.items() for path in paths}
+    rows = dict.fromkeys(sources, 0)
+    for shard in store.manifest["shards"]:
+        rows[owner[shard["source"]]] += shard["rows"]
+    if empty := [name for name, count in rows.items() if not count]:
+        raise InputError(Problem("data.train", f"has no row for {', '.join(empty)}", "Give files with rows."))
+    return list(itertools.accumulate(rows.values()))
+
+
+def build_mixture(job: TrainJob, names: list[str], ends: list[int]) -> Mixture:
+    """The shares of a job's sources.
+
+    Args:
+        ends: where the rows of each source end; of blocks, where the task packs.
+    """
+    rows = [end - start for start, end in itertools.pairwise([0, *ends])]
+    if empty := [name for name, count in zip(names, rows, strict=True) if not count]:
+        raise InputError(Problem("data.train", f"has not two tokens for {', '.join(empty)}", "Give files with text."))
+    return Mixture(tuple(names), tuple(ends), tuple(map(tuple, _stretches(job, names, rows))))
+
+
+def _stretches(job: TrainJob, names: list[str], rows: list[int]) -> list[list[int]]:
+    """Rows of each source in each stretch of an epoch."""
+    sources, mixture = job.data.train_sources(), job.data.mixture
+    if mixture.curriculum:
+        size, most = job.global_batch_size or 1, job.arguments()["max_steps"]
+        ends = [stage.until_step or most for stage in mixture.curriculum]
+        steps = [end - start for start, end in itertools.pairwise([0, *ends])]
+        shares = [[stage.weights.get(name, 0.0) for name in names] for stage in mixture.curriculum]
+        return [apportion(weights, count * size) for weights, count in zip(shares, steps, strict=True)]
+    if mixture.weights:
+        return [apportion([mixture.weights[name] for name in names], sum(rows))]
+    if mixture.temperature:
+        return [apportion([count ** (1 / mixture.temperature) for count in rows], sum(rows))]
+    if sources[0].weight is not None:
+        return [apportion([source.weight or 0 for source in sources], sum(rows))]
+    if sources[0].rows is not None:
+        return [[source.rows or 0 for source in sources]]
+    return [[max(round(count * (source.epochs or 1)), 1) for count, source in zip(rows, sources, strict=True)]]
+
+
+def tell_mixture(mixture: Mixture, epochs: float) -> Iterator[str]:
+    """A line for each source: its rows, its share, and how often each of its rows is seen in so many epochs."""
+    taken = mixture.rows_per_epoch
+    for name, rows, count in zip(mixture.names, mixture.rows, taken, strict=True):
+        seen = count * epochs / rows
+        often = f"each is seen {seen:.2f} times" if seen >= 1 else f"{seen:.1%} of them are seen"
+        yield f"data.train: {name}: {rows:,} rows, {count / sum(taken):.2%} of what is trained on; {often}."
