@@ -16,13 +16,14 @@ from typer.testing import CliRunner, Result
 from raytrain_nlp.cli.init import find_examples
 from raytrain_nlp.cli.main import app
 from raytrain_nlp.config import TrainJob, load_job
+from raytrain_nlp.config.data import sources_of
 from raytrain_nlp.config.sweep import load_sweep
 from raytrain_nlp.config.tasks import TASK_TYPES
 from raytrain_nlp.data.builtin import BUILTINS
 
 SWEEPS = {"sweep"}
 EXAMPLES = sorted(find_examples())
-TECHNIQUES = {"lora", "neftune", "deepspeed-json", "custom-trainer"}
+TECHNIQUES = {"mixture", "lora", "neftune", "deepspeed-json", "custom-trainer"}
 NEED_THE_HUB = {"mrpc", "stsb"}
 
 
@@ -63,7 +64,8 @@ def test_what_is_written_needs_no_download(name: str) -> None:
     init(name)
     job = load_example(name)
     assert job.model.name_or_path is None and job.model.tokenizer == "train"
-    assert job.data.train == job.data.validation and job.data.train.removeprefix("builtin:") in BUILTINS
+    train, validation = sources_of(job.data.train), sources_of(job.data.validation)
+    assert train == validation and {name.removeprefix("builtin:") for name in train} <= set(BUILTINS)
 
 
 def test_the_techniques_are_in_their_examples() -> None:
