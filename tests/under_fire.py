@@ -39,12 +39,12 @@ class Victims:
         self.starts += 1
 
 
-def fire(victims: Victims, kills: int, steps: int, seed: int) -> list[tuple[int, str]]:
-    """Kill so many times, each a few steps behind what was made before; the step and what was killed."""
+def fire(victims: Victims, kills: int, steps: int, seed: int, farthest: int = 8) -> list[tuple[int, str]]:
+    """Kill so many times, each at most `farthest` steps behind what was made before; the step and what was killed."""
     draw, killed = random.Random(seed), []
     for number in range(kills):
         made = max(event.get("step", 0) for event in events(victims.run)) if number else 0
-        step = min(made + draw.randint(0, 8), steps - 1)
+        step = min(made + draw.randint(0, farthest), steps - 1)
         reach(victims.driver, victims.run, step, victims.starts)
         killed.append((step, draw.choice(("worker", "node", "driver"))))
         victims.kill(killed[-1][1], draw)

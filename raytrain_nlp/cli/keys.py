@@ -20,10 +20,20 @@ _NARROWEST, _WIDEST, _UNKNOWN_WIDTH = 60, 120, 100
 _INDENT = "    "
 
 
+def complete_name(incomplete: str) -> list[str]:
+    """Names of keys for the shell, section by section."""
+    names = {key.name for key in (*list_keys(), *sweep_keys())} | {"sweep"}
+    return sorted(name for name in names if name.startswith(incomplete) and "." not in name[len(incomplete) :])
+
+
 def run(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="A section (data), a key (data.max_length, max_length), a task, or sweep."),
+        typer.Argument(
+            metavar="NAME",
+            help="A section (data), a key (data.max_length, max_length), a task, or sweep.",
+            autocompletion=complete_name,
+        ),
     ] = None,
     schema: Annotated[
         bool, typer.Option("--schema", help=f"Print the JSON schema; `{MODELINE}FILE` names it to editors.")

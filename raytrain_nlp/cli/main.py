@@ -13,11 +13,31 @@ from raytrain_nlp.cli.from_hf import verb
 from raytrain_nlp.errors import InputError, RunError, Stopped
 from raytrain_nlp.host import signals
 
+GROUPS = {
+    "To begin": ("init", "from-hf", "keys", "doctor"),
+    "To train": ("check", "train", "sweep"),
+    "After training": ("evaluate", "predict", "export", "report"),
+    "On a cluster": ("submit", "status", "logs", "stop"),
+}
+"""The verbs by what one wants to do, as `--help` lists them."""
+
+
+class Verbs(typer.core.TyperGroup):
+    """The verbs, whose list has a heading for each group."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for heading, names in GROUPS.items():
+            rows = [(name, self.commands[name].get_short_help_str(formatter.width)) for name in names]
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+
+
 app = typer.Typer(
     name="raytrain-nlp",
+    cls=Verbs,
     help="Fine-tune and pre-train Hugging Face NLP models on a Ray cluster from one job file.",
+    epilog="A command's own help: raytrain-nlp COMMAND --help. Guides and figures: README.md.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

@@ -53,7 +53,7 @@ def run_both(folder: Path, kills: int) -> None:
         started_nodes(head) as add,
     ):
         victims = Victims(head, folder, add, job_of(folder, "killed", kills))
-        killed = fire(victims, kills, STEPS, SEED)
+        killed = fire(victims, kills, STEPS, SEED, farthest=2 * STEPS // kills)
         finish(victims.driver)
         middle = time.monotonic()
         finish(start(head, folder, job_of(folder, "undisturbed", 0)))

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from raytrain_nlp.cli.init import find_examples
+from raytrain_nlp.cli.job_files import find_examples
 
 
 @pytest.fixture(scope="module")

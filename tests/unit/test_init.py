@@ -13,7 +13,8 @@ import pytest
 from support import run_cli
 from typer.testing import CliRunner, Result
 
-from raytrain_nlp.cli.init import find_examples
+from raytrain_nlp.cli.init import complete_name
+from raytrain_nlp.cli.job_files import find_examples
 from raytrain_nlp.cli.main import app
 from raytrain_nlp.config import TrainJob, load_job
 from raytrain_nlp.config.data import sources_of
@@ -132,20 +133,22 @@ def test_standard_output_is_what_the_file_would_be(name: str, folder: Path) -> N
 
 
 def test_without_a_task_all_are_listed_tasks_first() -> None:
-    lines = init().stdout.splitlines()
+    *lines, _, last = init().stdout.splitlines()
+    assert last == "Of your own rows: raytrain-nlp init FILE"
     assert [line.split()[0] for line in lines[: len(TASK_TYPES)]] == list(TASK_TYPES)
     assert sorted(line.split()[0] for line in lines) == EXAMPLES
     assert next(line for line in lines if line.startswith("lora")).endswith(
         "LoRA: train small matrices beside frozen weights"
     )
     assert sorted(json.loads(init("--json").stdout.splitlines()[-1])["examples"]) == EXAMPLES
+    assert sorted(complete_name("")) == sorted([*EXAMPLES, "quickstart"])
 
 
 def test_a_misspelt_name_is_a_wrong_input_told_with_the_nearest(folder: Path) -> None:
     done = run_cli("init", "sumarization")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: TASK: no example has this name ('sumarization'). Did you mean 'summarization'?\n"
-    assert str(init("xyz").exception).endswith(f"The names are {', '.join(find_examples())}.")
+    assert done.stderr == "error: NAME: no example has this name ('sumarization'). Did you mean 'summarization'?\n"
+    assert str(init("xyz").exception).endswith(f"The names are {', '.join(find_examples())}; or name a file with rows.")
     assert list(folder.iterdir()) == []
 
 

@@ -1,0 +1,135 @@
+"""The columns of a file, as its first rows have them: what kind of values, how many different ones, how long."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from raytrain_nlp.config.labels import is_integer, label_text
+from raytrain_nlp.data.reading.readers import Row, read_rows
+from raytrain_nlp.data.reading.sources import SourceFile, split_file
+
+Kind = Literal[
+    "text",
+    "whole number",
+    "number",
+    "true or false",
+    "list of texts",
+    "list of whole numbers",
+    "chat",
+    "mapping of texts",
+    "other",
+]
+_MOST_ROWS = 20_000
+_PIECE_BYTES = 4 << 20
+_FAR = 0.95
+"""The share of rows that are not longer than `Column.far_words`."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the rows that were looked at."""
+
+    name: str
+    kind: Kind
+    values: tuple[str, ...]
+    """Different values as labels are compared, in the order of their number, the most frequent first."""
+    words: float
+    """Of a text, on average."""
+    far_words: int
+    """Of all but the longest twentieth."""
+    filled: int
+    """Rows that have it."""
+    names: tuple[str, ...] = ()
+    """Of a mapping: its keys."""
+
+    @property
+    def repeats(self) -> float:
+        """How often a value occurs on average."""
+        return self.filled / max(len(self.values), 1)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was seen of a source."""
+
+    columns: dict[str, Column]
+    rows: int
+    whole: bool
+    """Were these all rows?"""
+    ascii: float
+    """Share of the signs of all texts that are ASCII."""
+
+
+def look(files: list[SourceFile]) -> Looked:
+    """Read the first rows of a split. Raises `InputError` where a file is damaged."""
+    found = itertools.chain.from_iterable(
+        read_rows(piece) for file in files for piece in split_file(file, _PIECE_BYTES)
+    )
+    rows = [row.values for row in itertools.islice((row for row in found if isinstance(row, Row)), _MOST_ROWS + 1)]
+    whole, rows = len(rows) <= _MOST_ROWS, rows[:_MOST_ROWS]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {name: _column(name, [row[name] for row in rows if row.get(name) is not None]) for name in names}
+    text = "".join(itertools.islice((value for row in rows for value in row.values() if isinstance(value, str)), 2_000))
+    return Looked(columns, len(rows), whole, sum(map(str.isascii, text)) / max(len(text), 1))
+
+
+def _column(name: str, values: list[Any]) -> Column:
+    kind = _kind_of(values)
+    counts: dict[str, int] = {}
+    flat = itertools.chain.from_iterable(values) if kind in ("list of texts", "list of whole numbers") else values
+    for value in flat if kind not in ("chat", "mapping of texts", "other") else ():
+        text = label_text(value)
+        counts[text] = counts.get(text, 0) + 1
+    lengths = sorted(len(value.split()) for value in _texts_in(values, kind))
+    keys = {key: None for value in values if isinstance(value, dict) for key in value}
+    return Column(
+        name,
+        kind,
+        tuple(sorted(counts, key=lambda label: -counts[label])),
+        sum(lengths) / max(len(lengths), 1),
+        lengths[int(_FAR * (len(lengths) - 1))] if lengths else 0,
+        len(values),
+        tuple(keys) if kind == "mapping of texts" else (),
+    )
+
+
+def _texts_in(values: list[Any], kind: Kind) -> Iterable[str]:
+    if kind == "text":
+        return values
+    if kind == "mapping of texts":
+        return [text for value in values for text in value.values() if isinstance(text, str)]
+    return [" ".join(str(message["content"]) for message in value) for value in values] if kind == "chat" else []
+
+
+def _kind_of(values: list[Any]) -> Kind:
+    if not values:
+        return "other"
+    if all(isinstance(value, bool) for value in values):
+        return "true or false"
+    if all(isinstance(value, str) for value in values):  # in a CSV file numbers are texts, too
+        texts = [value.strip() for value in values if value.strip()]
+        return _number_kind(texts) or "text"
+    if all(isinstance(value, (int, float)) for value in values):
+        return "whole number" if all(value == int(value) for value in values if value == value) else "number"
+    if all(isinstance(value, list) for value in values):
+        items = [item for value in values for item in value]
+        if items and all(isinstance(item, dict) and {"role", "content"} <= item.keys() for item in items):
+            return "chat"
+        if items and all(isinstance(item, str) for item in items):
+            return "list of texts"
+        return "list of whole numbers" if items and all(type(item) is int for item in items) else "other"
+    if all(isinstance(value, dict) and all(isinstance(text, str) for text in value.values()) for value in values):
+        return "mapping of texts"
+    return "other"
+
+
+def _number_kind(texts: list[str]) -> Kind | None:
+    if texts and all(map(is_integer, texts)):
+        return "whole number"
+    try:
+        return "number" if texts and all(float(text) == float(text) for text in texts) else None
+    except ValueError:
+        return None

@@ -1,0 +1,81 @@
+"""Which model fits this machine and the rows: one of the hub where that can be reached, else one from scratch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raytrain_nlp.cli.propose.columns import Looked
+from raytrain_nlp.cli.propose.tasks import Proposal
+from raytrain_nlp.cluster.gpus import local_gpus, smallest_memory
+from raytrain_nlp.storage.hub import why_unreachable
+
+_LARGE = 20 << 30
+"""Memory of a GPU from which the second model of a row is proposed."""
+_MOSTLY = 0.9
+"""Share of ASCII signs below which texts are taken for those of several languages."""
+_HUB: dict[str, tuple[str, str, str, float]] = {
+    "text-classification": ("distilbert-base-uncased", "bert-base-uncased", "distilbert-base-multilingual-cased", 5e-5),
+    "multiple-choice": ("distilbert-base-uncased", "bert-base-uncased", "bert-base-multilingual-cased", 5e-5),
+    "causal-lm": ("HuggingFaceTB/SmolLM2-135M", "Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-0.5B", 5e-5),
+    "chat": ("HuggingFaceTB/SmolLM2-135M-Instruct", "Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct", 5e-5),
+    "masked-lm": ("distilbert-base-uncased", "bert-base-uncased", "distilbert-base-multilingual-cased", 5e-5),
+    "summarization": ("google-t5/t5-small", "google-t5/t5-base", "google/mt5-small", 3e-4),
+    "translation": (
+        "Helsinki-NLP/opus-mt-{0}-{1}",
+        "Helsinki-NLP/opus-mt-{0}-{1}",
+        "Helsinki-NLP/opus-mt-{0}-{1}",
+        2e-5,
+    ),
+}
+"""Kind of rows -> a model for CPUs and small GPUs, one for GPUs with room, one of several languages; learning rate."""
+_OTHERS = ("bert-base-uncased", "bert-base-uncased", "bert-base-multilingual-cased", 3e-5)
+"""Of tasks without a line, whose models are encoders."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The sections of a job that follow from the model."""
+
+    model: dict[str, Any]
+    training: dict[str, Any]
+    remarks: list[str]
+    """Why this model, in lines."""
+    from_scratch: bool = False
+
+
+def choose_model(proposal: Proposal, looked: Looked, example: Path, named: str | None) -> Choice | None:
+    """The model, by its name where there is one. `example` is the job file of the task, whose small model from scratch
+    is taken where the hub cannot be reached; None where no model from scratch could read such rows.
+    """
+    small, large, multilingual, rate = _HUB.get("chat" if proposal.needs_chat_template else proposal.type, _OTHERS)
+    small, large, multilingual = (_filled(name, proposal) for name in (small, large, multilingual))
+    if named:
+        return Choice({"name_or_path": named}, {"learning_rate": rate}, ["Named by --model."])
+    memory = smallest_memory(local_gpus()) or 0
+    fits = multilingual if looked.ascii < _MOSTLY else large if memory >= _LARGE else small
+    where = f"a GPU of {memory / (1 << 30):.0f} GB" if memory else "a machine without a GPU"
+    if why_unreachable() is None:
+        return Choice(
+            {"name_or_path": fits}, {"learning_rate": rate}, [f"A name of the Hugging Face hub: fits {where}."]
+        )
+    if proposal.needs_chat_template:
+        return None
+    sections = yaml.safe_load(example.read_text(encoding="utf-8"))
+    training = {"learning_rate": sections["training"]["learning_rate"], "warmup_steps": 0.1}
+    remarks = [
+        "The Hugging Face hub cannot be reached from here: a small model from scratch, to see that all works.",
+        f"Pretrained weights learn far more from few rows: name_or_path: {fits} in place of these keys,",
+        f"and learning_rate: {rate:.1e} below; or a folder with a model.",
+    ]
+    return Choice(sections["model"], training, remarks, from_scratch=True)
+
+
+def _filled(name: str, proposal: Proposal) -> str:
+    """A name with the languages of a translation."""
+    languages = (str(proposal.task.get(key, "")) for key in ("source_lang", "target_lang"))
+    return name.format(*(re.split("[-_]", language)[0] for language in languages))

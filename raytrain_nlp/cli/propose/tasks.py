@@ -1,0 +1,215 @@
+"""Which task the columns of a file are for. Each function looks for one kind of rows; the first that finds some wins.
+
+A new task whose rows have a shape of their own has a function here, before those that would take its columns for
+something else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from raytrain_nlp.cli.propose.columns import Column, Looked
+
+_LABELS = (
+    "label",
+    "labels",
+    "class",
+    "category",
+    "sentiment",
+    "intent",
+    "topic",
+    "stars",
+    "rating",
+    "score",
+    "target",
+    "y",
+)
+_PAIRS = (
+    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
+    ("text1", "text2"), ("text_a", "text_b"), ("query", "passage"),
+)  # fmt: skip
+_PROMPTS = ("prompt", "instruction", "question", "input", "query")
+_COMPLETIONS = ("completion", "response", "output", "answer", "chosen")
+_LONG = ("article", "document", "dialogue", "text", "content", "body", "source")
+_SHORT = ("summary", "highlights", "abstract", "headline", "title", "target")
+_ENDING = re.compile(r"(ending|choice|option|answer)_?\d+")
+_LANGUAGE = re.compile(r"[a-z]{2}([_-][A-Za-z]{2,4})?")
+_MOST_CLASSES = 50
+"""Of a column that is not named like a label."""
+_LEAST_REPEATS = 3
+_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A task for the columns of a file."""
+
+    task: dict[str, Any]
+    """The section `task:`."""
+    remarks: dict[str, str]
+    """Key of the section -> why it has its value, for a comment."""
+    texts: list[Column]
+    """What the model reads of a row."""
+    target: Column | None = None
+    """What it writes, where that is text of its own."""
+    needs_chat_template: bool = False
+    left_out: list[str] = field(default_factory=list)
+    """Columns of text that nothing reads."""
+
+    @property
+    def type(self) -> str:
+        return str(self.task["type"])
+
+
+def propose_task(looked: Looked, task_type: str | None = None) -> Proposal | None:
+    """The task of the columns, or of these a task of one type; None where nothing fits."""
+    columns = {name: column for name, column in looked.columns.items() if column.filled}
+    for find in FINDERS:
+        found = find(columns)
+        if found and task_type in (None, found.type):
+            used = {column.name for column in [*found.texts, *([found.target] if found.target else [])]}
+            unread = [name for name, column in _texts(columns).items() if name not in used | set(_flat(found.task))]
+            return Proposal(found.task, found.remarks, found.texts, found.target, found.needs_chat_template, unread)
+    return None
+
+
+def _chats(columns: dict[str, Column]) -> Proposal | None:
+    chat = next((column for column in columns.values() if column.kind == "chat"), None)
+    if chat is None:
+        return None
+    task = {"type": "causal-lm", "messages_column": chat.name}
+    return Proposal(task, {"messages_column": "chats: the assistant's turns are learned"}, [chat], None, True)
+
+
+def _choices(columns: dict[str, Column]) -> Proposal | None:
+    endings = [name for name in _texts(columns) if _ENDING.fullmatch(name)]
+    label = _first(columns, _LABELS)
+    if len(endings) < 2 or label is None or {*label.values} - {*map(str, range(len(endings)))}:
+        return None
+    contexts = [column for name, column in _texts(columns).items() if name not in (*endings, label.name)]
+    if not contexts:
+        return None
+    context, *others = sorted(contexts, key=lambda column: -column.words)
+    task: dict[str, Any] = {"type": "multiple-choice", "context_column": context.name}
+    if start := next((column for column in others if column.name in ("sent2", "question", "startphrase")), None):
+        task["start_column"] = start.name
+    task |= {"ending_columns": endings, "label_column": label.name}
+    remarks = {"label_column": f"the number of the right one, {label.values[0]} most often"}
+    return Proposal(task, remarks, [context, columns[endings[0]], *([start] if start else [])])
+
+
+def _languages(columns: dict[str, Column]) -> Proposal | None:
+    nested = next((column for column in columns.values() if column.kind == "mapping of texts"), None)
+    texts = [name for name in _texts(columns) if _LANGUAGE.fullmatch(name)]
+    names = list(nested.names) if nested else texts
+    if len(names) != 2 or not all(map(_LANGUAGE.fullmatch, names)) or (nested and nested.name != "translation"):
+        return None
+    task = {"type": "translation", "source_lang": names[0], "target_lang": names[1]}
+    remarks = {"source_lang": f"swap both to translate {names[1]} to {names[0]}"}
+    return Proposal(task, remarks, [nested or columns[names[0]]], nested or columns[names[1]])
+
+
+def _completions(columns: dict[str, Column]) -> Proposal | None:
+    texts = _texts(columns)
+    prompt, completion = _first(texts, _PROMPTS), _first(texts, _COMPLETIONS)
+    if prompt is None or completion is None:
+        return None
+    task = {"type": "causal-lm", "prompt_column": prompt.name, "completion_column": completion.name}
+    return Proposal(task, {"completion_column": "what is learned"}, [prompt, completion])
+
+
+def _summaries(columns: dict[str, Column]) -> Proposal | None:
+    texts = _texts(columns)
+    long, short = _first(texts, _LONG), _first(texts, _SHORT)
+    if long is None or short is None or short.words * 1.5 > long.words or short.repeats > _LEAST_REPEATS:
+        return None
+    task = {"type": "summarization", "text_column": long.name, "summary_column": short.name}
+    remarks = {"text_column": _length(long), "summary_column": _length(short)}
+    return Proposal(task, remarks, [long], short)
+
+
+def _classes(columns: dict[str, Column]) -> Proposal | None:
+    label = _label(columns)
+    texts = [column for name, column in _texts(columns).items() if label is None or name != label.name]
+    texts = [column for column in texts if column.repeats < _LEAST_REPEATS] or texts
+    if label is None or not texts:
+        return None
+    pair = next((pair for pair in _PAIRS if {*pair} <= {column.name for column in texts}), None)
+    read = [columns[name] for name in pair] if pair else [max(texts, key=lambda column: column.words)]
+    task: dict[str, Any] = {"type": "text-classification", "text_columns": [column.name for column in read]}
+    task["label_column"] = label.name
+    remarks = {"text_columns": " and ".join(map(_length, read)), "label_column": _values(label)}
+    if label.kind == "number":
+        task["problem_type"], remarks["label_column"] = "regression", "numbers"
+    elif label.kind in ("list of texts", "list of whole numbers"):
+        task["problem_type"] = "multi_label_classification"
+    return Proposal(task, remarks, read)
+
+
+def _plain(columns: dict[str, Column]) -> Proposal | None:
+    texts = _texts(columns)
+    if not texts:
+        return None
+    text = texts.get("text") or max(texts.values(), key=lambda column: column.words)
+    remarks = {"text_column": f"{_length(text)}; masked-lm trains an encoder on the same rows"}
+    return Proposal({"type": "causal-lm", "text_column": text.name}, remarks, [text])
+
+
+def _masked(columns: dict[str, Column]) -> Proposal | None:
+    """Asked for by name only: `_plain` comes first."""
+    found = _plain(columns)
+    return found and Proposal(
+        {**found.task, "type": "masked-lm"}, {"text_column": _length(found.texts[0])}, found.texts
+    )
+
+
+FINDERS: list[Callable[[dict[str, Column]], Proposal | None]] = [
+    _chats,
+    _choices,
+    _languages,
+    _completions,
+    _summaries,
+    _classes,
+    _plain,
+    _masked,
+]
+
+
+def _label(columns: dict[str, Column]) -> Column | None:
+    """By its name, or by few values that recur; of several the one with the fewest."""
+    named = _first(columns, _LABELS)
+    if named and len(named.values) > 1 and (named.repeats >= 2 or named.kind == "number"):
+        return named
+    few = [
+        column
+        for column in columns.values()
+        if column.kind in ("text", "whole number", "true or false")
+        and 1 < len(column.values) <= _MOST_CLASSES
+        and column.repeats >= _LEAST_REPEATS
+    ]
+    return min(few, key=lambda column: len(column.values), default=None)
+
+
+def _texts(columns: dict[str, Column]) -> dict[str, Column]:
+    return {name: column for name, column in columns.items() if column.kind == "text"}
+
+
+def _first(columns: dict[str, Column], names: Sequence[str]) -> Column | None:
+    by_name = {name.lower(): column for name, column in columns.items()}
+    return next((by_name[name] for name in names if name in by_name), None)
+
+
+def _flat(task: dict[str, Any]) -> list[str]:
+    return [str(item) for value in task.values() for item in (value if isinstance(value, list) else [value])]
+
+
+def _length(column: Column) -> str:
+    return f"{column.words:.0f} words on average"
+
+
+def _values(column: Column) -> str:
+    shown = ", ".join(value if len(value) < 25 else f"{value[:22]}..." for value in column.values[:_SHOWN])
+    return f"{len(column.values)} values: {shown}{', ...' if len(column.values) > _SHOWN else ''}"
