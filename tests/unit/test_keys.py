@@ -185,7 +185,7 @@ def test_what_is_told_of_a_key() -> None:
     assert keys("training.report_to").stdout == "training.report_to: refused\n    Use the section `tracking`.\n"
 
 
-@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize("columns", [60, 120])
 def test_lines_fit_the_terminal(columns: int) -> None:
     for name in ([], ["training"], ["lora"], ["task"], ["sweep"], ["data"], ["deepspeed"]):
         lines = keys(*name, columns=columns).stdout.splitlines()
