@@ -12,7 +12,7 @@ import typer
 
 from raytrain_nlp.cli.job_files import FILE_NAMES, example_texts, find_examples, target_of, write_texts
 from raytrain_nlp.cli.propose.options import Options
-from raytrain_nlp.config.job_schema import MODELINE
+from raytrain_nlp.config.reference.job_schema import MODELINE
 from raytrain_nlp.errors import InputError, Problem, nearest
 
 HELP = (

@@ -6,7 +6,7 @@ import os
 from importlib.resources import files
 from pathlib import Path
 
-from raytrain_nlp.config.job_schema import FILE, MODELINE
+from raytrain_nlp.config.reference.job_schema import FILE, MODELINE
 from raytrain_nlp.errors import InputError, Problem
 
 FILE_NAMES = {"text-classification": "quickstart"}

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from raytrain_nlp.config.job_schema import MODELINE, build_job_schema, library_remark
-from raytrain_nlp.config.reference import LIBRARY_SECTIONS, Key, find_keys, list_keys, sweep_keys
+from raytrain_nlp.config.reference.job_schema import MODELINE, build_job_schema, library_remark
+from raytrain_nlp.config.reference.keys import LIBRARY_SECTIONS, Key, find_keys, list_keys, sweep_keys
 from raytrain_nlp.config.training import RENAMED
 from raytrain_nlp.errors import InputError, Problem, nearest
 

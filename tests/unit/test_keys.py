@@ -15,9 +15,9 @@ from raytrain_nlp.cli.job_files import find_examples, schema_line
 from raytrain_nlp.cli.keys import render_key
 from raytrain_nlp.cli.main import app
 from raytrain_nlp.config import load_job
-from raytrain_nlp.config.job_schema import FILE, MODELINE, build_job_schema
 from raytrain_nlp.config.library_fields import read_remarks
-from raytrain_nlp.config.reference import LIBRARY_SECTIONS, Key, find_keys, list_keys, sweep_keys, type_words
+from raytrain_nlp.config.reference.job_schema import FILE, MODELINE, build_job_schema
+from raytrain_nlp.config.reference.keys import LIBRARY_SECTIONS, Key, find_keys, list_keys, sweep_keys, type_words
 from raytrain_nlp.config.tasks import TASK_TYPES
 from raytrain_nlp.errors import InputError
 

@@ -31,7 +31,7 @@ from raytrain_nlp.cli.propose.tasks import propose_task
 from raytrain_nlp.cli.propose.verb import propose
 from raytrain_nlp.cluster.gpus import Gpu
 from raytrain_nlp.config import TrainJob, load_job
-from raytrain_nlp.config.job_schema import build_job_schema
+from raytrain_nlp.config.reference.job_schema import build_job_schema
 from raytrain_nlp.data.reading.sources import find_files
 from raytrain_nlp.errors import InputError
 from raytrain_nlp.planning.inputs import find_job_files

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from raytrain_nlp.config.job_schema import build_job_schema, library_remark, refused_fields
+from raytrain_nlp.config.reference.job_schema import build_job_schema, library_remark, refused_fields
 
 LIBRARY_SECTIONS = {"training": "transformers.TrainingArguments", "lora": "peft.LoraConfig"}
 """Sections whose keys are those of a library's class."""

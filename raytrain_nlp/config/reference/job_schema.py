@@ -1,6 +1,6 @@
 """The JSON schema of a job file: of our own sections by pydantic, of `training` and `lora` by the installed libraries.
 
-Editors complete and check a job file by it; `config/reference.py` tells its keys to people.
+Editors complete and check a job file by it; `config/reference/keys.py` tells its keys to people.
 """
 
 from __future__ import annotations
