@@ -32,9 +32,11 @@ def load_tokenizer(folder: str) -> Any:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def cache_tokenizer(config: ModelConfig, cache: Path) -> Path:
+def cache_tokenizer(config: ModelConfig, cache: Path, reads_words: bool = False) -> Path:
     """Load a pretrained tokenizer and keep it in `cache` under the hash of its files. Raises `InputError` where there
     is none.
+
+    `reads_words`: it is to know a word of a list as it knows it in a text, where a space stands before it.
     """
     from transformers import AutoTokenizer
 
@@ -44,7 +46,12 @@ def cache_tokenizer(config: ModelConfig, cache: Path) -> Path:
     check_local_model(name, where, tokenizer=True)
     try:
         revision = config.revision if not config.tokenizer else None
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
+        load = functools.partial(
+            AutoTokenizer.from_pretrained, name, revision=revision, trust_remote_code=config.trust_remote_code
+        )
+        tokenizer = load()
+        if reads_words and not _knows_words(tokenizer):
+            tokenizer = _with_prefix_space(load(add_prefix_space=True))
     except Exception as error:  # the hub client, JSON and tokenizers raise many kinds; each is the user's name or file  # noqa: BLE001
         raise InputError(
             Problem(
@@ -63,6 +70,25 @@ def cache_tokenizer(config: ModelConfig, cache: Path) -> Path:
         )
     add_padding(tokenizer)
     return _keep(tokenizer, cache)
+
+
+def _knows_words(tokenizer: Any) -> bool:
+    """Are the tokens of words those of the text that they make? Not with byte-level BPE as GPT-2 and RoBERTa have it:
+    a word without the space before it is another one.
+    """
+    words = ["x", "in", "x"]
+    return not tokenizer.is_fast or (
+        tokenizer(words, is_split_into_words=True)["input_ids"] == tokenizer(" ".join(words))["input_ids"]
+    )
+
+
+def _with_prefix_space(tokenizer: Any) -> Any:
+    """A tokenizer that was loaded with `add_prefix_space`, which classes without code of their own do not read."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    if isinstance(tokenizer.backend_tokenizer.pre_tokenizer, ByteLevel) and not _knows_words(tokenizer):
+        tokenizer.backend_tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=True)
+    return tokenizer
 
 
 def add_padding(tokenizer: Any) -> None:

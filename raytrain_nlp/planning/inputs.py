@@ -166,6 +166,12 @@ def check_columns(files: list[SourceFile], required: list[str], where: str) -> l
     return problems
 
 
+def check_choice(files: list[SourceFile], choice: tuple[str, ...], where: str) -> list[Problem]:
+    """Files of which the first rows have none of the columns of a choice."""
+    missing = [[check_columns([file], [name], where) for name in choice] for file in files[:64] if choice]
+    return [problem for of_names in missing if all(of_names) for problem in of_names[0]]
+
+
 def check_repeated(files: list[SourceFile], required: list[str] | None, where: str) -> list[Problem]:
     """Columns that a header holds twice, of those the task reads (None: of all); of the others each is kept, under the
     name pandas gives it.

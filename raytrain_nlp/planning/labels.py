@@ -47,6 +47,8 @@ def find_labels(job: TrainJob, train: TokenStore) -> tuple[list[str], list[str]]
                 "Classification needs two labels.",
             )
         )
+    if problem := task.check_labels(labels):
+        raise InputError(problem)
     if len(labels) > max(1000, train.num_rows // 2):
         raise InputError(
             Problem(

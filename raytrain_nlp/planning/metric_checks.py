@@ -4,6 +4,7 @@ starts.
 
 from __future__ import annotations
 
+import fnmatch
 import inspect
 
 from raytrain_nlp.config import TrainJob
@@ -23,6 +24,10 @@ def known_metrics(job: TrainJob, labels: list[str] | None = None) -> list[str]:
     return [f"{found}_{name}" if found else name for found in job.data.validation_sets() or [""] for name in names]
 
 
+def _is_among(name: str, known: list[str]) -> bool:
+    return name in known or any("*" in pattern and fnmatch.fnmatchcase(name, pattern) for pattern in known)
+
+
 def check_metrics(job: TrainJob, labels: list[str] | None = None) -> list[Problem]:
     """Is the metric of the best model among the figures, and is its direction right?"""
     values = job.arguments()
@@ -32,7 +37,12 @@ def check_metrics(job: TrainJob, labels: list[str] | None = None) -> list[Proble
     if problems := check_objective(job, metric, _WHERE, labels):
         return problems
     name, known = metric.removeprefix("eval_"), known_metrics(job, labels)
-    if name in known and _is_lower(job, name) and "greater_is_better" not in values and not name.endswith("loss"):
+    if (
+        _is_among(name, known)
+        and _is_lower(job, name)
+        and "greater_is_better" not in values
+        and not name.endswith("loss")
+    ):
         what = f"is better when it is lower, which transformers takes of names that end with 'loss' only ({metric!r})"
         return [Problem(_WHERE, what, "Set training.greater_is_better: false.")]
     return []
@@ -41,7 +51,7 @@ def check_metrics(job: TrainJob, labels: list[str] | None = None) -> list[Proble
 def check_objective(job: TrainJob, metric: str, where: str, labels: list[str] | None = None) -> list[Problem]:
     """Is a metric among the figures of an evaluation? Of those that the user's own code computes nothing is known."""
     name, known = metric.removeprefix("eval_"), known_metrics(job, labels)
-    if name in known or _own_figures(job):
+    if _is_among(name, known) or _own_figures(job):
         return []
     hint = nearest(name, known) or f"This task gives {', '.join(known)}; trainer.compute_metrics may give others."
     return [Problem(where, f"no evaluation gives it ({metric!r})", hint)]
@@ -54,9 +64,9 @@ def notes_on_metrics(job: TrainJob) -> list[str]:
     if metric is None or values["eval_strategy"] == "no" or not _is_read(job):
         return []
     name = metric.removeprefix("eval_")
-    if name not in known_metrics(job) and _own_figures(job) and not _mentions(job, name):
+    if not _is_among(name, known_metrics(job)) and _own_figures(job) and not _mentions(job, name):
         notes.append(f"{_WHERE}: your code does not seem to give {metric!r}; the first evaluation ends the run then.")
-    if name in known_metrics(job) and values.get("greater_is_better") is _is_lower(job, name):
+    if _is_among(name, known_metrics(job)) and values.get("greater_is_better") is _is_lower(job, name):
         notes.append(
             f"training.greater_is_better is {str(values['greater_is_better']).lower()}, so that the worst {name} is "
             f"taken for the best model."

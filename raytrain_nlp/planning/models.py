@@ -42,7 +42,7 @@ def find_tokenizer(job: TrainJob, files: Files, storage: Path, preprocess: UserO
     """The tokenizer of a job, in the cache: found, or trained on the good rows of the training split."""
     cache = cache_dir(storage, "tokenizers")
     if job.model.tokenizer != "train":
-        return cache_tokenizer(job.model, cache)
+        return cache_tokenizer(job.model, cache, build_task(job.task).reads_words)
     task, function = build_task(job.task), preprocess.load() if preprocess else None
 
     def texts() -> Iterator[str]:

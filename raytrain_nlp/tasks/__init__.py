@@ -14,9 +14,11 @@ from raytrain_nlp.tasks.masked_lm import MaskedLmTask
 from raytrain_nlp.tasks.multiple_choice import MultipleChoiceTask
 from raytrain_nlp.tasks.seq2seq import SummarizationTask, TranslationTask
 from raytrain_nlp.tasks.text_classification import TextClassificationTask
+from raytrain_nlp.tasks.token_classification import TokenClassificationTask
 
 _TASKS: dict[str, Callable[[Any], Task]] = {
     "text-classification": TextClassificationTask,
+    "token-classification": TokenClassificationTask,
     "multiple-choice": MultipleChoiceTask,
     "causal-lm": CausalLmTask,
     "masked-lm": MaskedLmTask,

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from raytrain_nlp.config.labels import label_ids
+from raytrain_nlp.errors import Problem
 
 IGNORED = -100
 """Label of a token that is not predicted, in `transformers` and in `torch.nn.CrossEntropyLoss`."""
@@ -105,6 +106,8 @@ class Task(Protocol):
     """Do the figures read labels? Else evaluation need not keep them."""
     shifts_labels: bool
     """Does the model predict the next token, so that the first label of a row is not predicted?"""
+    reads_words: bool
+    """Are texts lists of words, so that a tokenizer must know a word without the space before it?"""
 
     def required_columns(self) -> list[str]:
         """Columns every row must have."""
@@ -117,6 +120,9 @@ class Task(Protocol):
 
     def check_tokenizer(self, tokenizer: Any) -> str | None:
         """What the tokenizer lacks for this task, or None."""
+
+    def check_labels(self, labels: list[str]) -> Problem | None:
+        """What is wrong with the classes of the training rows, or None."""
 
     def packing(self, max_length: int) -> Packing | None:
         """How rows are packed into blocks, or None: a row is a row."""
@@ -156,7 +162,9 @@ class Task(Protocol):
         """Arguments of every forward besides the tensors."""
 
     def reduce_logits(self, logits: Any, labels: Any) -> Any:
-        """`preprocess_logits_for_metrics`: what evaluation keeps of a batch's logits; torch tensors with rows first."""
+        """`preprocess_logits_for_metrics`: what evaluation keeps of a batch's logits; torch tensors with rows first.
+        Where that is several of them, the user's own `compute_metrics` gets the logits.
+        """
 
     def build_metrics(self, labels: list[str], tokenizer: Any) -> Callable[[Any], Metrics]:
         """A `compute_metrics` in Hugging Face's sense; names without the `eval_` prefix. `losses` holds the mean
@@ -164,7 +172,7 @@ class Task(Protocol):
         """
 
     def metric_names(self, labels: list[str] | None) -> tuple[str, ...]:
-        """The names of these figures; where `labels` are not known yet (None), of all that may be."""
+        """The names of these figures; where `labels` are not known yet (None), of all that may be, `*` for any text."""
 
     def loss_figures(self, loss: float) -> Metrics:
         """The figures that follow from the mean loss alone; all there is with `prediction_loss_only`."""
@@ -181,6 +189,10 @@ class Task(Protocol):
     """Are predictions texts that the model generates, token by token?"""
     prediction_columns: tuple[str, ...]
     """Keys of the dict that `predictions` yields for each row."""
+    input_choice: tuple[str, ...]
+    """Columns of which a row must have one, beside `input_columns`."""
+    beside_inputs: tuple[str, ...]
+    """Arrays of `collate_inputs` that the model does not take: `predictions` finds them among the outputs."""
 
     def input_columns(self) -> list[str]:
         """Columns a row must have."""
@@ -219,13 +231,19 @@ class TaskDefaults:
     rows_weigh = False
     scores_labels = True
     shifts_labels = False
+    reads_words = False
     tokenizer_kind = "encoder"
     prediction_columns: tuple[str, ...] = ("prediction",)
+    input_choice: tuple[str, ...] = ()
+    beside_inputs: tuple[str, ...] = ()
 
     def required_columns(self) -> list[str]:
         raise NotImplementedError
 
     def check_tokenizer(self, tokenizer: Any) -> str | None:
+        return None
+
+    def check_labels(self, labels: list[str]) -> Problem | None:
         return None
 
     def packing(self, max_length: int) -> Packing | None:

@@ -11,12 +11,12 @@ of a row afterwards, where it is several sequences, each cut by itself: `FULL` a
 
 
 def full_lengths(
-    tokenizer: Any, encoded: Any, texts: tuple[list[str], ...], max_length: int | None, **kwargs: Any
+    tokenizer: Any, encoded: Any, texts: tuple[list[Any], ...], max_length: int | None, **kwargs: Any
 ) -> list[int]:
     """Tokens of each row before it was cut to `max_length`.
 
     Args:
-        encoded: what the tokenizer made of `texts`, one list a segment, with truncation.
+        encoded: what the tokenizer made of `texts`, one list a segment of texts or lists of words, with truncation.
         kwargs: other arguments it was given, e.g. `add_special_tokens`.
     """
     full = [len(row) for row in encoded["input_ids"]]

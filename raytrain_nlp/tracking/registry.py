@@ -14,7 +14,10 @@ from raytrain_nlp.host.scratch import scratch_folder
 from raytrain_nlp.paths import redact
 from raytrain_nlp.tracking.tracker import default_uri
 
-PIPELINES = {"text-classification": "text-classification", "causal-lm": "text-generation", "masked-lm": "fill-mask"}
+PIPELINES = {
+    "text-classification": "text-classification", "token-classification": "token-classification",
+    "causal-lm": "text-generation", "masked-lm": "fill-mask",
+}  # fmt: skip
 """Task -> pipeline of transformers. Release 5 has none for summarization and translation, and MLflow's flavour is a
 pipeline.
 """

@@ -36,10 +36,11 @@ class Figures:
 
     def shown(self, logits: Any, reduced: Any) -> Any:
         """The predictions of a batch for the user's function: token ids [rows, tokens] of a language model, the tuple
-        of all outputs where a model has several; None where it reads `reduced`, as the task's metrics do.
+        of all outputs where a model has several; the logits where the task's metrics read several figures of them;
+        None where it reads `reduced`, as those do.
         """
         if self.task.scores_labels:
-            return logits if isinstance(logits, tuple) else None
+            return logits if isinstance(logits, tuple) or isinstance(reduced, tuple) else None
         first = logits[0] if isinstance(logits, tuple) else logits
         return first.argmax(-1)
 

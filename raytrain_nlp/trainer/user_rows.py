@@ -178,7 +178,8 @@ class RowsReader:
             found, self.tokenizer, lengths if lengths.source else Lengths(self.job.data.max_length)
         )
         tokens = {name: [np.asarray(value, dtype=np.int32) for value in column] for name, column in columns.items()}
-        return _as_torch(task.collate_inputs(tokens, self.context)), len(rows)
+        inputs = task.collate_inputs(tokens, self.context)
+        return _as_torch({name: array for name, array in inputs.items() if name not in task.beside_inputs}), len(rows)
 
     def _prepared(self, dataset: Any, task: Task) -> SplitSpec:
         """Check, tokenize and pack rows as those of `data.validation` are, into a folder on this rank's disk."""

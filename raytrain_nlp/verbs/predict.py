@@ -153,7 +153,7 @@ def _find_files(specs: str | list[str], job: TrainJob, prefix: str) -> list[Any]
     """The files of the input, whose columns are there and leave the names of predictions free. Raises `InputError`."""
     from raytrain_nlp.config.data import sources_of
     from raytrain_nlp.data.reading.sources import find_files
-    from raytrain_nlp.planning.inputs import check_columns, check_free, check_repeated
+    from raytrain_nlp.planning.inputs import check_choice, check_columns, check_free, check_repeated
     from raytrain_nlp.tasks import build_task
     from raytrain_nlp.worker.predictor import ERROR
 
@@ -163,6 +163,7 @@ def _find_files(specs: str | list[str], job: TrainJob, prefix: str) -> list[Any]
     if (
         problems := check_repeated(files, required, "--input")
         or check_columns(files, required or [], "--input")
+        or check_choice(files, () if required is None else build_task(job.task).input_choice, "--input")
         or check_free(files, added, "--input")
     ):
         raise InputError(problems)

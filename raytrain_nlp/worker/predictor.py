@@ -131,9 +131,11 @@ class Batches:
         import torch
 
         try:
-            inputs = {key: self._to_device(array) for key, array in arrays.items()}
+            beside = {key: torch.tensor(arrays[key]) for key in self._task.beside_inputs}
+            inputs = {key: self._to_device(array) for key, array in arrays.items() if key not in beside}
             outputs = self._task.outputs(self._model, inputs, self._tokenizer, self._generation)
             made = {key: tensor.to("cpu", non_blocking=True) for key, tensor in outputs.items()}  # into pinned memory
+            made |= beside
         except torch.OutOfMemoryError:
             if len(places) == 1:
                 raise

@@ -35,6 +35,7 @@ BERT = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
+TAGGER = {**BERT, "num_labels": 3}
 BART = {
     "model_type": "bart",
     "d_model": 32,
@@ -329,6 +330,67 @@ def test_multiple_choice(shared_ray: Any, tmp_path: Path) -> None:
     ]
     assert result.metrics["eval_loss"] == pytest.approx(np.mean([output.loss.item() for output in outputs]), abs=1e-4)
     assert result.metrics["eval_accuracy"] == pytest.approx(np.mean(right), abs=1e-6)
+
+
+def write_tagged(path: Path, count: int, seed: int) -> list[dict[str, Any]]:
+    """German number words in sentences, even ones as `EVEN`, two of a kind in a row as one entity."""
+    random, rows = np.random.default_rng(seed), []
+    for length in random.integers(1, 9, size=count):
+        digits = random.integers(0, 10, size=length).tolist()
+        tags = ["O" if digit % 2 else "B-EVEN" for digit in digits]
+        tags = ["I-EVEN" if place and tag != "O" != tags[place - 1] else tag for place, tag in enumerate(tags)]
+        words = [NUMBERS[str(digit)] if digit != 7 else "\x07" for digit in digits]
+        rows.append({"tokens": words, "ner_tags": tags})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+@pytest.mark.parametrize("zero_stage", [3])
+def test_token_classification(shared_ray: Any, tmp_path: Path, zero_stage: int) -> None:
+    """Losses with `DataCollatorForTokenClassification`, whose means are over tagged words; figures by seqeval, and
+    predictions, of the exported model.
+    """
+    import torch
+    from seqeval.metrics import accuracy_score, f1_score
+    from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
+
+    rows = {
+        split: write_tagged(tmp_path / f"{split}.jsonl", count, count)
+        for split, count in (("train", ROWS), ("validation", HELD_OUT))
+    }
+    texts = [" ".join(NUMBERS.values())] * 3
+    tokenizer, model = write_start(tmp_path, "AutoModelForTokenClassification", "encoder", TAGGER, texts)
+    task = {"type": "token-classification"}
+    result = train(tmp_path, task, deepspeed={"zero_stage": zero_stage})
+    labels = ["B-EVEN", "I-EVEN", "O"]
+
+    def encode(row: dict[str, Any]) -> dict[str, Any]:
+        made = tokenizer(row["tokens"], truncation=True, max_length=32, is_split_into_words=True)
+        words = made.word_ids()
+        first = [word is not None and word != before for word, before in zip(words, [None, *words])]
+        tags = [labels.index(row["ner_tags"][word]) if use else -100 for word, use in zip(words, first)]
+        return {**made, "labels": tags}
+
+    encoded = [encode(row) for row in rows["train"]]
+    lengths = [len(row["input_ids"]) for row in encoded]
+    batches = [[encoded[i] for i in batch] for batch in batches_of(lengths, "group_by_length")]
+    expected = plain_losses(tmp_path, model, batches, DataCollatorForTokenClassification(tokenizer))
+    np.testing.assert_allclose(losses(Path(result.run_dir)), expected, atol=1e-4, rtol=0)
+    exported = AutoModelForTokenClassification.from_pretrained(result.model_dir)
+    assert [exported.config.id2label[number] for number in range(3)] == labels
+    batch = DataCollatorForTokenClassification(tokenizer)([encode(row) for row in rows["validation"]])
+    with torch.no_grad():
+        output = exported(**batch)
+    best = output.logits.argmax(-1)
+    scored = [
+        [(labels[tag], labels[guess]) for tag, guess in zip(wanted, found) if tag != -100]
+        for wanted, found in zip(batch["labels"].tolist(), best.tolist())
+    ]
+    truth, guess = ([[pair[side] for pair in row] for row in scored] for side in (0, 1))
+    assert result.metrics["eval_loss"] == pytest.approx(output.loss.item(), abs=1e-4)
+    assert result.metrics["eval_f1"] == pytest.approx(f1_score(truth, guess), abs=1e-6)
+    assert result.metrics["eval_accuracy"] == pytest.approx(accuracy_score(truth, guess), abs=1e-6)
+    assert result.metrics["eval_samples"] == HELD_OUT
 
 
 @pytest.mark.parametrize(("kind", "config"), [("translation", BART), ("summarization", T5)])

@@ -10,6 +10,7 @@ from support import TINY
 from raytrain_nlp.config import load_job
 from raytrain_nlp.data import builtin
 from raytrain_nlp.data.builtin import BUILTINS, builtin_fingerprint
+from raytrain_nlp.data.builtin.names import name_rows
 from raytrain_nlp.data.builtin.python_docs import _documents_of, _new_paragraphs
 from raytrain_nlp.data.builtin.summaries import _row_of
 from raytrain_nlp.errors import InputError
@@ -86,9 +87,24 @@ def test_an_unknown_name_is_told_with_the_nearest(tmp_path):
     assert [str(problem) for problem in error.value.problems] == [
         "data.train: no built-in data has this name ('python-doc'). Did you mean 'python-docs'?",
         "data.validation: no built-in data has this name ('xyz'). The names are docstrings, docstrings/endings, "
-        "docstrings/summaries, numbers, python-docs.",
+        "docstrings/summaries, names, numbers, python-docs.",
     ]
 
 
 def test_sources_share_no_folder():
     assert len({builtin_fingerprint(name) for name in BUILTINS}) == len(BUILTINS)
+
+
+def test_names_stand_in_sentences_and_half_of_those_of_validation_are_new():
+    made = name_rows()
+    assert {split: len(rows) for split, rows in made.items()} == {"train": 6000, "validation": 600}
+    names = {split: set() for split in made}
+    for split, rows in made.items():
+        for row in rows:
+            before = "O"
+            for word, tag in zip(row["tokens"], row["ner_tags"], strict=True):
+                assert tag == "O" or tag.startswith("B-") or before[1:] == tag[1:]
+                before = tag
+                names[split] |= {word} if tag[2:] in ("PER", "LOC", "ORG") and len(word) > 3 else set()
+    assert {tag[2:] for row in made["train"] for tag in row["ner_tags"]} == {"", "PER", "LOC", "ORG", "DATE"}
+    assert 0.3 < len(names["validation"] - names["train"]) / len(names["validation"]) < 0.7

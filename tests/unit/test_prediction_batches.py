@@ -19,7 +19,7 @@ from raytrain_nlp.config import load_job
 from raytrain_nlp.data.prediction_files import part_name
 from raytrain_nlp.modeling.load import _keep_head_exact
 from raytrain_nlp.tasks import build_task
-from raytrain_nlp.tasks.base import CollateContext, Lengths
+from raytrain_nlp.tasks.base import CollateContext, Lengths, TaskDefaults
 from raytrain_nlp.verbs.prediction_flow import Rate, _items
 from raytrain_nlp.verbs.prediction_parts import Layout
 from raytrain_nlp.worker.prediction_input import BatchSize, Encoder, batch_size, pack_batch, unpack_batch
@@ -133,7 +133,7 @@ def test_texts_are_those_of_each_row_alone(kind: str, tokenizer: Any, monkeypatc
         assert text == tokenizer.decode(alone, skip_special_tokens=True).strip()
 
 
-class Cramped:
+class Cramped(TaskDefaults):
     """A task whose model has memory for `most` rows."""
 
     def __init__(self, most: int):

@@ -12,9 +12,10 @@ from raytrain_nlp.config.tasks.choice import MultipleChoice
 from raytrain_nlp.config.tasks.classification import TextClassification
 from raytrain_nlp.config.tasks.language import CausalLm, MaskedLm
 from raytrain_nlp.config.tasks.seq2seq import Summarization, Translation
+from raytrain_nlp.config.tasks.tagging import TokenClassification
 
 TaskConfig = Annotated[
-    TextClassification | MultipleChoice | CausalLm | MaskedLm | Summarization | Translation,
+    TextClassification | TokenClassification | MultipleChoice | CausalLm | MaskedLm | Summarization | Translation,
     Field(discriminator="type"),
 ]
 
@@ -36,4 +37,12 @@ def labelled(section: TaskConfig) -> Labelled:
     return section
 
 
-TASK_TYPES = ("text-classification", "multiple-choice", "causal-lm", "masked-lm", "summarization", "translation")
+TASK_TYPES = (
+    "text-classification",
+    "token-classification",
+    "multiple-choice",
+    "causal-lm",
+    "masked-lm",
+    "summarization",
+    "translation",
+)

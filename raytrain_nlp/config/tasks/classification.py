@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from raytrain_nlp.config.base import Section, also
-from raytrain_nlp.config.labels import label_text
+from raytrain_nlp.config.tasks.label_names import NUMBERS_TOO, LabelNames
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 GLUE_COLUMNS = {
@@ -22,7 +22,6 @@ GLUE_COLUMNS = {
     "wnli": ["sentence1", "sentence2"],
 }
 """Text columns of the GLUE tasks on the Hugging Face hub."""
-_NUMBERS = {"type": "array", "items": {"type": "number"}, "minItems": 2}
 
 
 class TextClassification(Section):
@@ -39,7 +38,7 @@ class TextClassification(Section):
     """One column, or two for sentence pairs."""
     label_column: str = "label"
     """Column with integer or string labels; lists of them for several classes; numbers for regression."""
-    label_names: list[str] | None = Field(None, min_length=2, json_schema_extra=also(_NUMBERS))
+    label_names: LabelNames | None = Field(None, json_schema_extra=NUMBERS_TOO)
     """All labels in the order of their ids; default: those that a `datasets` file declares, else the sorted labels of
     the training split, in the order of the head where the model has one with these names."""
     multi_hot: bool | None = None
@@ -59,26 +58,6 @@ class TextClassification(Section):
     @classmethod
     def _one_name(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
-
-    @field_validator("label_names", mode="before")
-    @classmethod
-    def _numbers(cls, value: object) -> object:
-        """Numbers are labels, too; a bare `no` or `yes`, which YAML has made False and True, is not what was
-        written.
-        """
-        return (
-            [label_text(name) if type(name) in (int, float) and name % 1 == 0 else name for name in value]
-            if isinstance(value, list)
-            else value
-        )
-
-    @field_validator("label_names")
-    @classmethod
-    def _distinct(cls, value: list[str] | None) -> list[str] | None:
-        value = value and [label_text(name) for name in value]
-        if value is not None and len(set(value)) != len(value):
-            raise ValueError("names a label twice || Give each label once.")
-        return value
 
     @model_validator(mode="after")
     def _one_kind(self) -> TextClassification:

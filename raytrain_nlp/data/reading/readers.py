@@ -10,6 +10,7 @@ from typing import Any
 
 from fsspec.spec import AbstractBufferedFile
 
+from raytrain_nlp.data.reading.conll import read_conll
 from raytrain_nlp.data.reading.delimited import MOST_BYTES, read_separated
 from raytrain_nlp.data.reading.encodings import as_utf8, is_json_lines, not_utf8
 from raytrain_nlp.data.reading.json_rows import is_table, row_of_line, rows_of_list, rows_of_whole
@@ -186,6 +187,8 @@ _READERS: dict[str, Callable[[Piece], Iterator[Row | BadRow | Blank]]] = {
     "text": _read_text,
     "csv": read_separated,
     "tsv": read_separated,
+    "conll": read_conll,
+    "conllu": read_conll,
     "parquet": _read_parquet,
     "arrow": _read_arrow,
     "saved": _read_saved,

@@ -23,6 +23,7 @@ PIECE_BYTES = 16 << 20
 _FORMATS = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
     ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow", ".txt": "text", ".text": "text",
+    ".conll": "conll", ".bio": "conll", ".iob": "conll", ".iob2": "conll", ".conllu": "conllu",
 }  # fmt: skip
 _NO_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", STATE}
 """What `datasets.save_to_disk` writes beside its Arrow files."""
