@@ -1,4 +1,4 @@
-"""The command lines of the READMEs and tests of transformers' examples for the six scripts that are read, with local
+"""The command lines of the READMEs and tests of transformers' examples for the scripts that are read, with local
 rows and small models of the same families in place of the hub's. Written from their flags; paths are relative to the
 folder that `write_inputs` fills."""
 
@@ -85,6 +85,30 @@ def _of_readmes() -> dict[str, str]:
         "readme glue torchrun": f"torchrun --nproc_per_node 8 pytorch/text-classification/{_MNLI}",
         "readme glue tpu": f"python xla_spawn.py --num_cores 8 text-classification/{_MNLI}",
         "readme glue accelerate": f"accelerate launch {_MNLI}",
+        "readme ner": "python run_ner.py --model_name_or_path bert --dataset_name conll2003 --output_dir out/test-ner "
+        "--do_train --do_eval",
+        "readme ner files": "python run_ner.py --model_name_or_path bert --train_file ner.jsonl --validation_file "
+        "ner.jsonl --output_dir out/test-ner --do_train --do_eval",
+        **{
+            f"readme {task} no trainer{' launch' if launch else ''}": f"{launch or 'python '}run_{task}_no_trainer.py "
+            f"--model_name_or_path bert {data} --max_length 128 --per_device_train_batch_size 32 "
+            f"--learning_rate 2e-5 --num_train_epochs 3 --output_dir out/{task}/"
+            for task, data in (
+                ("ner", "--dataset_name conll2003 --task_name ner"),
+                ("glue", "--task_name mrpc"),
+                ("swag", "--dataset_name swag"),
+            )
+            for launch in ("", "accelerate launch ")
+        },
+        "readme clm no trainer": f"python run_clm_no_trainer.py {wiki} --model_name_or_path gpt2 --output_dir "
+        "out/test-clm",
+        "readme mlm no trainer": f"python run_mlm_no_trainer.py {wiki} --model_name_or_path roberta --output_dir "
+        "out/test-mlm",
+        "readme summarization no trainer": "accelerate launch run_summarization_no_trainer.py --model_name_or_path t5 "
+        "--dataset_name cnn_dailymail --dataset_config '3.0.0' --source_prefix 'summarize: ' --output_dir out/xsum",
+        "readme translation no trainer": "accelerate launch run_translation_no_trainer.py --model_name_or_path marian "
+        "--source_lang en --target_lang ro --dataset_name wmt16 --dataset_config_name ro-en --output_dir "
+        "out/tst-translation",
         "readme swag": "python run_swag.py --model_name_or_path roberta --do_train --do_eval --learning_rate 5e-5 "
         "--num_train_epochs 3 --output_dir out/swag_base --per_device_eval_batch_size=16 "
         "--per_device_train_batch_size=16 --overwrite_output_dir",
@@ -138,6 +162,23 @@ def _of_tests() -> dict[str, str]:
         "test glue": f"run_glue.py --model_name_or_path distilbert --output_dir out/t-glue {both.format('mrpc.csv')} "
         f"{small} --learning_rate=1e-4 --max_steps=10 "
         "--warmup_steps=2 --seed=42 --max_seq_length=128",
+        "test ner": f"run_ner.py --model_name_or_path bert {both.format('ner.jsonl')} --output_dir out/t-ner "
+        f"{small.replace('eval_batch_size=1', 'eval_batch_size=2')} --warmup_steps=2 --learning_rate=2e-4 "
+        "--num_train_epochs=2 --seed 7",
+        "test ner no trainer": f"run_ner_no_trainer.py --model_name_or_path distilbert {both.format('ner.jsonl')} "
+        "--output_dir out/t-ner --learning_rate=2e-4 --per_device_train_batch_size=2 --per_device_eval_batch_size=2 "
+        "--num_train_epochs=2 --seed 7 --checkpointing_steps epoch --with_tracking",
+        "test glue no trainer": f"run_glue_no_trainer.py --model_name_or_path distilbert --output_dir out/t-glue "
+        f"{both.format('mrpc.csv')} --per_device_train_batch_size=2 --per_device_eval_batch_size=1 "
+        "--learning_rate=1e-4 --seed=42 --num_warmup_steps=2 --checkpointing_steps epoch --with_tracking",
+        "test clm no trainer": f"run_clm_no_trainer.py --model_name_or_path gpt2 {text} --block_size 128 "
+        "--per_device_train_batch_size 5 --per_device_eval_batch_size 5 --num_train_epochs 2 --output_dir out/t-clm "
+        "--checkpointing_steps epoch --with_tracking",
+        "test translation no trainer": f"run_translation_no_trainer.py --model_name_or_path marian --source_lang en "
+        f"--target_lang ro {both.format('wmt16.jsonl')} --output_dir out/t-trans --max_train_steps=50 "
+        "--num_warmup_steps=8 --num_beams=6 --learning_rate=3e-3 --per_device_train_batch_size=2 "
+        "--per_device_eval_batch_size=1 --source_lang en_XX --target_lang ro_RO --checkpointing_steps epoch "
+        "--with_tracking",
         "test swag": f"run_swag.py --model_name_or_path bert {both.format('swag.jsonl')} --output_dir out/t-swag "
         f"{small} --max_steps=20 --warmup_steps=2 --learning_rate=2e-4",
         "test clm": f"run_clm.py --model_name_or_path gpt2 {text} --do_train --do_eval --block_size 128 "
@@ -289,6 +330,7 @@ def _of_model_zoo() -> dict[str, str]:
             "funnel",
         ),
         "run_swag.py --train_file swag.jsonl --max_seq_length 24": ("electra", "xlnet"),
+        "run_ner.py --train_file ner.jsonl --max_seq_length 24": ("deberta-v2", "roberta"),
         "run_glue.py --train_file mrpc.csv --max_seq_length 12 --task_name MRPC": ("bert", "xlnet"),
     }
     rest = (
@@ -296,13 +338,18 @@ def _of_model_zoo() -> dict[str, str]:
         "--overwrite_output_dir --save_steps 1"
     )
     return {
-        f"zoo {'swag ' if 'run_swag' in task else ''}{family} {stage}": "deepspeed --num_nodes 1 --num_gpus 2 "
+        f"zoo {_kind(task)}{family} {stage}": "deepspeed --num_nodes 1 --num_gpus 2 "
         f"--master_port 10999 {task} --model_name_or_path {family} {rest} "
         f"--deepspeed {stage}.json --output_dir out/zoo"
         for stage in ("zero2", "zero3")
         for task, families in tasks.items()
         for family in families
     }
+
+
+def _kind(task: str) -> str:
+    """Of tasks that have a family in common with another."""
+    return next((f"{kind} " for kind in ("swag", "ner") if f"run_{kind}.py" in task), "")
 
 
 TEXT = "The house is old, said number {i}. It stands near the river since the year {i}."
@@ -326,6 +373,8 @@ def write_inputs(folder: Path) -> None:
     write("dated", {"id": 0, "date": "", "text": TEXT, "summary": SHORT})
     write("wmt16", {"translation": {"en": SHORT, "ro": SHORT}})
     write("wmt14-en-de-pre-processed", {"translation": {"en": SHORT, "de": SHORT}})
+    write("conll2003", {"id": "", "tokens": SHORT.split(), "pos_tags": [0] * 4, "ner_tags": ["O", "O", "B-X", "I-X"]})
+    write("ner", {"words": SHORT.split(), "ner": ["O", "O", "B-X", "I-X"]})
     endings = {f"ending{number}": SHORT for number in range(4)}
     for name in ("swag", "allenai"):
         write(name, {"sent1": TEXT, "sent2": "There it", **endings, "label": 1})
@@ -366,6 +415,8 @@ def write_inputs(folder: Path) -> None:
 
 
 def _filled(value: Any, i: int) -> Any:
+    if isinstance(value, list):
+        return [_filled(part, i) for part in value]
     if isinstance(value, dict):
         return {key: _filled(part, i) for key, part in value.items()}
     return value.format(i=i) if isinstance(value, str) else float(i % 5) + value if isinstance(value, float) else i % 2

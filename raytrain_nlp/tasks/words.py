@@ -2,7 +2,8 @@
 
 A sentence of training data comes as words, with punctuation apart. Raw text is divided likewise, whatever the
 tokenizer: at white space, then before and behind punctuation. What stands between two letters or digits stays (3.5,
-Jean-Luc, o'clock, a@b.c); signs of Chinese and Japanese, which are written without spaces, are words of their own.
+Jean-Luc, o'clock, a@b.c), and so does the dot behind initials (J., U.S.); signs of Chinese and Japanese, which are
+written without spaces, are words of their own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import unicodedata
 
 _CHUNK = re.compile(r"\S+")
 _JOINS = set("-'’.,:@&/_·")
+_INITIALS = re.compile(r"\w(?:\.\w)*")
 _SCRIPTS = ((0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
 """Kana, and ideographs."""
 
@@ -36,8 +38,11 @@ def _words_of(text: str, start: int, end: int) -> list[tuple[int, int]]:
             opened = place
         if not inside:
             if opened is not None:
-                words.append((opened, place))
+                whole = text[place] == "." and text[opened].isupper() and _INITIALS.fullmatch(text, opened, place)
+                words.append((opened, place + 1 if whole else place))
                 opened = None
+                if whole:
+                    continue
             words.append((place, place + 1))
     if opened is not None:
         words.append((opened, end))

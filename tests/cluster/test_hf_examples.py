@@ -1,5 +1,5 @@
-"""The command lines of transformers' examples for the six scripts: each becomes a job that passes `check` with a small
-model of its family; most of each script train, and the metric that the original test reads is there."""
+"""The command lines of transformers' examples for the scripts that are read: each becomes a job that passes `check`
+with a small model of its family; most of each script train, and the metric that the original test reads is there."""
 
 from __future__ import annotations
 
@@ -72,6 +72,9 @@ TRAINED: dict[str, str] = {  # command -> the metric that its original test read
     "test glue": "eval_accuracy",
     "readme glue mrpc": "eval_f1",
     "readme glue stsb": "eval_pearson",
+    "test ner": "eval_f1",
+    "readme ner": "eval_precision",
+    "test ner no trainer": "eval_recall",
     "test swag": "eval_accuracy",
     "readme swag": "eval_accuracy",
     "test clm": "eval_perplexity",

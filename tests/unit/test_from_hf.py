@@ -16,6 +16,7 @@ import yaml
 
 from raytrain_nlp.cli.from_hf.convert import from_hf
 from raytrain_nlp.cli.from_hf.flags import SCRIPTS, SECRETS, flags_of
+from raytrain_nlp.cli.from_hf.own_loop import own_loop_flags
 from raytrain_nlp.cli.from_hf.verb import render_job
 from raytrain_nlp.config import load_job
 from raytrain_nlp.config.training import RENAMED, generation_fields, training_fields
@@ -97,6 +98,96 @@ def test_swag() -> None:
         "run_swag.py --model_name_or_path m --train_file t.json --max_seq_length 80 --output_dir o/p"
     )
     assert job["data"] == {"train": "t.json", "max_length": 80} and "--max_seq_length" not in notes
+
+
+def test_ner() -> None:
+    """The examples of token-classification: columns by their names, else the first two."""
+    job, notes = translate(
+        "python run_ner.py --model_name_or_path google-bert/bert-base-uncased --dataset_name conll2003 --task_name pos "
+        "--label_all_tokens --return_entity_level_metrics --output_dir /tmp/test-ner --do_train --do_eval"
+    )
+    assert job["task"] == {
+        "type": "token-classification",
+        "text_column": "tokens",
+        "label_column": "pos_tags",
+        "label_all_tokens": True,
+        "return_entity_level_metrics": True,
+    }
+    assert job["data"] == {
+        "train": "hf://conll2003:train",
+        "validation": "hf://conll2003:validation",
+        "max_length": 512,
+    }
+    assert set(notes) == {"--max_seq_length", "--dataset_name"}
+
+
+@pytest.mark.parametrize(
+    ("row", "flags", "columns"),
+    [
+        ({"words": ["a"], "ner": ["O"]}, "", ("words", "ner")),
+        ({"id": 1, "tokens": ["a"], "pos_tags": ["O"], "ner_tags": ["O"]}, "", ("tokens", "ner_tags")),
+        ({"tokens": ["a"], "pos_tags": ["O"]}, "--task_name pos", ("tokens", "pos_tags")),
+        ({"a": ["a"], "b": ["O"], "c": []}, "--text_column_name c --label_column_name a", ("c", "a")),
+    ],
+)
+def test_ner_files(tmp_path: Path, row: dict[str, Any], flags: str, columns: tuple[str, str]) -> None:
+    (tmp_path / "t.json").write_text(json.dumps(row))
+    job, notes = translate(
+        f"run_ner.py --model_name_or_path m --train_file {tmp_path}/t.json --max_seq_length 64 {flags} --do_train "
+        "--output_dir a/b"
+    )
+    assert (job["task"]["text_column"], job["task"]["label_column"]) == columns and notes == {}
+
+
+LOOPS = {
+    "run_glue.py --task_name mrpc --max_seq_length 128": "run_glue_no_trainer.py --task_name mrpc",
+    "run_ner.py --train_file t.conll --validation_file v.conll --max_seq_length 64": (
+        "run_ner_no_trainer.py --train_file t.conll --validation_file v.conll --max_length 64"
+    ),
+    "run_swag.py --max_seq_length 128 --max_steps 9 --warmup_steps 3": (
+        "run_swag_no_trainer.py --max_train_steps 9 --num_warmup_steps 3"
+    ),
+    "run_clm.py --dataset_name a/b --block_size 64": "run_clm_no_trainer.py --dataset_name a/b --block_size 64",
+    "run_mlm.py --dataset_name a/b --max_seq_length 64 --mlm_probability 0.2": (
+        "run_mlm_no_trainer.py --dataset_name a/b --max_seq_length 64 --mlm_probability 0.2"
+    ),
+    "run_summarization.py --dataset_name xsum --predict_with_generate --num_beams 2": (
+        "run_summarization_no_trainer.py --dataset_name xsum --num_beams 2"
+    ),
+    "run_translation.py --dataset_name wmt16 --source_lang en --target_lang ro --predict_with_generate": (
+        "run_translation_no_trainer.py --dataset_name wmt16 --source_lang en --target_lang ro"
+    ),
+}
+
+
+@pytest.mark.parametrize("command", LOOPS)
+def test_a_loop_of_its_own_is_the_job_of_its_sibling(command: str) -> None:
+    rest = "--model_name_or_path m --learning_rate 2e-5 --gradient_accumulation_steps 2 --seed 3 --output_dir a/b"
+    trains = "--do_train --do_eval --eval_strategy epoch"
+    for kept, asked in (
+        ("--save_strategy no", ""),
+        ("--save_strategy epoch", "--checkpointing_steps epoch"),
+        ("--save_steps 5", "--checkpointing_steps 5"),
+    ):
+        sibling, _ = translate(f"{command} {rest} {trains} {kept}")
+        assert translate(f"accelerate launch {LOOPS[command]} {rest} {asked} --with_tracking")[0] == sibling
+
+
+def test_flags_of_a_loop_of_its_own() -> None:
+    base = "run_ner_no_trainer.py --train_file t.csv --validation_file v.csv --output_dir a/b"
+    job, notes = translate(f"{base} --model_name_or_path m --model_type bert --report_to wandb --with_tracking --debug")
+    assert job["tracking"] == {"report_to": ["wandb"]} and job["data"]["max_length"] == 128
+    assert set(notes) == {"--train_file", "--model_type", "--debug"}
+    assert translate(f"{base} --model_name_or_path m --report_to wandb")[0].keys() == job.keys() - {"tracking"}
+    assert problems(f"{base} --model_name_or_path m --checkpointing_steps often")[0].startswith(
+        "--checkpointing_steps: "
+    )
+    assert problems(f"{base} --model_name_or_path m --eval_strategy no")[0].startswith("--eval_strategy: unknown flag")
+    wrong = problems(f"{base} --model_name_or_path m --num_warmup_steps=-3 --max_train_steps x")
+    assert {line.partition(":")[0] for line in wrong} == {"--num_warmup_steps", "--max_train_steps"}
+    no_breaks = "run_clm_no_trainer.py --model_name_or_path m --train_file t.txt --output_dir a/b --no_keep_linebreaks"
+    assert "--keep_linebreaks" not in translate(no_breaks)[1]
+    assert set(own_loop_flags("translation")) >= {"max_train_steps", "num_beams", "checkpointing_steps", "train_file"}
 
 
 def test_glue_with_fp16_asks_for_a_gpu() -> None:
@@ -838,11 +929,8 @@ def test_every_flag_of_accelerate_launch_is_read_or_named() -> None:
 
 @pytest.mark.parametrize(("command", "line"), [
     ("run_qa.py --x", "run_qa.py: is not supported (question answering). Known scripts: run_glue.py,"),
-    ("python examples/pytorch/token-classification/run_ner.py", "run_ner.py: is not supported (token classification)."),
     ("run_xnli.py --language de", "run_xnli.py: is not supported (XNLI). Nearest: run_glue.py."),
-    ("accelerate launch run_glue_no_trainer.py --task_name mrpc", "run_glue_no_trainer.py: has a loop of its own, "
-                                                                  "which is not read. Use the flags of run_glue.py."),
-    ("run_qa_no_trainer.py", "run_qa_no_trainer.py: has a loop of its own, which is not read. Known scripts:"),
+    ("run_qa_no_trainer.py", "run_qa_no_trainer.py: is not supported (question answering). Known scripts:"),
     ("run_classification.py", "run_classification.py: is not supported (text classification). Nearest: run_glue.py."),
     ("python -m run_qa", "run_qa.py: is not supported (question answering)."),
     ("run_sumarization.py", "run_sumarization.py: unknown script. Did you mean 'run_summarization.py'?"),
@@ -898,6 +986,8 @@ def sample(name: str, task: str) -> str:
 
 BASES = {
     "text-classification": "run_glue.py --model_name_or_path m --train_file t.csv --validation_file v.csv --do_eval "
+    "--output_dir a/b",
+    "token-classification": "run_ner.py --model_name_or_path m --train_file t.csv --validation_file v.csv --do_eval "
     "--output_dir a/b",
     "multiple-choice": "run_swag.py --model_name_or_path m --train_file t.csv --validation_file v.csv --do_eval "
     "--output_dir a/b",

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from raytrain_nlp.cli.from_hf.flags import SCRIPTS, SECRETS, Flag, flags_of
 from raytrain_nlp.cli.from_hf.launcher import read_launcher
+from raytrain_nlp.cli.from_hf.own_loop import SUFFIX, own_loop_flags, settle_own_loop
 from raytrain_nlp.errors import InputError, Problem, nearest
 
 _NUMBER = re.compile(r"-\d*\.?\d+(e[+-]?\d+)?", re.I)
@@ -23,7 +24,6 @@ _OTHERS = {
     "run_qa.py": "question answering",
     "run_qa_beam_search.py": "question answering",
     "run_seq2seq_qa.py": "question answering",
-    "run_ner.py": "token classification",
     "run_plm.py": "permuted language modelling",
     "run_fim.py": "filling in the middle",
     "run_xnli.py": "XNLI",
@@ -61,6 +61,8 @@ class Command:
     task: str
     values: dict[str, Any] = field(default_factory=dict)
     """Flags by their present names, typed."""
+    written: dict[str, str] = field(default_factory=dict)
+    """Present name -> the one in the command, where that is another."""
     num_workers: int | list[int] | str = 1
     """Of a range the least and the most; `auto`: one for each GPU."""
     use_gpu: bool = False
@@ -80,7 +82,7 @@ class Command:
 
     def note(self, flag: str, reason: str) -> None:
         """Say what of the command is not, or not quite, in the job."""
-        self.remark(f"--{flag}", reason)
+        self.remark(f"--{self.written.get(flag, flag)}", reason)
 
     def remark(self, word: str, reason: str) -> None:
         """The same of a word that is no flag."""
@@ -89,7 +91,7 @@ class Command:
 
     def problem(self, flag: str, what: str, todo: str = "") -> None:
         """Say what keeps the command from becoming a job."""
-        self.problems.append(Problem(f"--{flag}", what, todo))
+        self.problems.append(Problem(f"--{self.written.get(flag, flag)}", what, todo))
 
 
 def read_command(argv: Sequence[str]) -> Command:
@@ -98,19 +100,27 @@ def read_command(argv: Sequence[str]) -> Command:
         _module(token) if before in ("-m", "--module") else PurePath(token).name
         for token, before in zip(argv, ["", *argv])
     ]
-    at = next((i for i, name in enumerate(names) if name in SCRIPTS), None)
+    at = next((i for i, name in enumerate(names) if _sibling(name) in SCRIPTS), None)
     if at is None:
         raise InputError(_no_script(argv, names))
-    command = Command(names[at], SCRIPTS[names[at]])
-    _read_flags(command, argv[at + 1 :])
+    command = Command(names[at], SCRIPTS[_sibling(names[at])])
+    own_loop = names[at] not in SCRIPTS
+    _read_flags(command, own_loop_flags(command.task) if own_loop else flags_of(command.task), argv[at + 1 :])
+    if own_loop:
+        settle_own_loop(command)
     read_launcher(command, argv[:at])
     return command
+
+
+def _sibling(name: str) -> str:
+    """The script with `Trainer` that does what another does in a loop of its own."""
+    return name.replace(SUFFIX, ".py")
 
 
 def _module(name: str) -> str:
     """The file of a module that `python -m` starts, where it is a script that is read."""
     file = f"{name.rpartition('.')[2]}.py"
-    return file if file in SCRIPTS or file in _OTHERS else name
+    return file if _sibling(file) in (*SCRIPTS, *_OTHERS) else name
 
 
 def _no_script(argv: Sequence[str], names: Sequence[str]) -> Problem:
@@ -121,19 +131,15 @@ def _no_script(argv: Sequence[str], names: Sequence[str]) -> Problem:
     )
     if other is None:
         return Problem("command", "names no script", f"Write it as in a shell. {scripts}")
-    name = PurePath(other).name
-    if name.endswith("_no_trainer.py"):
-        with_trainer = name.replace("_no_trainer", "")
-        what = "has a loop of its own, which is not read"
-        return Problem(other, what, f"Use the flags of {with_trainer}." if with_trainer in SCRIPTS else scripts)
+    name = _sibling(PurePath(other).name)
     if name in _OTHERS or name in _NEAR:
         near = f"Nearest: {_NEAR[name]}. " if name in _NEAR else ""
         return Problem(other, f"is not supported ({_OTHERS.get(name, 'text classification')})", f"{near}{scripts}")
     return Problem(other, "unknown script", (nearest(name, SCRIPTS) if name.startswith("run_") else "") or scripts)
 
 
-def _read_flags(command: Command, tokens: Sequence[str]) -> None:
-    flags, i = flags_of(command.task), 0
+def _read_flags(command: Command, flags: dict[str, Flag], tokens: Sequence[str]) -> None:
+    i = 0
     while i < len(tokens):
         token, end = tokens[i], i + 1
         while end < len(tokens) and not _is_flag(tokens[end]):
@@ -157,6 +163,8 @@ def _read_flags(command: Command, tokens: Sequence[str]) -> None:
             command.values[flag.name] = False
         else:
             _set_value(command, flag, given.removeprefix("--"), texts)
+            if SUFFIX in command.script and name != flag.name:
+                command.written[flag.name] = name
 
 
 def _find_flag(command: Command, flags: dict[str, Flag], name: str, given: str) -> tuple[Flag | None, bool]:

@@ -15,6 +15,7 @@ from typing import Any
 from raytrain_nlp.cli.from_hf.command import Command, read_command
 from raytrain_nlp.cli.from_hf.flags import TRUE_HERE, flags_of
 from raytrain_nlp.cli.from_hf.lengths import fit_positions
+from raytrain_nlp.cli.from_hf.own_loop import own_loop_flags
 from raytrain_nlp.cli.from_hf.scripts import SCORED_FIRST, Sections, fill_data, fill_model, fill_task
 from raytrain_nlp.config.load import load_job
 from raytrain_nlp.config.training import check_training
@@ -55,7 +56,7 @@ def from_hf(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 def _fill_keys(command: Command, job: Sections) -> None:
     """Flags whose value is the value of a key; notes for those without one."""
-    flags = flags_of(command.task)
+    flags = {flag.name: flag for flag in own_loop_flags(command.task).values()} | flags_of(command.task)
     for name, value in command.values.items():
         target = flags[name].target
         if target.startswith("# "):
@@ -176,7 +177,9 @@ def _check(command: Command, job: Sections, misread: bool) -> None:
         problems = command.problems + _problems_of_job(job, known=bool(command.problems))
     if problems:
         flags = flags_of(command.task)
-        written = {flags[name].target: f"--{name}" for name in command.values}
+        written = {
+            flags[name].target: f"--{command.written.get(name, name)}" for name in command.values if name in flags
+        }
         raise InputError(
             [Problem(written.get(problem.where, problem.where), problem.what, problem.todo) for problem in problems]
         )

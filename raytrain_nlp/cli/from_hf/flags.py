@@ -18,6 +18,7 @@ from raytrain_nlp.config.training import generation_fields, refusal, training_fi
 SCRIPTS = {
     "run_glue.py": "text-classification", "run_clm.py": "causal-lm", "run_mlm.py": "masked-lm",
     "run_summarization.py": "summarization", "run_translation.py": "translation", "run_swag.py": "multiple-choice",
+    "run_ner.py": "token-classification",
 }  # fmt: skip
 SEQ2SEQ = ("summarization", "translation")
 SECRETS = {"token", "use_auth_token", "hub_token", "push_to_hub_token"}
@@ -30,6 +31,7 @@ _TRACKIO = "# MLflow always tracks a job; see the section `tracking` for others.
 _LENGTHS = "# Rows are padded to the longest of their batch."
 _LAUNCHED = "# Ray places the workers; see the section `workers`."
 _GONE = "# It was removed from transformers and has no successor."
+_HEADS = "# A head for another number of labels is refused, not replaced."
 _AMP = "# Mixed precision is always torch's own; set training.bf16 or training.fp16."
 
 _Table = dict[str, tuple[Any, str]]
@@ -78,8 +80,19 @@ _OF_TASK: dict[str, _Table] = {
     "text-classification": {
         "task_name": (str, ""),
         "max_seq_length": (int, "data.max_length"),
-        "ignore_mismatched_sizes": (bool, "# A head for another number of labels is refused, not replaced."),
+        "ignore_mismatched_sizes": (bool, _HEADS),
         "metric_name": (str, "# The figures of a task are fixed; see trainer.compute_metrics for others."),
+        **_PREDICTS,
+        **_PADS,
+    },
+    "token-classification": {
+        "task_name": (str, ""),
+        "text_column_name": (str, "task.text_column"),
+        "label_column_name": (str, "task.label_column"),
+        "max_seq_length": (int, ""),
+        "label_all_tokens": (bool, "task.label_all_tokens"),
+        "return_entity_level_metrics": (bool, "task.return_entity_level_metrics"),
+        "ignore_mismatched_sizes": (bool, _HEADS),
         **_PREDICTS,
         **_PADS,
     },
@@ -184,8 +197,8 @@ class Flag:
     """Under which the value is kept; the new name of an old flag."""
     type: TypeAdapter[Any]
     target: str
-    constant: str | None = None
-    """What a switch that became a value stands for."""
+    constant: str | bool | None = None
+    """What a switch that became a value, or turns another one off, stands for."""
 
     @functools.cached_property
     def _json_types(self) -> set[str]:
@@ -211,6 +224,11 @@ class Flag:
     def text(self) -> bool:
         """May its value be any text?"""
         return "string" in self._json_types
+
+
+def script_flags(task: str) -> tuple[str, ...]:
+    """The flags of a task's script besides those of `TrainingArguments`."""
+    return (*_ALL, *_OF_TASK[task])
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from raytrain_nlp.cli.from_hf.files import model_config, model_positions
 
 _LENGTHS = {
     "text-classification": (("data", "max_length", "max_seq_length"),),
+    "token-classification": (("data", "max_length", "max_seq_length"),),
     "multiple-choice": (("data", "max_length", "max_seq_length"),),
     "causal-lm": (("task", "block_size", "block_size"),),
     "masked-lm": (("task", "block_size", "max_seq_length"), ("data", "max_length", "max_seq_length")),

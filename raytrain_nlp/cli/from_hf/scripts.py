@@ -22,9 +22,12 @@ _LONGEST = {"causal-lm": 1024, "masked-lm": 512}
 """Blocks where neither command nor tokenizer is at hand: run_clm.py's own limit, and the positions of BERT and
 RoBERTa.
 """
-_LONGEST_CHOICE = 1024
+_LONGEST_ROWS = {"multiple-choice": 1024, "token-classification": 512}
+"""Tokens of a row where the command says nothing: run_swag.py's own limit, and the positions of BERT and RoBERTa."""
 _OWN_DATA = {"multiple-choice": ("allenai/swag", "regular")}
 """What a script trains on where its command names nothing: dataset of the hub and its config."""
+_NAMED_TASKS = ("text-classification",)
+"""Whose `--task_name` is that of a dataset."""
 SCORED_FIRST = "matched"
 """Of several validation sets the one that the script scores while training, and by which it chooses."""
 
@@ -86,7 +89,8 @@ def _scalar(text: str) -> Any:
 def fill_data(command: Command, job: Sections) -> None:
     """`data:`. What a script does not read beside another source is named."""
     evaluates = command.get("do_eval", False) or command.get("eval_strategy", "no") != "no"
-    glue, dataset, config = command.get("task_name"), command.get("dataset_name"), command.get("dataset_config_name")
+    glue = command.get("task_name") if command.task in _NAMED_TASKS else None
+    dataset, config = command.get("dataset_name"), command.get("dataset_config_name")
     files = {"train": command.get("train_file"), "validation": command.get("validation_file")}
     if not any((glue, dataset, *files.values())):
         dataset, config = _OWN_DATA.get(command.task, (None, config))
@@ -261,12 +265,31 @@ def _fill_translation(command: Command, job: Sections) -> None:
 def _fill_choices(command: Command, job: Sections) -> None:
     """The columns of SWAG, which the script reads of any file."""
     job["task"] |= {"context_column": "sent1", "start_column": "sent2"}
+    _fill_length(command, job, "The script takes the tokenizer's model_max_length, at most 1024")
+
+
+def _fill_length(command: Command, job: Sections, rule: str) -> None:
     known = model_length(command.get("tokenizer_name") or command.get("model_name_or_path"))
     asked = command.get("max_seq_length")
-    job["data"]["max_length"] = min(filter(None, (asked or _LONGEST_CHOICE, known)))
+    job["data"]["max_length"] = min(filter(None, (asked or _LONGEST_ROWS[command.task], known)))
     if asked is None and known is None:
-        rule = "The script takes the tokenizer's model_max_length, at most 1024"
         command.note("max_seq_length", f"{rule}; correct data.max_length for a model of another length.")
+
+
+def _fill_tags(command: Command, job: Sections) -> None:
+    """Columns as the script picks them: by their names, else the first two."""
+    _fill_length(command, job, "The script takes the tokenizer's model_max_length; 512 is written")
+    file = command.get("train_file") if command.get("dataset_name") is None else None
+    rows = first_rows(file) if file else None
+    usual = {"text_column": "tokens", "label_column": f"{command.get('task_name', 'ner')}_tags"}
+    for (key, name), first in zip(usual.items(), list(rows[0])[:2] if rows else (None, None), strict=False):
+        job["task"].setdefault(key, name if first is None or rows and name in rows[0] else first)
+    if not rows and not {"text_column_name", "label_column_name"} <= set(command.values):
+        command.note(
+            "dataset_name" if file is None else "train_file",
+            "The script takes the first two columns where there are none of these names: correct task.text_column and "
+            "task.label_column.",
+        )
 
 
 def _fill_seq2seq(command: Command, job: Sections) -> None:
@@ -282,6 +305,7 @@ def _fill_seq2seq(command: Command, job: Sections) -> None:
 _TASKS = {
     "text-classification": _fill_classification,
     "multiple-choice": _fill_choices,
+    "token-classification": _fill_tags,
     "causal-lm": _fill_language_model,
     "masked-lm": _fill_language_model,
     "summarization": _fill_summarization,
