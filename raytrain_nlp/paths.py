@@ -66,6 +66,8 @@ class RunPaths:
         self.base_model = self.run / "base_model"
         self.logs = self.run / "logs"
         self.profile = self.run / "profile"
+        self.places = self.run / "places"
+        self.hangs = self.run / "hangs"
         self.failure = self.run / "failure.json"
         self.feed_error = self.run / "feed_error.json"
         self.feed_wants = self.run / "feed_wants.json"

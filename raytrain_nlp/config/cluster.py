@@ -34,6 +34,10 @@ class WorkersConfig(Section):
     """Ray resources of one worker."""
     max_failures: int = Field(3, ge=-1)
     """Restarts of the worker group after worker or node failures; -1 = without end."""
+    hang_timeout_s: float | None = Field(None, ge=0)
+    """Seconds after which an optimizer update that does not end is taken for hung: the group is started again from the
+    last checkpoint, which counts in max_failures. Default: 20 times the median step, 300 at least. 0: it is told which
+    rank is where, as in any case, and nothing is ended."""
     start_timeout_s: float = Field(1800, gt=0)
     """Seconds to wait until there are nodes for all workers, and these have been placed and started."""
     resize_interval_s: float = Field(60, gt=0)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from raytrain_nlp.checkpoint import store
 from raytrain_nlp.cluster.capacity import wait_for_room
 from raytrain_nlp.cluster.placement_groups import free_groups_of, free_orphans
 from raytrain_nlp.cluster.session import owns_ray
@@ -18,15 +18,20 @@ from raytrain_nlp.config import TrainJob
 from raytrain_nlp.cpu import switch
 from raytrain_nlp.cpu.huge_pages import huge_pages
 from raytrain_nlp.errors import RunError
-from raytrain_nlp.failures import out_of_memory, tells_of_another_rank
 from raytrain_nlp.host.devices import WITHOUT_GPU
-from raytrain_nlp.paths import RunPaths, read_json
+from raytrain_nlp.host.threads import looking
+from raytrain_nlp.launch.group_errors import explain, less_memory
+from raytrain_nlp.paths import RunPaths
+from raytrain_nlp.run.rank_places import BEAT_S, all_silent
 from raytrain_nlp.run.stop_request import ends_after_checkpoint
-from raytrain_nlp.storage import shown
 
 _ABORT_S = 10.0
-_LONGEST = 1000
-"""Longest part of an error message that is taken from a worker's exception, in characters."""
+_SILENT_S = 300.0
+"""Seconds without a sign of life of any rank after which a group is aborted, where the job does not say."""
+
+
+class SilentGroupError(RunError):
+    """No rank of a group runs any more, though their processes are there."""
 
 
 class Fit:
@@ -58,10 +63,20 @@ class Fit:
         """
         import ray.train
 
+        silent = 0
         try:
-            while has_moved(outcome := self.run(job, {"spec": spec}, paths)) and not ends_after_checkpoint(paths):
+            while True:
+                try:
+                    outcome = self.run(job, {"spec": spec}, paths)
+                except SilentGroupError as error:
+                    silent += 1
+                    if silent > job.workers.max_failures >= 0:
+                        raise
+                    self._say(f"{error} Starting again from the last checkpoint")
+                    continue
+                if not has_moved(outcome) or ends_after_checkpoint(paths):
+                    return outcome
                 wait_for_room(job, self._say, patient=True)
-            return outcome
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
             if self.aborted.is_set() and isinstance(error, ray.exceptions.RayActorError):
                 raise RunError("stopped") from error
@@ -99,8 +114,14 @@ class Fit:
                 else {"env_vars": {**huge_pages(), **switch(), **WITHOUT_GPU}},
             ),
         )
+        silence: list[str] = []
         try:
-            return trainer.fit().return_value
+            with self._answers_awaited(job, paths, silence):
+                return trainer.fit().return_value
+        except ray.exceptions.RayActorError as error:
+            if silence:
+                raise SilentGroupError(silence[0]) from error
+            raise
         except KeyboardInterrupt:
             if not owns_ray():  # else its workers end with it
                 self.abort()
@@ -120,6 +141,35 @@ class Fit:
         free_groups_of(
             actor_id(self._controller)
         )  # a controller that still waits for its placement group does not remove it
+
+    @contextlib.contextmanager
+    def _answers_awaited(self, job: TrainJob, paths: RunPaths, silence: list[str]) -> Iterator[None]:
+        """While inside, a group of which no rank runs any more is aborted, and `silence` says why. Where one rank still
+        runs, it finds out itself (`worker.slow_steps`).
+        """
+        last, since = 0.0, time.monotonic()
+        limit = job.workers.hang_timeout_s
+
+        def look() -> bool:
+            nonlocal last, since
+            written, words = all_silent(paths.places) or (0.0, [])
+            if written != last or not words:
+                last, since = written, time.monotonic()
+            elif (seconds := time.monotonic() - since) > max(_SILENT_S if limit is None else limit, 6 * BEAT_S):
+                silence.append(
+                    f"no rank has answered for {seconds:.0f} s: its process is stopped, or something holds its "
+                    f"interpreter. {'; '.join(words)}."
+                )
+                self.abort()
+                self.aborted.clear()  # this group only, not the run
+                return True
+            return False
+
+        if limit == 0 or not paths.store.shared:
+            yield
+            return
+        with looking("silence", look, BEAT_S, lambda reason: None):
+            yield
 
     def _start(self, start_controller: Callable[[], Any]) -> Any:
         """Start a controller that `abort` can reach, unless that came first."""
@@ -142,68 +192,3 @@ def load_libraries() -> None:
 def has_moved(outcome: dict[str, Any]) -> bool:
     """Have the workers ended with a checkpoint from which a new group is to go on?"""
     return bool(outcome.get("result", {}).get("moved"))
-
-
-def less_memory(job: TrainJob, spec: Any) -> str:
-    """Advice after workers ran out of memory, a sentence: the memory planner's nearest setting that needs less. Empty
-    where the planner fails.
-    """
-    if getattr(spec, "train", None) is None:
-        return "Lower training.per_device_eval_batch_size."
-    with contextlib.suppress(Exception):  # a run that has failed is not to fail once more over advice
-        from raytrain_nlp.memory.planner import advise_after_failure
-
-        return advise_after_failure(job, spec)
-    return ""
-
-
-def explain(
-    error: BaseException, paths: RunPaths, todo: str = "", advise: Callable[[], str] = lambda: ""
-) -> BaseException:
-    """A `RunError` with one line for an error of Ray Train; any other error is returned unchanged.
-
-    Args:
-        todo: what the user may do, left out or changed where the failure would come again.
-        advise: makes a sentence of advice; called where memory ran out.
-    """
-    import ray.train
-
-    if not isinstance(error, ray.train.TrainingFailedError):
-        return error
-    told = failure_told(paths)  # by the rank that failed; where no restart was left, no worker has returned it
-    reason = told or _reason(error)
-    if out_of_memory(reason):
-        reason += f" {advise() or 'Lower per_device_train_batch_size.'}"
-    return RunError(f"{reason} Logs of all ranks: {shown(paths.logs)}.{_once_mended(paths, todo) if told else todo}")
-
-
-def failure_told(paths: RunPaths) -> str | None:
-    """The message of a failure that would come again after a restart, as a rank wrote it to the run's folder; None
-    without one.
-    """
-    paths.store.refetch(paths.failure)
-    told = read_json(paths.failure) or {}
-    return told["error"] if told.get("again") else None
-
-
-def _once_mended(paths: RunPaths, todo: str) -> str:
-    goes_on = "--resume" in todo and store.list_checkpoints(paths.checkpoints)
-    return f" It would come again: mend it first{', then continue with --resume' if goes_on else ''}."
-
-
-def _reason(error: BaseException) -> str:
-    """One line from what Ray Train raises: the last line of the traceback of the first rank that failed by itself."""
-    failures = {rank: str(failure) for rank, failure in (getattr(error, "worker_failures", None) or {}).items()}
-    for rank, failure in sorted(failures.items(), key=lambda item: (tells_of_another_rank(item[1]), item[0])):
-        lines = [line.strip() for line in failure.splitlines() if line.strip()]
-        if "running low on memory" in failure:
-            return (
-                f"rank {rank} was killed: its node ran out of memory. Lower per_device_train_batch_size, or ask for "
-                f"more CPUs a worker."
-            )
-        if lines:  # of an error of ours the class says nothing more
-            return f"rank {rank}: {lines[-1].removeprefix('raytrain_nlp.errors.RunError: ')[:_LONGEST].rstrip('.')}."
-    lines = [
-        line.strip() for line in str(error).splitlines() if line.strip()
-    ]  # of an exception without a message, the traceback is all
-    return f"{(lines or [type(error).__name__])[-1][:_LONGEST].rstrip('.')}."

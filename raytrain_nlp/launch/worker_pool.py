@@ -14,7 +14,8 @@ from typing import Any
 
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.errors import RunError
-from raytrain_nlp.launch.fit import Fit, explain, has_moved
+from raytrain_nlp.launch.fit import Fit, has_moved
+from raytrain_nlp.launch.group_errors import explain
 from raytrain_nlp.paths import RunPaths
 from raytrain_nlp.worker.pool_worker import run_pool_worker
 

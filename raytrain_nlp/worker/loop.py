@@ -56,6 +56,8 @@ def run_guarded(spec: Any, body: Callable[[Any, RunPaths, str], dict[str, Any]])
                     f"{told['error']} It would come again: mend it first. Logs of all ranks: {shown(paths.logs)}."
                 )
             }
+        if told and told.get("hang") and rank == 0:  # this group's end has another reason, unless it hangs, too
+            write_json(paths.failure, {**told, "hang": False})
         if told := read_json(paths.feed_error):
             return {"error": RunError(told["error"])}
         _set_threads()
@@ -163,7 +165,7 @@ def _run_rank(
             ending.push(letting_go(trainer.release))
             events.write("phase", phase="model")
             with (
-                watched(trainer.model, paths, events, rank, world_size),
+                watched(trainer.model, paths, events, rank, world_size, job.workers.hang_timeout_s),
                 profiled(trainer, job.profile_steps, paths, events, rank),
             ):
                 trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)

@@ -241,7 +241,7 @@ def test_one_that_would_come_again_is_not_tried_at_all_and_no_other_rank_takes_i
 
 
 def explained(tmp_path: Path, failures: dict[int, str], monkeypatch: pytest.MonkeyPatch, advice: str = "") -> str:
-    from raytrain_nlp.launch.fit import explain
+    from raytrain_nlp.launch.group_errors import explain
     from raytrain_nlp.paths import RunPaths
 
     kind = type("TrainingFailedError", (RuntimeError,), {})
