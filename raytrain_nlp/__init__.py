@@ -4,7 +4,8 @@
     result = raytrain_nlp.train("jobs/quickstart.yaml")
     result.metrics["eval_accuracy"], result.model_dir
 
-Importing this package loads no ML library; its functions do.
+`train`, `check`, `sweep`, `evaluate`, `predict`, `export`, `report` and `from_hf` are the verbs of the command line;
+`load_job` reads a job file. Importing this package loads no ML library; its functions do.
 """
 
 from __future__ import annotations
@@ -80,3 +81,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """What completion and `help()` show: the functions above are there before they are loaded."""
+    return sorted({*globals(), *__all__})

@@ -13,11 +13,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
 from raytrain_nlp.cli.keys import render_page, render_schema  # noqa: E402
+from tests.support_matrix import render_matrix  # noqa: E402
 
 COMMAND = "python -m tests.generate"
 GENERATED: dict[str, Callable[[], str]] = {
     "jobs/job.schema.json": render_schema,
     "raytrain_nlp/guide/keys.md": render_page,
+    "raytrain_nlp/guide/support.md": render_matrix,
 }
 """File -> what makes its text."""
 

@@ -52,8 +52,8 @@ def start(head: Head, folder: Path, job: dict[str, Any], *flags: str) -> subproc
     )
 
 
-def finish(driver: subprocess.Popen) -> dict[str, Any]:
-    out, err = driver.communicate(timeout=300)
+def finish(driver: subprocess.Popen, timeout_s: float = 300) -> dict[str, Any]:
+    out, err = driver.communicate(timeout=timeout_s)
     assert driver.returncode == 0, err
     return json.loads(out.splitlines()[-1])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Annotated
 
 import typer
@@ -48,7 +49,7 @@ def run(
     ] = False,
 ) -> None:
     """Check a job."""
-    from raytrain_nlp.cli.terminal import TerminalObserver, print_plan
+    from raytrain_nlp.cli.terminal import TerminalObserver, print_next, print_plan
     from raytrain_nlp.verbs.check import check
 
     with TerminalObserver(verbose=False) as observer:
@@ -63,5 +64,6 @@ def run(
             observer=observer,
         )
     print_plan(report)
+    print_next(shlex.join(["raytrain-nlp", "train", job, *(word for value in set_ or () for word in ("--set", value))]))
     if as_json:
         print(json.dumps(report.to_dict()))

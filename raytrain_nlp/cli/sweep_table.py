@@ -4,13 +4,14 @@ end.
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raytrain_nlp.cli.terminal import TerminalObserver, print_rows
+from raytrain_nlp.cli.terminal import TerminalObserver, print_next, print_rows
 from raytrain_nlp.config.sweep import Sweep
 from raytrain_nlp.tuning.observer import SweepObserver
 from raytrain_nlp.tuning.results import SweepResult
@@ -109,6 +110,9 @@ def print_sweep(result: SweepResult) -> None:
             "rows tokenized": str(result.tokenized_rows),
             **{key: _figure(value) for key, value in sorted(result.best_metrics.items())},
         }
+    )
+    print_next(
+        f"raytrain-nlp report {shlex.quote(result.sweep_dir)}", "also predict, evaluate, export: of its best trial"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from types import TracebackType
 from typing import Any, TypeVar
@@ -36,6 +37,12 @@ class TerminalObserver(Observer):
         )
         self._first: tuple[int, float] | None = None
         self._printed = 0.0
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since the command began to work."""
+        return time.monotonic() - self._began
 
     def __enter__(self: T) -> T:
         if self._live:
@@ -98,12 +105,14 @@ class TerminalObserver(Observer):
             self._console.print(line)
 
 
-def print_result(result: TrainResult) -> None:
-    """The table at the end of a run."""
+def print_result(result: TrainResult, seconds: float | None = None) -> None:
+    """The table at the end of a run, and what one does next."""
     rows = {
         "run": result.run_dir,
         "model": result.model_dir,
         "MLflow run": result.mlflow_run_id or "-",
+        **({"MLflow page": mlflow_page(uri)} if (uri := result.tracking_uri) else {}),
+        **({"time": _duration(seconds)} if seconds is not None else {}),
         "steps": f"{result.global_step} ({result.epoch:.4g} epochs, {result.world_size} workers)",
         "rows": ", ".join(f"{split} {count}" for split, count in result.rows.items()),
         "rows tokenized now": str(result.tokenized_rows),
@@ -125,6 +134,18 @@ def print_result(result: TrainResult) -> None:
         **{key: _figure(value) for key, value in sorted(result.metrics.items())},
     }
     print_rows(rows)
+    run = shlex.quote(result.run_dir)
+    print_next(f"raytrain-nlp predict {run} --input FILE --output FILE", "also report, evaluate, export")
+
+
+def mlflow_page(uri: str) -> str:
+    """What opens the page: a server's address, or the command that serves a database."""
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+
+
+def print_next(command: str, remark: str = "") -> None:
+    """The command that comes next, on a line that can be copied."""
+    print_rows({"next:": f"{command}{f'   # {remark}' if remark else ''}"})
 
 
 def print_plan(report: Any) -> None:

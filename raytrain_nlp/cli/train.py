@@ -33,6 +33,6 @@ def run(
         result = train(
             job, overrides=set_ or (), resume=resume, overwrite=overwrite, verbose=verbose, observer=observer
         )
-    print_result(result)
+    print_result(result, observer.seconds)
     if as_json:
         print(json.dumps(result.to_dict()))

@@ -25,11 +25,27 @@ def load_job(source: JobSource, overrides: Iterable[str] = ()) -> TrainJob:
 
     `overrides` are `dotted.key=value` with a YAML value. Raises `InputError` with every problem found. Relative paths
     in a job mean the current directory, as on any command line.
+
+    Example:
+        >>> import raytrain_nlp
+        >>> sections = {
+        ...     "task": {"type": "causal-lm"},
+        ...     "model": {"name_or_path": "HuggingFaceTB/SmolLM2-135M"},
+        ...     "data": {"train": "corpus/*.txt", "global_batch_size": 16},
+        ... }
+        >>> job = raytrain_nlp.load_job(sections, ["training.max_steps=100"])
+        >>> job.name, job.global_batch_size, job.arguments()["max_steps"]
+        ('run', 16, 100)
+        >>> raytrain_nlp.load_job(sections, ["trainin.max_steps=100"])
+        Traceback (most recent call last):
+        raytrain_nlp.errors.InputError: trainin: unknown key. Did you mean 'training'?
     """
     values = (
         source.model_dump(exclude_unset=True, by_alias=True) if isinstance(source, TrainJob) else read_values(source)
     )
     problems = [problem for override in overrides if (problem := apply_override(values, override))]
+    if values.get("kind") == "sweep":
+        raise InputError(Problem("kind", "is a sweep, and this takes the job of one run", "Use `raytrain-nlp sweep`."))
     try:
         job = TrainJob.model_validate(values)
     except ValidationError as error:

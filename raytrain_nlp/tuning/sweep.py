@@ -59,6 +59,13 @@ def sweep(
         InputError: the sweep, its job, data or model are wrong, or no trial could ever be placed; nothing has been
             started.
         RunError: all trials failed, or more than `max_trial_failures`.
+
+    Example:
+        >>> import raytrain_nlp
+        >>> quick = ["num_samples=2", "job.training.max_steps=10"]
+    >>> result = raytrain_nlp.sweep("jobs/sweep.yaml", overrides=quick)  # doctest: +SKIP
+        >>> result.dataframe()[["status", "eval_accuracy"]].shape  # doctest: +SKIP
+        (2, 2)
     """
     observer = observer or SweepObserver()
     plan = load_sweep(job, overrides)

@@ -146,6 +146,12 @@ def check(
     Raises:
         InputError: with all problems found.
         RunError: the calibration failed.
+
+    Example:
+        >>> import raytrain_nlp
+        >>> plan = raytrain_nlp.check("jobs/quickstart.yaml")  # doctest: +SKIP
+        >>> plan.steps_per_epoch, plan.total_steps, len(plan.labels)  # doctest: +SKIP
+        (127, 508, 10)
     """
     observer = observer or Observer()
     found = settled(load_job(job, overrides), find=functools.partial(place_of_file, cluster) if cluster else None)

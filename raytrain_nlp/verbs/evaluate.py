@@ -82,6 +82,12 @@ def evaluate(
     Raises:
         InputError: run, checkpoint or data are wrong; nothing has been started.
         RunError: the evaluation failed.
+
+    Example:
+        >>> import raytrain_nlp
+        >>> scored = raytrain_nlp.evaluate("runs/quickstart")  # doctest: +SKIP
+        >>> scored.rows, sorted(scored.metrics)[0]  # doctest: +SKIP
+        (750, 'eval_accuracy')
     """
     observer = observer or Observer()
     found = find_run(run)

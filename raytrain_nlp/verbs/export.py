@@ -73,6 +73,12 @@ def export(
 
     Raises:
         InputError: there is no such run or checkpoint, or the folder is taken; nothing has been written.
+
+    Example:
+        >>> import raytrain_nlp
+        >>> written = raytrain_nlp.export("runs/quickstart", "model", dtype="bf16")  # doctest: +SKIP
+        >>> written.adapter, written.dtype  # doctest: +SKIP
+        (False, 'bf16')
     """
     observer = observer or Observer()
     found, target = find_run(run), Path(output).expanduser().resolve()

@@ -94,6 +94,12 @@ def predict(
     Raises:
         InputError: run, input or output are wrong; nothing has been written.
         RunError: the prediction failed; what is done is kept.
+
+    Example:
+        >>> import raytrain_nlp
+        >>> done = raytrain_nlp.predict("runs/quickstart", "new.jsonl", "predicted.jsonl")  # doctest: +SKIP
+        >>> done.rows, done.errors  # doctest: +SKIP
+        (3, 0)
     """
     observer = observer or Observer()
     started = time.monotonic()

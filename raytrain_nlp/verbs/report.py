@@ -54,6 +54,11 @@ def report(
 
     Raises:
         InputError: a folder is no run's, or the page cannot be written.
+
+    Example:
+        >>> import raytrain_nlp
+        >>> raytrain_nlp.report("runs/quickstart").page  # doctest: +SKIP
+        '...runs/quickstart/report.html'
     """
     observer = observer or Observer()
     if importlib.util.find_spec("matplotlib") is None:

@@ -22,7 +22,7 @@ from raytrain_nlp.launch.elastic import ElasticFit
 from raytrain_nlp.launch.fit import Fit, has_moved, load_libraries
 from raytrain_nlp.launch.parallel_map import map_beside_training, map_on_cluster
 from raytrain_nlp.memory.available import find_available, process_measured
-from raytrain_nlp.paths import RunPaths, read_json
+from raytrain_nlp.paths import RunPaths, read_json, redact
 from raytrain_nlp.run.interruption import stopped, stops_at_checkpoint
 from raytrain_nlp.run.observer import Observer, followed
 from raytrain_nlp.run.record import RunRecord, check_data, check_name, check_storage, flatten, open_run
@@ -76,6 +76,8 @@ class TrainResult:
     """Score of always answering the most frequent label of the validation rows."""
     best_step: int | None = None
     restarts: int = 0
+    tracking_uri: str | None = None
+    """Where MLflow has the run, without a password; None where nothing is tracked."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -102,6 +104,16 @@ def train(
     Raises:
         InputError: the job, its data or its model are wrong; nothing has been started.
         RunError: the run failed. What was committed can be resumed.
+
+    Example:
+        >>> import raytrain_nlp
+        >>> job, quick = "jobs/quickstart.yaml", ["training.max_steps=20"]
+        >>> result = raytrain_nlp.train(job, overrides=quick)  # doctest: +SKIP
+        >>> result.global_step, result.model_dir  # doctest: +SKIP
+        (20, '...quickstart/model')
+        >>> raytrain_nlp.train({"task": {"type": "sorting"}})  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        raytrain_nlp.errors.InputError: task.type: unknown type ('sorting'). Use one of ...
     """
     observer = observer or Observer()
     job = load_job(job, overrides)
@@ -308,6 +320,7 @@ def _run(
     result = TrainResult(
         run_dir=paths.address,
         mlflow_run_id=tracking.run_id,
+        tracking_uri=tracking.uri,
         model_dir=shown(paths.model),
         labels=spec.labels,
         restarts=restarts,
@@ -336,6 +349,10 @@ class _Tracking:
     def run_id(self) -> str | None:
         """The MLflow run, once there is one."""
         return self._tracker.run_id if self._tracker else None
+
+    @property
+    def uri(self) -> str | None:
+        return redact(self._tracker.uri) if self._tracker else None
 
     def __enter__(self) -> _Tracking:
         for one in self._all:

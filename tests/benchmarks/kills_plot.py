@@ -27,7 +27,7 @@ from long_run import finish, start  # noqa: E402
 from support import checkpoint_tensors, events  # noqa: E402
 from under_fire import Victims, fire  # noqa: E402
 
-STEPS, SAVE, SEED = 240, 5, 7
+STEPS, SAVE, SEED, LONG_S = 240, 5, 7, 3600
 
 
 def job_of(folder: Path, name: str, kills: int) -> dict[str, Any]:
@@ -54,9 +54,9 @@ def run_both(folder: Path, kills: int) -> None:
     ):
         victims = Victims(head, folder, add, job_of(folder, "killed", kills))
         killed = fire(victims, kills, STEPS, SEED, farthest=2 * STEPS // kills)
-        finish(victims.driver)
+        finish(victims.driver, LONG_S)
         middle = time.monotonic()
-        finish(start(head, folder, job_of(folder, "undisturbed", 0)))
+        finish(start(head, folder, job_of(folder, "undisturbed", 0)), LONG_S)
     seconds = {"killed": round(middle - began), "undisturbed": round(time.monotonic() - middle)}
     (folder / "kills.json").write_text(json.dumps({"kills": killed, "seconds": seconds}))
 

@@ -66,6 +66,7 @@ TRAINED: dict[str, Any] = {
     "dropped_rows": 0,
     "best_step": None,
     "restarts": 2,
+    "tracking_uri": "sqlite:////my runs/mlflow.db",
     "majority_accuracy": 0.5,
     "metrics": {"eval_loss": 0.25, "epochs": 2.0},
 }
@@ -293,6 +294,19 @@ def test_tables_hold_whole_texts(capsys: pytest.CaptureFixture[str]) -> None:
         ["no", "1", "0"],
         ["yes", "1", "2"],
     ]
+
+
+def test_a_run_ends_with_what_comes_next(capsys: pytest.CaptureFixture[str]) -> None:
+    print_result(Result(**{**TRAINED, "run_dir": "my runs/x"}), 3725.0)
+    *lines, last = capsys.readouterr().out.splitlines()
+    rows = dict(line.split("  ", 1) for line in lines)
+    assert rows["MLflow page"].strip() == "mlflow ui --backend-store-uri 'sqlite:////my runs/mlflow.db'"
+    assert rows["time"].strip() == "1h02m"
+    assert last == (
+        "next:  raytrain-nlp predict 'my runs/x' --input FILE --output FILE   # also report, evaluate, export"
+    )
+    print_result(Result(**{**TRAINED, "tracking_uri": "https://mlflow.example"}))
+    assert "https://mlflow.example\n" in capsys.readouterr().out
 
 
 def test_figures_of_classes_with_long_names_are_whole(capsys: pytest.CaptureFixture[str]) -> None:

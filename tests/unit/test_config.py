@@ -19,6 +19,7 @@ import pytest
 from pydantic import ValidationError
 
 from raytrain_nlp.config import TrainJob, dump_job, load_job, public_values, without_passwords
+from raytrain_nlp.config.sweep import load_sweep
 from raytrain_nlp.config.training import RENAMED
 from raytrain_nlp.errors import InputError
 
@@ -784,3 +785,15 @@ def test_a_job_travels_as_it_is() -> None:
     assert public_values(whole) == public_values(sent)
     with pytest.raises(ValidationError, match="frozen"):
         arrived.seed = 7
+
+
+def test_a_sweep_where_a_run_is_meant_and_a_run_where_a_sweep_is() -> None:
+    """One line, not one for each key that the other kind of file has."""
+    with pytest.raises(InputError) as found:
+        load_job({"kind": "sweep", "search_space": {}, "job": job()})
+    assert [str(problem) for problem in found.value.problems] == [
+        "kind: is a sweep, and this takes the job of one run. Use `raytrain-nlp sweep`."
+    ]
+    with pytest.raises(InputError) as found:
+        load_sweep(job())
+    assert [problem.what for problem in found.value.problems] == ["is the job of one run, not of a sweep"]

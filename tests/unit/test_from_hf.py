@@ -1216,8 +1216,8 @@ def test_translating_imports_no_ml_library() -> None:
 
 
 def test_guide_shows_what_the_verb_prints() -> None:
-    """The command and the job in jobs/README.md belong together."""
-    text = (Path(__file__).parents[2] / "jobs" / "README.md").read_text(encoding="utf-8")
+    """The command and the job in guide/start.md belong together."""
+    text = (Path(__file__).parents[2] / "raytrain_nlp" / "guide" / "start.md").read_text(encoding="utf-8")
     command = text.split("raytrain-nlp from-hf -- torchrun", 1)[1].split(" > mrpc.yaml", 1)[0]
     job, notes = from_hf(shlex.split(f"torchrun {command}".replace("\\\n", " ")))
     assert f"```yaml\n{render_job(job, notes)}```" in text

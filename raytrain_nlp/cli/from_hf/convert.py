@@ -34,6 +34,13 @@ def from_hf(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
     `argv` are the words of the command, e.g. `["python", "run_glue.py", "--task_name", "mrpc", ...]`. Raises
     `InputError` with every problem: unknown flags, wrong values, and whatever `load_job` says of the job.
+
+    Example:
+        >>> import raytrain_nlp
+        >>> command = "python run_glue.py --model_name_or_path bert-base-cased --task_name mrpc --do_train"
+        >>> job, notes = raytrain_nlp.from_hf(f"{command} --output_dir runs/mrpc --learning_rate 2e-5".split())
+        >>> job["task"], job["training"]["learning_rate"]
+        ({'type': 'text-classification', 'glue': 'mrpc'}, 2e-05)
     """
     command = read_command(argv)
     misread = bool(command.problems)

@@ -135,6 +135,9 @@ def load_sweep(source: SweepSource, overrides: Iterable[str] = ()) -> Sweep:
     """
     values = _values_of(source)
     problems = [problem for override in overrides if (problem := apply_override(values, override))]
+    if values.get("kind", "train") == "train" and "task" in values and "search_space" not in values:
+        todo = "Use `raytrain-nlp train`, or name the file under `job:` of a sweep's."
+        raise InputError(Problem("kind", "is the job of one run, not of a sweep", todo))
     try:
         config = SweepJob.model_validate(values)
     except ValidationError as error:
