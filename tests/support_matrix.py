@@ -20,7 +20,8 @@ _READS = "tests/cluster/test_host_reads_of_tasks.py::test_a_step_reads_no_more_t
 _ON_GPU = "tests/gpu/test_runs.py::test_a_run_ends_with_finite_losses"
 _ELASTIC = "tests/cluster/test_elastic.py::test_two_workers_then_one_then_two"
 _KILLED = "tests/faults/test_tasks_killed.py::test_killed_run_and_single_worker"
-_SEQ2SEQ = "tests/integration/test_tasks.py::test_seq2seq"
+_TASKS = "tests/integration/test_tasks.py"
+_SEQ2SEQ = f"{_TASKS}::test_seq2seq"
 _NO_FP16 = "tests/unit/test_config.py::test_half_precision_of_a_gpu_is_refused_on_cpu[fp16]"
 _FLASH = "tests/gpu/test_packing_on_gpu.py::test_a_run_with_torchs_kernels_learns_what_one_with_masks_does"
 
@@ -46,6 +47,10 @@ PROVEN: dict[str, dict[str, Proofs]] = {
             (GPU, "tests/gpu/test_runs.py::test_a_resumed_run_ends_bit_for_bit"),
         ],
         "elastic": [(CPU, _ELASTIC)],
+    },
+    "token-classification": {
+        "ZeRO 3": [(CPU, f"{_TASKS}::test_token_classification")],
+        "fp16": [(REFUSED, _NO_FP16)],
     },
     "multiple-choice": {
         **dict.fromkeys(("ZeRO 0", "ZeRO 2"), [(STEP, f"{_READS}[choices]")]),
@@ -81,7 +86,7 @@ PROVEN: dict[str, dict[str, Proofs]] = {
         for task in ("summarization", "translation")
     },
 }
-NO_PACKING = ("text-classification", "multiple-choice", "summarization", "translation")
+NO_PACKING = ("text-classification", "token-classification", "multiple-choice", "summarization", "translation")
 """Tasks whose rows stay rows: there is no such key."""
 
 

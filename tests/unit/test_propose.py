@@ -65,6 +65,15 @@ KINDS: dict[str, tuple[Callable[[int], dict[str, Any]], dict[str, Any]]] = {
         lambda i: {"text": text(5, 9), "labels": ["a", "b"] if i % 2 else ["c"]},
         {"type": "text-classification", "label_column": "labels", "problem_type": "multi_label_classification"},
     ),
+    "tags": (
+        lambda i: {
+            "id": i,
+            "tokens": text(3, 9).split()[:3],
+            "ner_tags": ["O", "B-PER", "O"],
+            "pos_tags": [1, i % 9, 2],
+        },
+        {"type": "token-classification", "text_column": "tokens", "label_column": "ner_tags"},
+    ),
     "chats": (
         lambda i: {"talk": [{"role": "user", "content": text(3, 5)}, {"role": "assistant", "content": text(3, 9)}]},
         {"type": "causal-lm", "messages_column": "talk"},
@@ -141,6 +150,13 @@ def test_chats_need_a_model_that_knows_them(folder: Path) -> None:
     assert init("rows.jsonl", "--model", "chat-model").exit_code == 0
     job = load_job("rows.yaml")
     assert job.task.model_dump().items() >= KINDS["chats"][1].items() and job.model.name_or_path == "chat-model"
+
+
+def test_a_file_of_tagged_words() -> None:
+    Path("my.train.conll").write_text("".join(f"Ada{i} NNP B-PER\nsleeps VBZ O\n\n" for i in range(30)))
+    assert init("my.train.conll").exit_code == 0
+    task = loaded("my.yaml").task
+    assert (task.type, task.text_column, task.label_column) == ("token-classification", "tokens", "ner_tags")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".json", ".txt", ".jsonl.gz", ".arrow"])

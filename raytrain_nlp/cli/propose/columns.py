@@ -37,7 +37,7 @@ class Column:
     values: tuple[str, ...]
     """Different values as labels are compared, in the order of their number, the most frequent first."""
     words: float
-    """Of a text, on average."""
+    """Of a text, on average; of a list its items."""
     far_words: int
     """Of all but the longest twentieth."""
     filled: int
@@ -79,11 +79,14 @@ def look(files: list[SourceFile]) -> Looked:
 def _column(name: str, values: list[Any]) -> Column:
     kind = _kind_of(values)
     counts: dict[str, int] = {}
-    flat = itertools.chain.from_iterable(values) if kind in ("list of texts", "list of whole numbers") else values
+    lists = kind in ("list of texts", "list of whole numbers")
+    flat = itertools.chain.from_iterable(values) if lists else values
     for value in flat if kind not in ("chat", "mapping of texts", "other") else ():
         text = label_text(value)
         counts[text] = counts.get(text, 0) + 1
-    lengths = sorted(len(value.split()) for value in _texts_in(values, kind))
+    lengths = sorted(
+        len(value) if lists else len(value.split()) for value in (values if lists else _texts_in(values, kind))
+    )
     keys = {key: None for value in values if isinstance(value, dict) for key in value}
     return Column(
         name,

@@ -93,14 +93,9 @@ class Draft:
             task["max_target_length"] = self._tokens(target.far_words)
             if self.choice.model.get("name_or_path", "").startswith("google-t5/"):
                 task["source_prefix"] = "summarize: "
-        if self._packs:
+        if self.proposal.packs:
             task["block_size"] = _BLOCK if self.choice.from_scratch else _LONGEST
         return task
-
-    @property
-    def _packs(self) -> bool:
-        """Is all text one stream, cut into blocks?"""
-        return "text_column" in self.proposal.task and self.proposal.target is None
 
     @property
     def max_length(self) -> int:
@@ -124,9 +119,9 @@ class Draft:
         data: dict[str, Any] = {"train": self.train}
         if self.validation:
             data["validation"] = self.validation
-        if not self._packs:
+        if not self.proposal.packs:
             data["max_length"] = self.max_length
-        data["global_batch_size"] = 32 if self.max_length <= 256 and not self._packs else 16
+        data["global_batch_size"] = 32 if self.max_length <= 256 and not self.proposal.packs else 16
         remarks = {
             "max_length": "tokens; longer rows are cut, and counted",
             "global_batch_size": "rows of an update, by however many workers",
@@ -186,7 +181,9 @@ def _task_of(source: str, looked: Looked, task: str | None) -> Proposal:
 def _stem(source: str) -> str:
     """The name of a source without its folder, suffixes and the word train."""
     name = source.rstrip("/").rpartition("/")[2].split(":")[0]
-    name = re.sub(r"(\.(jsonl|ndjson|json|csv|tsv|parquet|arrow|feather|txt|text|gz))+$", "", name, flags=re.I)
+    name = re.sub(
+        r"(\.(jsonl|ndjson|json|csv|tsv|parquet|arrow|feather|txt|text|conllu?|bio|iob2?|gz))+$", "", name, flags=re.I
+    )
     return re.sub(r"[-_. ]*\btrain(ing)?$", "", name, flags=re.I) or name
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raytrain_nlp.cli.propose.columns import Column, Looked
@@ -27,6 +27,7 @@ _LABELS = (
     "target",
     "y",
 )
+_TAGS = ("ner_tags", "tags", "labels", "pos_tags", "upos", "chunk_tags")
 _PAIRS = (
     ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
     ("text1", "text2"), ("text_a", "text_b"), ("query", "passage"),
@@ -56,6 +57,8 @@ class Proposal:
     target: Column | None = None
     """What it writes, where that is text of its own."""
     needs_chat_template: bool = False
+    packs: bool = False
+    """Is all text one stream, cut into blocks?"""
     left_out: list[str] = field(default_factory=list)
     """Columns of text that nothing reads."""
 
@@ -72,7 +75,7 @@ def propose_task(looked: Looked, task_type: str | None = None) -> Proposal | Non
         if found and task_type in (None, found.type):
             used = {column.name for column in [*found.texts, *([found.target] if found.target else [])]}
             unread = [name for name, column in _texts(columns).items() if name not in used | set(_flat(found.task))]
-            return Proposal(found.task, found.remarks, found.texts, found.target, found.needs_chat_template, unread)
+            return replace(found, left_out=unread)
     return None
 
 
@@ -82,6 +85,18 @@ def _chats(columns: dict[str, Column]) -> Proposal | None:
         return None
     task = {"type": "causal-lm", "messages_column": chat.name}
     return Proposal(task, {"messages_column": "chats: the assistant's turns are learned"}, [chat], None, True)
+
+
+def _tags(columns: dict[str, Column]) -> Proposal | None:
+    """Words and tags: two lists of one length."""
+    words = next((column for column in columns.values() if column.kind == "list of texts"), None)
+    lists = [column for column in columns.values() if column.kind in ("list of texts", "list of whole numbers")]
+    alike = {column.name: column for column in lists if words and column.words == words.words and column is not words}
+    tags = _first(alike, _TAGS) or min(alike.values(), key=lambda column: len(column.values), default=None)
+    if words is None or tags is None or words.words < 2:
+        return None
+    task = {"type": "token-classification", "text_column": words.name, "label_column": tags.name}
+    return Proposal(task, {"text_column": _length(words), "label_column": _values(tags)}, [words])
 
 
 def _choices(columns: dict[str, Column]) -> Proposal | None:
@@ -155,19 +170,19 @@ def _plain(columns: dict[str, Column]) -> Proposal | None:
         return None
     text = texts.get("text") or max(texts.values(), key=lambda column: column.words)
     remarks = {"text_column": f"{_length(text)}; masked-lm trains an encoder on the same rows"}
-    return Proposal({"type": "causal-lm", "text_column": text.name}, remarks, [text])
+    return Proposal({"type": "causal-lm", "text_column": text.name}, remarks, [text], packs=True)
 
 
 def _masked(columns: dict[str, Column]) -> Proposal | None:
     """Asked for by name only: `_plain` comes first."""
-    found = _plain(columns)
-    return found and Proposal(
-        {**found.task, "type": "masked-lm"}, {"text_column": _length(found.texts[0])}, found.texts
-    )
+    if (found := _plain(columns)) is None:
+        return None
+    return replace(found, task={**found.task, "type": "masked-lm"}, remarks={"text_column": _length(found.texts[0])})
 
 
 FINDERS: list[Callable[[dict[str, Column]], Proposal | None]] = [
     _chats,
+    _tags,
     _choices,
     _languages,
     _completions,
