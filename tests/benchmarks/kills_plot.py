@@ -1,6 +1,6 @@
 """The picture of the README: the losses of a run that is killed again and again over those of the undisturbed run.
 
-    python tests/benchmarks/kills_plot.py --kills 30 --output tests/benchmarks/kills.png
+    python tests/benchmarks/kills_plot.py --kills 12 --output tests/benchmarks/kills.png
 
 The quickstart's job, ZeRO-3, two workers on two nodes of a cluster of its own; SIGKILLs of workers, nodes and drivers
 are drawn from a seed. The picture is drawn only where weights and optimizer of both runs are equal bit for bit;
@@ -111,7 +111,7 @@ def draw(folder: Path, output: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--kills", type=int, default=12)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("kills.png"))
     parser.add_argument("--runs", type=Path, help="folder of both runs; default: one that is removed at the end")
     options = parser.parse_args()
