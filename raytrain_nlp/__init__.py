@@ -51,6 +51,9 @@ _HOME = {
     "sweep": "tuning.sweep",
 }
 
+_SHOWN = ("check", "evaluate", "export", "predict", "report", "sweep", "train")
+"""Functions that show what they do in a terminal or a notebook, unless they are given an `observer`."""
+
 __all__ = [
     "CheckReport",
     "CheckpointError",
@@ -80,7 +83,13 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    found = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    if name in _SHOWN:
+        from raytrain_nlp.cli.progress import with_progress
+
+        found = with_progress(found)
+    globals()[name] = found  # one object each time
+    return found
 
 
 def __dir__() -> list[str]:
