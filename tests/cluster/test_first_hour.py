@@ -18,9 +18,13 @@ from typing import Any
 import pytest
 from documents import ROOT, commands
 from object_store import free_port
+from own_rows import KINDS, write
 from support import wait_until, write_rows
 
 import raytrain_nlp
+from raytrain_nlp.cli.job_files import find_examples, schema_line
+from raytrain_nlp.cli.propose.job import Draft
+from raytrain_nlp.cli.propose.options import Options
 
 STEPS = 12
 STORY = [words for document, words in commands() if document == "README.md" and words[0] in ("raytrain-nlp", "mlflow")]
@@ -40,7 +44,7 @@ def run(words: list[str], folder: Path) -> str:
 def answers(words: list[str], folder: Path) -> None:
     """A server that the words start serves its page."""
     port = free_port()
-    command = [sys.executable, "-m", "mlflow", *words[1:], "--port", str(port)]
+    command = [sys.executable, "-m", "mlflow", *words[1:], "--port", str(port), "--workers", "1"]
     server = subprocess.Popen(command, cwd=folder, start_new_session=True, stderr=subprocess.DEVNULL)
 
     def is_up() -> bool:
@@ -51,7 +55,7 @@ def answers(words: list[str], folder: Path) -> None:
             return False
 
     try:
-        wait_until(is_up, 180, "an answer of MLflow")
+        wait_until(is_up, 600, "an answer of MLflow")
     finally:
         os.killpg(server.pid, 9)
         server.wait(60)
@@ -74,11 +78,25 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
             assert shown.splitlines()[-1].split() == ["next:", "raytrain-nlp", "train", "my-data.yaml"]
         if words[1] == "train":
             page = next(line for line in shown.splitlines() if line.startswith("MLflow page"))
-            answers(shlex.split(page.removeprefix("MLflow page")), tmp_path)
+            told = shlex.split(page.removeprefix("MLflow page"))
+            assert told == [word.replace("$PWD", str(tmp_path)) for word in STORY[-1]]
     predicted = [json.loads(line) for line in (tmp_path / "predicted.jsonl").read_text().splitlines()]
     assert len(predicted) == 30 and all(row["prediction"] in ("0", "1") for row in predicted)
     assert {"config.json", "model.safetensors"} <= {path.name for path in (tmp_path / "model").iterdir()}
     assert (tmp_path / "runs" / "my-data" / "report.html").exists()
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"chats"}))
+def test_a_proposal_passes_check(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    write("my.train.jsonl", kind, 120)
+    write("my.validation.jsonl", kind, 30)
+    draft = Draft("my.train.jsonl", find_examples(), Options())
+    Path("my.yaml").write_text(draft.render(schema_line(Path("my.yaml")), Path("my.yaml")))
+    plan = raytrain_nlp.check("my.yaml")
+    assert plan.total_steps > 0 and plan.rows["validation"] > 0 and sum(plan.bad_rows.values()) == 0
+    assert sum(plan.cut_rows.values()) <= 0.2 * sum(plan.rows.values())
 
 
 @pytest.mark.timeout(1800)

@@ -20,6 +20,7 @@ Kind = Literal[
     "list of whole numbers",
     "chat",
     "mapping of texts",
+    "mapping",
     "other",
 ]
 _MOST_ROWS = 20_000
@@ -81,7 +82,7 @@ def _column(name: str, values: list[Any]) -> Column:
     counts: dict[str, int] = {}
     lists = kind in ("list of texts", "list of whole numbers")
     flat = itertools.chain.from_iterable(values) if lists else values
-    for value in flat if kind not in ("chat", "mapping of texts", "other") else ():
+    for value in flat if kind not in ("chat", "mapping of texts", "mapping", "other") else ():
         text = label_text(value)
         counts[text] = counts.get(text, 0) + 1
     lengths = sorted(
@@ -95,7 +96,7 @@ def _column(name: str, values: list[Any]) -> Column:
         sum(lengths) / max(len(lengths), 1),
         lengths[int(_FAR * (len(lengths) - 1))] if lengths else 0,
         len(values),
-        tuple(keys) if kind == "mapping of texts" else (),
+        tuple(keys) if kind in ("mapping of texts", "mapping") else (),
     )
 
 
@@ -126,7 +127,7 @@ def _kind_of(values: list[Any]) -> Kind:
         return "list of whole numbers" if items and all(type(item) is int for item in items) else "other"
     if all(isinstance(value, dict) and all(isinstance(text, str) for text in value.values()) for value in values):
         return "mapping of texts"
-    return "other"
+    return "mapping" if all(isinstance(value, dict) for value in values) else "other"
 
 
 def _number_kind(texts: list[str]) -> Kind | None:
