@@ -70,6 +70,20 @@ def test_a_file_becomes_a_job_that_loads(kind: str) -> None:
     assert config.get("max_position_embeddings", 10_000) >= job.data.max_length
 
 
+def test_odd_values_are_of_some_kind() -> None:
+    rows = [{"a": float("inf"), "b": float("nan"), "c": None, "d": [], "e": {}, "f": [{"role": "x"}], "text": "w"}] * 3
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kinds = {name: column.kind for name, column in look(find_files(["rows.jsonl"], "DATA")).columns.items()}
+    assert (kinds["a"], kinds["b"], kinds["c"], kinds["f"], kinds["text"]) == (
+        "number",
+        "number",
+        "other",
+        "other",
+        "text",
+    )
+    assert init("rows.jsonl").exit_code == 0 and loaded("rows.yaml").task.type == "causal-lm"
+
+
 def test_chats_need_a_model_that_knows_them(folder: Path) -> None:
     write("rows.jsonl", "chats")
     assert "which need a tokenizer with a chat template" in str(init("rows.jsonl").exception)

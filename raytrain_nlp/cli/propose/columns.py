@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from raytrain_nlp.config.labels import is_integer, label_text
+from raytrain_nlp.config.labels import is_integer, is_whole, label_text
 from raytrain_nlp.data.reading.readers import Row, read_rows
 from raytrain_nlp.data.reading.sources import SourceFile, split_file
 
@@ -117,7 +117,7 @@ def _kind_of(values: list[Any]) -> Kind:
         texts = [value.strip() for value in values if value.strip()]
         return _number_kind(texts) or "text"
     if all(isinstance(value, (int, float)) for value in values):
-        return "whole number" if all(value == int(value) for value in values if value == value) else "number"
+        return "whole number" if all(map(is_whole, values)) else "number"
     if all(isinstance(value, list) for value in values):
         items = [item for value in values for item in value]
         if items and all(isinstance(item, dict) and {"role", "content"} <= item.keys() for item in items):
