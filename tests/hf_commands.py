@@ -85,6 +85,18 @@ def _of_readmes() -> dict[str, str]:
         "readme glue torchrun": f"torchrun --nproc_per_node 8 pytorch/text-classification/{_MNLI}",
         "readme glue tpu": f"python xla_spawn.py --num_cores 8 text-classification/{_MNLI}",
         "readme glue accelerate": f"accelerate launch {_MNLI}",
+        "readme xnli": "python run_xnli.py --model_name_or_path bert --language de --train_language en --do_train "
+        "--do_eval --per_device_train_batch_size 32 --learning_rate 5e-5 --num_train_epochs 2.0 --max_seq_length 128 "
+        "--output_dir out/debug_xnli/ --save_steps -1",
+        "readme classification": "python run_classification.py --model_name_or_path bert --dataset_name "
+        "amazon_reviews_multi --dataset_config_name en --shuffle_train_dataset --metric_name accuracy "
+        "--text_column_name review_title,review_body,product_category --text_column_delimiter ' - ' "
+        "--label_column_name stars --do_train --do_eval --max_seq_length 512 --per_device_train_batch_size 32 "
+        "--learning_rate 2e-5 --num_train_epochs 1 --output_dir out/reviews/",
+        "readme classification files": "python run_classification.py --model_name_or_path bert --train_file "
+        "topics.jsonl --validation_file topics.jsonl --shuffle_train_dataset --metric_name f1 --text_column_name "
+        "title,text --label_column_name topics --do_train --do_eval --max_seq_length 512 "
+        "--per_device_train_batch_size 32 --learning_rate 2e-5 --num_train_epochs 15 --output_dir out/topics/",
         "readme ner": "python run_ner.py --model_name_or_path bert --dataset_name conll2003 --output_dir out/test-ner "
         "--do_train --do_eval",
         "readme ner files": "python run_ner.py --model_name_or_path bert --train_file ner.jsonl --validation_file "
@@ -162,6 +174,8 @@ def _of_tests() -> dict[str, str]:
         "test glue": f"run_glue.py --model_name_or_path distilbert --output_dir out/t-glue {both.format('mrpc.csv')} "
         f"{small} --learning_rate=1e-4 --max_steps=10 "
         "--warmup_steps=2 --seed=42 --max_seq_length=128",
+        "test xnli": f"run_xnli.py --model_name_or_path distilbert --language de --output_dir out/t-xnli {small} "
+        "--max_steps=10 --max_seq_length=128",
         "test ner": f"run_ner.py --model_name_or_path bert {both.format('ner.jsonl')} --output_dir out/t-ner "
         f"{small.replace('eval_batch_size=1', 'eval_batch_size=2')} --warmup_steps=2 --learning_rate=2e-4 "
         "--num_train_epochs=2 --seed 7",
@@ -374,6 +388,9 @@ def write_inputs(folder: Path) -> None:
     write("wmt16", {"translation": {"en": SHORT, "ro": SHORT}})
     write("wmt14-en-de-pre-processed", {"translation": {"en": SHORT, "de": SHORT}})
     write("conll2003", {"id": "", "tokens": SHORT.split(), "pos_tags": [0] * 4, "ner_tags": ["O", "O", "B-X", "I-X"]})
+    write("facebook", {"premise": TEXT, "hypothesis": SHORT, "label": 0})
+    write("amazon_reviews_multi", {"review_title": SHORT, "review_body": TEXT, "product_category": "", "stars": 0})
+    write("topics", {"title": SHORT, "text": TEXT, "topics": ["old", "house"]})
     write("ner", {"words": SHORT.split(), "ner": ["O", "O", "B-X", "I-X"]})
     endings = {f"ending{number}": SHORT for number in range(4)}
     for name in ("swag", "allenai"):

@@ -137,7 +137,10 @@ def model_facts(job: TrainJob, tokenizer: Any, folder: Path | None = None) -> Mo
         model = model.model_copy(update={"name_or_path": str(folder), "config": None, "revision": None})
     config = load_config(model, task, tokenizer)
     facts = find_facts(config, getattr(modeling_auto, task.auto_mapping).get(config.model_type))
-    if facts.ends is not None and facts.ends not in tokenizer(*(["a"] for _ in task.input_columns()))["input_ids"][0]:
+    if (
+        facts.ends is not None
+        and facts.ends not in tokenizer(*(["a"] for _ in task.input_columns()[:2]))["input_ids"][0]
+    ):
         what = (
             f"the tokenizer does not end texts with the token ({facts.ends}) that the head of '{config.model_type}' "
             f"models reads"

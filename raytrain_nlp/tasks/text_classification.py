@@ -47,9 +47,8 @@ class TextClassificationTask(TaskDefaults):
         return [*self.config.text_columns, self.config.label_column]
 
     def check_row(self, values: dict[str, Any]) -> str | None:
-        for column in self.config.text_columns:
-            if reason := check_text(values, column):
-                return reason
+        if reason := self.check_input(values):
+            return reason
         column = self.config.label_column
         if column not in values:
             return f"field '{column}' is missing"
@@ -57,7 +56,13 @@ class TextClassificationTask(TaskDefaults):
         return f"field '{column}' {reason}" if reason else None
 
     def texts(self, values: dict[str, Any]) -> Iterator[str]:
-        yield from (unicode_text(values[column]) for column in self.config.text_columns)
+        yield from (text for (text,) in self._segments([values]))
+
+    def _segments(self, rows: list[dict[str, Any]]) -> list[list[str]]:
+        """The texts of rows: one list, or two of pairs."""
+        texts = [[unicode_text(row[column]) for row in rows] for column in self.config.text_columns]
+        delimiter = self.config.text_column_delimiter
+        return texts if delimiter is None else [list(map(delimiter.join, zip(*texts, strict=True)))]
 
     def encode(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Columns:
         labels = [self.problem.stored(row[self.config.label_column]) for row in rows]
@@ -98,8 +103,18 @@ class TextClassificationTask(TaskDefaults):
     def input_columns(self) -> list[str]:
         return list(self.config.text_columns)
 
+    def check_input(self, values: dict[str, Any]) -> str | None:
+        """Of columns that are joined some may be blank."""
+        columns, joined = self.config.text_columns, self.config.text_column_delimiter is not None
+        reasons = {column: check_text(values, column) for column in columns}
+        if joined and any(reason is None for reason in reasons.values()):
+            reasons = {
+                column: None if isinstance(values.get(column), str) else reason for column, reason in reasons.items()
+            }
+        return next((reason for reason in reasons.values() if reason), None)
+
     def encode_inputs(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Columns:
-        texts = [[unicode_text(row[column]) for row in rows] for column in self.config.text_columns]
+        texts = self._segments(rows)
         encoded = tokenizer(*texts, truncation=True, max_length=lengths.source, return_attention_mask=False)
         columns = {key: list(encoded[key]) for key in encoded if key in ("input_ids", "token_type_ids")}
         columns[FULL] = full_lengths(tokenizer, encoded, tuple(texts), lengths.source)

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from raytrain_nlp.cli.from_hf.classification import name_splits
+from raytrain_nlp.cli.from_hf.command import Command
 from raytrain_nlp.cli.from_hf.convert import from_hf
 from raytrain_nlp.cli.from_hf.flags import SCRIPTS, SECRETS, flags_of
 from raytrain_nlp.cli.from_hf.own_loop import own_loop_flags
@@ -137,6 +139,71 @@ def test_ner_files(tmp_path: Path, row: dict[str, Any], flags: str, columns: tup
         "--output_dir a/b"
     )
     assert (job["task"]["text_column"], job["task"]["label_column"]) == columns and notes == {}
+
+
+def test_xnli() -> None:
+    """The example of text-classification: learned in one language, scored in another."""
+    command = "python run_xnli.py --model_name_or_path m --language de --do_train --do_eval --max_seq_length 64"
+    job, notes = translate(
+        f"{command} --train_language en --per_device_train_batch_size 32 --output_dir /tmp/x --save_steps -1"
+    )
+    assert job["data"] == {
+        "train": "hf://facebook/xnli/en:train",
+        "validation": "hf://facebook/xnli/de:validation",
+        "max_length": 64,
+    }
+    assert job["task"] == {"type": "text-classification", "text_columns": ["premise", "hypothesis"]}
+    assert set(notes) == {"--save_steps"}
+    assert translate(f"{command} --output_dir a/b")[0]["data"]["train"] == "hf://facebook/xnli/de:train"
+    assert problems("run_xnli.py --model_name_or_path m --do_train --output_dir a/b")[0].startswith(
+        "--language: is missing"
+    )
+
+
+def test_classification_of_the_hub() -> None:
+    """The examples of run_classification.py."""
+    job, notes = translate(
+        'python run_classification.py --model_name_or_path m --dataset_name "amazon_reviews_multi" '
+        "--dataset_config_name en --shuffle_train_dataset --metric_name accuracy --text_column_name "
+        '"review_title,review_body,product_category" --text_column_delimiter "\n" --label_column_name stars '
+        "--train_split_name train,extra --validation_split_name dev --do_train --do_eval --max_seq_length 512 "
+        "--output_dir a/b"
+    )
+    source = "hf://amazon_reviews_multi/en"
+    plain = name_splits(Command("run_classification.py", "classification"), source)
+    assert plain == {"train": f"{source}:train", "validation": f"{source}:validation"}
+    assert job["data"] == {
+        "train": [f"{source}:train", f"{source}:extra"],
+        "validation": f"{source}:dev",
+        "max_length": 512,
+    }
+    assert job["task"] == {
+        "type": "text-classification",
+        "text_columns": ["review_title", "review_body", "product_category"],
+        "text_column_delimiter": "\n",
+        "label_column": "stars",
+    }
+    assert set(notes) == {"--shuffle_train_dataset", "--metric_name", "--do_regression"}
+
+
+@pytest.mark.parametrize(
+    ("label", "flags", "problem"),
+    [
+        (["a", "b"], "", "multi_label_classification"),
+        (0.5, "", "regression"),
+        (0.5, "--do_regression false", None),
+        (1, "--do_regression true", "regression"),
+        ("x", "", None),
+    ],
+)
+def test_classification_of_files(tmp_path: Path, label: Any, flags: str, problem: str | None) -> None:
+    (tmp_path / "t.json").write_text(json.dumps({"sentence": "a", "label": label}))
+    base = f"run_classification.py --model_name_or_path m --train_file {tmp_path}/t.json --do_train --output_dir a/b"
+    job, notes = translate(f"{base} {flags}")
+    assert job["task"].get("problem_type") == problem and job["task"]["text_columns"] == ["sentence"] and not notes
+    job, notes = translate(f"{base} {flags} --text_column_names a,b --train_split_name x")
+    assert (job["task"]["text_columns"], job["task"]["text_column_delimiter"]) == (["a", "b"], " ")
+    assert set(notes) == {"--train_split_name"}
 
 
 LOOPS = {
@@ -929,9 +996,8 @@ def test_every_flag_of_accelerate_launch_is_read_or_named() -> None:
 
 @pytest.mark.parametrize(("command", "line"), [
     ("run_qa.py --x", "run_qa.py: is not supported (question answering). Known scripts: run_glue.py,"),
-    ("run_xnli.py --language de", "run_xnli.py: is not supported (XNLI). Nearest: run_glue.py."),
+    ("run_generation.py", "run_generation.py: is not supported (generation; `raytrain-nlp predict`"),
     ("run_qa_no_trainer.py", "run_qa_no_trainer.py: is not supported (question answering). Known scripts:"),
-    ("run_classification.py", "run_classification.py: is not supported (text classification). Nearest: run_glue.py."),
     ("python -m run_qa", "run_qa.py: is not supported (question answering)."),
     ("run_sumarization.py", "run_sumarization.py: unknown script. Did you mean 'run_summarization.py'?"),
     ("torchrun --nproc_per_node 2 train.py", "train.py: unknown script. Known scripts:"),
@@ -987,6 +1053,9 @@ def sample(name: str, task: str) -> str:
 BASES = {
     "text-classification": "run_glue.py --model_name_or_path m --train_file t.csv --validation_file v.csv --do_eval "
     "--output_dir a/b",
+    "classification": "run_classification.py --model_name_or_path m --train_file t.csv --validation_file v.csv "
+    "--do_eval --text_column_names a,b --output_dir a/b",
+    "xnli": "run_xnli.py --model_name_or_path m --language de --do_eval --output_dir a/b",
     "token-classification": "run_ner.py --model_name_or_path m --train_file t.csv --validation_file v.csv --do_eval "
     "--output_dir a/b",
     "multiple-choice": "run_swag.py --model_name_or_path m --train_file t.csv --validation_file v.csv --do_eval "

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from raytrain_nlp.config.labels import label_text, sorted_labels
 from raytrain_nlp.config.tasks.classification import TextClassification
 from raytrain_nlp.tasks import build_task
-from raytrain_nlp.tasks.base import CollateContext, Place
+from raytrain_nlp.tasks.base import CollateContext, Lengths, Place
 
 PLACE = Place(0, 0, np.arange(3))
 PAIR = build_task(TextClassification(type="text-classification", text_columns=["a", "b"], label_column="y"))
@@ -199,3 +200,27 @@ def test_glue_by_name(glue: str, columns: list[str], figures: set[str]) -> None:
 def test_contradictions_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         TextClassification(type="text-classification", **values)
+
+
+def test_columns_that_are_joined_are_one_text() -> None:
+    """As run_classification.py joins them; some of them may be blank."""
+    task = build_task(
+        TextClassification(type="text-classification", text_columns=["a", "b", "c"], text_column_delimiter=" | ")
+    )
+    row = {"a": "one", "b": "", "c": "three", "label": 1}
+    assert task.check_row(row) is None and list(task.texts(row)) == ["one |  | three"]
+    assert task.check_row({**row, "a": " ", "c": ""}) == "field 'a' is empty"
+    assert task.check_row({**row, "b": None}) == "field 'b' is null"
+    seen: list[Any] = []
+
+    class Tokenizer:
+        is_fast = True
+
+        def __call__(self, *texts: list[str], **kwargs: Any) -> dict[str, Any]:
+            seen.append(texts)
+            return {"input_ids": [[1]] * len(texts[0])}
+
+    columns = task.encode([row, row], Tokenizer(), Lengths(None))
+    assert seen == [(["one |  | three"] * 2,)] and len(columns["input_ids"]) == 2
+    with pytest.raises(ValidationError, match="set text_column_delimiter"):
+        TextClassification(type="text-classification", text_columns=["a", "b", "c"])

@@ -26,8 +26,7 @@ _OTHERS = {
     "run_seq2seq_qa.py": "question answering",
     "run_plm.py": "permuted language modelling",
     "run_fim.py": "filling in the middle",
-    "run_xnli.py": "XNLI",
-    "run_generation.py": "generation",
+    "run_generation.py": "generation; `raytrain-nlp predict` generates with a run's model",
     "run_image_classification.py": "images",
     "run_mae.py": "images",
     "run_mim.py": "images",
@@ -43,8 +42,6 @@ _OTHERS = {
 }
 """Scripts of transformers that are not read, and what they are for."""
 _NEAR = {
-    "run_classification.py": "run_glue.py",
-    "run_xnli.py": "run_glue.py",
     "run_language_modeling.py": "run_clm.py or run_mlm.py",
     "run_plm.py": "run_mlm.py",
     "run_fim.py": "run_clm.py",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.cli.from_hf.command import Command, read_command
-from raytrain_nlp.cli.from_hf.flags import TRUE_HERE, flags_of
+from raytrain_nlp.cli.from_hf.flags import TASKS, TRUE_HERE, flags_of
 from raytrain_nlp.cli.from_hf.lengths import fit_positions
 from raytrain_nlp.cli.from_hf.own_loop import own_loop_flags
 from raytrain_nlp.cli.from_hf.scripts import SCORED_FIRST, Sections, fill_data, fill_model, fill_task
@@ -47,7 +47,7 @@ def from_hf(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     job: Sections = {
         key: {} for key in ("task", "model", "data", "training", "deepspeed", "workers", "checkpoint", "tracking")
     }
-    job["task"]["type"] = command.task
+    job["task"]["type"] = TASKS.get(command.task, command.task)
     _fill_keys(command, job)
     fill_model(command, job)
     fill_data(command, job)

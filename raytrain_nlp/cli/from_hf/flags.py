@@ -18,8 +18,10 @@ from raytrain_nlp.config.training import generation_fields, refusal, training_fi
 SCRIPTS = {
     "run_glue.py": "text-classification", "run_clm.py": "causal-lm", "run_mlm.py": "masked-lm",
     "run_summarization.py": "summarization", "run_translation.py": "translation", "run_swag.py": "multiple-choice",
-    "run_ner.py": "token-classification",
+    "run_ner.py": "token-classification", "run_classification.py": "classification", "run_xnli.py": "xnli",
 }  # fmt: skip
+TASKS = {"classification": "text-classification", "xnli": "text-classification"}
+"""Scripts with flags of their own for a task that another script has, too."""
 SEQ2SEQ = ("summarization", "translation")
 SECRETS = {"token", "use_auth_token", "hub_token", "push_to_hub_token"}
 """Flags whose value is never shown."""
@@ -31,6 +33,7 @@ _TRACKIO = "# MLflow always tracks a job; see the section `tracking` for others.
 _LENGTHS = "# Rows are padded to the longest of their batch."
 _LAUNCHED = "# Ray places the workers; see the section `workers`."
 _GONE = "# It was removed from transformers and has no successor."
+_FIGURES = "# The figures of a task are fixed; see trainer.compute_metrics for others."
 _HEADS = "# A head for another number of labels is refused, not replaced."
 _AMP = "# Mixed precision is always torch's own; set training.bf16 or training.fp16."
 
@@ -81,7 +84,34 @@ _OF_TASK: dict[str, _Table] = {
         "task_name": (str, ""),
         "max_seq_length": (int, "data.max_length"),
         "ignore_mismatched_sizes": (bool, _HEADS),
-        "metric_name": (str, "# The figures of a task are fixed; see trainer.compute_metrics for others."),
+        "metric_name": (str, _FIGURES),
+        **_PREDICTS,
+        **_PADS,
+    },
+    "classification": {
+        "do_regression": (bool, ""),
+        "text_column_names": (str, ""),
+        "text_column_delimiter": (str, ""),
+        "label_column_name": (str, "task.label_column"),
+        "train_split_name": (str, ""),
+        "validation_split_name": (str, ""),
+        "test_split_name": (str, _PREDICT),
+        "remove_splits": (str, "# A job reads the splits that it names."),
+        "remove_columns": (str, "# A job reads the columns that it names."),
+        "shuffle_train_dataset": (bool, "# Each epoch is shuffled, as by the script without it."),
+        "shuffle_seed": (int, "# Each epoch is shuffled; `seed` says how."),
+        "max_seq_length": (int, "data.max_length"),
+        "ignore_mismatched_sizes": (bool, _HEADS),
+        "metric_name": (str, _FIGURES),
+        **_PREDICTS,
+        **_PADS,
+    },
+    "xnli": {
+        "language": (str, ""),
+        "train_language": (str, ""),
+        "do_lower_case": (bool, "# The tokenizer's own config says it."),
+        "max_seq_length": (int, "data.max_length"),
+        "ignore_mismatched_sizes": (bool, _HEADS),
         **_PREDICTS,
         **_PADS,
     },

@@ -9,6 +9,8 @@ from raytrain_nlp.cli.from_hf.files import model_config, model_positions
 
 _LENGTHS = {
     "text-classification": (("data", "max_length", "max_seq_length"),),
+    "classification": (("data", "max_length", "max_seq_length"),),
+    "xnli": (("data", "max_length", "max_seq_length"),),
     "token-classification": (("data", "max_length", "max_seq_length"),),
     "multiple-choice": (("data", "max_length", "max_seq_length"),),
     "causal-lm": (("task", "block_size", "block_size"),),

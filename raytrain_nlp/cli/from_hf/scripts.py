@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from raytrain_nlp.cli.from_hf.classification import data_of_xnli, fill_texts, fill_xnli, name_splits
 from raytrain_nlp.cli.from_hf.command import Command
 from raytrain_nlp.cli.from_hf.files import first_rows, is_number, model_config, model_length
 from raytrain_nlp.config.tasks.classification import GLUE_COLUMNS
@@ -89,6 +90,9 @@ def _scalar(text: str) -> Any:
 def fill_data(command: Command, job: Sections) -> None:
     """`data:`. What a script does not read beside another source is named."""
     evaluates = command.get("do_eval", False) or command.get("eval_strategy", "no") != "no"
+    if command.task == "xnli":
+        job["data"] |= {split: name for split, name in data_of_xnli(command).items() if evaluates or split == "train"}
+        return
     glue = command.get("task_name") if command.task in _NAMED_TASKS else None
     dataset, config = command.get("dataset_name"), command.get("dataset_config_name")
     files = {"train": command.get("train_file"), "validation": command.get("validation_file")}
@@ -111,6 +115,8 @@ def fill_data(command: Command, job: Sections) -> None:
                 "Name its files: --train_file, --validation_file.",
             )
         files = {"train": f"hf://{source}:train", "validation": f"hf://{source}:validation"}
+        if command.task == "classification":
+            files = name_splits(command, f"hf://{source}")
         if glue is not None and glue.lower() == "mnli":
             files["validation"] = _validations_of_mnli(command, files["validation"])
     elif config is not None:
@@ -304,6 +310,8 @@ def _fill_seq2seq(command: Command, job: Sections) -> None:
 
 _TASKS = {
     "text-classification": _fill_classification,
+    "classification": fill_texts,
+    "xnli": fill_xnli,
     "multiple-choice": _fill_choices,
     "token-classification": _fill_tags,
     "causal-lm": _fill_language_model,

@@ -34,8 +34,10 @@ class TextClassification(Section):
         "single_label_classification"
     )
     """As in `config.problem_type` of transformers."""
-    text_columns: list[str] = Field(["text"], min_length=1, max_length=2, json_schema_extra=also({"type": "string"}))
-    """One column, or two for sentence pairs."""
+    text_columns: list[str] = Field(["text"], min_length=1, json_schema_extra=also({"type": "string"}))
+    """One column, or two for sentence pairs; with `text_column_delimiter` any number."""
+    text_column_delimiter: str | None = None
+    """Joins the columns into one text (run_classification.py joins them by a space); default: two are a pair."""
     label_column: str = "label"
     """Column with integer or string labels; lists of them for several classes; numbers for regression."""
     label_names: LabelNames | None = Field(None, json_schema_extra=NUMBERS_TOO)
@@ -61,6 +63,11 @@ class TextClassification(Section):
 
     @model_validator(mode="after")
     def _one_kind(self) -> TextClassification:
+        if len(self.text_columns) > 2 and self.text_column_delimiter is None:
+            raise ValueError(
+                f"text_columns: names {len(self.text_columns)} columns, where a tokenizer takes a pair || Name two, or "
+                f"join them: set text_column_delimiter."
+            )
         if self.problem_type == "regression" and self.label_names:
             raise ValueError("label_names: a regression has no classes || Remove label_names, or problem_type.")
         if self.multi_hot is not None and self.problem_type != PROBLEM_TYPES[1]:
