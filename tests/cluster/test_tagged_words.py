@@ -1,5 +1,5 @@
 """Token classification: losses equal to plain `Trainer` under ZeRO 0, a killed run and other numbers of workers, and
-what is predicted.  The fast part: tests/integration/test_tasks.py.
+what is predicted. The fast part: tests/integration/test_tasks.py.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def test_predictions_are_those_of_the_pipeline(shared_ray: Any, tmp_path: Path) 
     for row in found[1:-1]:
         starts = np.cumsum([0, *(len(word) + 1 for word in row["tokens"])])[:-1]
         first: dict[int, str] = {}
-        for token in pipe(row["tokens"], is_split_into_words=True, ignore_labels=[]):
+        (tokens,) = pipe([row["tokens"]], is_split_into_words=True, ignore_labels=[])
+        for token in tokens:
             first.setdefault(int(np.searchsorted(starts, token["start"], side="right")) - 1, token["entity"])
         assert row["prediction"] == [first[place] for place in range(len(row["tokens"]))]
     assert len(found[0]["prediction"]) == len(words[0]) * 9 and found[0]["prediction"][-1] is None
