@@ -115,6 +115,7 @@ def print_result(result: TrainResult, seconds: float | None = None) -> None:
         **({"time": _duration(seconds)} if seconds is not None else {}),
         "steps": f"{result.global_step} ({result.epoch:.4g} epochs, {result.world_size} workers)",
         "rows": ", ".join(f"{split} {count}" for split, count in result.rows.items()),
+        **({"features": _counts(result.features)} if result.features else {}),
         "rows tokenized now": str(result.tokenized_rows),
         **(
             {"rows left out": ", ".join(f"{split} {count}" for split, count in result.left_out.items())}
@@ -146,6 +147,10 @@ def mlflow_page(uri: str) -> str:
 def print_next(command: str, remark: str = "") -> None:
     """The command that comes next, on a line that can be copied."""
     print_rows({"next:": f"{command}{f'   # {remark}' if remark else ''}"})
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{split} {count}" for split, count in counts.items())
 
 
 def print_plan(report: Any) -> None:

@@ -28,9 +28,9 @@ class DataConfig(Section):
     train: Annotated[Annotated[Source, Tag(_PLAIN)] | Annotated[list[DataSource], Tag(_SOURCES)], Discriminator(_kind)]
     """File, glob, folder (of `datasets.save_to_disk`, too), FOLDER:SPLIT, list of them, s3://..., gs://...,
     hf://dataset/config:split; or data made on the spot: builtin:docstrings (text, label), builtin:docstrings/summaries
-    (text, summary), builtin:docstrings/endings (context, ending0 to ending3, label), builtin:names (tokens, ner_tags),
-    builtin:numbers (translation: en, de), builtin:python-docs (text). Or several sources, each a mapping with `path`
-    and how much is seen of it: `weight`, `rows` or `epochs`."""
+    (text, summary), builtin:docstrings/endings (context, ending0 to ending3, label), builtin:facts (question, context,
+    answers), builtin:names (tokens, ner_tags), builtin:numbers (translation: en, de), builtin:python-docs (text). Or
+    several sources, each a mapping with `path` and how much is seen of it: `weight`, `rows` or `epochs`."""
     mixture: MixtureConfig = MixtureConfig()
     validation: Source | dict[str, Source] | None = None
     """Same forms as `train`; without it nothing is evaluated. Several sets as {name: source}: each is scored apart, and

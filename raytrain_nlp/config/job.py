@@ -19,7 +19,8 @@ from raytrain_nlp.config.hardware import check_hardware
 from raytrain_nlp.config.lora import check_lora
 from raytrain_nlp.config.mixture import check_steps
 from raytrain_nlp.config.model import ModelConfig
-from raytrain_nlp.config.tasks import TaskConfig
+from raytrain_nlp.config.tasks import DEFAULT_LENGTHS, TaskConfig
+from raytrain_nlp.config.tasks.question import QuestionAnswering
 from raytrain_nlp.config.tasks.seq2seq import Seq2Seq
 from raytrain_nlp.config.trainer import TrainerConfig
 from raytrain_nlp.config.training import PROFILE_STEPS, check_training, generation_fields
@@ -66,6 +67,17 @@ class TrainJob(Section):
     tracking: TrackingConfig = TrackingConfig()
     _training: dict[str, Any] = PrivateAttr(default_factory=dict)
     _auto: frozenset[str] = PrivateAttr(default=frozenset())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _length_of_task(cls, values: Any) -> Any:
+        """`data.max_length`, where it is not given and the task has a default of its own."""
+        task, data = (values.get(key) if isinstance(values, dict) else None for key in ("task", "data"))
+        kind = task.get("type") if isinstance(task, dict) else None
+        length = DEFAULT_LENGTHS.get(kind) if isinstance(kind, str) else None
+        if length is None or not isinstance(data, dict) or "max_length" in data:
+            return values
+        return {**values, "data": {**data, "max_length": length}}
 
     @field_validator("name")
     @classmethod
@@ -388,6 +400,9 @@ def _remainder(save_steps: float, eval_steps: float) -> Fraction:
 def _check_smoothing(job: TrainJob, values: dict[str, Any]) -> list[Problem]:
     """Smoothing moves a part of a label's weight to the other classes."""
     factor, kind = values.get("label_smoothing_factor") or 0, getattr(job.task, "problem_type", None)
+    if factor and isinstance(job.task, QuestionAnswering):
+        what = f"needs one class a row, of {job.task.type} a row has two positions ({factor:g})"
+        return [Problem("training.label_smoothing_factor", what, "Remove it.")]
     if factor and kind in ("regression", "multi_label_classification"):
         labels = "numbers" if kind == "regression" else "lists of classes"
         return [

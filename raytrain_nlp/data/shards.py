@@ -4,7 +4,8 @@
     lengths.npy     int32, shape [rows]
     shard-*.arrow   input_ids list<int32>, labels of seq2seq, further columns of tokens, label (text, number or list of texts), line
 
-Row `i` of a store is row `i` of the data in the order of the sources, bad rows left out.
+Row `i` of a store is row `i` of the data in the order of the sources, bad rows left out; where a row of data has become
+several, these stand side by side.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -59,6 +60,29 @@ class TokenStore:
     @property
     def num_rows(self) -> int:
         return self.manifest["rows"]
+
+    @functools.cached_property
+    def firsts(self) -> np.ndarray | None:
+        """The rows with which a row of data begins, ascending: int64; None where each is one."""
+        if not self.manifest["spread"]:
+            return None
+        lines = [self._shard(i)["line"].to_numpy(zero_copy_only=False) for i in range(len(self._starts) - 1)]
+        return np.concatenate(
+            [
+                np.flatnonzero(np.diff(part, prepend=-1)) + start
+                for part, start in zip(lines, self._starts, strict=False)
+            ]
+        )
+
+    def rows_of(self, data_rows: int | None) -> int:
+        """How many rows the first `data_rows` rows of data have become, all of them where it is None."""
+        if data_rows is None or self.firsts is None:
+            return min(self.num_rows, data_rows or self.num_rows)
+        return int(self.firsts[data_rows]) if data_rows < len(self.firsts) else self.num_rows
+
+    def data_rows(self, rows: int) -> int:
+        """How many rows of data the first `rows` rows are."""
+        return rows if self.firsts is None else int(np.searchsorted(self.firsts, rows))
 
     def fetch(self, rows: np.ndarray) -> dict[str, list[Any]]:
         """The columns of the given rows, in the given order: token columns as NumPy views, others as Python values."""

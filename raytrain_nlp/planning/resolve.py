@@ -117,6 +117,8 @@ def _prepare(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, 
     task, tokens = build_task(job.task), _Tokens({})
     for split, split_files in (("train", files.train), *files.validations.items()):
         lengths = reading.facts.fitted(task.lengths(job.data.max_length, split.partition(".")[0]))
+        if problem := task.check_lengths(lengths, reading.tokenizer):
+            raise InputError(problem)
         folder = reading.tokenizer_dir
         prepare = PrepareSpec(job.task, str(folder), folder.name, lengths, job.data.max_bad_rows, reading.preprocess)
         if split == "train" and job.data.streaming:
@@ -139,7 +141,8 @@ def _plan_splits(
         train: SplitSpec | WindowedSpec = tokens.windows.spec
         steps, dropped = job.arguments()["max_steps"], 0
     else:
-        train = build_split(job, tokens.stores["train"], None, context, "train", job.data.max_train_rows, sources)
+        most = tokens.stores["train"].rows_of(job.data.max_train_rows)
+        train = build_split(job, tokens.stores["train"], None, context, "train", most, sources)
         plan = Split(train).plan
         steps, dropped = plan.steps_per_epoch, plan.dropped_rows
         if not steps:
@@ -149,7 +152,7 @@ def _plan_splits(
     for split, store in tokens.stores.items():
         if split != "train":
             rows_file, splits.unseen[split] = find_known_rows(store, labels, job.data.max_bad_rows)
-            rows = min(store.num_rows - len(splits.unseen[split]), job.data.max_validation_rows or store.num_rows)
+            rows = min(store.num_rows - len(splits.unseen[split]), store.rows_of(job.data.max_validation_rows))
             splits.validations[split] = build_split(job, store, rows_file, context, split, rows)
     return splits
 
@@ -185,13 +188,18 @@ def _resolved(
 ) -> Resolved:
     manifests = {split: store.manifest for split, store in tokens.stores.items()}
     train = {"train": splits.train} if isinstance(splits.train, SplitSpec) else {}
-    single = spec.validation and len(splits.validations) == 1 and build_task(job.task).single_class
+    task, used = (
+        build_task(job.task),
+        {split: part.plan.num_rows for split, part in {**train, **splits.validations}.items()},
+    )
+    single = spec.validation and len(splits.validations) == 1 and task.single_class
     for split, store in tokens.stores.items():
-        notes = [*notes, *tell_store(store, f"data.{split}"), *cut_notes(split, store.manifest, facts)]
+        notes = [*notes, *tell_store(store, task, f"data.{split}"), *cut_notes(split, store.manifest, facts)]
     mixture = splits.train.plan.mixture if isinstance(splits.train, SplitSpec) else None
     return Resolved(
         spec,
-        rows={split: part.plan.num_rows for split, part in {**train, **splits.validations}.items()},
+        rows={s: tokens.stores[s].data_rows(count) if task.joins_rows else count for s, count in used.items()},
+        features=used if task.joins_rows else {},
         left_out={split: found["left_out"] for split, found in manifests.items()},
         bad_rows={split: found["bad_rows"] + len(splits.unseen.get(split, [])) for split, found in manifests.items()},
         tokenized_rows=tokens.tokenized_rows,

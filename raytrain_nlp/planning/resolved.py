@@ -26,6 +26,8 @@ class Resolved:
     spec: WorkerSpec
     rows: dict[str, int]
     """Rows used, for each split; blocks, where the task packs."""
+    features: dict[str, int]
+    """What they have become, where the task joins rows of tokens; else nothing."""
     left_out: dict[str, int]
     """Rows the user's `preprocess` left out, and those of which nothing is learned."""
     bad_rows: dict[str, int]
@@ -49,8 +51,8 @@ class Resolved:
         streamed = self.windows.counts if self.windows else {}
         return {
             **{
-                name: {**({"train": streamed[name]} if streamed else {}), **getattr(self, name)}
-                for name in ("rows", "bad_rows", "left_out", "cut_rows")
+                name: {**({"train": streamed[name]} if name in streamed else {}), **getattr(self, name)}
+                for name in ("rows", "features", "bad_rows", "left_out", "cut_rows")
             },
             "tokenized_rows": self.tokenized_rows + streamed.get("tokenized_rows", 0),
             "dropped_rows": self.dropped_rows,

@@ -17,7 +17,7 @@ from raytrain_nlp.data.split import Split, SplitSpec
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.modeling.facts import ModelFacts
 from raytrain_nlp.tasks import build_task
-from raytrain_nlp.tasks.base import CollateContext
+from raytrain_nlp.tasks.base import CollateContext, Task
 
 
 def build_context(tokenizer: Any, labels: list[str], facts: ModelFacts) -> CollateContext:
@@ -84,7 +84,7 @@ def count_total_steps(job: TrainJob, steps_per_epoch: int) -> int:
     return int(np.ceil(arguments.get("num_train_epochs", 3.0) * steps_per_epoch))
 
 
-def tell_store(store: TokenStore, where: str) -> list[str]:
+def tell_store(store: TokenStore, task: Task, where: str) -> list[str]:
     """What the user should know of rows that are left out, or have become several."""
     manifest, notes = store.manifest, []
     if count := manifest["unlearned"]:
@@ -94,9 +94,5 @@ def tell_store(store: TokenStore, where: str) -> list[str]:
             f"first: {first}"
         )
     if count := manifest["spread"]:
-        what = (
-            f"the chat template renders earlier turns of the assistant otherwise than the last one: {count:,} chats "
-            f"are a row for each such turn"
-        )
-        notes.append(f"{where}: {what}, {manifest['rows']:,} rows in all.")
+        notes.append(f"{where}: {task.spread_note(count, store.data_rows(manifest['rows']), manifest['rows'])}")
     return notes

@@ -25,6 +25,7 @@ from raytrain_nlp.data.windows import FIRST_BYTES, WindowedSpec, WindowedSplit, 
 from raytrain_nlp.errors import InputError, Problem, RunError
 from raytrain_nlp.paths import RunPaths, read_json, write_json
 from raytrain_nlp.planning.truncation import cut_rows
+from raytrain_nlp.tasks import build_task
 
 _AHEAD = 2
 """Windows prepared before training needs them: as the next is up to twice as large, one might come late."""
@@ -44,7 +45,9 @@ class WindowPreparer:
         self._lines: dict[str, int] = {}
         self._read = self._bad = 0
         """Of all windows so far: rows, and bad ones among them."""
+        self._joins = build_task(spec.split.task).joins_rows
         self.counts = {"rows": 0, "bad_rows": 0, "left_out": 0, "cut_rows": 0, "tokenized_rows": 0}
+        self.counts |= {"features": 0} if self._joins else {}
         """Of all windows so far; rows are blocks where the task packs."""
         self.error: InputError | RunError | None = None
 
@@ -135,7 +138,8 @@ class WindowPreparer:
         made = find_window(self.spec, self._next)
         assert made is not None, "it has just been prepared"
         found = {
-            "rows": made.plan.num_rows,
+            "rows": store.data_rows(store.num_rows) if self._joins else made.plan.num_rows,
+            "features": made.plan.num_rows,
             "tokenized_rows": store.num_rows if fresh else 0,
             "cut_rows": cut_rows(store.manifest),
             **{name: store.manifest[name] for name in ("bad_rows", "left_out")},

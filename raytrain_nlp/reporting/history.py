@@ -8,7 +8,10 @@ from typing import Any
 from raytrain_nlp.run.saved_run import Run
 from raytrain_nlp.tracking.events import read_events
 
-_NO_FIGURES = ("epoch", "eval_runtime", "eval_samples", "eval_samples_per_second", "eval_steps_per_second")
+_NO_FIGURES = (
+    "epoch",
+    *(f"eval_{name}" for name in ("runtime", "samples", "features", "samples_per_second", "steps_per_second")),
+)
 
 
 @dataclass

@@ -12,7 +12,9 @@ from raytrain_nlp.tasks.base import Task
 from raytrain_nlp.tasks.causal_lm import CausalLmTask
 from raytrain_nlp.tasks.masked_lm import MaskedLmTask
 from raytrain_nlp.tasks.multiple_choice import MultipleChoiceTask
+from raytrain_nlp.tasks.question_answering import QuestionAnsweringTask
 from raytrain_nlp.tasks.seq2seq import SummarizationTask, TranslationTask
+from raytrain_nlp.tasks.seq2seq_question_answering import Seq2SeqQuestionAnsweringTask
 from raytrain_nlp.tasks.text_classification import TextClassificationTask
 from raytrain_nlp.tasks.token_classification import TokenClassificationTask
 
@@ -20,10 +22,12 @@ _TASKS: dict[str, Callable[[Any], Task]] = {
     "text-classification": TextClassificationTask,
     "token-classification": TokenClassificationTask,
     "multiple-choice": MultipleChoiceTask,
+    "question-answering": QuestionAnsweringTask,
     "causal-lm": CausalLmTask,
     "masked-lm": MaskedLmTask,
     "summarization": SummarizationTask,
     "translation": TranslationTask,
+    "seq2seq-question-answering": Seq2SeqQuestionAnsweringTask,
 }
 
 

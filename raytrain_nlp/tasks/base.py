@@ -108,6 +108,12 @@ class Task(Protocol):
     """Does the model predict the next token, so that the first label of a row is not predicted?"""
     reads_words: bool
     """Are texts lists of words, so that a tokenizer must know a word without the space before it?"""
+    joins_rows: bool
+    """Are the rows of tokens that one row of data has become predicted and scored together? They are its features then,
+    in the words of transformers' examples, and counted beside the rows.
+    """
+    figures_read: tuple[str, ...]
+    """Columns of the token store that figures read besides predictions and labels."""
 
     def required_columns(self) -> list[str]:
         """Columns every row must have."""
@@ -141,6 +147,17 @@ class Task(Protocol):
     def refusal(self, error: Exception) -> str:
         """Why a row cannot be encoded, of what was raised."""
 
+    def check_lengths(self, lengths: Lengths, tokenizer: Any) -> Problem | None:
+        """Why rows of these lengths cannot be encoded, or None."""
+
+    def spread_note(self, count: int, data_rows: int, rows: int) -> str:
+        """What to tell of a split in which `count` rows of data have become several rows of tokens.
+
+        Args:
+            data_rows: rows of data in all.
+            rows: rows of tokens in all.
+        """
+
     def classes(self, columns: Columns) -> Iterable[str]:
         """The classes in encoded rows, one for each time it occurs; nothing where `label_column` is None."""
 
@@ -164,6 +181,15 @@ class Task(Protocol):
     def reduce_logits(self, logits: Any, labels: Any) -> Any:
         """`preprocess_logits_for_metrics`: what evaluation keeps of a batch's logits; torch tensors with rows first.
         Where that is several of them, the user's own `compute_metrics` gets the logits.
+        """
+
+    def join_predictions(self, predictions: Any, truth: Any, columns: Columns) -> Any:
+        """Where `figures_read` names columns: what `build_metrics`, `build_report` and `score_rows` get as predictions.
+
+        Args:
+            predictions: what `reduce_logits` returned, of all rows of tokens in order.
+            truth: their labels.
+            columns: their columns in the token store.
         """
 
     def build_metrics(self, labels: list[str], tokenizer: Any) -> Callable[[Any], Metrics]:
@@ -192,7 +218,9 @@ class Task(Protocol):
     input_choice: tuple[str, ...]
     """Columns of which a row must have one, beside `input_columns`."""
     beside_inputs: tuple[str, ...]
-    """Arrays of `collate_inputs` that the model does not take: `predictions` finds them among the outputs."""
+    """Arrays of `collate_inputs` that the model does not take: `predictions` and `predict_row` find them among the
+    outputs.
+    """
 
     def input_columns(self) -> list[str]:
         """Columns a row must have."""
@@ -202,6 +230,12 @@ class Task(Protocol):
 
     def encode_inputs(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Columns:
         """Good rows to token columns, `input_ids` among them."""
+
+    def encode_input_rows(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Encoded:
+        """The same, and which row each row of tokens is of."""
+
+    def read_beside(self, values: dict[str, Any]) -> str | None:
+        """What `predict_row` reads of a good row besides its tokens."""
 
     def collate_inputs(self, columns: Columns, context: CollateContext) -> dict[str, np.ndarray]:
         """The padded inputs of the model; shapes [rows, longest row]."""
@@ -220,6 +254,14 @@ class Task(Protocol):
     ) -> Iterator[dict[str, Any]]:
         """Yield a dict of plain values for each row of `outputs`, in order, with the same keys for all rows."""
 
+    def predict_row(self, features: list[dict[str, np.ndarray]], beside: str) -> dict[str, Any]:
+        """Where rows are joined, instead of `predictions`: the prediction of a row of data, with the same keys for all.
+
+        Args:
+            features: of each of its rows of tokens what `outputs` returned.
+            beside: what `read_beside` returned.
+        """
+
 
 class TaskDefaults:
     """The answers of a task without classes, packing and generation."""
@@ -232,6 +274,8 @@ class TaskDefaults:
     scores_labels = True
     shifts_labels = False
     reads_words = False
+    joins_rows = False
+    figures_read: tuple[str, ...] = ()
     tokenizer_kind = "encoder"
     prediction_columns: tuple[str, ...] = ("prediction",)
     input_choice: tuple[str, ...] = ()
@@ -272,6 +316,12 @@ class TaskDefaults:
         """Why a row cannot be encoded, of what was raised."""
         return f"cannot be tokenized ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
 
+    def check_lengths(self, lengths: Lengths, tokenizer: Any) -> Problem | None:
+        return None
+
+    def spread_note(self, count: int, data_rows: int, rows: int) -> str:
+        return f"{count:,} of {data_rows:,} rows have become several, {rows:,} rows in all."
+
     def classes(self, columns: Columns) -> Iterable[str]:
         return ()
 
@@ -289,6 +339,9 @@ class TaskDefaults:
 
     def reduce_logits(self, logits: Any, labels: Any) -> Any:
         return logits[0] if isinstance(logits, tuple) else logits
+
+    def join_predictions(self, predictions: Any, truth: Any, columns: Columns) -> Any:
+        return predictions
 
     def metric_names(self, labels: list[str] | None) -> tuple[str, ...]:
         """Those of language models."""
@@ -314,6 +367,23 @@ class TaskDefaults:
 
     def check_input(self, values: dict[str, Any]) -> str | None:
         return next((reason for column in self.input_columns() if (reason := check_text(values, column))), None)
+
+    def encode_inputs(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Columns:
+        raise NotImplementedError
+
+    def encode_input_rows(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Encoded:
+        return Encoded(self.encode_inputs(rows, tokenizer, lengths), list(range(len(rows))))
+
+    def read_beside(self, values: dict[str, Any]) -> str | None:
+        return None
+
+    def predictions(
+        self, outputs: dict[str, np.ndarray], labels: list[str], tokenizer: Any
+    ) -> Iterator[dict[str, Any]]:
+        raise NotImplementedError
+
+    def predict_row(self, features: list[dict[str, np.ndarray]], beside: str) -> dict[str, Any]:
+        raise NotImplementedError
 
     def collate_inputs(self, columns: Columns, context: CollateContext) -> dict[str, np.ndarray]:
         rows, side = columns["input_ids"], context.padding_side

@@ -123,6 +123,9 @@ class CausalLmTask(TaskDefaults):
     def refusal(self, error: Exception) -> str:
         return chat.refusal(error) if self.kind == "messages" else super().refusal(error)
 
+    def spread_note(self, count: int, data_rows: int, rows: int) -> str:
+        return chat.spread_note(count, rows)
+
     def encode(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Columns:
         return self.encoded(rows, tokenizer, lengths).columns
 

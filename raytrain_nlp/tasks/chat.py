@@ -142,3 +142,11 @@ def _common(first: list[int], second: list[int]) -> int:
     return next(
         (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
     )
+
+
+def spread_note(count: int, rows: int) -> str:
+    """What to tell where `count` chats have become several rows, `rows` in all."""
+    return (
+        f"the chat template renders earlier turns of the assistant otherwise than the last one: {count:,} chats are a "
+        f"row for each such turn, {rows:,} rows in all."
+    )

@@ -18,6 +18,7 @@ from raytrain_nlp.trainer.generation import gathered_weights
 from raytrain_nlp.trainer.host import TrainerHost
 from raytrain_nlp.trainer.loader import EvalLoader, FeedBatch
 from raytrain_nlp.trainer.metrics import Figures
+from raytrain_nlp.trainer.user_rows import PlanRows
 
 
 class EvaluationMixin(TrainerHost):
@@ -80,7 +81,7 @@ class EvaluationMixin(TrainerHost):
                 parts, batch_metrics = self._feed_predict_all(model, dataloader, loss_only, ignore_keys, predicts)
         gathered: list[Part] = sum(gather_objects(parts, to_rank=0), [])
         output = (
-            self._feed_score(gathered, loss_only, metric_key_prefix, predicts, batch_metrics)
+            self._feed_score(gathered, dataloader, loss_only, metric_key_prefix, predicts, batch_metrics)
             if self.is_world_process_zero()
             else None
         )
@@ -179,13 +180,22 @@ class EvaluationMixin(TrainerHost):
         )
 
     def _feed_score(
-        self, parts: list[Part], loss_only: bool, prefix: str, predicts: bool, batch_metrics: dict[str, Any] | None
+        self,
+        parts: list[Part],
+        dataloader: EvalLoader,
+        loss_only: bool,
+        prefix: str,
+        predicts: bool,
+        batch_metrics: dict[str, Any] | None,
     ) -> EvalLoopOutput:
-        joined, loss = Joined(parts), mean_loss(parts)
+        joined, loss, task = Joined(parts), mean_loss(parts), self._feed.task
+        rows = dataloader.dataset if isinstance(dataloader.dataset, PlanRows) else None
         predictions = labels = None
         metrics: dict[str, Any] = {}
         if not loss_only:
             own, labels = joined.of("own"), joined.of("labels")
+            if own is not None and task.figures_read:  # tokenized rows of the user's have no such columns
+                own = task.join_predictions(own, labels, rows.columns(joined.rows, task.figures_read)) if rows else None
             if own is not None:
                 metrics |= self._feed.figures.own(EvalPrediction(own, labels, losses=None if loss is None else [loss]))
             if batch_metrics is not None:
@@ -197,11 +207,12 @@ class EvaluationMixin(TrainerHost):
                 metrics |= compute(joined.prediction(self.args.include_for_metrics, batch_rows))
             predictions = joined.of("predictions") if predicts else own
         elif loss is not None:
-            metrics |= self._feed.task.loss_figures(loss)
+            metrics |= task.loss_figures(loss)
         metrics = {
             key if key.startswith(f"{prefix}_") else f"{prefix}_{key}": value
             for key, value in denumpify_detensorize(metrics).items()
         }
         metrics |= {} if loss is None else {f"{prefix}_loss": loss}
-        metrics[f"{prefix}_samples"] = len(joined.rows)
+        metrics[f"{prefix}_samples"] = rows.data_rows if rows and task.joins_rows else len(joined.rows)
+        metrics |= {f"{prefix}_features": len(joined.rows)} if rows and task.joins_rows else {}
         return EvalLoopOutput(predictions=predictions, label_ids=labels, metrics=metrics, num_samples=len(joined.rows))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.storage.atomic import replacing
 from raytrain_nlp.tasks.base import Metrics, Task
-from raytrain_nlp.tasks.seq2seq import decode
 
 Compute = Callable[..., Metrics]
 
@@ -45,15 +44,9 @@ class Figures:
         return first.argmax(-1)
 
 
-def write_generated(path: Path, predictions: Any, labels: Any, tokenizer: Any) -> None:
-    """Write the generated text of each validation row to `path`: JSON Lines with `prediction` and `reference`.
-
-    Args:
-        predictions: token ids [rows, tokens], padded with the pad token or -100.
-        labels: token ids [rows, tokens] of the references, padded alike.
+def write_generated(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write what was generated for each validation row to `path`: JSON Lines with `prediction` and `reference`, as
+    `Task.score_rows` gives them.
     """
-    pairs = zip(decode(predictions, tokenizer), decode(labels, tokenizer), strict=True)
     with replacing(path) as file:
-        file.writelines(
-            json.dumps({"prediction": guess, "reference": truth}, ensure_ascii=False) + "\n" for guess, truth in pairs
-        )
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

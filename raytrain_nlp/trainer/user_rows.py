@@ -29,7 +29,7 @@ from raytrain_nlp.data.shards import TokenStore
 from raytrain_nlp.data.split import MicroBatch, Split, SplitSpec
 from raytrain_nlp.data.tokenize import PrepareSpec
 from raytrain_nlp.tasks import build_task
-from raytrain_nlp.tasks.base import IGNORED, CollateContext, Lengths, Place, Task
+from raytrain_nlp.tasks.base import IGNORED, CollateContext, Columns, Lengths, Place, Task
 from raytrain_nlp.trainer.loader import FeedBatch, FeedDataset
 from raytrain_nlp.user_code import UserObject
 
@@ -59,6 +59,16 @@ class PlanRows(Dataset):
     @functools.cached_property
     def _split(self) -> Split:
         return Split(self.spec)
+
+    @property
+    def data_rows(self) -> int:
+        """Rows of data that these are made of."""
+        return self._split.store.data_rows(len(self))
+
+    def columns(self, rows: np.ndarray, names: tuple[str, ...]) -> Columns:
+        """Columns of the token store of some rows."""
+        found = self._split.fetch(rows)
+        return {name: found[name] for name in names}
 
     def collate(self, rows: np.ndarray) -> tuple[dict[str, Any], int]:
         """As `MicroBatches`."""
@@ -136,7 +146,16 @@ class RowsReader:
             return self._loader(rows, len(rows), rows.collate)
         if reason := task.check_input(first):
             raise ValueError(f"row 0 can be neither scored nor predicted: it has no input_ids, and {reason}.")
-        return self._loader(dataset, len(dataset), functools.partial(self._inputs, dataset, task))
+        if not task.joins_rows:
+            return self._loader(
+                dataset, len(dataset), lambda rows: self._collated(self._inputs(dataset, task, rows), task)
+            )
+        features = self._inputs(dataset, task, np.arange(len(dataset)))
+
+        def collate(rows: np.ndarray) -> tuple[dict[str, Any], int]:
+            return self._collated({name: [part[row] for row in rows] for name, part in features.items()}, task)
+
+        return self._loader(dataset, len(features["input_ids"]), collate)
 
     def _loader(self, dataset: Any, num_rows: int, collate: MicroBatches) -> RowsLoader:
         return RowsLoader(
@@ -167,19 +186,21 @@ class RowsReader:
             return len(batch["input_ids"])
         return int((labels[:, int(task.shifts_labels) :] != IGNORED).sum())
 
-    def _inputs(self, dataset: Any, task: Task, rows: np.ndarray) -> tuple[dict[str, Any], int]:
-        """Rows without labels, as `raytrain-nlp predict` reads them."""
+    def _inputs(self, dataset: Any, task: Task, rows: np.ndarray) -> Columns:
+        """Tokens of rows without labels, as `raytrain-nlp predict` reads them."""
         found = [dataset[int(row)] for row in rows]
         for row, values in zip(rows, found, strict=True):
             if reason := task.check_input(values):
                 raise ValueError(f"row {row} cannot be predicted: {reason}.")
         lengths = task.lengths(self.job.data.max_length, "validation")
-        columns = task.encode_inputs(
-            found, self.tokenizer, lengths if lengths.source else Lengths(self.job.data.max_length)
-        )
-        tokens = {name: [np.asarray(value, dtype=np.int32) for value in column] for name, column in columns.items()}
+        lengths = lengths if lengths.source else Lengths(self.job.data.max_length)
+        columns = task.encode_input_rows(found, self.tokenizer, lengths).columns
+        return {name: [np.asarray(value, dtype=np.int32) for value in column] for name, column in columns.items()}
+
+    def _collated(self, tokens: Columns, task: Task) -> tuple[dict[str, Any], int]:
         inputs = task.collate_inputs(tokens, self.context)
-        return _as_torch({name: array for name, array in inputs.items() if name not in task.beside_inputs}), len(rows)
+        kept = {name: array for name, array in inputs.items() if name not in task.beside_inputs}
+        return _as_torch(kept), len(tokens["input_ids"])
 
     def _prepared(self, dataset: Any, task: Task) -> SplitSpec:
         """Check, tokenize and pack rows as those of `data.validation` are, into a folder on this rank's disk."""

@@ -42,6 +42,8 @@ class CheckReport:
 
     name: str
     rows: dict[str, int]
+    features: dict[str, int]
+    """What rows have become, where a row may become several (question answering); else nothing."""
     bad_rows: dict[str, int]
     labels: list[str]
     steps_per_epoch: int
@@ -80,6 +82,11 @@ class CheckReport:
             "workers": self.workers,
             "rows": ", ".join(
                 f"{split} {about if split == 'train' else ''}{count:,}" for split, count in self.rows.items()
+            ),
+            **(
+                {"features": ", ".join(f"{split} {count:,}" for split, count in self.features.items())}
+                if self.features
+                else {}
             ),
             "rows in quarantine": ", ".join(f"{split} {count:,}" for split, count in self.bad_rows.items()),
             **(
@@ -240,7 +247,8 @@ def _report(
     spec, counts, scale = resolved.spec, resolved.counts(), 1.0
     if resolved.windows:
         split, scale = resolved.windows.sample(train_bytes)
-        counts["rows"]["train"] = round(counts["rows"]["train"] * scale)
+        for name in ("rows", "features") if counts["features"] else ("rows",):
+            counts[name]["train"] = round(counts[name]["train"] * scale)
     else:
         assert isinstance(spec.train, SplitSpec), "not a stream"
         split = Split(spec.train)
@@ -258,6 +266,7 @@ def _report(
     return CheckReport(
         name=job.name,
         rows=counts["rows"],
+        features=counts["features"],
         bad_rows=counts["bad_rows"],
         labels=spec.labels,
         steps_per_epoch=spec.steps_per_epoch,

@@ -218,10 +218,10 @@ def _resolve(
     observer.stage("preparing tokens")
     folder = cache_dir(run.storage, "tokens") / prepare.key(files)
     store = TokenStore(prepare_tokens(files, prepare, folder, _mapper(files, connection), "--data"))
-    for note in tell_store(store, "--data"):
+    for note in tell_store(store, task, "--data"):
         observer.warn(note)
     rows_file, unseen = find_known_rows(store, run.labels, job.data.max_bad_rows)
-    rows = min(store.num_rows - len(unseen), job.data.max_validation_rows or store.num_rows)
+    rows = min(store.num_rows - len(unseen), store.rows_of(job.data.max_validation_rows))
     validation = build_split(job, store, rows_file, build_context(tokenizer, run.labels, facts), "validation", rows)
     storage_of(store.folder).push_tree(store.folder, last=MANIFEST)
     for note in cut_notes("validation", store.manifest, facts):

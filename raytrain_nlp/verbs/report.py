@@ -178,6 +178,7 @@ def _data(names: list[str], runs: list[Run]) -> tuple[list[str], list[list[str]]
             ("train", *(f"validation.{name}" for name in sets)) if isinstance(sets, dict) else ("train", "validation")
         ):
             counts = [run.result.get(key, {}).get(split) for key in ("rows", "bad_rows", "left_out", "cut_rows")]
+            features = run.result.get("features", {}).get(split)
             lengths = run.record.get("lengths", {}).get(split, {})
             tokens = (
                 f"{lengths['p50']:.0f} (95 % of rows up to {lengths['p95']:.0f}, longest {lengths['p100']:.0f})"
@@ -189,6 +190,7 @@ def _data(names: list[str], runs: list[Run]) -> tuple[list[str], list[list[str]]
                     f"; before cutting, those cut had {lengths['mean_before']:.0f} on average, the longest "
                     f"{lengths['longest_before']:.0f}"
                 )
+            tokens += f"; {features:,} features" if features else ""
             source = sets[split.partition(".")[2]] if "." in split else given.get(split)
             if source:
                 rows.append(

@@ -61,6 +61,8 @@ class TrainResult:
     world_size: int
     rows: dict[str, int] = field(default_factory=dict)
     """Rows used, for each split."""
+    features: dict[str, int] = field(default_factory=dict)
+    """Features they have become, where a row may become several (question answering), for each split."""
     bad_rows: dict[str, int] = field(default_factory=dict)
     """Rows in quarantine.jsonl, for each split."""
     left_out: dict[str, int] = field(default_factory=dict)

@@ -371,7 +371,8 @@ def _finish(trainer: Any, job: TrainJob, paths: RunPaths, world_size: int, spec:
         metrics |= {key: value for key, value in trainer.evaluate().items() if key.startswith("eval_")}
     for name, (predictions, labels) in feed.scored.items() if generates else ():
         generated.append(paths.run / f"generated_predictions{'_' if name else ''}{name}.jsonl")
-        write_generated(generated[-1], predictions, labels, trainer.processing_class)
+        rows = feed.task.score_rows(predictions, labels, spec.labels, trainer.processing_class)
+        write_generated(generated[-1], rows)
     if spec.exports:
         feed.merge, feed.model_dir = _merge(job, paths, trainer, spec.labels), str(paths.model)
         trainer.save_model(str(paths.model))  # which the user's class may override

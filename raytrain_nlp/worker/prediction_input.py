@@ -26,12 +26,14 @@ from raytrain_nlp.data.reading.sources import Piece
 from raytrain_nlp.failures import told_plainly
 from raytrain_nlp.modeling.tokenizer import load_tokenizer
 from raytrain_nlp.tasks import build_task
-from raytrain_nlp.tasks.base import CollateContext, Columns, Lengths, Task
+from raytrain_nlp.tasks.base import CollateContext, Columns, Encoded, Lengths, Task
 from raytrain_nlp.tasks.truncation import FULL
 from raytrain_nlp.user_code import UserObject, describe
 
 ERRORS = b"raytrain_nlp.errors"
 """In a table's schema: why rows have no prediction, as JSON {place: reason}."""
+BESIDE = b"raytrain_nlp.beside"
+"""In a table's schema: what predictions read of rows besides their tokens, as JSON {place: text}."""
 _PLACES = "raytrain_nlp.places"
 """Column of a batch: where its rows stand in their table."""
 _TOKENS = 16_384
@@ -117,8 +119,8 @@ def read_chunks(item: dict[str, Any], spec: PredictSpec) -> Iterator[dict[str, A
                     if isinstance(row, BadRow)
                 ]
                 table = to_table([row.values for row in taken if isinstance(row, Row)])
-                errors, batches = encoder(table.to_pylist())
-                known = {BAD: json.dumps(bad), ERRORS: json.dumps(errors)}
+                errors, beside, batches = encoder(table.to_pylist())
+                known = {BAD: json.dumps(bad), ERRORS: json.dumps(errors), BESIDE: json.dumps(beside)}
                 yield {
                     "part": part_name(number, chunk),
                     "table": packed(table.replace_schema_metadata(known)),
@@ -134,13 +136,17 @@ class Encoder:
         self._tokenizer = load_tokenizer(spec.tokenizer_dir)
         self._preprocess = spec.preprocess.load() if spec.preprocess else None
 
-    def __call__(self, rows: list[dict[str, Any]]) -> tuple[dict[int, str], list[bytes]]:
-        """Which rows can have no prediction, and why; the others as batches."""
+    def __call__(self, rows: list[dict[str, Any]]) -> tuple[dict[int, str], dict[int, str], list[bytes]]:
+        """Which rows can have no prediction, and why; what predictions of the others read of them; the others as
+        batches.
+        """
         inputs, errors = self._checked(rows)
-        columns = encode_rows(self._task, inputs, errors, self._tokenizer, self._spec.lengths)
+        encoded = encode_rows(self._task, inputs, errors, self._tokenizer, self._spec.lengths)
         good = np.array([place for place, error in enumerate(errors) if error is None], dtype=np.int64)
         told = {place: error for place, error in enumerate(errors) if error is not None}
-        return told, list(self._batches(good, columns)) if len(good) else []
+        texts = {place: self._task.read_beside(inputs[place]) for place in good.tolist()}
+        beside = {place: text for place, text in texts.items() if text is not None}
+        return told, beside, list(self._batches(good[encoded.rows], encoded.columns)) if len(good) else []
 
     def _batches(self, places: np.ndarray, columns: Columns) -> Iterator[bytes]:
         columns.pop(FULL, None)
@@ -168,21 +174,21 @@ class Encoder:
         return inputs, errors
 
 
-def encode_rows(task: Task, rows: list[Any], errors: list[str | None], tokenizer: Any, lengths: Lengths) -> Columns:
-    """Token columns of the rows without an error. One that the tokenizer or its template does not take gets its error
-    here.
+def encode_rows(task: Task, rows: list[Any], errors: list[str | None], tokenizer: Any, lengths: Lengths) -> Encoded:
+    """Tokens of the rows without an error. One that the tokenizer or its template does not take gets its error here;
+    `Encoded.rows` counts those without.
     """
     good = [i for i, error in enumerate(errors) if error is None]
     try:
-        return task.encode_inputs([rows[i] for i in good], tokenizer, lengths) if good else {}
+        return task.encode_input_rows([rows[i] for i in good], tokenizer, lengths) if good else Encoded({}, [])
     except Exception:  # noqa: BLE001 - a template raises whatever it likes: each row by itself says which it was
         for i in good:
             try:
-                task.encode_inputs([rows[i]], tokenizer, lengths)
+                task.encode_input_rows([rows[i]], tokenizer, lengths)
             except Exception as error:  # noqa: BLE001
                 errors[i] = task.refusal(error)
         good = [i for i in good if errors[i] is None]
-        return task.encode_inputs([rows[i] for i in good], tokenizer, lengths) if good else {}
+        return task.encode_input_rows([rows[i] for i in good], tokenizer, lengths) if good else Encoded({}, [])
 
 
 def pack_batch(places: np.ndarray, inputs: dict[str, np.ndarray]) -> bytes:

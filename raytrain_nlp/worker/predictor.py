@@ -14,6 +14,7 @@ import json
 import os
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.failures import told_plainly
 from raytrain_nlp.storage import storage_of
 from raytrain_nlp.tasks import build_task
-from raytrain_nlp.worker.prediction_input import ERRORS, PredictSpec, unpack_batch, unpacked
+from raytrain_nlp.worker.prediction_input import BESIDE, ERRORS, PredictSpec, unpack_batch, unpacked
 
 ERROR = "error"
 """Column that says why a row has no prediction."""
@@ -71,11 +72,24 @@ class Predictor:
 
     def _part(self, name: str, table: pa.Table, batches: list[bytes]) -> int:
         found: Found = [None] * len(table)
+        if self._task.joins_rows:
+            beside = json.loads(table.schema.metadata[BESIDE])
+            for place, features in self._joined(batches).items():
+                found[place] = self._task.predict_row(features, beside[str(place)])
+            return self._write(name, table, found)
         for places, outputs in self._batches(batches):
             rows = self._task.predictions(outputs, self._spec.labels, self._tokenizer)
             for place, row in zip(places.tolist(), rows, strict=True):
                 found[place] = row
         return self._write(name, table, found)
+
+    def _joined(self, batches: list[bytes]) -> dict[int, list[dict[str, np.ndarray]]]:
+        """By the place of a row the outputs of each of its rows of tokens."""
+        found: dict[int, list[dict[str, np.ndarray]]] = defaultdict(list)
+        for places, outputs in self._batches(batches):
+            for i, place in enumerate(places.tolist()):
+                found[place].append({name: array[i] for name, array in outputs.items()})
+        return found
 
     def _write(self, name: str, table: pa.Table, found: Found) -> int:
         known = table.schema.metadata

@@ -62,6 +62,7 @@ def _score(spec: ScoringSpec, paths: RunPaths, scratch: str) -> dict[str, Any]:
         _write_rows(
             paths.run / SCORES,
             Split(spec.validation),
+            task.joins_rows,
             task.score_rows(predictions, truth, spec.labels, trainer.processing_class),
         )
         paths.store.push(paths.run / SCORES)
@@ -116,11 +117,14 @@ def _build_trainer(spec: ScoringSpec, job: TrainJob, paths: RunPaths, scratch: s
     return trainer, task
 
 
-def _write_rows(path: Path, split: Split, rows: Any) -> None:
-    """A line for each row, in their order: number, place in its file, and what was found."""
+def _write_rows(path: Path, split: Split, joined: bool, rows: Any) -> None:
+    """A line for each row, in their order: number, place in its file, and what was found. `joined`: they are rows of
+    data, else those of the split.
+    """
+    firsts = split.store.firsts if joined else None
     with replacing(path) as file:
         for number, row in enumerate(rows):
-            source, _, line = split.locate(number).rpartition(":")
+            source, _, line = split.locate(number if firsts is None else int(firsts[number])).rpartition(":")
             file.write(
                 json.dumps({"row": number, "source": source, "line": int(line), **row}, ensure_ascii=False) + "\n"
             )

@@ -291,7 +291,7 @@ def test_prediction_tells_the_row_a_template_refuses(tokenizer: Any) -> None:
     task = build_task(CausalLm(type="causal-lm", messages_column="messages"))
     inputs = [{"messages": said("hi")}, {"messages": said("hi", system="be kind")}, {"messages": said("you")}, {}]
     errors = [None, None, None, "field 'messages' is missing"]
-    columns = encode_rows(task, inputs, errors, tokenizer, Lengths(64))
+    columns = encode_rows(task, inputs, errors, tokenizer, Lengths(64)).columns
     assert errors[:3] == [None, "the chat template refuses it (System role not supported)", None]
     assert [tokenizer.decode(ids) for ids in columns["input_ids"]] == [
         "<user>hi<end>\n<assistant>",

@@ -118,7 +118,7 @@ def test_texts_are_those_of_each_row_alone(kind: str, tokenizer: Any, monkeypatc
     rows[5] = {column: None}
     options = {"max_new_tokens": 6, "do_sample": False}
     task = build_task(job_of(section).task)
-    told, batches = Encoder(spec_of(job_of(section), BatchSize(None, 60, 6), monkeypatch, tokenizer))(rows)
+    told, _, batches = Encoder(spec_of(job_of(section), BatchSize(None, 60, 6), monkeypatch, tokenizer))(rows)
     assert told == {5: f"field '{column}' is null"} and len(batches) > 2
     found: dict[int, str] = {}
     for places, outputs in Batches(task, model, tokenizer, options, False)(batches):

@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from raytrain_nlp.compat.deepspeed import import_deepspeed
 from raytrain_nlp.config import load_job
+from raytrain_nlp.config.tasks.seq2seq import Summarization
 from raytrain_nlp.data.split import MicroBatch
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import CollateContext
@@ -102,13 +103,16 @@ def test_of_language_models_the_user_sees_tokens_and_not_the_counts() -> None:
 
 
 def test_what_was_generated_is_written_beside_its_reference(tmp_path: Path) -> None:
-    write_generated(
-        tmp_path / "g.jsonl", np.array([[1, 2, 0], [3, 0, 0]]), np.array([[1, 2, -100], [4, 5, 6]]), Words()
-    )
+    task = build_task(Summarization(type="summarization"))
+
+    def write(predictions: list[list[int]], labels: list[list[int]]) -> None:
+        write_generated(tmp_path / "g.jsonl", task.score_rows(np.array(predictions), np.array(labels), [], Words()))
+
+    write([[1, 2, 0], [3, 0, 0]], [[1, 2, -100], [4, 5, 6]])
     rows = [json.loads(line) for line in (tmp_path / "g.jsonl").read_text().splitlines()]
     assert rows == [{"prediction": "a b", "reference": "a b"}, {"prediction": "c", "reference": "d e f"}]
     with pytest.raises(ValueError, match="zip"):
-        write_generated(tmp_path / "g.jsonl", np.array([[1]]), np.array([[1], [2]]), Words())
+        write([[1]], [[1], [2]])
     assert len((tmp_path / "g.jsonl").read_text().splitlines()) == 2, "what was there stays whole"
 
 

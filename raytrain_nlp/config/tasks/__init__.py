@@ -11,11 +11,20 @@ from pydantic import Field
 from raytrain_nlp.config.tasks.choice import MultipleChoice
 from raytrain_nlp.config.tasks.classification import TextClassification
 from raytrain_nlp.config.tasks.language import CausalLm, MaskedLm
+from raytrain_nlp.config.tasks.question import DEFAULT_LENGTH, QuestionAnswering, Seq2SeqQuestionAnswering
 from raytrain_nlp.config.tasks.seq2seq import Summarization, Translation
 from raytrain_nlp.config.tasks.tagging import TokenClassification
 
 TaskConfig = Annotated[
-    TextClassification | TokenClassification | MultipleChoice | CausalLm | MaskedLm | Summarization | Translation,
+    TextClassification
+    | TokenClassification
+    | MultipleChoice
+    | QuestionAnswering
+    | CausalLm
+    | MaskedLm
+    | Summarization
+    | Translation
+    | Seq2SeqQuestionAnswering,
     Field(discriminator="type"),
 ]
 
@@ -41,8 +50,12 @@ TASK_TYPES = (
     "text-classification",
     "token-classification",
     "multiple-choice",
+    "question-answering",
     "causal-lm",
     "masked-lm",
     "summarization",
     "translation",
+    "seq2seq-question-answering",
 )
+DEFAULT_LENGTHS = {"question-answering": DEFAULT_LENGTH, "seq2seq-question-answering": DEFAULT_LENGTH}
+"""`data.max_length` of tasks whose scripts have another default than the others."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from raytrain_nlp.data.builtin.docstrings import collect_docstrings, docstrings_origin
 from raytrain_nlp.data.builtin.endings import collect_endings, endings_origin
+from raytrain_nlp.data.builtin.facts import fact_rows, facts_origin
 from raytrain_nlp.data.builtin.names import name_rows, names_origin
 from raytrain_nlp.data.builtin.number_words import number_rows, numbers_origin
 from raytrain_nlp.data.builtin.python_docs import collect_python_docs, python_docs_origin
@@ -40,6 +41,7 @@ BUILTINS = {
     "docstrings": Builtin(collect_docstrings, docstrings_origin),
     "docstrings/endings": Builtin(collect_endings, endings_origin),
     "docstrings/summaries": Builtin(collect_summaries, summaries_origin),
+    "facts": Builtin(fact_rows, facts_origin),
     "names": Builtin(name_rows, names_origin),
     "numbers": Builtin(number_rows, numbers_origin),
     "python-docs": Builtin(collect_python_docs, python_docs_origin),

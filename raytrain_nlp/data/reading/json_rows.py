@@ -1,5 +1,5 @@
 """Rows of JSON: objects on lines of their own, objects of several lines, one array, or one object whose `data` is the
-list of rows.
+list of rows. Articles of SQuAD become a row for each of their questions.
 
 Which of them a file is, it says itself, whatever its suffix; `datasets.load_dataset("json")` reads the same rows. A key
 that stands twice in an object makes a bad row: the last one would win without a word.
@@ -11,11 +11,13 @@ import contextlib
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from raytrain_nlp.data.reading.encodings import not_utf8
 from raytrain_nlp.data.reading.rows import BadRow, Blank, Row, bad_row
+from raytrain_nlp.data.reading.squad import questions_of
 
 _NEXT_OBJECT = re.compile(r"^\{", re.M)
 _BYTES = re.compile("[\udc80-\udcff]")
@@ -69,8 +71,9 @@ def _rows_of_array(text: str) -> Iterator[Row | BadRow]:
             yield from rows_of_list(_DECODER.decode(text))
             return
     texts = _are_texts(array)
-    for number, one in enumerate(_elements(text)):  # each by itself, so that the bad ones alone are bad
-        yield _row_of_text(number, one, texts)
+    yield from _questions_apart(  # each by itself, so that the bad ones alone are bad
+        _row_of_text(number, one, texts) for number, one in enumerate(_elements(text))
+    )
 
 
 def _elements(text: str) -> Iterator[str]:
@@ -91,8 +94,17 @@ def _behind_space(text: str, place: int) -> int:
 def rows_of_list(array: list[Any]) -> Iterator[Row | BadRow]:
     """A row for each object; texts, as `datasets` reads them, are rows with the column `text`."""
     texts = _are_texts(array)
-    for number, one in enumerate(array):
-        yield _row(number, one, _bytes(str(one)[:500]), texts)
+    yield from _questions_apart(_row(number, one, _bytes(str(one)[:500]), texts) for number, one in enumerate(array))
+
+
+def _questions_apart(rows: Iterable[Row | BadRow]) -> Iterator[Row | BadRow]:
+    """The rows, with those of an article in its place; numbered anew."""
+    number = 0
+    for row in rows:
+        questions = questions_of(row.values) if isinstance(row, Row) else None
+        for found in [row] if questions is None else [Row(number, values) for values in questions]:
+            yield replace(found, line=number)
+            number += 1
 
 
 def _are_texts(array: list[Any]) -> bool:
