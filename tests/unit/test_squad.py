@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ from transformers import AutoTokenizer
 from raytrain_nlp.config import load_job
 from raytrain_nlp.config.model import TokenizerTraining
 from raytrain_nlp.config.tasks.question import Seq2SeqQuestionAnswering
+from raytrain_nlp.data.builtin.facts import _ANSWERS, _FACTS, _rows
 from raytrain_nlp.data.reading.readers import BadRow, Row, read_rows
 from raytrain_nlp.data.reading.sources import Piece
 from raytrain_nlp.data.reading.squad import questions_of
@@ -112,12 +115,12 @@ def test_figures_of_questions_that_all_have_an_answer() -> None:
 
 def test_figures_are_those_of_torchmetrics() -> None:
     squad = pytest.importorskip("torchmetrics.functional.text").squad
-    random, words = np.random.default_rng(3), "the a sea, Elbe. river RIVER big".split()
+    draw, words = np.random.default_rng(3), "the a sea, Elbe. river RIVER big".split()
 
     def text() -> str:
-        return " ".join(random.choice(words, size=random.integers(1, 5)))
+        return " ".join(draw.choice(words, size=draw.integers(1, 5)))
 
-    rows = [Answered([text() for _ in range(random.integers(1, 4))], text()) for _ in range(200)]
+    rows = [Answered([text() for _ in range(draw.integers(1, 4))], text()) for _ in range(200)]
     predictions = [{"id": str(i), "prediction_text": row.prediction} for i, row in enumerate(rows)]
     truth = [
         {"id": str(i), "answers": {"text": list(row.truth), "answer_start": [0] * len(row.truth)}}
@@ -259,3 +262,26 @@ def test_a_section_that_contradicts_itself_is_refused(values: dict[str, Any], ke
 def test_labels_are_not_smoothed() -> None:
     with pytest.raises(InputError, match="two positions"):
         load_job({**job(), "training": {"label_smoothing_factor": 0.1}})
+
+
+# made on the spot
+
+
+def test_built_in_facts_have_one_answer_each_and_people_of_their_own() -> None:
+    """The sentence of question and person is looked for in the context: it is there once, with the answer."""
+    seen: set[str] = set()
+    train, held_out = (_rows(random.Random(0).random, 60, split, seen) for split in (False, True))
+    kinds, people = set(), {True: set(), False: set()}
+    for row in [*train, *held_out]:
+        ((kind, found),) = [
+            (kind, match[1])
+            for kind, (_, question) in _FACTS.items()
+            if (match := re.fullmatch(re.escape(question).replace(r"\{\}", "(.+)"), row["question"]))
+        ]
+        sentence = re.escape(_FACTS[kind][0]).replace(r"\{\}", re.escape(found), 1).replace(r"\{\}", "([^.]+)")
+        assert re.findall(sentence, row["context"]) == row["answers"]["text"]
+        (text,), (start,) = row["answers"]["text"], row["answers"]["answer_start"]
+        assert text in _ANSWERS[kind].split(", ") and row["context"][start:].startswith(text)
+        kinds.add(kind)
+        people[row in train].add(found)
+    assert kinds == set(_FACTS) and not people[True] & people[False] and len(seen) == 120
