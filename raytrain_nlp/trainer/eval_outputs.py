@@ -52,8 +52,9 @@ class Joined:
 
     def __init__(self, parts: list[Part]):
         self._parts = parts
-        self.rows = np.concatenate([part.rows for part in parts])
-        self._order = np.argsort(self.rows, kind="stable")
+        rows = np.concatenate([part.rows for part in parts])
+        self._order = np.argsort(rows, kind="stable")
+        self.rows = rows[self._order]
 
     def of(self, name: str) -> Any:
         """The attribute `name` of all parts, joined as `join` does; None where the parts hold None."""

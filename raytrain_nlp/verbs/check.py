@@ -42,8 +42,6 @@ class CheckReport:
 
     name: str
     rows: dict[str, int]
-    features: dict[str, int]
-    """What rows have become, where a row may become several (question answering); else nothing."""
     bad_rows: dict[str, int]
     labels: list[str]
     steps_per_epoch: int
@@ -63,6 +61,8 @@ class CheckReport:
     """Are rows and tokens of training estimated from the beginning of the data?"""
     nodes: dict[str, int] = field(default_factory=dict)
     """Nodes of each type that the autoscaler of a cluster file would start."""
+    features: dict[str, int] = field(default_factory=dict)
+    """What rows have become, where a row may become several (question answering); else nothing."""
     cut_rows: dict[str, int] = field(default_factory=dict)
     """Rows that have more tokens than they may have."""
     setting: Choice | None = None

@@ -27,3 +27,10 @@ def test_a_batch_of_its_own_is_as_wide_as_if_it_had_been_padded_alone():
     found = Joined(parts).prediction([], 2).predictions
     assert [batch.shape for batch in found] == [(2, 2, 3), (1, 2, 5)]
     assert batch_prediction(parts, []).predictions.shape == (3, 2, 5)
+
+
+def test_rows_are_in_the_order_of_what_was_kept_of_them() -> None:
+    """Whoever looks up what else is known of the rows finds it beside their predictions."""
+    parts = [Part(np.array(rows), 2, None, np.array(rows) * 10, None) for rows in ([3, 0], [2, 1])]
+    joined = Joined(parts)
+    assert joined.rows.tolist() == [0, 1, 2, 3] and joined.of("own").tolist() == [0, 10, 20, 30]
