@@ -57,6 +57,11 @@ PROVEN: dict[str, dict[str, Proofs]] = {
         "ZeRO 3": [(CPU, "tests/integration/test_tasks.py::test_multiple_choice")],
         "fp16": [(REFUSED, _NO_FP16)],
     },
+    "question-answering": {
+        "ZeRO 0": [(CPU, f"{_TASKS}::test_question_answering[zero0]")],
+        "ZeRO 3": [(CPU, f"{_TASKS}::test_question_answering[zero3]")],
+        "fp16": [(REFUSED, _NO_FP16)],
+    },
     "causal-lm": {
         **dict.fromkeys(("ZeRO 0", "ZeRO 2"), [(STEP, f"{_READS}[blocks]")]),
         "ZeRO 3": [(CPU, "tests/integration/test_tasks.py::test_causal_lm"), (GPU, _FLASH)],
@@ -86,7 +91,7 @@ PROVEN: dict[str, dict[str, Proofs]] = {
         for task in ("summarization", "translation")
     },
 }
-NO_PACKING = ("text-classification", "token-classification", "multiple-choice", "summarization", "translation")
+NO_PACKING = tuple(task for task in TASK_TYPES if task not in ("causal-lm", "masked-lm"))
 """Tasks whose rows stay rows: there is no such key."""
 
 

@@ -74,7 +74,7 @@ def run(
         raise InputError(Problem(given[0], "is for a file of your own", "Name one: raytrain-nlp init my-data.jsonl."))
     if name is None:
         titles = {each: _title(file) for each, file in examples.items()}
-        print("\n".join(f"{each:<22}{title}" for each, title in titles.items()))
+        print("\n".join(f"{each:<28}{title}" for each, title in titles.items()))
         print("\nOf your own rows: raytrain-nlp init FILE")
         result: dict[str, Any] = {"examples": titles}
     elif name not in known:

@@ -393,6 +393,52 @@ def test_token_classification(shared_ray: Any, tmp_path: Path, zero_stage: int) 
     assert result.metrics["eval_samples"] == HELD_OUT
 
 
+@pytest.mark.parametrize("stage", [0, 3], ids=["zero0", "zero3"])
+def test_question_answering(shared_ray: Any, tmp_path: Path, stage: int) -> None:
+    """Which word follows the digit? 101 contexts of many windows, each question answered once: losses of features as
+    run_qa.py makes them; loss and figures of the evaluation by the exported model, feature by feature.
+    """
+    from squad_truth import answer_of, features_of
+    from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding
+
+    random, rows = np.random.default_rng(5), {}
+    for split in ("train", "validation"):
+        rows[split] = []
+        for _ in range(HELD_OUT):
+            digits = random.choice(list(NUMBERS), size=10, replace=False).tolist()
+            words = [word for digit in digits for word in (digit, NUMBERS[digit], *["und"] * random.integers(1, 5))]
+            context, digit = " ".join(words), digits[int(random.integers(10))]
+            start = context.index(f"{digit} {NUMBERS[digit]}") + 2
+            answers = {"text": [NUMBERS[digit]], "answer_start": [start]}
+            rows[split].append({"question": digit, "context": context, "answers": answers})
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[split]))
+    texts = [*NUMBERS, *NUMBERS.values(), "und"]
+    tokenizer, model = write_start(tmp_path, "AutoModelForQuestionAnswering", "encoder", BERT, texts)
+    task = {"type": "question-answering", "doc_stride": 8, "max_answer_length": 3}
+    result = train(tmp_path, task, deepspeed={"zero_stage": stage})
+
+    features = {split: [features_of(row, tokenizer, 32, 8) for row in part] for split, part in rows.items()}
+    counts = {split: sum(map(len, part)) for split, part in features.items()}
+    assert result.rows == {"train": HELD_OUT, "validation": HELD_OUT} and result.features == counts
+    assert min(counts.values()) > 2 * HELD_OUT and result.metrics["eval_samples"] == HELD_OUT
+    assert result.metrics["eval_features"] == counts["validation"]
+    taken = ("input_ids", "token_type_ids", "start_positions", "end_positions")
+    encoded = [{name: feature[name] for name in taken} for part in features["train"] for feature in part]
+    batches = [
+        [encoded[i] for i in batch]
+        for batch in batches_of([len(row["input_ids"]) for row in encoded], "group_by_length")
+    ]
+    expected = plain_losses(tmp_path, model, batches, DataCollatorWithPadding(tokenizer))
+    np.testing.assert_allclose(losses(Path(result.run_dir)), expected, atol=1e-4, rtol=0)
+    exported = AutoModelForQuestionAnswering.from_pretrained(result.model_dir).eval()
+    found = [
+        answer_of(row, part, exported, 3) for row, part in zip(rows["validation"], features["validation"], strict=True)
+    ]
+    right = [one["prediction"] == row["answers"]["text"][0] for one, row in zip(found, rows["validation"], strict=True)]
+    assert result.metrics["eval_exact_match"] == pytest.approx(100 * np.mean(right))
+    assert result.metrics["eval_loss"] == pytest.approx(np.mean([x for one in found for x in one["losses"]]), abs=1e-4)
+
+
 @pytest.mark.parametrize(("kind", "config"), [("translation", BART), ("summarization", T5)])
 def test_seq2seq(shared_ray: Any, tmp_path: Path, kind: str, config: dict[str, Any]) -> None:
     """Losses; 101 generated rows equal to those of the exported model alone; figures by the standard library on these

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from raytrain_nlp.trainer.eval_outputs import IGNORED, Part, batch_prediction, join
+from raytrain_nlp.trainer.eval_outputs import IGNORED, Joined, Part, batch_prediction, join
 
 
 def test_batches_of_any_shape_are_padded_to_the_widest_in_each_dimension():

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from squad_truth import answer_of, features_of
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, DataCollatorWithPadding, LlamaConfig
 
 from raytrain_nlp.config.model import TokenizerTraining
@@ -80,30 +81,7 @@ def opened(rows: list[dict[str, Any]], config: QuestionAnswering, tokenizer: Any
 
 
 def hugging_face(row: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
-    """The features of run_qa.py; labels are the tokens with a character of the answer, where all of it is there."""
-    left = tokenizer.padding_side == "left"
-    texts = (row["question"].lstrip(), row["context"])
-    made = tokenizer(
-        *(texts[::-1] if left else texts),
-        truncation="only_first" if left else "only_second",
-        max_length=LONGEST,
-        stride=STRIDE,
-        return_overflowing_tokens=True,
-        return_offsets_mapping=True,
-    )
-    features = []
-    for i, ids in enumerate(made["input_ids"]):
-        null = ids.index(tokenizer.cls_token_id)
-        own = [place for place, part in enumerate(made.sequence_ids(i)) if part == int(not left)]
-        offsets = made["offset_mapping"][i]
-        found = [null]
-        for text, start in zip(row["answers"]["text"][:1], row["answers"]["answer_start"], strict=False):
-            if offsets[own[0]][0] <= start and start + len(text) <= offsets[own[-1]][1]:
-                found = [p for p in own if offsets[p][0] < start + len(text) and offsets[p][1] > start]
-        places = {"start_positions": found[0], "end_positions": found[-1]}
-        inputs = {name: made[name][i] for name in ("input_ids", "token_type_ids")}
-        features.append({**inputs, **places, "own": own, "offsets": offsets, "null": null})
-    return features
+    return features_of(row, tokenizer, LONGEST, STRIDE)
 
 
 def collated(features: list[dict[str, Any]], tokenizer: Any) -> dict[str, torch.Tensor]:
@@ -186,24 +164,7 @@ def logits_of(split: Split, model: Any) -> tuple[tuple[np.ndarray, ...], tuple[n
 
 
 def by_brute_force(row: dict[str, Any], tokenizer: Any, model: Any) -> dict[str, Any]:
-    """All stretches of all features, each feature predicted alone."""
-    spans, nothing = [], []
-    for feature in hugging_face(row, tokenizer):
-        with torch.no_grad():
-            output = model(torch.tensor([feature["input_ids"]]))
-        starts, ends = output.start_logits[0].tolist(), output.end_logits[0].tolist()
-        nothing.append(starts[feature["null"]] + ends[feature["null"]])
-        spans += [
-            (starts[i] + ends[j], feature["offsets"][i][0], feature["offsets"][j][1])
-            for i in feature["own"]
-            for j in feature["own"]
-            if i <= j < i + V1.max_answer_length
-        ]
-    spans.sort(reverse=True)
-    score, start, end = spans[0]
-    difference = min(nothing) - score
-    start += len(row["context"][start:end]) - len(row["context"][start:end].lstrip())
-    return {"prediction": row["context"][start:end].strip(), "start": start, "difference": difference}
+    return answer_of(row, hugging_face(row, tokenizer), model, V1.max_answer_length)
 
 
 @pytest.mark.parametrize("config", [V1, V2], ids=["v1", "v2"])
