@@ -81,7 +81,8 @@ def run(
         "rows without a prediction": str(result.errors),
         "rows in quarantine": str(result.bad_rows),
     }
-    found = {"rows made before": f"{result.found_rows:,}"} if result.found_rows else {}
+    found = {"quarantine": result.quarantine} if result.bad_rows and result.quarantine else {}
+    found |= {"rows made before": f"{result.found_rows:,}"} if result.found_rows else {}
     print_rows({**rows, **found, "seconds": f"{result.seconds:.1f}"})
     if as_json:
         print(json.dumps(result.to_dict()))

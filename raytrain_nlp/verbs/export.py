@@ -78,7 +78,7 @@ def export(
         >>> import raytrain_nlp
         >>> written = raytrain_nlp.export("runs/quickstart", "model", dtype="bf16")  # doctest: +SKIP
         >>> written.adapter, written.dtype  # doctest: +SKIP
-        (False, 'bf16')
+        (False, 'bfloat16')
     """
     observer = observer or Observer()
     found, target = find_run(run), Path(output).expanduser().resolve()
@@ -95,6 +95,8 @@ def export(
         problems.append(Problem("--dtype", f"is unknown ({dtype})", "Give fp32, bf16 or fp16."))
     if problems:
         raise InputError(problems)
+    if merge_lora and found.job.lora is None:
+        observer.warn("the run has no adapter to merge: its model is written as it is.")
     weights = find_weights(found, checkpoint)
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = target.parent / f".{target.name}-{uuid.uuid4().hex[:8]}"

@@ -271,6 +271,7 @@ def run_resolved(
         try:
             flush()
             resolved = replace(resolved, spec=replace(spec, driver=record.values["drivers"]))
+            observer.stage("starting the workers")
             fit = fit or (ElasticFit if job.workers.elastic else Fit)(say=observer.stage)
             return _run(job, resolved, paths, record, observer, job_text, tracked, fit, flush)
         except KeyboardInterrupt:

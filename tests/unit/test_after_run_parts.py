@@ -30,6 +30,7 @@ from raytrain_nlp.reporting import curves
 from raytrain_nlp.reporting.curves import draw_curves
 from raytrain_nlp.reporting.figures import draw
 from raytrain_nlp.reporting.history import History, read_history
+from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.run.saved_run import Weights
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tracking import mirrors, registry
@@ -184,6 +185,15 @@ def test_an_export_is_a_whole_folder_with_a_card(tmp_path: Path, exported: Any, 
         and "- torch 2.0" in card
         and card.startswith("---\nlibrary_name: transformers\n")
     )
+
+
+def test_a_run_without_an_adapter_says_so_where_one_is_to_be_merged(
+    tmp_path: Path, exported: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observer, told = Observer(), []
+    monkeypatch.setattr(observer, "warn", told.append)
+    assert not export("run", tmp_path / "out", merge_lora=True, observer=observer).adapter
+    assert told == ["the run has no adapter to merge: its model is written as it is."]
 
 
 def test_an_export_that_fails_leaves_what_was_there(

@@ -100,6 +100,7 @@ PREDICTED: dict[str, Any] = {
     "output": "o.jsonl",
     "rows": 1200,
     "errors": 1,
+    "quarantine": "b.quarantine.jsonl",
     "bad_rows": 2,
     "found_rows": 3,
     "seconds": 1.25,
