@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,8 @@ BESIDE = b"raytrain_nlp.beside"
 """In a table's schema: what predictions read of rows besides their tokens, as JSON {place: text}."""
 _PLACES = "raytrain_nlp.places"
 """Column of a batch: where its rows stand in their table."""
+_SHAPES = b"raytrain_nlp.shapes"
+"""In the schema of a batch: the shape of each input, as JSON."""
 _TOKENS = 16_384
 """Tokens of a forward on a GPU, those to be generated included: enough to be bound by arithmetic, not by launches."""
 
@@ -192,18 +195,21 @@ def encode_rows(task: Task, rows: list[Any], errors: list[str | None], tokenizer
 
 
 def pack_batch(places: np.ndarray, inputs: dict[str, np.ndarray]) -> bytes:
-    """A batch as an Arrow stream: where its rows stand, int64 [rows]; inputs, integers [rows, longest row]."""
-    columns = {key: pa.FixedSizeListArray.from_arrays(array.ravel(), array.shape[1]) for key, array in inputs.items()}
-    return packed(pa.table({_PLACES: places, **columns}))
+    """A batch as an Arrow stream: where its rows stand, int64 [rows]; inputs, integers [rows, ..., longest row]."""
+    columns = {
+        key: pa.FixedSizeListArray.from_arrays(array.ravel(), math.prod(array.shape[1:]))
+        for key, array in inputs.items()
+    }
+    shapes = json.dumps({key: array.shape for key, array in inputs.items()})
+    return packed(pa.table({_PLACES: places, **columns}).replace_schema_metadata({_SHAPES: shapes}))
 
 
 def unpack_batch(data: bytes) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """What `pack_batch` was given; the arrays cannot be written to."""
     table = unpacked(data)
     columns = {
-        name: table[name].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
-        for name in table.column_names
-        if name != _PLACES
+        name: table[name].combine_chunks().flatten().to_numpy().reshape(shape)
+        for name, shape in json.loads(table.schema.metadata[_SHAPES]).items()
     }
     return table[_PLACES].to_numpy(), columns
 

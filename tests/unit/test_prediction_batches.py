@@ -133,6 +133,17 @@ def test_texts_are_those_of_each_row_alone(kind: str, tokenizer: Any, monkeypatc
         assert text == tokenizer.decode(alone, skip_special_tokens=True).strip()
 
 
+def test_a_batch_of_several_sequences_a_row_keeps_its_shape() -> None:
+    """That of multiple choice: rows, endings, tokens."""
+    inputs = {
+        "input_ids": np.arange(24, dtype=np.int32).reshape(2, 3, 4),
+        "attention_mask": np.ones((2, 3, 4), np.int8),
+    }
+    places, found = unpack_batch(pack_batch(np.array([1, 0]), inputs))
+    assert places.tolist() == [1, 0]
+    assert {name: array.tolist() for name, array in found.items()} == {name: a.tolist() for name, a in inputs.items()}
+
+
 class Cramped(TaskDefaults):
     """A task whose model has memory for `most` rows."""
 

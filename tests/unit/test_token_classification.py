@@ -34,6 +34,7 @@ from raytrain_nlp.tasks.tag_figures import entities_in
 from raytrain_nlp.tasks.token_classification import TokenClassificationTask
 from raytrain_nlp.tasks.truncation import FULL
 from raytrain_nlp.tasks.words import split_words
+from raytrain_nlp.trainer.metrics import Figures
 
 WORDS = "ada bell curie darwin euler fermi gauss hopper".split()
 TAGS = ["B-LOC", "B-PER", "I-LOC", "I-PER", "O"]
@@ -399,3 +400,11 @@ def test_a_word_of_a_list_is_the_word_of_a_text(tmp_path: Path, roberta: bool) -
         found = load_tokenizer(str(cache_tokenizer(config, tmp_path / "cache", reads_words)))
         tokens = found.convert_ids_to_tokens(found(["ada", "in", "paris"], is_split_into_words=True)["input_ids"])
         assert ("Ġparis" in tokens) == reads_words
+
+
+def test_the_users_own_figures_get_the_logits() -> None:
+    """As compute_metrics of run_ner.py reads them; ours read the likeliest tag and its probability."""
+    task, logits = task_of(), torch.tensor([[[0.0, 2.0, 1.0], [3.0, 0.0, 0.0]]])
+    best, scores = reduced = task.reduce_logits(logits, None)
+    assert best.tolist() == [[1, 0]] and torch.allclose(scores, logits.softmax(-1).max(-1).values)
+    assert Figures(task, TAGS, None, lambda prediction: {}).shown(logits, reduced) is logits
