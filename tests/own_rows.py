@@ -46,6 +46,15 @@ KINDS: dict[str, tuple[Callable[[int], dict[str, Any]], dict[str, Any]]] = {
         },
         {"type": "token-classification", "text_column": "tokens", "label_column": "ner_tags"},
     ),
+    "questions": (
+        lambda i: {
+            "title": "ab"[i % 2],
+            "question": text(4, 8),
+            "context": f"yes {text(20, 40)}",
+            "answers": {"text": ["yes"], "answer_start": [0]},
+        },
+        {"type": "question-answering", "question_column": "question", "context_column": "context"},
+    ),
     "chats": (
         lambda i: {"talk": [{"role": "user", "content": text(3, 5)}, {"role": "assistant", "content": text(3, 9)}]},
         {"type": "causal-lm", "messages_column": "talk"},

@@ -49,8 +49,10 @@ PROVEN: dict[str, dict[str, Proofs]] = {
         "elastic": [(CPU, _ELASTIC)],
     },
     "token-classification": {
+        "ZeRO 0": [(CPU, "tests/cluster/test_tagged_words.py::test_losses_without_zero")],
         "ZeRO 3": [(CPU, f"{_TASKS}::test_token_classification")],
         "fp16": [(REFUSED, _NO_FP16)],
+        "killed, resumed": [(CPU, "tests/cluster/test_tagged_words.py::test_killed_run_and_one_and_three_workers")],
     },
     "multiple-choice": {
         **dict.fromkeys(("ZeRO 0", "ZeRO 2"), [(STEP, f"{_READS}[choices]")]),

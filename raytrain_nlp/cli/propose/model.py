@@ -21,6 +21,7 @@ _MOSTLY = 0.9
 _HUB: dict[str, tuple[str, str, str, float]] = {
     "text-classification": ("distilbert-base-uncased", "bert-base-uncased", "distilbert-base-multilingual-cased", 5e-5),
     "multiple-choice": ("distilbert-base-uncased", "bert-base-uncased", "bert-base-multilingual-cased", 5e-5),
+    "question-answering": ("distilbert-base-uncased", "bert-base-uncased", "distilbert-base-multilingual-cased", 3e-5),
     "token-classification": ("distilbert-base-cased", "bert-base-cased", "distilbert-base-multilingual-cased", 5e-5),
     "causal-lm": ("HuggingFaceTB/SmolLM2-135M", "Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-0.5B", 5e-5),
     "chat": ("HuggingFaceTB/SmolLM2-135M-Instruct", "Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct", 5e-5),

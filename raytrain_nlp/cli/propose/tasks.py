@@ -28,6 +28,7 @@ _LABELS = (
     "y",
 )
 _TAGS = ("ner_tags", "tags", "labels", "pos_tags", "upos", "chunk_tags")
+_CONTEXTS = ("context", "passage", "paragraph", "text")
 _PAIRS = (
     ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
     ("text1", "text2"), ("text_a", "text_b"), ("query", "passage"),
@@ -97,6 +98,17 @@ def _tags(columns: dict[str, Column]) -> Proposal | None:
         return None
     task = {"type": "token-classification", "text_column": words.name, "label_column": tags.name}
     return Proposal(task, {"text_column": _length(words), "label_column": _values(tags)}, [words])
+
+
+def _questions(columns: dict[str, Column]) -> Proposal | None:
+    """As SQuAD has them: a question, a context, and where in it the answers stand."""
+    answers = next((column for column in columns.values() if {"text", "answer_start"} <= {*column.names}), None)
+    question, context = _first(_texts(columns), ("question", "query")), _first(_texts(columns), _CONTEXTS)
+    if answers is None or question is None or context is None:
+        return None
+    task = {"type": "question-answering", "question_column": question.name, "context_column": context.name}
+    remarks = {"context_column": _length(context), "answer_column": "texts, and where in the context they start"}
+    return Proposal({**task, "answer_column": answers.name}, remarks, [question, context])
 
 
 def _choices(columns: dict[str, Column]) -> Proposal | None:
@@ -183,6 +195,7 @@ def _masked(columns: dict[str, Column]) -> Proposal | None:
 FINDERS: list[Callable[[dict[str, Column]], Proposal | None]] = [
     _chats,
     _tags,
+    _questions,
     _choices,
     _languages,
     _completions,
