@@ -44,6 +44,9 @@ class DataConfig(Section):
     """Use only the first so many good training rows."""
     max_validation_rows: int | None = Field(None, ge=1)
     """Use only the first so many good validation rows."""
+    drop_duplicates: bool = False
+    """Leave out training rows that are copies of rows before them, and those with the text of a validation row. They
+    are counted, and named in quarantine.jsonl. `check` counts them in any case."""
     max_bad_rows: float = Field(0.01, ge=0.0)
     """Rows that may go to quarantine before the run ends: below 1 a share of all rows, from 1 on a number."""
     global_batch_size: int | None = Field(None, ge=1)

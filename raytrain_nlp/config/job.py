@@ -300,6 +300,9 @@ def _check_streaming(job: TrainJob, values: dict[str, Any]) -> list[Problem]:
                 "Set training.max_steps.",
             )
         )
+    if job.data.drop_duplicates:
+        todo = "Remove it, or data.streaming."
+        problems.append(Problem("data.drop_duplicates", "needs all rows, and data.streaming has a part of them", todo))
     if job.data.max_train_rows:
         problems.append(
             Problem(

@@ -36,11 +36,14 @@ class Blocks:
 
     Segments of a block are slices `(row, start, stop)` of rows. `lengths` has the tokens of each block: int32 [blocks];
     `ends` the number of blocks up to the end of each section (of all rows, or of each source): int64 [sections].
+
+    Args:
+        rows: the rows of the store that were packed, as given to `build_blocks`.
     """
 
-    def __init__(self, folder: Path, packing: Packing):
+    def __init__(self, folder: Path, packing: Packing, rows: np.ndarray | None = None):
         storage_of(folder).fetch_tree(folder)
-        self.packing = packing
+        self.packing, self._rows = packing, rows
         if packing.kind == "concat":
             self._ends = np.load(folder / "ends.npy", mmap_mode="r")
             self._first_tokens = np.array([0, *(self._ends[row - 1] for row in _sections(folder, len(self._ends)))])
@@ -58,7 +61,11 @@ class Blocks:
         return len(self.lengths)
 
     def segments(self, block: int) -> list[tuple[int, int, int]]:
-        """The slices a block is made of, in order."""
+        """The slices of the store's rows that a block is made of, in order."""
+        found = self._slices(block)
+        return found if self._rows is None else [(int(self._rows[row]), start, stop) for row, start, stop in found]
+
+    def _slices(self, block: int) -> list[tuple[int, int, int]]:
         if self.packing.kind == "best_fit":
             return [
                 (int(row), int(start), int(stop))
@@ -96,52 +103,57 @@ class Blocks:
         return made
 
 
-def blocks_folder(tokens: Path, packing: Packing, sections: Sequence[int]) -> Path:
+def blocks_folder(tokens: Path, packing: Packing, sections: Sequence[int], rows: np.ndarray | None = None) -> Path:
     """Where the blocks of a token store are whose sections end at these rows."""
     parts = f"-{zlib.crc32(repr(list(sections)).encode()):08x}" if len(sections) > 1 else ""
-    return tokens / f"{packing.kind}-{packing.block_size}-{sections[-1]}{parts}"
+    chosen = "" if rows is None else f"-of-{zlib.crc32(np.ascontiguousarray(rows).tobytes()):08x}"
+    return tokens / f"{packing.kind}-{packing.block_size}-{sections[-1]}{parts}{chosen}"
 
 
-def build_blocks(store: TokenStore, packing: Packing, sections: Sequence[int]) -> tuple[Path, int]:
+def build_blocks(
+    store: TokenStore, packing: Packing, sections: Sequence[int], rows: np.ndarray | None = None
+) -> tuple[Path, int]:
     """Make the files `Blocks` reads, unless they are there; returns their folder and the tokens left out (the one token
     that may be left at the end of the stream, and empty rows' none).
 
     Args:
-        sections: where each section of the store's rows ends, ascending; rows from the last end on are not used.
+        sections: where each section of the rows ends, ascending; rows from the last end on are not used.
+        rows: the store's rows that are packed, int64 [rows], in order; None: all of them.
     """
-    folder = blocks_folder(store.folder, packing, sections)
+    folder = blocks_folder(store.folder, packing, sections, rows)
+    of_rows = store.lengths if rows is None else store.lengths[rows]
     if not folder.exists():
         staging = store.folder / f".{folder.name}-{os.getpid()}"
         staging.mkdir(exist_ok=True)
-        (_write_ends if packing.kind == "concat" else _write_best_fit)(staging, store, packing, sections)
+        (_write_ends if packing.kind == "concat" else _write_best_fit)(staging, of_rows, packing, sections)
         try:
             staging.rename(folder)
         except OSError:  # another driver made the same meanwhile
             if not folder.exists():
                 raise
-    total = sum(int(part.sum(dtype=np.int64)) for _, part in _windows(store, 0, sections[-1]))
+    total = sum(int(part.sum(dtype=np.int64)) for _, part in _windows(of_rows, 0, sections[-1]))
     return folder, total - int(Blocks(folder, packing).lengths.sum(dtype=np.int64))
 
 
-def _windows(store: TokenStore, first: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
+def _windows(lengths: np.ndarray, first: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
     for start in range(first, stop, WINDOW_ROWS):
-        yield start, np.asarray(store.lengths[start : min(start + WINDOW_ROWS, stop)])
+        yield start, np.asarray(lengths[start : min(start + WINDOW_ROWS, stop)])
 
 
-def _write_ends(folder: Path, store: TokenStore, packing: Packing, sections: Sequence[int]) -> None:
+def _write_ends(folder: Path, of_rows: np.ndarray, packing: Packing, sections: Sequence[int]) -> None:
     ends = np.lib.format.open_memmap(folder / "ends.npy", mode="w+", dtype=np.int64, shape=(sections[-1],))
     total = 0
-    for start, lengths in _windows(store, 0, sections[-1]):
+    for start, lengths in _windows(of_rows, 0, sections[-1]):
         ends[start : start + len(lengths)] = total + np.cumsum(lengths, dtype=np.int64)
         total += int(lengths.sum(dtype=np.int64))
     ends.flush()
     _save_sections(folder, sections)
 
 
-def _write_best_fit(folder: Path, store: TokenStore, packing: Packing, sections: Sequence[int]) -> None:
+def _write_best_fit(folder: Path, of_rows: np.ndarray, packing: Packing, sections: Sequence[int]) -> None:
     segments, counts, lengths, blocks = [], [], [], []
     for first, stop in itertools.pairwise([0, *sections]):
-        for start, part in _windows(store, first, stop):
+        for start, part in _windows(of_rows, first, stop):
             for block in _pack(part, start, packing.block_size):
                 if sum(end - begin for _, begin, end in block) >= _LEAST:
                     segments.append(np.array(block, dtype=np.int64))

@@ -5,26 +5,33 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+import numpy as np
+
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.data.mixture import Mixture, apportion
 from raytrain_nlp.data.shards import TokenStore
 from raytrain_nlp.errors import InputError, Problem
 
 
-def find_ends(store: TokenStore, sources: dict[str, list[str]]) -> list[int]:
+def find_ends(store: TokenStore, sources: dict[str, list[str]], chosen: np.ndarray | None = None) -> list[int]:
     """Where the rows of each source end in a store whose files are in the order of the sources. Raises `InputError`
     for one that has no good row.
 
     Args:
         sources: paths of the files of each source.
+        chosen: the rows of the store that are used, int64 [rows], in order; the ends are places in it then.
     """
     owner = {path: name for name, paths in sources.items() for path in paths}
     rows = dict.fromkeys(sources, 0)
     for shard in store.manifest["shards"]:
         rows[owner[shard["source"]]] += shard["rows"]
-    if empty := [name for name, count in rows.items() if not count]:
+    ends: list[int] = list(itertools.accumulate(rows.values()))
+    if chosen is not None:
+        ends = [int(np.searchsorted(chosen, end)) for end in ends]
+    counts = [stop - start for start, stop in itertools.pairwise([0, *ends])]
+    if empty := [name for name, count in zip(rows, counts, strict=True) if not count]:
         raise InputError(Problem("data.train", f"has no row for {', '.join(empty)}", "Give files with rows."))
-    return list(itertools.accumulate(rows.values()))
+    return ends
 
 
 def build_mixture(job: TrainJob, names: list[str], ends: list[int]) -> Mixture:

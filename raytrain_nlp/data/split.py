@@ -66,7 +66,7 @@ class Split:
         if spec.rows_file:
             storage_of(spec.rows_file).fetch(Path(spec.rows_file))
         self._rows = np.load(spec.rows_file, mmap_mode="r") if spec.rows_file else None
-        self._blocks = Blocks(Path(spec.blocks), spec.packing) if spec.blocks and spec.packing else None
+        self._blocks = Blocks(Path(spec.blocks), spec.packing, self._rows) if spec.blocks and spec.packing else None
         lengths = (
             self._blocks.lengths
             if self._blocks

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.config import TrainJob, without_passwords
+from raytrain_nlp.data.duplicates import UniqueRows, find_unique_rows
 from raytrain_nlp.data.prepare import QUARANTINE, MapPieces, find_tokens, prepare_tokens
 from raytrain_nlp.data.reading.sources import SourceFile
 from raytrain_nlp.data.shards import MANIFEST, TokenStore
@@ -38,6 +39,7 @@ from raytrain_nlp.planning.split_plans import (
     build_train_plan,
     count_total_steps,
     tell_store,
+    tell_unique,
 )
 from raytrain_nlp.planning.truncation import cut_notes, cut_rows
 from raytrain_nlp.planning.window_prefetch import WindowPreparer
@@ -95,6 +97,8 @@ class _Tokens:
     tokenized_rows: int = 0
     windows: WindowPreparer | None = None
     """Instead of a store of `train`, where rows are streamed."""
+    unique: UniqueRows | None = None
+    """The rows of `train` that are used, where copies are not."""
 
 
 @dataclass
@@ -141,8 +145,11 @@ def _plan_splits(
         train: SplitSpec | WindowedSpec = tokens.windows.spec
         steps, dropped = job.arguments()["max_steps"], 0
     else:
+        if job.data.drop_duplicates:
+            tokens.unique = _unique_rows(job, tokens)
+        rows_file = str(tokens.unique.file) if tokens.unique else None
         most = tokens.stores["train"].rows_of(job.data.max_train_rows)
-        train = build_split(job, tokens.stores["train"], None, context, "train", most, sources)
+        train = build_split(job, tokens.stores["train"], rows_file, context, "train", most, sources)
         plan = Split(train).plan
         steps, dropped = plan.steps_per_epoch, plan.dropped_rows
         if not steps:
@@ -155,6 +162,14 @@ def _plan_splits(
             rows = min(store.num_rows - len(splits.unseen[split]), store.rows_of(job.data.max_validation_rows))
             splits.validations[split] = build_split(job, store, rows_file, context, split, rows)
     return splits
+
+
+def _unique_rows(job: TrainJob, tokens: _Tokens) -> UniqueRows:
+    if build_task(job.task).joins_rows:
+        what = f"is not for {job.task.type}, where a row is several windows"
+        raise InputError(Problem("data.drop_duplicates", what, "Remove copies from the files."))
+    held = {split: store for split, store in tokens.stores.items() if split != "train"}
+    return find_unique_rows(tokens.stores["train"], held)
 
 
 def _spec_of(
@@ -196,11 +211,17 @@ def _resolved(
     for split, store in tokens.stores.items():
         notes = [*notes, *tell_store(store, task, f"data.{split}"), *cut_notes(split, store.manifest, facts)]
     mixture = splits.train.plan.mixture if isinstance(splits.train, SplitSpec) else None
+    left_out = {split: found["left_out"] for split, found in manifests.items()}
+    copies: list[tuple[str, Path | None, list[dict[str, Any]]]] = []
+    if tokens.unique:
+        left_out["train"] += tokens.unique.copies + tokens.unique.leaked
+        copies = [("train", tokens.unique.left_out, [])]
+        notes = [*notes, tell_unique(tokens.unique)]
     return Resolved(
         spec,
         rows={s: tokens.stores[s].data_rows(count) if task.joins_rows else count for s, count in used.items()},
         features=used if task.joins_rows else {},
-        left_out={split: found["left_out"] for split, found in manifests.items()},
+        left_out=left_out,
         bad_rows={split: found["bad_rows"] + len(splits.unseen.get(split, [])) for split, found in manifests.items()},
         tokenized_rows=tokens.tokenized_rows,
         dropped_rows=splits.dropped_rows,
@@ -212,10 +233,12 @@ def _resolved(
                 splits.unseen.get(split, []),
             )
             for split, store in tokens.stores.items()
-        ],
+        ]
+        + copies,
         windows=tokens.windows,
         notes=notes,
         shares=list(tell_mixture(mixture, spec.total_steps / spec.steps_per_epoch)) if mixture else [],
+        stores=tokens.stores,
         cut_rows={split: cut_rows(found) for split, found in manifests.items()},
     )
 

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from raytrain_nlp.data.shards import open_store
+from raytrain_nlp.data.duplicates import Duplicates, count_duplicates
+from raytrain_nlp.data.shards import TokenStore, open_store
 from raytrain_nlp.data.split import Split, SplitSpec
 from raytrain_nlp.planning.truncation import cut_lengths
 from raytrain_nlp.planning.window_prefetch import WindowPreparer
 from raytrain_nlp.storage.atomic import replacing
 from raytrain_nlp.worker.spec import WorkerSpec
 
-_SAMPLED_ROWS = 200_000
+_SAMPLED_ROWS, _MOST_COMPARED = 200_000, 5_000_000
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,19 @@ class Resolved:
     """What the user should know of the job before it starts, a line each."""
     shares: list[str] = field(default_factory=list)
     """Of a mixture, how much is seen of each source, a line each."""
+    stores: dict[str, TokenStore] = field(default_factory=dict)
+    """The tokens of each split; none of streamed rows."""
     cut_rows: dict[str, int] = field(default_factory=dict)
     """Rows of which tokens were left out, as they had more than they may have."""
+
+    def count_duplicates(self) -> Duplicates | None:
+        """Copies among training rows, and validation rows that are training rows; None of streamed rows, and of more
+        than can be compared in some seconds.
+        """
+        if "train" not in self.stores or sum(store.num_rows for store in self.stores.values()) > _MOST_COMPARED:
+            return None
+        held = {split: store for split, store in self.stores.items() if split != "train"}
+        return count_duplicates(self.stores["train"], held)
 
     def counts(self) -> dict[str, Any]:
         """Rows by what became of them; of streamed ones those of the windows prepared so far."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from raytrain_nlp.config import TrainJob
+from raytrain_nlp.data.duplicates import UniqueRows
 from raytrain_nlp.data.packing import Blocks, build_blocks
 from raytrain_nlp.data.plan import PlanSpec
 from raytrain_nlp.data.prepare import first_told
@@ -41,12 +42,13 @@ def build_split(
     Args:
         sources: the files of each source of a mixture.
     """
-    rows = min(store.num_rows, most_rows or store.num_rows)
-    ends = find_ends(store, sources) if sources else [rows]
+    chosen = np.load(rows_file) if rows_file else None
+    number = store.num_rows if chosen is None else len(chosen)
+    ends = find_ends(store, sources, chosen) if sources else [min(number, most_rows or number)]
     packing, blocks = build_task(job.task).packing(job.data.max_length), None
     if packing:
-        blocks, _ = build_blocks(store, packing, ends)
-        ends = Blocks(blocks, packing).ends.tolist()
+        blocks, _ = build_blocks(store, packing, ends, chosen)
+        ends = Blocks(blocks, packing, chosen).ends.tolist()
         if not ends[-1]:
             raise InputError(Problem(f"data.{split}", "has not two tokens", "Give a file with text."))
     rows, packed = ends[-1], packing is not None
@@ -96,3 +98,11 @@ def tell_store(store: TokenStore, task: Task, where: str) -> list[str]:
     if count := manifest["spread"]:
         notes.append(f"{where}: {task.spread_note(count, store.data_rows(manifest['rows']), manifest['rows'])}")
     return notes
+
+
+def tell_unique(found: UniqueRows) -> str:
+    """What the user should know of training rows that are left out as copies."""
+    return (
+        f"data.train: {found.copies + found.leaked:,} rows are left out: {found.copies:,} copies of others, "
+        f"{found.leaked:,} with the text of a validation row. They are in quarantine.jsonl"
+    )

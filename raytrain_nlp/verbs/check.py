@@ -16,6 +16,7 @@ from raytrain_nlp.cluster.connection import Connection, connect_ahead
 from raytrain_nlp.cluster.session import check_workers
 from raytrain_nlp.config import TrainJob, load_job
 from raytrain_nlp.config.load import JobSource
+from raytrain_nlp.data.duplicates import Duplicates
 from raytrain_nlp.data.plan import split_batch
 from raytrain_nlp.data.split import Split, SplitSpec
 from raytrain_nlp.errors import InputError, Problem
@@ -69,6 +70,9 @@ class CheckReport:
     """What the memory planner chose of what the job leaves open."""
     calibration: Calibration | None = None
     """What a few real steps took, where they were asked for."""
+    duplicates: Duplicates | None = None
+    """Copies among training rows, and validation rows that are training rows; not counted of streamed or very many
+    rows."""
 
     def to_dict(self) -> dict[str, Any]:
         setting = self.setting.to_dict() if self.setting else None
@@ -263,6 +267,9 @@ def _report(
             f"the job needs {memory.total / 1e9:.1f} GB a worker, which has {memory.available / 1e9:.1f} GB. "
             f"{memory.advice}"
         )
+    duplicates = resolved.count_duplicates()
+    for line in duplicates.lines() if duplicates and not job.data.drop_duplicates else ():
+        observer.warn(line)
     return CheckReport(
         name=job.name,
         rows=counts["rows"],
@@ -282,6 +289,7 @@ def _report(
         setting=fitted.choice,
         streamed=resolved.windows is not None,
         cut_rows=counts["cut_rows"],
+        duplicates=duplicates,
     )
 
 
