@@ -13,7 +13,7 @@ DRAW = random.Random(0)
 
 
 def text(least: int, most: int) -> str:
-    return " ".join(DRAW.choices(WORDS, k=DRAW.randint(least, most))) + f" {DRAW.random()}"
+    return " ".join(DRAW.choices(WORDS, k=DRAW.randint(least, most))) + f" no{DRAW.randrange(10**6)}"
 
 
 KINDS: dict[str, tuple[Callable[[int], dict[str, Any]], dict[str, Any]]] = {

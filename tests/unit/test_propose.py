@@ -84,6 +84,16 @@ def test_odd_values_are_of_some_kind() -> None:
     assert init("rows.jsonl").exit_code == 0 and loaded("rows.yaml").task.type == "causal-lm"
 
 
+@pytest.mark.parametrize(
+    ("sign", "least"), [("word ", 32), ("https://example.com/a?b=1 ", 192), ("\u4e2d\u6587", 256), ("0.123456789 ", 96)]
+)
+def test_lengths_follow_the_signs_where_words_say_little(sign: str, least: int) -> None:
+    rows = [{"text": sign * (20 if " " in sign else 100) + str(i), "label": i % 2} for i in range(40)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert init("rows.jsonl").exit_code == 0
+    assert least <= loaded("rows.yaml").data.max_length <= 512
+
+
 def test_chats_need_a_model_that_knows_them(folder: Path) -> None:
     write("rows.jsonl", "chats")
     assert "which need a tokenizer with a chat template" in str(init("rows.jsonl").exception)

@@ -26,7 +26,9 @@ Kind = Literal[
 _MOST_ROWS = 20_000
 _PIECE_BYTES = 4 << 20
 _FAR = 0.95
-"""The share of rows that are not longer than `Column.far_words`."""
+"""The share of rows that are not longer than `Column.far_tokens`."""
+_TOKENS_PER_WORD, _SIGNS_PER_TOKEN = 1.5, 4
+"""Of common tokenizers, with room to spare; numbers and addresses have more, by their signs."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Column:
     """Different values as labels are compared, in the order of their number, the most frequent first."""
     words: float
     """Of a text, on average; of a list its items."""
-    far_words: int
-    """Of all but the longest twentieth."""
+    far_tokens: int
+    """About how many all but the longest twentieth have at most."""
     filled: int
     """Rows that have it."""
     names: tuple[str, ...] = ()
@@ -85,19 +87,25 @@ def _column(name: str, values: list[Any]) -> Column:
     for value in flat if kind not in ("chat", "mapping of texts", "mapping", "other") else ():
         text = label_text(value)
         counts[text] = counts.get(text, 0) + 1
-    lengths = sorted(
-        len(value) if lists else len(value.split()) for value in (values if lists else _texts_in(values, kind))
-    )
+    texts = [" ".join(map(str, value)) for value in values] if lists else list(_texts_in(values, kind))
+    words = [len(value) for value in values] if lists else [len(text.split()) for text in texts]
+    tokens = sorted(map(_tokens_in, texts))
     keys = {key: None for value in values if isinstance(value, dict) for key in value}
     return Column(
         name,
         kind,
         tuple(sorted(counts, key=lambda label: -counts[label])),
-        sum(lengths) / max(len(lengths), 1),
-        lengths[int(_FAR * (len(lengths) - 1))] if lengths else 0,
+        sum(words) / max(len(words), 1),
+        tokens[int(_FAR * (len(tokens) - 1))] if tokens else 0,
         len(values),
         tuple(keys) if kind in ("mapping of texts", "mapping") else (),
     )
+
+
+def _tokens_in(text: str) -> int:
+    """About how many; each sign beyond ASCII may be one, as those of languages without spaces are."""
+    plain = len(text.encode("ascii", "ignore"))
+    return int(max(len(text.split()) * _TOKENS_PER_WORD, plain / _SIGNS_PER_TOKEN + len(text) - plain))
 
 
 def _texts_in(values: list[Any], kind: Kind) -> Iterable[str]:

@@ -15,7 +15,6 @@ from raytrain_nlp.cli.propose.tasks import Proposal, propose_task
 from raytrain_nlp.data.reading.sources import find_files
 from raytrain_nlp.errors import InputError, Problem
 
-_TOKENS_PER_WORD = 1.5
 _MORE_FROM_SCRATCH = 1.5
 """A small vocabulary cuts words into more parts."""
 _LONGEST, _BLOCK = 512, 128
@@ -90,7 +89,7 @@ class Draft:
         task = dict(self.proposal.task)
         target = self.proposal.target
         if target is not None:
-            task["max_target_length"] = self._tokens(target.far_words)
+            task["max_target_length"] = self._tokens(target.far_tokens)
             if self.choice.model.get("name_or_path", "").startswith("google-t5/"):
                 task["source_prefix"] = "summarize: "
         if self.proposal.packs:
@@ -99,11 +98,11 @@ class Draft:
 
     @property
     def max_length(self) -> int:
-        return self._tokens(sum(column.far_words for column in self.proposal.texts))
+        return self._tokens(sum(column.far_tokens for column in self.proposal.texts))
 
-    def _tokens(self, words: int) -> int:
-        """Of a text of so many words: a multiple of 32 with room to spare."""
-        tokens = words * _TOKENS_PER_WORD * (_MORE_FROM_SCRATCH if self.choice.from_scratch else 1) + 4
+    def _tokens(self, expected: int) -> int:
+        """For texts of so many: a multiple of 32 with room for special ones."""
+        tokens = expected * (_MORE_FROM_SCRATCH if self.choice.from_scratch else 1) + 4
         return min(max(-(-int(tokens) // 32) * 32, 32), _LONGEST)
 
     def _model(self) -> dict[str, Any]:
