@@ -11,6 +11,7 @@ write costs; a rank without one is silent.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 from raytrain_nlp.paths import RunPaths
 
@@ -37,6 +38,7 @@ class RankPlaces:
         self._paths, self.rank, self.world_size = paths, rank, world_size
         self._folder = paths.places
         self._next = 0.0
+        self._unasked: IO[str] | None = None
 
     def forget(self) -> None:
         """What this rank of the group before has written."""
@@ -51,6 +53,23 @@ class RankPlaces:
         """Say where this rank is, and that it still runs."""
         self._next = time.monotonic() + BEAT_S
         self._write(step, where, stack, late)
+
+    def arm(self) -> None:
+        """Have Python itself write the stacks of this process, without the interpreter, unless this is called again
+        soon: a thread that is kept from running cannot look.
+        """
+        if not self._paths.store.shared:
+            return
+        if self._unasked is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._unasked = self._unasked_of(self.rank).open("w", encoding="utf-8")
+        faulthandler.dump_traceback_later(_SILENT_S, file=self._unasked)
+
+    def disarm(self) -> None:
+        """No stacks are written any more."""
+        if self._unasked is not None:
+            faulthandler.cancel_dump_traceback_later()
+            self._unasked.close()
 
     def late(self, step: int, where: str, stack: list[str]) -> None:
         """Say where this rank is in a step that does not end; its stacks are kept."""
@@ -74,11 +93,16 @@ class RankPlaces:
             if place and is_silent(place) and not kept.exists():
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 lines = [f"does not answer; its main thread {place['age']:.0f} s ago:", *place["stack"]]
+                if written := _read_text(self._unasked_of(rank)):
+                    lines = ["does not answer; its threads, the newest call first:", written.rstrip(), "", *lines]
                 kept.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
 
     def remove(self) -> None:
         """Remove what is not kept."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _unasked_of(self, rank: int) -> Path:
+        return self._folder / f"rank-{rank}.stacks"
 
     def _mine(self, rank: int) -> Path:
         return self._folder / f"rank-{rank}.json"
@@ -103,6 +127,13 @@ class RankPlaces:
             said = json.loads(path.read_text(encoding="utf-8"))
             return {**said, "age": max(newest - path.stat().st_mtime, 0.0)}
         return None
+
+
+def _read_text(path: Path) -> str:
+    """The text of a file; empty where there is none."""
+    with contextlib.suppress(OSError):
+        return path.read_text(encoding="utf-8", errors="backslashreplace")
+    return ""
 
 
 def is_silent(place: dict[str, Any]) -> bool:

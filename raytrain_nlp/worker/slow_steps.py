@@ -83,10 +83,13 @@ class _Watch:
         try:
             names = {id(module): name for name, module in self._model.named_modules()}
             while not self.over.wait(_POLL_S):
+                self._places.arm()
                 self._look(names)
         except Exception as error:  # noqa: BLE001 - it watches; what it cannot see does not end a run
             text = f"slow steps are not watched any more ({type(error).__name__}: {error})."
             self._events.write("notice", text=text)
+        finally:
+            self._places.disarm()
 
     def _look(self, names: dict[int, str]) -> None:
         elapsed, step = time.monotonic() - CLOCK.since, CLOCK.step + 1

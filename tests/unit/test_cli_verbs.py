@@ -53,6 +53,7 @@ class Result(SimpleNamespace):
 
 TRAINED: dict[str, Any] = {
     "run_dir": "runs/x",
+    "features": {},
     "model_dir": "runs/x/model",
     "mlflow_run_id": None,
     "global_step": 30,

@@ -71,6 +71,7 @@ def test_a_late_step_is_told_once_with_the_place_of_each_rank(model: torch.nn.Mo
     say(paths, 1, step=7, where="backward pass, 0", late=True)
     say(paths, 2, step=3, where="of an earlier step", late=True)
     say(paths, 4, step=7, where="forward pass", late=False, age=60)
+    (paths.run / "places" / "rank-4.stacks").write_text('File "code.py", line 3 in stuck\n')
     with slow_steps.watched(model, paths, EventLog(paths.events), rank=0, world_size=5):
         model(torch.ones(1, 2))
     (line,) = notices(paths)
@@ -80,6 +81,7 @@ def test_a_late_step_is_told_once_with_the_place_of_each_rank(model: torch.nn.Mo
     assert not (paths.run / "places").exists() and "watch" not in {thread.name for thread in threading.enumerate()}
     kept = paths.hangs / "step-7"
     assert "test_watch.py" in (kept / "rank-0.txt").read_text() and "in forward" in (kept / "rank-0.txt").read_text()
+    assert "code.py" in (kept / "rank-4.txt").read_text()
     assert (kept / "rank-4.txt").read_text().endswith("a.py:1 in last\n") and not (kept / "rank-1.txt").exists()
 
 
