@@ -51,6 +51,10 @@ _MNLI = (
     "--per_device_train_batch_size 8 --learning_rate 2e-5 "
     "--num_train_epochs 3.0 --output_dir out/mnli_output/"
 )
+_QA = (
+    "--per_device_train_batch_size 12 --learning_rate 3e-5 --num_train_epochs 2 --max_seq_length 384 --doc_stride 128 "
+    "--output_dir out/debug_squad"
+)
 _OVERWRITE = (
     "--per_device_train_batch_size=4 --per_device_eval_batch_size=4 --overwrite_output_dir --predict_with_generate"
 )
@@ -99,6 +103,16 @@ def _of_readmes() -> dict[str, str]:
         "--per_device_train_batch_size 32 --learning_rate 2e-5 --num_train_epochs 15 --output_dir out/topics/",
         "readme ner": "python run_ner.py --model_name_or_path bert --dataset_name conll2003 --output_dir out/test-ner "
         "--do_train --do_eval",
+        "readme qa": f"python run_qa.py --model_name_or_path bert --dataset_name rajpurkar/squad --do_train --do_eval {_QA}",
+        "readme qa v2": "python run_qa.py --model_name_or_path bert --dataset_name rajpurkar/squad_v2 "
+        f"--version_2_with_negative --do_train --do_eval {_QA}",
+        "readme qa no trainer": "python run_qa_no_trainer.py --model_name_or_path bert --dataset_name rajpurkar/squad "
+        "--max_seq_length 384 --doc_stride 128 --output_dir out/debug_squad",
+        "readme qa no trainer launch": "accelerate launch run_qa_no_trainer.py --model_name_or_path bert --dataset_name "
+        "rajpurkar/squad --max_seq_length 384 --doc_stride 128 --output_dir out/debug_squad",
+        "readme seq2seq qa": "python run_seq2seq_qa.py --model_name_or_path t5 --dataset_name rajpurkar/squad_v2 "
+        "--version_2_with_negative --context_column context --question_column question --answer_column answers "
+        f"--do_train --do_eval {_QA}",
         "readme ner files": "python run_ner.py --model_name_or_path bert --train_file ner.jsonl --validation_file "
         "ner.jsonl --output_dir out/test-ner --do_train --do_eval",
         **{
@@ -193,6 +207,8 @@ def _of_tests() -> dict[str, str]:
         "--num_warmup_steps=8 --num_beams=6 --learning_rate=3e-3 --per_device_train_batch_size=2 "
         "--per_device_eval_batch_size=1 --source_lang en_XX --target_lang ro_RO --checkpointing_steps epoch "
         "--with_tracking",
+        "test qa": f"run_qa.py --model_name_or_path bert --version_2_with_negative {both.format('squad.json')} --output_dir "
+        f"out/t-qa {small} --max_steps=10 --warmup_steps=2 --learning_rate=2e-4 --max_seq_length 64 --doc_stride 16",
         "test swag": f"run_swag.py --model_name_or_path bert {both.format('swag.jsonl')} --output_dir out/t-swag "
         f"{small} --max_steps=20 --warmup_steps=2 --learning_rate=2e-4",
         "test clm": f"run_clm.py --model_name_or_path gpt2 {text} --do_train --do_eval --block_size 128 "
@@ -392,6 +408,13 @@ def write_inputs(folder: Path) -> None:
     write("amazon_reviews_multi", {"review_title": SHORT, "review_body": TEXT, "product_category": "", "stars": 0})
     write("topics", {"title": SHORT, "text": TEXT, "topics": ["old", "house"]})
     write("ner", {"words": SHORT.split(), "ner": ["O", "O", "B-X", "I-X"]})
+    answers = {"text": ["house"], "answer_start": [7]}
+    questions = [
+        {"id": str(i), "title": "", "context": SHORT.format(i=i), "question": "What is old?", "answers": answers}
+        for i in range(ROWS)
+    ]
+    (folder / "rajpurkar.jsonl").write_text("\n".join(map(json.dumps, questions)) + "\n")
+    (folder / "squad.json").write_text(json.dumps({"version": "v2.0", "data": questions}))
     endings = {f"ending{number}": SHORT for number in range(4)}
     for name in ("swag", "allenai"):
         write(name, {"sent1": TEXT, "sent2": "There it", **endings, "label": 1})

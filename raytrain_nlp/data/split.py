@@ -107,13 +107,14 @@ class Split:
     ) -> list[MicroBatch]:
         """Those of global batch `index` of `epoch`, which is step `step` of the run; row ids count from `first_row`."""
         rows = self.plan.batch(epoch, index)
-        tokens = int(self.plan.lengths[rows].sum())
+        lengths = self.plan.lengths[rows]
+        tokens, longest = int(lengths.sum()), int(lengths.max())
         made = []
         for micro, parts in enumerate(split_batch(rows, world_size, accumulation)):
             part = parts[rank]
             shown = part if len(part) else rows[:1]
             tensors = self.task.collate(
-                self.fetch(shown), self.spec.context, Place(self.spec.plan.seed, epoch, shown + first_row)
+                self.fetch(shown), self.spec.context, Place(self.spec.plan.seed, epoch, shown + first_row, longest)
             )
             weight = self.weigh(tensors) if len(part) and not self.task.rows_weigh else len(part)
             own = int(self.plan.lengths[shown].sum())

@@ -63,6 +63,8 @@ class Place:
     epoch: int
     rows: np.ndarray
     """Row ids: int64 [rows]."""
+    longest: int = 0
+    """Tokens of the longest row of the global batch, of which these may be a part; 0: not known."""
 
 
 @dataclass(frozen=True)

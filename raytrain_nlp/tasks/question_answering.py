@@ -102,8 +102,16 @@ class QuestionAnsweringTask(TaskDefaults):
         return found
 
     def collate(self, columns: Columns, context: CollateContext, place: Place) -> dict[str, np.ndarray]:
+        """All parts of a global batch are equally wide: the loss is a softmax over the tokens of a row, padding among
+        them, and must not depend on the number of workers.
+        """
         batch = super().collate_inputs(columns, context)
-        return batch | {name: _moved(columns, name, context) for name in _POSITIONS}
+        gap = max(place.longest - batch["input_ids"].shape[1], 0)
+        fill = {"input_ids": context.pad_token_id, "token_type_ids": context.pad_token_type_id}
+        left = context.padding_side == "left"
+        sides = ((0, 0), (gap, 0) if left else (0, gap))
+        batch = {name: np.pad(array, sides, constant_values=fill.get(name, 0)) for name, array in batch.items()}
+        return batch | {name: _moved(columns, name, context) + (gap if left else 0) for name in _POSITIONS}
 
     # Figures
 

@@ -398,8 +398,11 @@ def test_question_answering(shared_ray: Any, tmp_path: Path, stage: int) -> None
     """Which word follows the digit? 101 contexts of many windows, each question answered once: losses of features as
     run_qa.py makes them; loss and figures of the evaluation by the exported model, feature by feature.
     """
+    import torch
     from squad_truth import answer_of, features_of
     from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding
+
+    from raytrain_nlp.data.plan import Plan, PlanSpec
 
     random, rows = np.random.default_rng(5), {}
     for split in ("train", "validation"):
@@ -423,11 +426,12 @@ def test_question_answering(shared_ray: Any, tmp_path: Path, stage: int) -> None
     assert min(counts.values()) > 2 * HELD_OUT and result.metrics["eval_samples"] == HELD_OUT
     assert result.metrics["eval_features"] == counts["validation"]
     taken = ("input_ids", "token_type_ids", "start_positions", "end_positions")
-    encoded = [{name: feature[name] for name in taken} for part in features["train"] for feature in part]
-    batches = [
-        [encoded[i] for i in batch]
-        for batch in batches_of([len(row["input_ids"]) for row in encoded], "group_by_length")
-    ]
+    encoded, held_out = (
+        [{name: feature[name] for name in taken} for part in features[split] for feature in part]
+        for split in ("train", "validation")
+    )
+    lengths = [len(row["input_ids"]) for row in encoded]
+    batches = [[encoded[i] for i in batch] for batch in batches_of(lengths, "group_by_length")]
     expected = plain_losses(tmp_path, model, batches, DataCollatorWithPadding(tokenizer))
     np.testing.assert_allclose(losses(Path(result.run_dir)), expected, atol=1e-4, rtol=0)
     exported = AutoModelForQuestionAnswering.from_pretrained(result.model_dir).eval()
@@ -436,7 +440,15 @@ def test_question_answering(shared_ray: Any, tmp_path: Path, stage: int) -> None
     ]
     right = [one["prediction"] == row["answers"]["text"][0] for one, row in zip(found, rows["validation"], strict=True)]
     assert result.metrics["eval_exact_match"] == pytest.approx(100 * np.mean(right))
-    assert result.metrics["eval_loss"] == pytest.approx(np.mean([x for one in found for x in one["losses"]]), abs=1e-4)
+    plan = Plan(
+        PlanSpec(len(held_out), 0, "group_by_length", 16), np.array([len(row["input_ids"]) for row in held_out])
+    )
+    total = 0.0  # the loss of a feature is of all positions in its batch, padding among them
+    for step in range(plan.steps_per_epoch):
+        batch = [held_out[i] for i in plan.at(step)[2]]
+        with torch.no_grad():
+            total += exported(**DataCollatorWithPadding(tokenizer)(batch)).loss.item() * len(batch)
+    assert result.metrics["eval_loss"] == pytest.approx(total / len(held_out), abs=1e-4)
 
 
 @pytest.mark.parametrize(("kind", "config"), [("translation", BART), ("summarization", T5)])

@@ -995,10 +995,10 @@ def test_every_flag_of_accelerate_launch_is_read_or_named() -> None:
 
 
 @pytest.mark.parametrize(("command", "line"), [
-    ("run_qa.py --x", "run_qa.py: is not supported (question answering). Known scripts: run_glue.py,"),
+    ("run_plm.py --x", "run_plm.py: is not supported (permuted language modelling). Nearest: run_mlm.py. Known scripts: run_glue.py,"),
     ("run_generation.py", "run_generation.py: is not supported (generation; `raytrain-nlp predict`"),
-    ("run_qa_no_trainer.py", "run_qa_no_trainer.py: is not supported (question answering). Known scripts:"),
-    ("python -m run_qa", "run_qa.py: is not supported (question answering)."),
+    ("run_qa_beam_search_no_trainer.py", "run_qa_beam_search_no_trainer.py: is not supported (question answering)."),
+    ("python -m run_qa_beam_search", "run_qa_beam_search.py: is not supported (question answering)."),
     ("run_sumarization.py", "run_sumarization.py: unknown script. Did you mean 'run_summarization.py'?"),
     ("torchrun --nproc_per_node 2 train.py", "train.py: unknown script. Known scripts:"),
 ])  # fmt: skip

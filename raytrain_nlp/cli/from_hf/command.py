@@ -21,9 +21,7 @@ from raytrain_nlp.errors import InputError, Problem, nearest
 _NUMBER = re.compile(r"-\d*\.?\d+(e[+-]?\d+)?", re.I)
 _BOOLEAN = TypeAdapter(bool)
 _OTHERS = {
-    "run_qa.py": "question answering",
     "run_qa_beam_search.py": "question answering",
-    "run_seq2seq_qa.py": "question answering",
     "run_plm.py": "permuted language modelling",
     "run_fim.py": "filling in the middle",
     "run_generation.py": "generation; `raytrain-nlp predict` generates with a run's model",

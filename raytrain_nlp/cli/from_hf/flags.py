@@ -19,10 +19,11 @@ SCRIPTS = {
     "run_glue.py": "text-classification", "run_clm.py": "causal-lm", "run_mlm.py": "masked-lm",
     "run_summarization.py": "summarization", "run_translation.py": "translation", "run_swag.py": "multiple-choice",
     "run_ner.py": "token-classification", "run_classification.py": "classification", "run_xnli.py": "xnli",
+    "run_qa.py": "question-answering", "run_seq2seq_qa.py": "seq2seq-question-answering",
 }  # fmt: skip
 TASKS = {"classification": "text-classification", "xnli": "text-classification"}
 """Scripts with flags of their own for a task that another script has, too."""
-SEQ2SEQ = ("summarization", "translation")
+SEQ2SEQ = ("summarization", "translation", "seq2seq-question-answering")
 SECRETS = {"token", "use_auth_token", "hub_token", "push_to_hub_token"}
 """Flags whose value is never shown."""
 
@@ -32,6 +33,7 @@ _HUB = "# " + (refusal("push_to_hub") or "")
 _TRACKIO = "# MLflow always tracks a job; see the section `tracking` for others."
 _LENGTHS = "# Rows are padded to the longest of their batch."
 _LAUNCHED = "# Ray places the workers; see the section `workers`."
+_UNREAD = "# The script does not read it."
 _GONE = "# It was removed from transformers and has no successor."
 _FIGURES = "# The figures of a task are fixed; see trainer.compute_metrics for others."
 _HEADS = "# A head for another number of labels is refused, not replaced."
@@ -79,6 +81,7 @@ _SEQ2SEQ: _Table = {
     "source_prefix": (str, "task.source_prefix"),
     "ignore_pad_token_for_loss": (bool, "# Padding never counts in the loss."),
 }
+_ANSWERS: _Table = {"max_seq_length": (int, ""), "version_2_with_negative": (bool, "task.version_2_with_negative")}
 _OF_TASK: dict[str, _Table] = {
     "text-classification": {
         "task_name": (str, ""),
@@ -127,6 +130,30 @@ _OF_TASK: dict[str, _Table] = {
         **_PADS,
     },
     "multiple-choice": {"max_seq_length": (int, ""), **_PADS},
+    "question-answering": {
+        "doc_stride": (int, "task.doc_stride"),
+        "n_best_size": (int, "task.n_best_size"),
+        "max_answer_length": (int, "task.max_answer_length"),
+        "null_score_diff_threshold": (float, "task.null_score_diff_threshold"),
+        **_ANSWERS,
+        **_PREDICTS,
+        **_PADS,
+    },
+    "seq2seq-question-answering": {
+        "question_column": (str, "task.question_column"),
+        "context_column": (str, "task.context_column"),
+        "answer_column": (str, "task.answer_column"),
+        "max_answer_length": (int, "task.max_target_length"),
+        "val_max_answer_length": (int, "task.val_max_target_length"),
+        "num_beams": (int, "task.num_beams"),
+        "ignore_pad_token_for_loss": (bool, "# Padding never counts in the loss."),
+        "doc_stride": (int, _UNREAD),
+        "n_best_size": (int, _UNREAD),
+        "null_score_diff_threshold": (float, _UNREAD),
+        **_ANSWERS,
+        **_PREDICTS,
+        **_PADS,
+    },
     "causal-lm": {"block_size": (int, "task.block_size"), "keep_linebreaks": (bool, ""), **_FROM_SCRATCH},
     "masked-lm": {
         "max_seq_length": (int, ""),

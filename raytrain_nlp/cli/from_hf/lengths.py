@@ -13,6 +13,11 @@ _LENGTHS = {
     "xnli": (("data", "max_length", "max_seq_length"),),
     "token-classification": (("data", "max_length", "max_seq_length"),),
     "multiple-choice": (("data", "max_length", "max_seq_length"),),
+    "question-answering": (("data", "max_length", "max_seq_length"),),
+    "seq2seq-question-answering": (
+        ("data", "max_length", "max_seq_length"),
+        ("task", "max_target_length", "max_answer_length"),
+    ),
     "causal-lm": (("task", "block_size", "block_size"),),
     "masked-lm": (("task", "block_size", "max_seq_length"), ("data", "max_length", "max_seq_length")),
     "summarization": (
@@ -25,6 +30,8 @@ _LENGTHS = {
     ),
 }
 """Keys of a job that are lengths, and their flags."""
+_STRIDED, _STRIDE, _LEAST = ("question-answering",), 128, 8
+"""Whose rows are windows; tokens that these share, as run_qa.py has them; those of a question and special ones."""
 
 
 def fit_positions(command: Command, job: dict[str, Any]) -> None:
@@ -39,3 +46,9 @@ def fit_positions(command: Command, job: dict[str, Any]) -> None:
         if most is not None and isinstance(length, int) and length > most:
             job[section][key] = most
             command.note(flag, f"The model has {most} positions; {section}.{key} is {most}, not {length}.")
+    stride, window = job["task"].get("doc_stride", _STRIDE), job["data"].get("max_length", 0)
+    if command.task in _STRIDED and stride >= window - _LEAST:
+        job["task"]["doc_stride"] = window // 2
+        command.note(
+            "doc_stride", f"Windows of {window} tokens cannot share {stride}; task.doc_stride is {window // 2}."
+        )

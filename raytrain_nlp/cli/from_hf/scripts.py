@@ -8,6 +8,7 @@ from typing import Any
 from raytrain_nlp.cli.from_hf.classification import data_of_xnli, fill_texts, fill_xnli, name_splits
 from raytrain_nlp.cli.from_hf.command import Command
 from raytrain_nlp.cli.from_hf.files import first_rows, is_number, model_config, model_length
+from raytrain_nlp.cli.from_hf.questions import fill_questions
 from raytrain_nlp.config.tasks.classification import GLUE_COLUMNS
 from raytrain_nlp.errors import nearest
 
@@ -298,8 +299,17 @@ def _fill_tags(command: Command, job: Sections) -> None:
         )
 
 
+def _fill_generated_answers(command: Command, job: Sections) -> None:
+    fill_questions(command, job)
+    _fill_generation(command, job)
+
+
 def _fill_seq2seq(command: Command, job: Sections) -> None:
     job["task"].setdefault("max_source_length", 1024)
+    _fill_generation(command, job)
+
+
+def _fill_generation(command: Command, job: Sections) -> None:
     beams = job["training"].pop("generation_num_beams", None)
     if beams is not None and job["task"].setdefault("num_beams", beams) != beams:
         command.note("generation_num_beams", "--num_beams goes before it.")
@@ -314,6 +324,8 @@ _TASKS = {
     "xnli": fill_xnli,
     "multiple-choice": _fill_choices,
     "token-classification": _fill_tags,
+    "question-answering": fill_questions,
+    "seq2seq-question-answering": _fill_generated_answers,
     "causal-lm": _fill_language_model,
     "masked-lm": _fill_language_model,
     "summarization": _fill_summarization,
