@@ -103,12 +103,14 @@ def _of_readmes() -> dict[str, str]:
         "--per_device_train_batch_size 32 --learning_rate 2e-5 --num_train_epochs 15 --output_dir out/topics/",
         "readme ner": "python run_ner.py --model_name_or_path bert --dataset_name conll2003 --output_dir out/test-ner "
         "--do_train --do_eval",
-        "readme qa": f"python run_qa.py --model_name_or_path bert --dataset_name rajpurkar/squad --do_train --do_eval {_QA}",
+        "readme qa": "python run_qa.py --model_name_or_path bert --dataset_name rajpurkar/squad "
+        f"--do_train --do_eval {_QA}",
         "readme qa v2": "python run_qa.py --model_name_or_path bert --dataset_name rajpurkar/squad_v2 "
         f"--version_2_with_negative --do_train --do_eval {_QA}",
         "readme qa no trainer": "python run_qa_no_trainer.py --model_name_or_path bert --dataset_name rajpurkar/squad "
         "--max_seq_length 384 --doc_stride 128 --output_dir out/debug_squad",
-        "readme qa no trainer launch": "accelerate launch run_qa_no_trainer.py --model_name_or_path bert --dataset_name "
+        "readme qa no trainer launch": "accelerate launch run_qa_no_trainer.py --model_name_or_path bert "
+        "--dataset_name "
         "rajpurkar/squad --max_seq_length 384 --doc_stride 128 --output_dir out/debug_squad",
         "readme seq2seq qa": "python run_seq2seq_qa.py --model_name_or_path t5 --dataset_name rajpurkar/squad_v2 "
         "--version_2_with_negative --context_column context --question_column question --answer_column answers "
@@ -207,7 +209,8 @@ def _of_tests() -> dict[str, str]:
         "--num_warmup_steps=8 --num_beams=6 --learning_rate=3e-3 --per_device_train_batch_size=2 "
         "--per_device_eval_batch_size=1 --source_lang en_XX --target_lang ro_RO --checkpointing_steps epoch "
         "--with_tracking",
-        "test qa": f"run_qa.py --model_name_or_path bert --version_2_with_negative {both.format('squad.json')} --output_dir "
+        "test qa": "run_qa.py --model_name_or_path bert --version_2_with_negative "
+        f"{both.format('squad.json')} --output_dir "
         f"out/t-qa {small} --max_steps=10 --warmup_steps=2 --learning_rate=2e-4 --max_seq_length 64 --doc_stride 16",
         "test swag": f"run_swag.py --model_name_or_path bert {both.format('swag.jsonl')} --output_dir out/t-swag "
         f"{small} --max_steps=20 --warmup_steps=2 --learning_rate=2e-4",

@@ -995,7 +995,7 @@ def test_every_flag_of_accelerate_launch_is_read_or_named() -> None:
 
 
 @pytest.mark.parametrize(("command", "line"), [
-    ("run_plm.py --x", "run_plm.py: is not supported (permuted language modelling). Nearest: run_mlm.py. Known scripts: run_glue.py,"),
+    ("run_plm.py --x", "run_plm.py: is not supported (permuted language modelling). Nearest: run_mlm.py."),
     ("run_generation.py", "run_generation.py: is not supported (generation; `raytrain-nlp predict`"),
     ("run_qa_beam_search_no_trainer.py", "run_qa_beam_search_no_trainer.py: is not supported (question answering)."),
     ("python -m run_qa_beam_search", "run_qa_beam_search.py: is not supported (question answering)."),
