@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -43,6 +43,8 @@ from raytrain_nlp.tuning.trial_records import FAILED, FINISHED, TrialRecord
 
 class Result(SimpleNamespace):
     """What a verb returns, as the command line reads it."""
+
+    features: ClassVar[dict[str, int]] = {}
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": "result"}

@@ -19,6 +19,7 @@ from raytrain_nlp.cli.from_hf.command import Command
 from raytrain_nlp.cli.from_hf.convert import from_hf
 from raytrain_nlp.cli.from_hf.flags import SCRIPTS, SECRETS, flags_of
 from raytrain_nlp.cli.from_hf.own_loop import own_loop_flags
+from raytrain_nlp.cli.from_hf.questions import fill_questions
 from raytrain_nlp.cli.from_hf.verb import render_job
 from raytrain_nlp.config import load_job
 from raytrain_nlp.config.training import RENAMED, generation_fields, training_fields
@@ -1290,3 +1291,36 @@ def test_guide_shows_what_the_verb_prints() -> None:
     command = text.split("raytrain-nlp from-hf -- torchrun", 1)[1].split(" > mrpc.yaml", 1)[0]
     job, notes = from_hf(shlex.split(f"torchrun {command}".replace("\\\n", " ")))
     assert f"```yaml\n{render_job(job, notes)}```" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "task", "noted"),
+    [
+        ("", {}, []),
+        ("--version_2_with_negative --null_score_diff_threshold 0.5",
+         {"version_2_with_negative": True, "null_score_diff_threshold": 0.5}, []),
+        ("--null_score_diff_threshold 0.5", {}, ["null_score_diff_threshold"]),
+        ("--max_train_samples 9", {}, ["max_train_samples"]),
+    ],
+)  # fmt: skip
+def test_questions_have_the_scripts_columns_and_length(
+    tmp_path: Path, flags: str, task: dict[str, Any], noted: list[str]
+) -> None:
+    """By their names, else the first three; below `data` they have their names."""
+    (tmp_path / "named.json").write_text(json.dumps({"title": "", "question": "", "context": "", "answers": {}}))
+    (tmp_path / "other.json").write_text(json.dumps({"q": "", "text": "", "gold": {}}))
+    (tmp_path / "squad.json").write_text(json.dumps({"version": "2", "data": []}))
+    others = {"question_column": "q", "context_column": "text", "answer_column": "gold"}
+    for file, columns in (("named", {}), ("other", others), ("squad", {})):
+        command = f"run_qa.py --model_name_or_path bert --train_file {tmp_path}/{file}.json {flags}"
+        job, notes = from_hf(shlex.split(command))
+        assert job["task"] == {"type": "question-answering", **task, **columns} and job["data"]["max_length"] == 384
+        assert [note.split(":")[0] for note in notes if "do_train" not in note] == [f"--{flag}" for flag in noted]
+    assert fill_questions.__module__.endswith("questions")
+
+
+def test_windows_of_few_tokens_share_fewer(tmp_path: Path) -> None:
+    job, notes = from_hf(
+        shlex.split(f"run_qa.py --model_name_or_path x --train_file {tmp_path}/a.json --max_seq_length 64")
+    )
+    assert job["task"]["doc_stride"] == 32 and any("cannot share 128" in note for note in notes)

@@ -382,6 +382,8 @@ def test_a_spec_comes_to_its_workers_as_it_was_and_none_changes_it(tmp_path: Pat
 class Task:
     """Two classes; a row is right where prediction and truth agree."""
 
+    joins_rows = False
+
     def score_rows(self, predictions: Any, truth: Any, labels: list[str], tokenizer: Any) -> Iterator[dict[str, Any]]:
         yield from (
             {"predicted": labels[guess], "right": bool(guess == true)}
