@@ -45,6 +45,9 @@ _BLOCKS = _causal(packing="concat", block_size=16)
 TASKS: dict[str, dict[str, Any]] = {
     "classes": {},
     "several classes": _classes("multi_label_classification", "tags"),
+    "tagged words": {
+        "task": {"type": "token-classification", "text_column": "words", "label_column": "word_tags"}
+    },
     "regression": _classes("regression", "number"),
     "blocks": _BLOCKS,
     "rows": _causal(packing="none"),
@@ -89,6 +92,8 @@ def write_all_rows(path: Path, count: int = 256) -> Path:
                 "text": text,
                 "label": len(text) % 2,
                 "tags": tags,
+                "words": text.split(),
+                "word_tags": [word[0] for word in text.split()],
                 "number": draw.random(),
                 "target": text[::-1],
                 "other": text[3:],
