@@ -92,6 +92,8 @@ class Draft:
             task["max_target_length"] = self._tokens(target.far_tokens)
             if self.choice.model.get("name_or_path", "").startswith("google-t5/"):
                 task["source_prefix"] = "summarize: "
+        if self.proposal.windows:
+            task["doc_stride"] = self.max_length // 4
         if self.proposal.packs:
             task["block_size"] = _BLOCK if self.choice.from_scratch else _LONGEST
         return task

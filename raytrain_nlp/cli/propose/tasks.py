@@ -60,6 +60,8 @@ class Proposal:
     needs_chat_template: bool = False
     packs: bool = False
     """Is all text one stream, cut into blocks?"""
+    windows: bool = False
+    """Is a long text read in windows, which share `doc_stride` tokens?"""
     left_out: list[str] = field(default_factory=list)
     """Columns of text that nothing reads."""
 
@@ -108,7 +110,7 @@ def _questions(columns: dict[str, Column]) -> Proposal | None:
         return None
     task = {"type": "question-answering", "question_column": question.name, "context_column": context.name}
     remarks = {"context_column": _length(context), "answer_column": "texts, and where in the context they start"}
-    return Proposal({**task, "answer_column": answers.name}, remarks, [question, context])
+    return Proposal({**task, "answer_column": answers.name}, remarks, [question, context], windows=True)
 
 
 def _choices(columns: dict[str, Column]) -> Proposal | None:
