@@ -109,8 +109,24 @@ def _fields(
             found[name] = {"not": {}, "description": f"Not set here. {refused[name]}"}
             continue
         default = here.get(name, remarks[name].default if name in remarks else None)
-        found[name] = kind.json_schema() | ({} if default is None else {"default": default})
+        found[name] = _in_order(kind.json_schema()) | ({} if default is None else {"default": default})
     return found
+
+
+_ORDER = ("string", "integer", "number", "boolean", "array", "object", "null")
+
+
+def _in_order(schema: Any) -> Any:
+    """A schema with its alternatives in one order: `typing` gives equal unions in the order of the one it met first."""
+    if isinstance(schema, list):
+        return [_in_order(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    schema = {key: _in_order(value) for key, value in schema.items()}
+    if alternatives := schema.get("anyOf"):
+        rank = {name: number for number, name in enumerate(_ORDER)}
+        schema["anyOf"] = sorted(alternatives, key=lambda part: rank.get(part.get("type", ""), -1))
+    return schema
 
 
 def _section(fields: dict[str, dict[str, Any]]) -> dict[str, Any]:
