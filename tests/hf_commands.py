@@ -212,6 +212,9 @@ def _of_tests() -> dict[str, str]:
         "test qa": "run_qa.py --model_name_or_path bert --version_2_with_negative "
         f"{both.format('squad.json')} --output_dir "
         f"out/t-qa {small} --max_steps=10 --warmup_steps=2 --learning_rate=2e-4 --max_seq_length 64 --doc_stride 16",
+        "test seq2seq qa": f"run_seq2seq_qa.py --model_name_or_path t5 --version_2_with_negative "
+        f"{both.format('squad.json')} --output_dir out/t-s2s-qa {small} --max_steps=10 --warmup_steps=2 "
+        "--learning_rate=2e-4 --predict_with_generate",
         "test swag": f"run_swag.py --model_name_or_path bert {both.format('swag.jsonl')} --output_dir out/t-swag "
         f"{small} --max_steps=20 --warmup_steps=2 --learning_rate=2e-4",
         "test clm": f"run_clm.py --model_name_or_path gpt2 {text} --do_train --do_eval --block_size 128 "
