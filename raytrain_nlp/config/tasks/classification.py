@@ -6,8 +6,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from raytrain_nlp.config.base import Section, also
+from raytrain_nlp.config.base import Contradictions, Section, also
 from raytrain_nlp.config.tasks.label_names import NUMBERS_TOO, LabelNames
+from raytrain_nlp.errors import Problem
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 GLUE_COLUMNS = {
@@ -64,10 +65,9 @@ class TextClassification(Section):
     @model_validator(mode="after")
     def _one_kind(self) -> TextClassification:
         if len(self.text_columns) > 2 and self.text_column_delimiter is None:
-            raise ValueError(
-                f"text_columns: names {len(self.text_columns)} columns, where a tokenizer takes a pair || Name two, or "
-                f"join them: set text_column_delimiter."
-            )
+            what = f"names {len(self.text_columns)} columns, at most 2 of which a tokenizer takes as they are"
+            todo = "Name two, or join them: set task.text_column_delimiter."
+            raise Contradictions([Problem("task.text_columns", what, todo)])
         if self.problem_type == "regression" and self.label_names:
             raise ValueError("label_names: a regression has no classes || Remove label_names, or problem_type.")
         if self.multi_hot is not None and self.problem_type != PROBLEM_TYPES[1]:
