@@ -222,5 +222,5 @@ def test_columns_that_are_joined_are_one_text() -> None:
 
     columns = task.encode([row, row], Tokenizer(), Lengths(None))
     assert seen == [(["one |  | three"] * 2,)] and len(columns["input_ids"]) == 2
-    with pytest.raises(ValidationError, match="set text_column_delimiter"):
+    with pytest.raises(ValidationError, match=r"set task\.text_column_delimiter"):
         TextClassification(type="text-classification", text_columns=["a", "b", "c"])
