@@ -114,7 +114,7 @@ def test_figures_of_questions_that_all_have_an_answer() -> None:
 
 
 def test_figures_are_those_of_torchmetrics() -> None:
-    """Of texts with a word that counts: of two without, 1.1 makes F1 0 where torchmetrics follows 2.0 and makes it 1."""
+    """Texts have a word that counts: of two without, 1.1 makes F1 0 where torchmetrics follows 2.0 and makes it 1."""
     from torchmetrics.functional.text import squad
 
     draw, words = np.random.default_rng(3), "the a sea, Elbe. river RIVER big".split()
