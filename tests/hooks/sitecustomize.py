@@ -51,7 +51,8 @@ def _digests(inputs):
     """A checksum of each row's tokens and labels, without the padding that depends on its neighbours."""
     found = []
     for i, mask in enumerate(inputs.get("attention_mask", inputs["input_ids"] >= 0)):
-        labels = inputs["labels"][i].reshape(-1).tolist()
+        names = ("labels", "start_positions", "end_positions")
+        labels = [value for name in names if name in inputs for value in inputs[name][i].reshape(-1).tolist()]
         while labels and labels[-1] == -100:
             labels.pop()
         found.append(zlib.crc32(json.dumps([inputs["input_ids"][i][mask != 0].tolist(), labels]).encode()))
