@@ -11,7 +11,7 @@ FEATURES = ("ZeRO 0", "ZeRO 1", "ZeRO 2", "ZeRO 3", "LoRA", "packing", "bf16", "
 CPU, GPU, STEP, REFUSED = "CPU", "GPU", "step", "refused"
 MEANING = {
     CPU: "whole runs of two workers on CPUs, compared with an independent truth",
-    GPU: "whole runs on one GPU",
+    GPU: "whole runs on one NVIDIA H200; the test repeats them where there is a GPU",
     STEP: "steps on CPUs only, beside plain `Trainer`; no whole run",
     REFUSED: "refused before anything starts, with what to do",
 }
@@ -20,10 +20,10 @@ _READS = "tests/cluster/test_host_reads_of_tasks.py::test_a_step_reads_no_more_t
 _ON_GPU = "tests/gpu/test_runs.py::test_a_run_ends_with_finite_losses"
 _ELASTIC = "tests/cluster/test_elastic.py::test_two_workers_then_one_then_two"
 _KILLED = "tests/faults/test_tasks_killed.py::test_killed_run_and_single_worker"
+_ALL = "tests/cluster/test_killed_tasks.py::test_killed_run_and_one_and_three_workers"
 _TASKS = "tests/integration/test_tasks.py"
 _SEQ2SEQ = f"{_TASKS}::test_seq2seq"
 _NO_FP16 = "tests/unit/test_config.py::test_half_precision_of_a_gpu_is_refused_on_cpu[fp16]"
-_FLASH = "tests/gpu/test_packing_on_gpu.py::test_a_run_with_torchs_kernels_learns_what_one_with_masks_does"
 
 Proofs = list[tuple[str, str]]
 """Where, and the test that proves it."""
@@ -58,21 +58,26 @@ PROVEN: dict[str, dict[str, Proofs]] = {
         **dict.fromkeys(("ZeRO 0", "ZeRO 2"), [(STEP, f"{_READS}[choices]")]),
         "ZeRO 3": [(CPU, "tests/integration/test_tasks.py::test_multiple_choice")],
         "fp16": [(REFUSED, _NO_FP16)],
+        "killed, resumed": [(CPU, f"{_ALL}[multiple-choice]")],
     },
     "question-answering": {
         "ZeRO 0": [(CPU, f"{_TASKS}::test_question_answering[zero0]")],
         "ZeRO 3": [(CPU, f"{_TASKS}::test_question_answering[zero3]")],
         "fp16": [(REFUSED, _NO_FP16)],
+        "killed, resumed": [(CPU, f"{_ALL}[question-answering]")],
+    },
+    "seq2seq-question-answering": {
+        "fp16": [(REFUSED, _NO_FP16)],
+        "killed, resumed": [(CPU, f"{_ALL}[seq2seq-question-answering]")],
     },
     "causal-lm": {
         **dict.fromkeys(("ZeRO 0", "ZeRO 2"), [(STEP, f"{_READS}[blocks]")]),
-        "ZeRO 3": [(CPU, "tests/integration/test_tasks.py::test_causal_lm"), (GPU, _FLASH)],
+        "ZeRO 3": [(CPU, "tests/integration/test_tasks.py::test_causal_lm")],
         "LoRA": [(CPU, "tests/integration/test_techniques.py::test_lora_with_everything_trains_and_resumes")],
         "packing": [
             (CPU, "tests/integration/test_tasks.py::test_packed_documents_are_learned_as_if_alone"),
-            (GPU, _FLASH),
         ],
-        "bf16": [(STEP, f"{_READS}[bf16]"), (GPU, _FLASH)],
+        "bf16": [(STEP, f"{_READS}[bf16]")],
         "fp16": [(REFUSED, _NO_FP16)],
         "killed, resumed": [(CPU, f"{_KILLED}[causal-lm]")],
     },
