@@ -133,3 +133,25 @@ def test_a_hang_is_named_and_the_run_goes_on(folder: Path, undisturbed: Path, ki
     ours, theirs = (checkpoint_tensors(path / "checkpoints" / f"checkpoint-{STEPS}") for path in (run, undisturbed))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert losses(run) == losses(undisturbed)
+
+
+@pytest.mark.timeout(900)
+def test_where_no_rank_answers_the_driver_starts_the_group_again(folder: Path) -> None:
+    """One worker, stopped: nobody in its group could tell."""
+    jobs = {name: job_of(folder, name) for name in ("alone", "stopped_alone")}
+    for job in jobs.values():
+        job["workers"] |= {"num_workers": 1}
+    assert run_cli("train", write_job(jobs["alone"], folder / "alone.json"), cwd=folder).returncode == 0
+    process = start_cli("train", write_job(jobs["stopped_alone"], folder / "stopped_alone.json"), cwd=folder)
+    run, truth = folder / "runs" / "stopped_alone", folder / "runs" / "alone"
+    try:
+        while process.poll() is None and state_of(run)[1] < HANGS_AT:
+            time.sleep(0.2)
+        os.kill(state_of(run)[0][0], signal.SIGSTOP)
+        _, said = process.communicate(timeout=600)
+    finally:
+        process.kill()
+    assert process.returncode == 0 and "no rank has answered for" in said
+    assert [event["step"] for event in events(run) if event["kind"] == "resume"] == [SAVE]
+    ours, theirs = (checkpoint_tensors(path / "checkpoints" / f"checkpoint-{STEPS}") for path in (run, truth))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
