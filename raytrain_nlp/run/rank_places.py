@@ -41,8 +41,11 @@ class RankPlaces:
         self._unasked: IO[str] | None = None
 
     def forget(self) -> None:
-        """What this rank of the group before has written."""
-        self._mine(self.rank).unlink(missing_ok=True)
+        """What this rank has written: of the group before, or where it will write no more, so that nobody takes it for
+        one that does not answer.
+        """
+        with contextlib.suppress(OSError):
+            self._mine(self.rank).unlink()
 
     @property
     def due(self) -> bool:
@@ -52,7 +55,11 @@ class RankPlaces:
     def beat(self, step: int, where: str, stack: list[str], late: bool) -> None:
         """Say where this rank is, and that it still runs."""
         self._next = time.monotonic() + BEAT_S
-        self._write(step, where, stack, late)
+        try:
+            self._write(step, where, stack, late)
+        except OSError:  # a full disk: that this rank runs needs no room, once the file is there
+            with contextlib.suppress(OSError):
+                os.utime(self._mine(self.rank))
 
     def arm(self) -> None:
         """Have Python itself write the stacks of this process, without the interpreter, unless this is called again
@@ -61,8 +68,11 @@ class RankPlaces:
         if not self._paths.store.shared:
             return
         if self._unasked is None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._unasked = self._unasked_of(self.rank).open("w", encoding="utf-8")
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._unasked = self._unasked_of(self.rank).open("w", encoding="utf-8")
+            except OSError:  # it is tried again
+                return
         faulthandler.dump_traceback_later(_SILENT_S, file=self._unasked)
 
     def disarm(self) -> None:

@@ -86,6 +86,7 @@ class _Watch:
                 self._places.arm()
                 self._look(names)
         except Exception as error:  # noqa: BLE001 - it watches; what it cannot see does not end a run
+            self._places.forget()
             text = f"slow steps are not watched any more ({type(error).__name__}: {error})."
             self._events.write("notice", text=text)
         finally:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from raytrain_nlp.paths import RunPaths, read_json, write_json
-from raytrain_nlp.run.rank_places import suspects
+from raytrain_nlp.run.rank_places import RankPlaces, all_silent, suspects
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.worker import slow_steps
 from raytrain_nlp.worker.progress import CLOCK
@@ -187,3 +187,32 @@ def test_a_watcher_that_fails_says_so_and_ends_no_run(
         while not notices(paths) and time.monotonic() < end:
             time.sleep(0.01)
     assert notices(paths) == ["slow steps are not watched any more (ZeroDivisionError: division by zero)."]
+
+
+def test_a_rank_on_a_full_disk_still_answers(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file gets a new time; without one nothing ends."""
+    places = RankPlaces(paths, 0, 1)
+    places.beat(1, "forward pass", [], late=False)
+    file = paths.places / "rank-0.json"
+    os.utime(file, (1, 1))
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    places.beat(2, "forward pass", [], late=False)
+    assert time.time() - file.stat().st_mtime < 60 and json.loads(file.read_text())["step"] == 1
+    file.unlink()
+    places.beat(3, "forward pass", [], late=False)
+
+
+def test_a_watcher_that_has_ended_is_not_taken_for_a_rank_that_does_not_answer(
+    model: torch.nn.Module, paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say(paths, 0, step=7, where="forward pass", late=False, age=900)
+    monkeypatch.setattr(slow_steps, "frames_of", lambda frame: 1 / 0)
+    with slow_steps.watched(model, paths, EventLog(paths.events), rank=0, world_size=1):
+        end = time.monotonic() + 5
+        while not notices(paths) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert all_silent(paths.places) is None
