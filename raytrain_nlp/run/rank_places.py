@@ -85,8 +85,9 @@ class RankPlaces:
         """Say where this rank is in a step that does not end; its stacks are kept."""
         self._write(step, where, stack, late=True)
         kept = self._kept(step, self.rank)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(stacks_of_all_threads(), encoding="utf-8", errors="backslashreplace")
+        with contextlib.suppress(OSError):  # a disk that is full: it is told all the same
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(stacks_of_all_threads(), encoding="utf-8", errors="backslashreplace")
         if not self._paths.store.shared:
             self._paths.store.push(self._mine(self.rank), patience=1)
             self._paths.store.push(kept, patience=1)
@@ -101,11 +102,12 @@ class RankPlaces:
         for rank, place in enumerate(places):
             kept = self._kept(step, rank)
             if place and is_silent(place) and not kept.exists():
-                kept.parent.mkdir(parents=True, exist_ok=True)
                 lines = [f"does not answer; its main thread {place['age']:.0f} s ago:", *place["stack"]]
                 if written := _read_text(self._unasked_of(rank)):
                     lines = ["does not answer; its threads, the newest call first:", written.rstrip(), "", *lines]
-                kept.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
+                with contextlib.suppress(OSError):
+                    kept.parent.mkdir(parents=True, exist_ok=True)
+                    kept.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
 
     def remove(self) -> None:
         """Remove what is not kept."""
