@@ -27,8 +27,7 @@ from raytrain_nlp.verbs.prediction_parts import Layout, find_parts, put_together
 
 if TYPE_CHECKING:
     from raytrain_nlp.data.reading.sources import SourceFile
-    from raytrain_nlp.modeling.facts import ModelFacts
-    from raytrain_nlp.tasks.base import Lengths
+    from raytrain_nlp.worker.prediction_input import PredictSpec
 
 CHUNK_ROWS = 512
 """Rows of a part: what a kill may cost, and among how many rows those of like length are found."""
@@ -101,6 +100,8 @@ def predict(
         >>> done.rows, done.errors  # doctest: +SKIP
         (3, 0)
     """
+    from raytrain_nlp.planning.prediction import generation_of, weights_dtype
+
     observer = observer or Observer()
     started = time.monotonic()
     found, target = find_run(run), str(output)
@@ -118,10 +119,13 @@ def predict(
     observer.tell(of_machine.line)
     observer.stage("looking at the data")
     files = _find_files(input, job, prefix)
-    options = {**_generation(job), **(generation or {})}
+    options = {**generation_of(job), **(generation or {})}
     parts, layout = f"{target}.parts", _layout(job, files)
     done = find_parts(
-        target, parts, what_parts_hold(found, weights, job, files, options, prefix, layout, _dtype(job)), overwrite
+        target,
+        parts,
+        what_parts_hold(found, weights, job, files, options, prefix, layout, weights_dtype(job)),
+        overwrite,
     )
     with _scratch(found, weights) as scratch, connect_ahead(job, verbose, say=observer.stage) as connection:
         observer.stage("reading the model")
@@ -183,28 +187,6 @@ def _layout(job: TrainJob, files: list[SourceFile]) -> Layout:
     return Layout.of(files, _FAST_CHUNK_ROWS if fast else CHUNK_ROWS)
 
 
-def _dtype(job: TrainJob) -> str | None:
-    """Of the weights in memory: on a GPU bf16 where the job trains in it, which it does there unless it says otherwise;
-    None: as the job says, or fp32.
-    """
-    half = job.workers.use_gpu and job.arguments().get("bf16") and job.model.dtype is None
-    return "bfloat16" if half else None
-
-
-def _generation(job: TrainJob) -> dict[str, Any]:
-    """What evaluation generated with; a task whose evaluation does not generate writes 128 tokens at most."""
-    from raytrain_nlp.tasks import build_task
-
-    arguments, task = job.arguments(), build_task(job.task)
-    if task.generates:
-        options = {
-            "max_length": arguments.get("generation_max_length"),
-            "num_beams": arguments.get("generation_num_beams"),
-        }
-        return {key: value for key, value in options.items() if value is not None}
-    return {"max_new_tokens": 128, "do_sample": False} if task.writes_text else {}
-
-
 def _spec(
     run: Run,
     job: TrainJob,
@@ -216,63 +198,22 @@ def _spec(
     batch_size: int | None,
     prefix: str,
     observer: Observer,
-) -> Any:
-    from raytrain_nlp.modeling.tokenizer import load_tokenizer
-    from raytrain_nlp.planning.models import model_facts
-    from raytrain_nlp.planning.split_plans import build_context
-    from raytrain_nlp.tasks import build_task
-    from raytrain_nlp.user_code import UserObject
+) -> PredictSpec:
+    from raytrain_nlp.planning.prediction import plan_prediction
     from raytrain_nlp.verbs.export import write_weights
-    from raytrain_nlp.worker.prediction_input import PredictSpec
-    from raytrain_nlp.worker.prediction_input import batch_size as size_of_batches
 
-    folder, tokenizer = weights.folder, load_tokenizer(str(run.tokenizer))
-    facts = model_facts(job, tokenizer, folder)
-    lengths, options = _fitted(job, facts, options)
+    folder = weights.folder
     if weights.checkpoint:
         folder = scratch / "model"
         write_weights(run, weights, folder, None, False, observer.stage)
         run.paths.store.push_tree(scratch, again=True)
-    preprocess = (
-        UserObject(job.trainer.preprocess, "trainer.preprocess", run.code_folder) if job.trainer.preprocess else None
+    spec = plan_prediction(
+        without_passwords(job), weights.folder, run.tokenizer, run.labels, options, batch_size, run.code_folder
     )
-    return PredictSpec(
-        job=without_passwords(job),
+    return replace(
+        spec,
         weights=str(folder),
-        dtype=_dtype(job),
-        tokenizer_dir=str(run.tokenizer),
-        labels=run.labels,
-        context=build_context(tokenizer, run.labels, facts),
-        lengths=lengths,
         parts=parts if "://" in parts else os.path.abspath(os.path.expanduser(parts)),
         chunk_rows=layout.chunk_rows,
-        batch=size_of_batches(batch_size, job, options, build_task(job.task).writes_text),
-        generation=options,
         prefix=prefix,
-        preprocess=preprocess,
-        code_folder=run.code_folder,
     )
-
-
-def _fitted(job: TrainJob, facts: ModelFacts, options: dict[str, Any]) -> tuple[Lengths, dict[str, Any]]:
-    """Tokens a row is cut to, and what is generated, as the model has positions for both."""
-    from raytrain_nlp.tasks import build_task
-    from raytrain_nlp.tasks.base import Lengths
-
-    task = build_task(job.task)
-    lengths = task.lengths(job.data.max_length, "validation")
-    lengths = facts.fitted(lengths if lengths.source else Lengths(job.data.max_length))
-    if facts.positions is None:
-        return lengths, options
-    if task.generates:
-        return lengths, {
-            **options,
-            **({"max_length": min(options["max_length"], facts.target_positions)} if options.get("max_length") else {}),
-        }
-    if "max_new_tokens" in options:  # what is generated stands behind the row
-        new = min(options["max_new_tokens"], max(facts.positions // 2, 1))
-        return replace(lengths, source=min(lengths.source, max(facts.positions - new, 1))), {
-            **options,
-            "max_new_tokens": new,
-        }
-    return lengths, options
