@@ -5,7 +5,8 @@
     result.metrics["eval_accuracy"], result.model_dir
 
 `train`, `check`, `sweep`, `evaluate`, `predict`, `export`, `report` and `from_hf` are the verbs of the command line;
-`load_job` reads a job file. Importing this package loads no ML library; its functions do.
+`load_job` reads a job file, `load_predictor` makes the model of a run predict rows in this process. Importing this
+package loads no ML library; its functions do.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from raytrain_nlp.verbs.evaluate import EvaluateResult, evaluate
     from raytrain_nlp.verbs.export import ExportResult, export
     from raytrain_nlp.verbs.predict import PredictResult, predict
+    from raytrain_nlp.verbs.predict_rows import load_predictor
     from raytrain_nlp.verbs.report import ReportResult, report
     from raytrain_nlp.verbs.train import TrainResult, train
 
@@ -44,6 +46,7 @@ _HOME = {
     "export": "verbs.export",
     "PredictResult": "verbs.predict",
     "predict": "verbs.predict",
+    "load_predictor": "verbs.predict_rows",
     "ReportResult": "verbs.report",
     "report": "verbs.report",
     "from_hf": "cli.from_hf.convert",
@@ -51,7 +54,7 @@ _HOME = {
     "sweep": "tuning.sweep",
 }
 
-_SHOWN = ("check", "evaluate", "export", "predict", "report", "sweep", "train")
+_SHOWN = ("check", "evaluate", "export", "load_predictor", "predict", "report", "sweep", "train")
 """Functions that show what they do in a terminal or a notebook, unless they are given an `observer`."""
 
 __all__ = [
@@ -73,6 +76,7 @@ __all__ = [
     "export",
     "from_hf",
     "load_job",
+    "load_predictor",
     "predict",
     "report",
     "sweep",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Annotated
 
 import typer
@@ -27,6 +28,13 @@ def run(
     scores: Annotated[
         str | None, typer.Option("--scores", metavar="FILE", help="Write what was found for each row, as JSON Lines.")
     ] = None,
+    harness: Annotated[
+        str | None,
+        typer.Option("--harness", metavar="TASKS", help="Benchmarks of lm-evaluation-harness instead of rows."),
+    ] = None,
+    harness_args: Annotated[
+        str, typer.Option("--harness-args", metavar="ARGS", help="Arguments of lm_eval, e.g. '--num_fewshot 5'.")
+    ] = "",
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a dotted key of the job; YAML value. Repeatable."),
@@ -46,6 +54,8 @@ def run(
             data=data or None,
             checkpoint=checkpoint,
             scores=scores,
+            harness=harness,
+            harness_arguments=shlex.split(harness_args),
             overrides=set_ or (),
             verbose=verbose,
             observer=observer,

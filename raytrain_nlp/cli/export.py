@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Annotated
 
 import typer
@@ -30,13 +31,26 @@ def run(
     register: Annotated[
         str | None, typer.Option("--register", metavar="NAME", help="Register it in MLflow under this name.")
     ] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Add the files that serve it: Ray Serve; of a language model vLLM, too.")
+    ] = False,
+    gguf: Annotated[
+        str | None, typer.Option("--gguf", metavar="TYPE", help="Add a GGUF file: auto, f32, f16, bf16 or q8_0.")
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="OWNER/NAME", help="Upload it to the Hugging Face hub.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push: a new repository is private.")] = False,
+    license: Annotated[
+        str | None, typer.Option("--license", metavar="ID", help="Licence in the model card, e.g. apache-2.0.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in DIR.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")
     ] = False,
 ) -> None:
     """Export a run."""
-    from raytrain_nlp.cli.terminal import TerminalObserver, print_rows
+    from raytrain_nlp.cli.terminal import TerminalObserver, print_next, print_rows
     from raytrain_nlp.verbs.export import export
 
     with TerminalObserver(verbose=False) as observer:
@@ -47,6 +61,11 @@ def run(
             merge_lora=merge_lora,
             dtype=dtype,
             register=register,
+            serve=serve,
+            gguf=gguf,
+            push=push,
+            private=private,
+            license=license,
             overwrite=overwrite,
             observer=observer,
         )
@@ -55,6 +74,11 @@ def run(
         f"{result.size_bytes / 1e6:,.1f} MB"
     )
     registered = {"registered": f"{register}, version {result.model_version}"} if result.model_version else {}
-    print_rows({"written": result.output, "what": kind, **registered})
+    made = {"GGUF": result.gguf_file, "on the hub": result.commit_url}
+    print_rows(
+        {"written": result.output, "what": kind, **registered, **{key: text for key, text in made.items() if text}}
+    )
+    if result.serve_file:
+        print_next(f"serve run {shlex.quote(result.serve_file)}")
     if as_json:
         print(json.dumps(result.to_dict()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +11,7 @@ import yaml
 
 from raytrain_nlp.errors import InputError, Problem
 
+STANDARD = "-"
 HELP = (
     "Add a run's predictions to the rows of files: each row once, in their order. Run again after a kill, it goes on."
 )
@@ -18,10 +20,19 @@ HELP = (
 def run(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, or of a sweep (its best trial).")],
     input_: Annotated[
-        list[str], typer.Option("--input", "-i", metavar="DATA", help="File, glob, folder, s3://, hf://. Repeatable.")
+        list[str],
+        typer.Option(
+            "--input", "-i", metavar="DATA", help="File, glob, folder, s3://, hf://; -: standard input. Repeatable."
+        ),
     ],
     output: Annotated[
-        str, typer.Option("--output", "-o", metavar="FILE", help="File to write: .parquet, .jsonl or .csv; also s3://.")
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="File to write: .parquet, .jsonl or .csv; also s3://; -: standard output.",
+        ),
     ],
     checkpoint: Annotated[
         str | None,
@@ -58,22 +69,16 @@ def run(
 ) -> None:
     """Predict."""
     options = _options(generation or [])
+    arguments = {"checkpoint": checkpoint, "generation": options, "batch_size": batch_size, "overrides": set_ or ()}
+    if STANDARD in (output, *input_):
+        _pipe(run, input_, output, prefix, as_json, arguments)
+        return
     from raytrain_nlp.cli.terminal import TerminalObserver, print_rows
     from raytrain_nlp.verbs.predict import predict
 
     with TerminalObserver(verbose) as observer:
         result = predict(
-            run,
-            input_,
-            output,
-            checkpoint=checkpoint,
-            generation=options,
-            batch_size=batch_size,
-            prefix=prefix,
-            overwrite=overwrite,
-            overrides=set_ or (),
-            verbose=verbose,
-            observer=observer,
+            run, input_, output, prefix=prefix, overwrite=overwrite, verbose=verbose, observer=observer, **arguments
         )
     rows = {
         "written": result.output,
@@ -86,6 +91,22 @@ def run(
     print_rows({**rows, **found, "seconds": f"{result.seconds:.1f}"})
     if as_json:
         print(json.dumps(result.to_dict()))
+
+
+def _pipe(run: str, sources: list[str], output: str, prefix: str, as_json: bool, arguments: dict[str, Any]) -> None:
+    """From standard input, or files, to standard output, in this process."""
+    if output != STANDARD or (STANDARD in sources and len(sources) > 1) or as_json:
+        what = "stands for standard input and output, which go together: rows in, the same rows out"
+        raise InputError(Problem(STANDARD, what, "Write e.g. `... --input - --output - < in.jsonl > out.jsonl`."))
+    from raytrain_nlp.cli.terminal import TerminalObserver
+    from raytrain_nlp.verbs.predict_rows import load_predictor, predict_stream, rows_of_input
+
+    with TerminalObserver(verbose=False) as observer:
+        rows = rows_of_input(sources, sys.stdin.buffer, run, prefix)
+        predictor = load_predictor(run, observer=observer, **arguments)
+        result = predict_stream(predictor, rows, sys.stdout.buffer, prefix, observer)
+    if result.errors or result.bad_rows:
+        print(f"{result.errors} rows without a prediction, {result.bad_rows} left out", file=sys.stderr)
 
 
 def _options(given: list[str]) -> dict[str, Any]:

@@ -190,8 +190,7 @@ def print_evaluation(result: Any) -> None:
         {
             "run": result.run_dir,
             "weights": result.weights,
-            "rows": str(result.rows),
-            "rows in quarantine": str(result.bad_rows),
+            **({"rows": str(result.rows), "rows in quarantine": str(result.bad_rows)} if result.rows else {}),
             **({"scores": result.scores} if result.scores else {}),
             **{key: _figure(value) for key, value in sorted(result.metrics.items())},
         }

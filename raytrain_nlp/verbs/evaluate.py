@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +66,8 @@ def evaluate(
     data: str | list[str] | None = None,
     checkpoint: str | int | None = None,
     scores: str | Path | None = None,
+    harness: str | None = None,
+    harness_arguments: Sequence[str] = (),
     overrides: Iterable[str] = (),
     verbose: bool = False,
     observer: Observer | None = None,
@@ -77,6 +79,9 @@ def evaluate(
         data: as `data.validation` of a job; default: the run's own.
         checkpoint: None: the run's `model/`, or its newest good checkpoint; else `best`, `last` or a step.
         scores: write what was found for each row to this file.
+        harness: score a causal language model on these tasks of lm-evaluation-harness instead (names with commas
+            between them); the figures are `harness/TASK/METRIC`, and `rows` is 0.
+        harness_arguments: further arguments of `lm_eval`, e.g. `["--num_fewshot", "5"]`.
         overrides: `dotted.key=value` of the job, e.g. `workers.num_workers=1`.
 
     Raises:
@@ -90,6 +95,11 @@ def evaluate(
         ['eval_accuracy', 'eval_f1']
     """
     observer = observer or Observer()
+    if harness:
+        from raytrain_nlp.verbs.harness import score_on_harness
+
+        folder, name, figures = score_on_harness(run, harness, harness_arguments, checkpoint, overrides, observer)
+        return EvaluateResult(folder, name, figures, rows=0, bad_rows=0)
     found = find_run(run)
     of_machine = settled(_job_of(found, data, overrides))
     job = of_machine.job

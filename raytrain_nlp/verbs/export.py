@@ -11,11 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raytrain_nlp.deploy.card import model_card
+from raytrain_nlp.deploy.gguf import check_gguf, write_gguf
+from raytrain_nlp.deploy.hub import check_push, push_folder
+from raytrain_nlp.deploy.recipe import SERVE, write_recipe
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.run.saved_run import Run, Weights, find_run, find_weights
 from raytrain_nlp.storage.atomic import replace_folder
-from raytrain_nlp.tracking.registry import PIPELINES, check_registrable, register_model
+from raytrain_nlp.tracking.registry import check_registrable, register_model
 
 if TYPE_CHECKING:
     from raytrain_nlp.tasks.base import Task
@@ -44,6 +48,11 @@ class ExportResult:
     size_bytes: int
     model_version: str | None = None
     """Version of the registered model."""
+    serve_file: str | None = None
+    """What `serve run` takes."""
+    gguf_file: str | None = None
+    commit_url: str | None = None
+    """The upload to the hub."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -57,6 +66,11 @@ def export(
     merge_lora: bool = False,
     dtype: str | None = None,
     register: str | None = None,
+    serve: bool = False,
+    gguf: str | None = None,
+    push: str | None = None,
+    private: bool = False,
+    license: str | None = None,
     overwrite: bool = False,
     observer: Observer | None = None,
 ) -> ExportResult:
@@ -69,10 +83,16 @@ def export(
         merge_lora: the base model with the adapter merged into its weights.
         dtype: fp32, bf16 or fp16; default: as trained.
         register: register the model in MLflow under this name, as a `transformers` flavour.
+        serve: write the files that serve the model beside it: of Ray Serve, and of vLLM for a causal language model.
+        gguf: make a GGUF file of this type beside it (`auto`, `f16`, ...), by llama.cpp's converter.
+        push: upload the folder to this repository of the Hugging Face hub.
+        private: a repository that `push` makes is private.
+        license: for the card, by the hub's identifier; default: that of a base model in a folder.
         overwrite: replace what is in `output`.
 
     Raises:
         InputError: there is no such run or checkpoint, or the folder is taken; nothing has been written.
+        RunError: MLflow, the converter or the hub has failed; where it was the hub, the folder has been written.
 
     Example:
         >>> import raytrain_nlp
@@ -93,6 +113,7 @@ def export(
         )
     if dtype is not None and dtype not in DTYPES:
         problems.append(Problem("--dtype", f"is unknown ({dtype})", "Give fp32, bf16 or fp16."))
+    problems += _check_next_steps(found, merge_lora, gguf, push)
     if problems:
         raise InputError(problems)
     if merge_lora and found.job.lora is None:
@@ -103,7 +124,12 @@ def export(
     try:
         observer.stage(f"reading {weights.name}")
         write_weights(found, weights, staging, DTYPES.get(dtype or ""), merge_lora, observer.stage)
-        (staging / "README.md").write_text(model_card(found, weights), encoding="utf-8")
+        (staging / "README.md").write_text(model_card(found, weights, staging, license), encoding="utf-8")
+        if serve:
+            write_recipe(found, staging, target)
+        if gguf:
+            observer.stage("converting to GGUF")
+            converted = write_gguf(staging, gguf).name
         version = None
         if register:
             check_registrable(found.job.task.type, staging)
@@ -114,9 +140,36 @@ def export(
         replace_folder(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    adapter = (target / "adapter_config.json").exists()
-    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
-    return ExportResult(str(target), weights.name, adapter, _dtype_of(target), size, version)
+    commit = None
+    if push:
+        observer.stage("uploading")
+        commit = push_folder(target, push, private)
+    return ExportResult(
+        output=str(target),
+        source=weights.name,
+        adapter=(target / "adapter_config.json").exists(),
+        dtype=_dtype_of(target),
+        size_bytes=sum(file.stat().st_size for file in target.rglob("*") if file.is_file()),
+        model_version=version,
+        serve_file=str(target / SERVE) if serve else None,
+        gguf_file=str(target / converted) if gguf else None,
+        commit_url=commit,
+    )
+
+
+def _check_next_steps(run: Run, merge_lora: bool, gguf: str | None, push: str | None) -> list[Problem]:
+    """What converter or hub would refuse, before anything is written."""
+    from raytrain_nlp.tasks import build_task
+
+    problems = check_push(push) if push else []
+    if gguf:
+        decoder = build_task(run.job.task).tokenizer_kind == "decoder"
+        problems += check_gguf(gguf, decoder, adapter=run.job.lora is not None and not _is_merged(run, merge_lora))
+    return problems
+
+
+def _is_merged(run: Run, merge_lora: bool) -> bool:
+    return merge_lora or not (run.paths.model / "adapter_config.json").exists() and run.paths.model.exists()
 
 
 def write_weights(
@@ -146,65 +199,6 @@ def write_weights(
         write_model(merged, merged.state_dict(), tokenizer, folder)
     if dtype is not None:
         cast_folder(folder, _torch_dtype(dtype))
-
-
-def model_card(run: Run, weights: Weights) -> str:
-    """README.md of the exported model: what it was trained on, how, and how well."""
-    import yaml
-
-    from raytrain_nlp.config import public_values
-
-    job, result = run.job, run.result
-    front: dict[str, Any] = {
-        "library_name": "peft" if job.lora and not (weights.folder / "config.json").exists() else "transformers",
-        "pipeline_tag": PIPELINES.get(job.task.type, job.task.type),
-        **({"base_model": job.model.name_or_path} if job.model.name_or_path else {}),
-        "tags": ["raytrain-nlp"],
-    }
-    metrics = {key: value for key, value in sorted(result.get("metrics", {}).items()) if key.startswith("eval_")}
-    parts = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {job.name}", ""]
-    parts += [
-        f"A {job.model.name_or_path or job.model.model_type} model for {job.task.type}, trained with `raytrain-nlp`."
-    ]
-    if metrics and weights.checkpoint is None:
-        parts += [
-            "",
-            "## Evaluation",
-            "",
-            "| figure | value |",
-            "|---|---|",
-            *(f"| {key} | {value:.6g} |" for key, value in metrics.items()),
-        ]
-    elif weights.checkpoint:
-        parts += ["", f"Weights of {weights.name}."]
-    rows = "; ".join(f"{split}: {count} rows" for split, count in result.get("rows", {}).items())
-    parts += [
-        "",
-        "## Data",
-        "",
-        *(
-            f"- {split}: `{value}`"
-            for split, value in public_values(job)["data"].items()
-            if split in ("train", "validation")
-        ),
-        rows,
-    ]
-    parts += [
-        "",
-        "## Job",
-        "",
-        "```yaml",
-        yaml.safe_dump(public_values(job), sort_keys=False, allow_unicode=True).strip(),
-        "```",
-    ]
-    parts += [
-        "",
-        "## Versions",
-        "",
-        *(f"- {name} {version}" for name, version in sorted(run.record.get("versions", {}).items())),
-        "",
-    ]
-    return "\n".join(parts)
 
 
 def _empty_model(run: Run, task: Task, tokenizer: Any) -> Any:

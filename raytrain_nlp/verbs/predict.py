@@ -105,7 +105,7 @@ def predict(
     observer = observer or Observer()
     started = time.monotonic()
     found, target = find_run(run), str(output)
-    of_machine = settled(_job_of(found, overrides))
+    of_machine = settled(job_for_prediction(found, overrides))
     job = of_machine.job
     kind = next((kind for suffix, kind in _FORMATS.items() if target.lower().endswith(suffix)), None)
     problems = check_workers(job)
@@ -118,7 +118,7 @@ def predict(
     weights = find_weights(found, checkpoint)
     observer.tell(of_machine.line)
     observer.stage("looking at the data")
-    files = _find_files(input, job, prefix)
+    files = input_files(input, job, prefix)
     options = {**generation_of(job), **(generation or {})}
     parts, layout = f"{target}.parts", _layout(job, files)
     done = find_parts(
@@ -152,14 +152,15 @@ def _scratch(run: Run, weights: Weights) -> Iterator[Path]:
             run.paths.store.delete_tree(folder)
 
 
-def _job_of(run: Run, overrides: Iterable[str]) -> TrainJob:
+def job_for_prediction(run: Run, overrides: Iterable[str]) -> TrainJob:
+    """The run's job for a machine that only predicts: its workers are chosen anew, and no weights are sharded."""
     job = load_job({**without_values(public_values(run.job), run.chosen), "deepspeed": {"zero_stage": 0}}, overrides)
     if job.lora is not None and job.model.config is not None:  # the base that the run built from its config
         job = job.model_copy(update={"model": job.model.model_copy(update={"name_or_path": run.base, "config": None})})
     return job
 
 
-def _find_files(specs: str | list[str], job: TrainJob, prefix: str) -> list[Any]:
+def input_files(specs: str | list[str], job: TrainJob, prefix: str) -> list[Any]:
     """The files of the input, whose columns are there and leave the names of predictions free. Raises `InputError`."""
     from raytrain_nlp.config.data import sources_of
     from raytrain_nlp.data.reading.sources import find_files

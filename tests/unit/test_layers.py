@@ -16,6 +16,7 @@ ROOMS = [
     "cli",
     "tuning",
     "verbs",
+    "deploy",
     "reporting",
     "launch",
     "planning",

@@ -20,7 +20,7 @@ from raytrain_nlp.errors import InputError
 from raytrain_nlp.planning import inputs
 from raytrain_nlp.planning.inputs import check_free
 from raytrain_nlp.tasks import build_task
-from raytrain_nlp.verbs.predict import _find_files
+from raytrain_nlp.verbs.predict import input_files
 from raytrain_nlp.worker.prediction_input import ERRORS
 from raytrain_nlp.worker.predictor import Predictor
 
@@ -60,10 +60,10 @@ def test_names_that_predictions_would_take(
 ) -> None:
     path = written(tmp_path, kind, {"text": "hello", column: "mine"})
     if not clashes:
-        assert len(_find_files(str(path), job_of(task), prefix)) == 1
+        assert len(input_files(str(path), job_of(task), prefix)) == 1
         return
     with pytest.raises(InputError) as caught:
-        _find_files(str(path), job_of(task), prefix)
+        input_files(str(path), job_of(task), prefix)
     line = (
         f"--input: has a column '{column}' already ({path}), where predictions would go. Give the new ones a prefix, "
         f"e.g. --prefix model_."

@@ -23,7 +23,7 @@ from raytrain_nlp.tasks.base import CollateContext, Lengths, TaskDefaults
 from raytrain_nlp.verbs.prediction_flow import Rate, _items
 from raytrain_nlp.verbs.prediction_parts import Layout
 from raytrain_nlp.worker.prediction_input import BatchSize, Encoder, batch_size, pack_batch, unpack_batch
-from raytrain_nlp.worker.predictor import Batches
+from raytrain_nlp.worker.task_model import Batches
 
 WORDS = [f"w{i}" for i in range(40)]
 SMALL: dict[str, Any] = {"vocab_size": 43, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
