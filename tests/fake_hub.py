@@ -1,11 +1,12 @@
 """A stand-in for the Hugging Face hub on 127.0.0.1, so that the real hub clients can be tested without any network.
 
-It answers what `huggingface_hub`, `transformers` and `datasets` ask when they read one repository. What it leaves out
-(Xet, LFS redirects, paging, tokens) the clients can do without.
+It answers what `huggingface_hub`, `transformers` and `datasets` ask when they read one repository, and takes uploads of
+small files from who has a token. What it leaves out (Xet, LFS, paging) the clients can do without.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -18,6 +19,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 _FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 _API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?")
+_UPLOAD = re.compile(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main")
 _DATE = "2026-01-01T00:00:00.000Z"
 
 
@@ -70,6 +72,10 @@ class FakeHub:
         folders = {"models": models or {}, "datasets": datasets or {}}
         self.repos = {(kind, name): _Repo(folder) for kind in folders for name, folder in folders[kind].items()}
         self.requests: list[str] = []
+        self.uploads: dict[str, dict[str, bytes]] = {}
+        """Repository -> path -> content, of those that clients have made."""
+        self.created: list[dict[str, Any]] = []
+        """What clients asked for when they made repositories."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -118,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.hub.requests.append(f"{self.command} {self.path}")
-        form = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
+        form = self._body().decode()
         url = urlsplit(self.path)
         try:
             if match := _FILE.fullmatch(url.path):
@@ -132,7 +138,52 @@ class _Handler(BaseHTTPRequestHandler):
             body = json.dumps({"error": refusal.code}).encode()
             self._send(refusal.status, body, {"Content-Type": "application/json", "X-Error-Code": refusal.code})
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        upload = _UPLOAD.fullmatch(urlsplit(self.path).path)
+        if upload is None and self.path not in ("/api/repos/create", "/api/validate-yaml"):
+            self.do_GET()
+            return
+        self.hub.requests.append(f"{self.command} {self.path}")
+        body = self._body()
+        if self.headers.get("Authorization") != "Bearer token-of-a-test":
+            self._send_json(401, {"error": "Invalid username or password."})
+        elif upload is None:
+            self._send_json(200, self._made(json.loads(body)))
+        elif upload[2] == "preupload":
+            files = [{**file, "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]
+            self._send_json(200, {"files": files})
+        else:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    content = base64.b64decode(line["value"]["content"])
+                    self.hub.uploads[upload[1]][line["value"]["path"]] = content
+            url = f"{self.hub.endpoint}/{upload[1]}/commit/abc"
+            self._send_json(200, {"success": True, "commitOid": "abc", "commitUrl": url, "hookOutput": ""})
+
+    def _made(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """A repository; or what is wrong with a card's front matter, of which nothing is."""
+        if "content" in asked:
+            return {"warnings": [], "errors": []}
+        self.hub.created.append(asked)
+        name = f"{asked['organization']}/{asked['name']}"
+        self.hub.uploads.setdefault(name, {})
+        return {"url": f"{self.hub.endpoint}/{name}", "name": name}
+
+    def _body(self) -> bytes:
+        """In chunks where its length is not said."""
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def _send_json(self, status: int, values: Any) -> None:
+        self._send(status, json.dumps(values).encode(), {"Content-Type": "application/json"})
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: `requests` is the log."""

@@ -79,11 +79,11 @@ def stop_at(folder: Path, job: dict[str, Any], name: str, presses: int) -> dict[
     }
 
 
-def resume(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
+def resume(folder: Path, job: dict[str, Any], env: dict[str, str] | None = None) -> dict[str, Any]:
     """Go on, or start again where nothing had begun; returns every tensor of the last checkpoint."""
     run = folder / "runs" / job["name"]
     arguments = ["--resume"] if (run / "run.json").exists() else []
-    ended = run_cli("train", write_job(job, folder / "job.json"), *arguments)
+    ended = run_cli("train", write_job(job, folder / "job.json"), *arguments, env=env)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return last_tensors(run)
 

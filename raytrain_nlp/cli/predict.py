@@ -69,7 +69,12 @@ def run(
 ) -> None:
     """Predict."""
     options = _options(generation or [])
-    arguments = {"checkpoint": checkpoint, "generation": options, "batch_size": batch_size, "overrides": set_ or ()}
+    arguments: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "generation": options,
+        "batch_size": batch_size,
+        "overrides": set_ or (),
+    }
     if STANDARD in (output, *input_):
         _pipe(run, input_, output, prefix, as_json, arguments)
         return

@@ -38,10 +38,10 @@ def push_folder(folder: Path, name: str, private: bool) -> str:
     Raises:
         RunError: the hub refuses, or does not answer. The folder stays.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError
 
-    api = HfApi()
+    api = HfApi(token=get_token())
     try:
         repo = api.create_repo(name, private=private, exist_ok=True)
         commit = api.upload_folder(

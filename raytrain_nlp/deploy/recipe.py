@@ -16,7 +16,7 @@ from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.run.saved_run import Run
 
 if TYPE_CHECKING:
-    from raytrain_nlp.worker.prediction_input import PredictSpec
+    from raytrain_nlp.prediction.batches import PredictSpec
 
 RECIPE, SERVE, VLLM = "raytrain_nlp.json", "serve.yaml", "vllm.yaml"
 _FORMAT = 1
@@ -100,7 +100,7 @@ def read_recipe(folder: Path, use_gpu: bool) -> PredictSpec:
     Raises:
         InputError: the folder has no such file, or one of another release.
     """
-    from raytrain_nlp.planning.prediction import generation_of, plan_prediction
+    from raytrain_nlp.prediction.plan import generation_of, plan_prediction
 
     try:
         values = json.loads((folder / RECIPE).read_text(encoding="utf-8"))

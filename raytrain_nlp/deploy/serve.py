@@ -38,8 +38,8 @@ class Model:
         from ray import serve
 
         from raytrain_nlp.deploy.recipe import read_recipe
+        from raytrain_nlp.prediction.task_model import RowPredictor
         from raytrain_nlp.tasks import build_task
-        from raytrain_nlp.worker.task_model import RowPredictor
 
         spec = read_recipe(Path(model).expanduser(), use_gpu)
         task = build_task(spec.job.task)

@@ -129,7 +129,7 @@ def export(
             write_recipe(found, staging, target)
         if gguf:
             observer.stage("converting to GGUF")
-            converted = write_gguf(staging, gguf).name
+        converted = write_gguf(staging, gguf).name if gguf else None
         version = None
         if register:
             check_registrable(found.job.task.type, staging)
@@ -152,7 +152,7 @@ def export(
         size_bytes=sum(file.stat().st_size for file in target.rglob("*") if file.is_file()),
         model_version=version,
         serve_file=str(target / SERVE) if serve else None,
-        gguf_file=str(target / converted) if gguf else None,
+        gguf_file=str(target / converted) if converted else None,
         commit_url=commit,
     )
 

@@ -36,7 +36,7 @@ def score_on_harness(
         InputError: the run has no causal language model, or the harness is not installed.
         RunError: the harness has failed.
     """
-    from raytrain_nlp.planning.prediction import weights_dtype
+    from raytrain_nlp.prediction.plan import weights_dtype
     from raytrain_nlp.tasks import build_task
     from raytrain_nlp.verbs.export import write_weights
 

@@ -19,15 +19,15 @@ from raytrain_nlp.config import TrainJob, load_job, public_values, without_passw
 from raytrain_nlp.config.auto import without_values
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.host.signals import stoppable
+from raytrain_nlp.prediction.flow import make_parts
+from raytrain_nlp.prediction.parts import Layout, find_parts, put_together, what_parts_hold
 from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.run.saved_run import Run, Weights, find_run, find_weights
 from raytrain_nlp.storage.atomic import temporary_folder
-from raytrain_nlp.verbs.prediction_flow import make_parts
-from raytrain_nlp.verbs.prediction_parts import Layout, find_parts, put_together, what_parts_hold
 
 if TYPE_CHECKING:
     from raytrain_nlp.data.reading.sources import SourceFile
-    from raytrain_nlp.worker.prediction_input import PredictSpec
+    from raytrain_nlp.prediction.batches import PredictSpec
 
 CHUNK_ROWS = 512
 """Rows of a part: what a kill may cost, and among how many rows those of like length are found."""
@@ -100,7 +100,7 @@ def predict(
         >>> done.rows, done.errors  # doctest: +SKIP
         (3, 0)
     """
-    from raytrain_nlp.planning.prediction import generation_of, weights_dtype
+    from raytrain_nlp.prediction.plan import generation_of, weights_dtype
 
     observer = observer or Observer()
     started = time.monotonic()
@@ -165,8 +165,8 @@ def input_files(specs: str | list[str], job: TrainJob, prefix: str) -> list[Any]
     from raytrain_nlp.config.data import sources_of
     from raytrain_nlp.data.reading.sources import find_files
     from raytrain_nlp.planning.inputs import check_choice, check_columns, check_free, check_repeated
+    from raytrain_nlp.prediction.actor import ERROR
     from raytrain_nlp.tasks import build_task
-    from raytrain_nlp.worker.predictor import ERROR
 
     files = find_files(sources_of(specs), "--input")
     added = [f"{prefix}{name}" for name in (*build_task(job.task).prediction_columns, ERROR)]
@@ -200,7 +200,7 @@ def _spec(
     prefix: str,
     observer: Observer,
 ) -> PredictSpec:
-    from raytrain_nlp.planning.prediction import plan_prediction
+    from raytrain_nlp.prediction.plan import plan_prediction
     from raytrain_nlp.verbs.export import write_weights
 
     folder = weights.folder

@@ -19,7 +19,7 @@ from raytrain_nlp.verbs.predict import input_files, job_for_prediction
 
 if TYPE_CHECKING:
     from raytrain_nlp.data.reading.rows import BadRow, Row
-    from raytrain_nlp.worker.task_model import RowPredictor
+    from raytrain_nlp.prediction.task_model import RowPredictor
 
 CHUNK_ROWS = 256
 """Rows that are read before the first of them is predicted: among so many, rows of like length share a batch."""
@@ -54,9 +54,9 @@ def load_predictor(
         >>> classify([{"text": "Returns the indices that would sort an array."}])[0]["prediction"]  # doctest: +SKIP
         'numpy'
     """
-    from raytrain_nlp.planning.prediction import generation_of, plan_prediction
+    from raytrain_nlp.prediction.plan import generation_of, plan_prediction
+    from raytrain_nlp.prediction.task_model import RowPredictor
     from raytrain_nlp.verbs.export import write_weights
-    from raytrain_nlp.worker.task_model import RowPredictor
 
     observer = observer or Observer()
     found = find_run(run)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import torch
 from moments import last_tensors, resume, stop_at, stoppable_job
-from support import events, guarded, run_cli, with_mlflow, write_job
+from support import events, guarded, with_mlflow
 
 
-def test_once_while_training_commits_a_checkpoint_from_which_the_run_goes_on(tmp_path: Path) -> None:
+def test_once_while_training_commits_a_checkpoint_from_which_the_run_goes_on(train_warm: Any, tmp_path: Path) -> None:
     with_mlflow(tmp_path / "runs")
     job, whole = stoppable_job(tmp_path, "stopped"), stoppable_job(tmp_path, "whole")
     stop_at(tmp_path, job, "training", presses=1)
@@ -21,11 +22,12 @@ def test_once_while_training_commits_a_checkpoint_from_which_the_run_goes_on(tmp
     ).exists()  # nothing that was trained is lost
     assert _mlflow_ends(tmp_path) == [("KILLED", "stopped")]
     guard = tmp_path / "guard"
-    assert run_cli("train", write_job(whole, tmp_path / "whole.json"), env=guarded(guard)).returncode == 0
+    stopped = resume(tmp_path, job, guarded(guard))
     assert not guard.exists(), (
         guard.read_text()
     )  # no thread of the driver has imported torch, transformers or DeepSpeed
-    stopped, undisturbed = resume(tmp_path, job), last_tensors(tmp_path / "runs" / "whole")
+    train_warm(whole)
+    undisturbed = last_tensors(tmp_path / "runs" / "whole")
     assert stopped.keys() == undisturbed.keys()
     assert all(torch.equal(stopped[key], undisturbed[key]) for key in undisturbed)
 

@@ -163,7 +163,7 @@ _PATCHES = {
     "raytrain_nlp.cluster.gpus": _patch_gpus,
     "raytrain_nlp.trainer.trainer": _patch_trainer,
     "raytrain_nlp.checkpoint.store": _patch_store,
-    "raytrain_nlp.worker.predictor": _patch_predictor,
+    "raytrain_nlp.prediction.actor": _patch_predictor,
 }
 
 

@@ -194,3 +194,38 @@ def _write_bert(folder: Path) -> None:
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=64, num_labels=2, **sizes)
     BertForSequenceClassification(config).save_pretrained(folder)
+
+
+UPLOAD = """
+import sys
+from pathlib import Path
+from raytrain_nlp.deploy.hub import push_folder
+from raytrain_nlp.errors import RunError
+
+try:
+    print(push_folder(Path(sys.argv[1]), "me/mine", private=True))
+except RunError as error:
+    print(error)
+"""
+
+
+def test_an_export_is_uploaded_by_who_has_a_token(tmp_path: Path) -> None:
+    """Every file, in a private repository; who has none learns it, and no message has the token."""
+    exported = tmp_path / "export"
+    exported.mkdir()
+    files = {"README.md": b"---\nlicense: mit\n---\n# Mine\n", "config.json": b"{}", "model.safetensors": bytes(999)}
+    for name, content in files.items():
+        (exported / name).write_bytes(content)
+    answers = {}
+    with FakeHub() as hub:
+        for token in ("token-of-a-test", "another-token"):
+            environment = {**os.environ, **hub.environment(tmp_path / "hf"), "HF_TOKEN": token, "PYTHONPATH": str(ROOT)}
+            command = [sys.executable, "-c", UPLOAD, str(exported)]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+            answers[token] = done.stdout.strip()
+            assert done.returncode == 0 and token not in done.stdout + done.stderr, done.stderr
+        assert hub.uploads == {"me/mine": files}
+        assert hub.created[0]["visibility"] == "private"
+        assert answers["token-of-a-test"] == f"{hub.endpoint}/me/mine/commit/abc"
+    assert answers["another-token"].startswith("the hub does not take me/mine: ")
+    assert answers["another-token"].endswith(f"The export itself is in {exported}.")

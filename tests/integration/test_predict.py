@@ -5,6 +5,7 @@ format.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from pathlib import Path
@@ -17,7 +18,13 @@ from support import run_cli, start_cli, tiny_job, wait_until, write_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import raytrain_nlp
+from raytrain_nlp.data.reading.rows import Row
+from raytrain_nlp.deploy.recipe import read_recipe
+from raytrain_nlp.errors import InputError
+from raytrain_nlp.prediction.task_model import RowPredictor
+from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.verbs.predict import CHUNK_ROWS
+from raytrain_nlp.verbs.predict_rows import predict_stream, rows_of_input
 
 ROWS = 1_003
 
@@ -88,6 +95,33 @@ def test_every_row_in_order_in_every_format(
         ]
     check(read, alone)
     assert not list(folder.glob("*.parts"))
+
+
+def test_rows_in_memory_through_a_pipe_and_of_a_served_folder(
+    trained: Any, folder: Path, alone: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """The same predictions without Ray; what cannot be read is left out and told, what has no prediction says why."""
+    lines = (folder / "input.jsonl").read_bytes().splitlines(keepends=True)
+    predictor = raytrain_nlp.load_predictor(trained.run_dir)
+    found = predictor([json.loads(line) for line in lines[:300]])
+    check([{**json.loads(line), **row} for line, row in zip(lines, found, strict=False)], alone[:300])
+
+    observer, told, output = Observer(), [], io.BytesIO()
+    observer.warn = told.append
+    mixed = io.BytesIO(b"".join([lines[0], b"not json\n", b"\n", b'{"text": null}\n', *lines[1:300]]))
+    rows = rows_of_input(["-"], mixed, trained.run_dir, "")
+    result = predict_stream(predictor, rows, output, "", observer)
+    assert (result.rows, result.errors, result.bad_rows) == (301, 1, 1)
+    assert len(told) == 1 and told[0].startswith("--input: line 2 is left out: not JSON (")
+    written = [json.loads(line) for line in output.getvalue().splitlines()]
+    assert written.pop(1) == {"text": None, "error": "field 'text' is null"}
+    check(written, alone[:300])
+    with pytest.raises(InputError, match="has a column 'error' already"):
+        predict_stream(predictor, iter([Row(0, {"text": None, "error": "mine"})]), io.BytesIO(), "", observer)
+
+    exported = raytrain_nlp.export(trained.run_dir, tmp_path / "model", serve=True)
+    served = RowPredictor(read_recipe(Path(exported.output), use_gpu=False))([json.loads(line) for line in lines[:300]])
+    check([{**json.loads(line), **row} for line, row in zip(lines, served, strict=False)], alone[:300])
 
 
 def test_killed_and_run_again(

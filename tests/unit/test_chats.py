@@ -20,9 +20,9 @@ from raytrain_nlp.modeling.tokenizer import load_tokenizer, train_tokenizer
 from raytrain_nlp.planning.inputs import find_job_files
 from raytrain_nlp.planning.resolve import resolve
 from raytrain_nlp.planning.resolved import Resolved, write_quarantine
+from raytrain_nlp.prediction.batches import encode_rows
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import Lengths
-from raytrain_nlp.worker.prediction_input import encode_rows
 
 PLAIN = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>\n{% endfor %}{% if add_generation_prompt "

@@ -115,6 +115,9 @@ EXPORTED: dict[str, Any] = {
     "dtype": "float32",
     "size_bytes": 2_500_000,
     "model_version": "4",
+    "serve_file": "o/serve.yaml",
+    "gguf_file": None,
+    "commit_url": None,
 }
 OVERRIDE = ["--set", "seed=3"]
 

@@ -17,6 +17,7 @@ ROOMS = [
     "tuning",
     "verbs",
     "deploy",
+    "prediction",
     "reporting",
     "launch",
     "planning",

@@ -19,10 +19,10 @@ from mlflow.utils.uri import extract_db_type_from_uri
 from sqlalchemy import create_engine
 
 from raytrain_nlp.cpu import fork_server
-from raytrain_nlp.data.prediction_files import list_parts, open_output, part_name
 from raytrain_nlp.data.reading.readers import Row, read_rows
 from raytrain_nlp.data.reading.sources import find_files, split_file
 from raytrain_nlp.host.sockets import MOST_BYTES, RAY_BYTES, ray_folder, short_name
+from raytrain_nlp.prediction.files import list_parts, open_output, part_name
 from raytrain_nlp.run.saved_run import at_hand, find_run
 from raytrain_nlp.tracking.tracker import default_uri
 

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pytest
 
 from raytrain_nlp.config import load_job
-from raytrain_nlp.data.prediction_files import list_parts, open_output, part_name, write_parts
 from raytrain_nlp.errors import InputError
 from raytrain_nlp.paths import RunPaths
+from raytrain_nlp.prediction.files import list_parts, open_output, part_name, write_parts
 from raytrain_nlp.run.saved_run import Run, Weights
 
 
@@ -80,13 +80,13 @@ MINE, OTHER = {"run": "a", "weights": "model"}, {"run": "b", "weights": "model"}
 
 
 def begin(place: str, what: dict[str, Any] = MINE, overwrite: bool = False) -> list[str]:
-    from raytrain_nlp.verbs.prediction_parts import find_parts
+    from raytrain_nlp.prediction.parts import find_parts
 
     return find_parts(f"{place}/out.jsonl", f"{place}/out.jsonl.parts", what, overwrite)
 
 
 def test_finished_parts_are_found_again_also_with_overwrite(place: str) -> None:
-    from raytrain_nlp.verbs.prediction_parts import put_together
+    from raytrain_nlp.prediction.parts import put_together
 
     assert begin(place) == []
     made = [write_part(place, number, 2) for number in range(3)]
@@ -130,7 +130,7 @@ def test_parts_that_do_not_say_whose_they_are_are_nobodys(place: str, note: byte
 
 def test_what_parts_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Content, never times: a copy from a bucket is made anew for each command."""
-    from raytrain_nlp.verbs.prediction_parts import Layout, what_parts_hold
+    from raytrain_nlp.prediction.parts import Layout, what_parts_hold
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "user_preprocess_of_parts.py").write_text("def f(row):\n    return row\n")

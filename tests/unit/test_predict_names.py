@@ -14,15 +14,15 @@ import pyarrow.parquet as parquet
 import pytest
 
 from raytrain_nlp.config import load_job
-from raytrain_nlp.data.prediction_files import BAD
 from raytrain_nlp.data.reading.sources import find_files
 from raytrain_nlp.errors import InputError
 from raytrain_nlp.planning import inputs
 from raytrain_nlp.planning.inputs import check_free
+from raytrain_nlp.prediction.actor import Predictor
+from raytrain_nlp.prediction.batches import ERRORS
+from raytrain_nlp.prediction.files import BAD
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.verbs.predict import input_files
-from raytrain_nlp.worker.prediction_input import ERRORS
-from raytrain_nlp.worker.predictor import Predictor
 
 TASKS: dict[str, dict[str, Any]] = {
     "classes": {"type": "text-classification"},

@@ -16,14 +16,14 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from raytrain_nlp.config import load_job
-from raytrain_nlp.data.prediction_files import part_name
 from raytrain_nlp.modeling.load import _keep_head_exact
+from raytrain_nlp.prediction.batches import BatchSize, Encoder, batch_size, pack_batch, unpack_batch
+from raytrain_nlp.prediction.files import part_name
+from raytrain_nlp.prediction.flow import Rate, _items
+from raytrain_nlp.prediction.parts import Layout
+from raytrain_nlp.prediction.task_model import Batches
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import CollateContext, Lengths, TaskDefaults
-from raytrain_nlp.verbs.prediction_flow import Rate, _items
-from raytrain_nlp.verbs.prediction_parts import Layout
-from raytrain_nlp.worker.prediction_input import BatchSize, Encoder, batch_size, pack_batch, unpack_batch
-from raytrain_nlp.worker.task_model import Batches
 
 WORDS = [f"w{i}" for i in range(40)]
 SMALL: dict[str, Any] = {"vocab_size": 43, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
@@ -79,7 +79,7 @@ def test_a_batch_travels_whole() -> None:
 
 
 def spec_of(job: Any, size: BatchSize, monkeypatch: pytest.MonkeyPatch, tokenizer: Any) -> Any:
-    monkeypatch.setattr("raytrain_nlp.worker.prediction_input.load_tokenizer", lambda folder: tokenizer)
+    monkeypatch.setattr("raytrain_nlp.prediction.batches.load_tokenizer", lambda folder: tokenizer)
     context = CollateContext(0, 0, "right", ["input_ids", "attention_mask"], [])
     return SimpleNamespace(job=job, tokenizer_dir="", preprocess=None, lengths=Lengths(16), batch=size, context=context)
 

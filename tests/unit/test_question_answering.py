@@ -199,7 +199,7 @@ def test_each_question_is_answered_once_by_all_its_features(
 
 def test_predictions_are_those_of_the_evaluation(tokenizer: Any, model: Any, tmp_path: Path) -> None:
     """Rows without answers, in batches of like length that tear questions apart."""
-    from raytrain_nlp.worker.prediction_input import BatchSize, pack_batch, unpack_batch
+    from raytrain_nlp.prediction.batches import BatchSize, pack_batch, unpack_batch
 
     task, context = QuestionAnsweringTask(V2), build_context(tokenizer, [], ModelFacts(token_types=False))
     encoded = task.encode_input_rows(

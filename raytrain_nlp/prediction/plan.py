@@ -11,10 +11,10 @@ from raytrain_nlp.modeling.facts import ModelFacts
 from raytrain_nlp.modeling.tokenizer import load_tokenizer
 from raytrain_nlp.planning.models import model_facts
 from raytrain_nlp.planning.split_plans import build_context
+from raytrain_nlp.prediction.batches import PredictSpec, batch_size
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import Lengths
 from raytrain_nlp.user_code import UserObject
-from raytrain_nlp.worker.prediction_input import PredictSpec, batch_size
 
 
 def plan_prediction(

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raytrain_nlp.data.prediction_files import BAD, open_output
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.failures import told_plainly
+from raytrain_nlp.prediction.batches import BESIDE, ERRORS, PredictSpec, unpacked
+from raytrain_nlp.prediction.files import BAD, open_output
+from raytrain_nlp.prediction.task_model import TaskModel
 from raytrain_nlp.tasks import build_task
-from raytrain_nlp.worker.prediction_input import BESIDE, ERRORS, PredictSpec, unpacked
-from raytrain_nlp.worker.task_model import TaskModel
 
 ERROR = "error"
 """Column that says why a row has no prediction."""

@@ -94,7 +94,7 @@ def find_parts(target: str, parts: str, what: dict[str, Any], overwrite: bool) -
     """
     import fsspec
 
-    from raytrain_nlp.data.prediction_files import list_parts, open_output, remove_tree
+    from raytrain_nlp.prediction.files import list_parts, open_output, remove_tree
 
     note = f"{parts}/predict.json"
     try:
@@ -139,8 +139,8 @@ def _read_note(filesystem: Any, path: str) -> Any:
 def put_together(target: str, parts: str, kind: str, done: set[str], prefix: str) -> dict[str, Any]:
     """Make the output of all parts, and a file of the rows that could not be parsed beside it; then the parts go.
     Returns counts, by the names of `PredictResult`."""
-    from raytrain_nlp.data.prediction_files import BAD, list_parts, open_output, read_part, remove_tree, write_parts
-    from raytrain_nlp.worker.predictor import ERROR
+    from raytrain_nlp.prediction.actor import ERROR
+    from raytrain_nlp.prediction.files import BAD, list_parts, open_output, read_part, remove_tree, write_parts
 
     made, bad, errors, found = list_parts(parts), [], 0, 0
     for path in made:

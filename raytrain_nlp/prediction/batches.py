@@ -21,11 +21,11 @@ import numpy as np
 import pyarrow as pa
 
 from raytrain_nlp.config import TrainJob
-from raytrain_nlp.data.prediction_files import BAD, part_name, to_table
 from raytrain_nlp.data.reading.readers import BadRow, Row, read_rows
 from raytrain_nlp.data.reading.sources import Piece
 from raytrain_nlp.failures import told_plainly
 from raytrain_nlp.modeling.tokenizer import load_tokenizer
+from raytrain_nlp.prediction.files import BAD, part_name, to_table
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import CollateContext, Columns, Encoded, Lengths, Task
 from raytrain_nlp.tasks.truncation import FULL

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from raytrain_nlp.distributed.device import recorded_event, settle_device
+from raytrain_nlp.prediction.batches import Encoder, PredictSpec, unpack_batch
 from raytrain_nlp.storage import storage_of
 from raytrain_nlp.tasks import build_task
-from raytrain_nlp.worker.prediction_input import Encoder, PredictSpec, unpack_batch
 
 
 class TaskModel:

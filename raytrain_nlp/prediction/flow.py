@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from raytrain_nlp.cluster.session import owns_ray
 from raytrain_nlp.errors import RunError
 from raytrain_nlp.host.devices import WITHOUT_GPU
+from raytrain_nlp.prediction.parts import Layout
 from raytrain_nlp.run.observer import Observer
-from raytrain_nlp.verbs.prediction_parts import Layout
 
 if TYPE_CHECKING:
     from raytrain_nlp.config import TrainJob
     from raytrain_nlp.data.reading.sources import SourceFile
-    from raytrain_nlp.worker.prediction_input import PredictSpec
+    from raytrain_nlp.prediction.batches import PredictSpec
 
 _AT_ONCE, _AHEAD = 2, 4
 """Chunks that an actor works on at a time, one on its device and one that is written; and those with the ones that wait
@@ -76,8 +76,8 @@ def _results(spec: PredictSpec, files: list[SourceFile], layout: Layout, done: l
     """What predictors say of each part, while they go on."""
     import ray.data
 
-    from raytrain_nlp.worker.prediction_input import read_chunks
-    from raytrain_nlp.worker.predictor import Predictor
+    from raytrain_nlp.prediction.actor import Predictor
+    from raytrain_nlp.prediction.batches import read_chunks
 
     items, workers = _items(files, layout, done), spec.job.workers
     pieces = ray.data.from_items(items, override_num_blocks=len(items))
@@ -101,8 +101,8 @@ def _results(spec: PredictSpec, files: list[SourceFile], layout: Layout, done: l
 
 def _items(files: list[SourceFile], layout: Layout, done: list[str]) -> list[dict[str, Any]]:
     """Each piece with its number and the names of its parts that are there."""
-    from raytrain_nlp.data.prediction_files import piece_of_part
     from raytrain_nlp.data.reading.sources import split_file
+    from raytrain_nlp.prediction.files import piece_of_part
 
     there: dict[int, list[str]] = defaultdict(list)
     for name in done:
