@@ -39,7 +39,7 @@ def blocks(kind: str) -> list[Block]:
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """Each command as words, with the document that shows it. What redirects its output, and comments, are left out."""
+    """Each command as words, with the document that shows it. What redirects input and output, and comments, are left out."""
     return [(block.document, words) for block in blocks("bash") for words in _commands_in(block.text)]
 
 
@@ -59,12 +59,13 @@ def anchors(path: Path) -> set[str]:
 
 def _commands_in(text: str) -> Iterator[list[str]]:
     for line in text.replace("\\\n", " ").splitlines():
-        lexer = shlex.shlex(line, posix=True, punctuation_chars=";&>")
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=";&<>")
         lexer.whitespace_split, lexer.commenters = True, "#"
         words: list[str] = []
         for word in [*lexer, ";"]:
             if word in (";", "&&", "&"):
-                yield from [words[: words.index(">")] if ">" in words else words] if words else []
+                end = min((words.index(sign) for sign in ("<", ">") if sign in words), default=len(words))
+                yield from [words[:end]] if words else []
                 words = []
             else:
                 words.append(word)
