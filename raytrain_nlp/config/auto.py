@@ -1,5 +1,5 @@
-"""What a job leaves to the machine, by dotted keys: put into its sections, taken out of them, kept by a run's
-record.
+"""The values a job leaves to the machine, as dotted keys (`workers.use_gpu`): putting them into a job's sections,
+taking them out again, and reading the ones that a run's record keeps.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ WORKERS = ("workers.num_workers", "workers.use_gpu")
 PRECISION = "training.bf16"
 STAGE = "deepspeed.zero_stage"
 ACCUMULATION = "training.gradient_accumulation_steps"
-"""Chosen where training.per_device_train_batch_size is `auto`: what data.global_batch_size then leaves to each."""
+"""The planner chooses it where training.per_device_train_batch_size is `auto`; that size then follows from
+data.global_batch_size."""
 CHECKPOINTING = "training.gradient_checkpointing"
 FITTED = (STAGE, ACCUMULATION, CHECKPOINTING)
-"""What the memory planner chooses (`memory/fastest.py`)."""
+"""Keys whose values the memory planner chooses (`memory/fastest.py`)."""
 _AS_BEFORE = {"workers.num_workers": 1, "workers.use_gpu": False}
-"""What a job without these keys meant before they could be left to the machine."""
+"""The defaults of these keys when old runs were recorded, before the keys could be left to the machine."""
 
 
 def put_values(sections: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections as a dict, with values of dotted keys of two parts."""
+    """A copy of a job's sections in which each dotted key of `values` (SECTION.KEY) has its value."""
     sections = dict(sections)
     for key, value in values.items():
         section, _, name = key.partition(".")
@@ -29,7 +30,7 @@ def put_values(sections: Mapping[str, Any], values: Mapping[str, Any]) -> dict[s
 
 
 def without_values(sections: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """Sections as a dict, without dotted keys of two parts: what is to be chosen anew."""
+    """A copy of a job's sections without these dotted keys (SECTION.KEY), so that their values are chosen anew."""
     sections = dict(sections)
     for key in keys:
         section, _, name = key.partition(".")
@@ -39,7 +40,9 @@ def without_values(sections: Mapping[str, Any], keys: Iterable[str]) -> dict[str
 
 
 def written_out(sections: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded job with the values its workers had, also where it was recorded before they were written out."""
+    """The sections of a recorded job with the values its workers had, although old records do not contain those that
+    were defaults then.
+    """
     workers, zero = sections.get("workers") or {}, sections.get("deepspeed") or {}
     missing = {key: value for key, value in _AS_BEFORE.items() if key.partition(".")[2] not in workers}
     if workers.get("use_gpu") is True and not {"zero_stage", "config", "config_file"} & zero.keys():
@@ -48,7 +51,11 @@ def written_out(sections: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def choices_of(record: Any) -> dict[str, Any]:
-    """What the run of a record, or the sweep, goes on with where its job says nothing."""
+    """The values that a continued run or sweep keeps for keys its job leaves open, by dotted key.
+
+    Args:
+        record: the JSON of a run's or a sweep's record; anything else counts as an empty record.
+    """
     record = record if isinstance(record, Mapping) else {}
     job = record.get("job") or (record.get("sweep") or {}).get("job")
     workers = written_out(job if isinstance(job, Mapping) else {})["workers"]

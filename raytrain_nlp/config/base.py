@@ -1,4 +1,6 @@
-"""The base of every section of a job file: frozen, unknown keys refused, the docstring under a field is its help."""
+"""The base class of every section of a job file. Sections are frozen and refuse unknown keys; the docstring under a
+field is the help for its key.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from raytrain_nlp.errors import Problem, nearest
 
 HIDDEN = "~"
-"""First character of a union's tag that stands in no job file: pydantic puts it into the place of what it finds."""
+"""First character of union tags that are not written in a job file. pydantic puts such a tag into the location of an
+error, where it is skipped."""
 
 
 class Section(BaseModel):
@@ -28,11 +31,11 @@ class Section(BaseModel):
 
 
 def also(*forms: dict[str, Any], default: Any = None) -> Callable[[dict[str, Any]], None]:
-    """`json_schema_extra` of a field that takes more in a job file than its type says, because a validator reads it.
+    """`json_schema_extra` for a field whose validator accepts more forms in a job file than the field's type says.
 
     Args:
-        forms: JSON schemas of what else may be written.
-        default: what is meant where nothing is written, if it is not the field's own default.
+        forms: JSON schemas of the further forms.
+        default: the default that the schema shows, where it is not the field's own.
     """
 
     def extend(schema: dict[str, Any]) -> None:
@@ -47,7 +50,9 @@ def also(*forms: dict[str, Any], default: Any = None) -> Callable[[dict[str, Any
 
 
 class Contradictions(ValueError):
-    """What sections that are right by themselves do not agree on; raised by a validator of the whole."""
+    """Sections that are valid one by one contradict each other; raised by a validator of the whole job. `problems` has
+    one entry for each contradiction.
+    """
 
     def __init__(self, problems: list[Problem]):
         super().__init__("; ".join(map(str, problems)))
@@ -55,7 +60,12 @@ class Contradictions(ValueError):
 
 
 def problems_of(error: ValidationError, model: type[BaseModel], root: str = "") -> list[Problem]:
-    """Every finding of pydantic as one of our one-line problems, with the dotted key the user wrote."""
+    """Each error of a pydantic validation as a `Problem`, with the dotted key that the user wrote.
+
+    Args:
+        model: the section that was validated.
+        root: dotted key of that section in the job file; "" for the whole file.
+    """
     problems = []
     for finding in error.errors(include_url=False):
         cause = finding.get("ctx", {}).get("error")
@@ -95,7 +105,9 @@ def _shown(value: Any, kind: str) -> str:
 
 
 def _unquoted(value: Any) -> str:
-    """What to do where YAML has made something else of a word that is meant as text."""
+    """Advice where text is expected and YAML has read an unquoted word as a truth value, number, date or null; "" where
+    that is not the reason.
+    """
     if isinstance(value, bool):
         words = "yes, on and true" if value else "no, off and false"
         return (
@@ -107,9 +119,10 @@ def _unquoted(value: Any) -> str:
 
 
 def _follow(model: type[BaseModel], location: list[str]) -> tuple[list[str], list[type[BaseModel]]]:
-    """A location of pydantic as the user wrote it, and the sections that may stand there.
+    """The location of a pydantic error as the user wrote it, and the sections whose keys may stand there.
 
-    In a union pydantic puts the tag of the member (the value of `type:`) into the location.
+    In a union, pydantic puts the tag of the member (the value of `type:`) into the location; the user wrote no such
+    key.
     """
     written, candidates, in_mapping = [], [model], False
     for part in location:
@@ -139,7 +152,7 @@ def _names(section: type[BaseModel]) -> list[str]:
 
 
 def _tags_of(model: type[BaseModel]) -> tuple[str, ...]:
-    """What stands in `type:` of a section, where it has one."""
+    """The values that `type:` may have in a section; empty where the section has no such key."""
     return getattr(getattr(model.model_fields.get("type"), "annotation", None), "__args__", ())
 
 

@@ -1,4 +1,4 @@
-"""`workers:`, `checkpoint:`, `tracking:`: how the run is spread, saved and followed."""
+"""`workers:`, `checkpoint:` and `tracking:`: how many workers train, when checkpoints are saved, where figures go."""
 
 from __future__ import annotations
 
@@ -15,33 +15,34 @@ AUTO = {"num_workers", "use_gpu"}
 _AUTO = {"const": "auto"}
 _RANGE = {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 2}
 _STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
-"""Schemes of MLflow's tracking stores, besides those of plugins."""
+"""URL schemes of MLflow's tracking stores, without those that plugins add."""
 
 
 class WorkersConfig(Section):
-    """Ray Train workers; one process, one rank each."""
+    """The Ray Train workers. Each is one process and one rank."""
 
     num_workers: int = Field(2, ge=1, le=100_000, json_schema_extra=also(_AUTO, _RANGE, default="auto"))
-    """How many workers train. `auto`, the default: one for each GPU of one machine, or two on CPUs. `[1, 4]`: as many
-    as there is room for, 4 at most and 1 at least; the global batches stay those of 4."""
+    """Number of workers. `auto`, the default: one for each GPU of the machine, or two on CPUs. A range such as `[1, 4]`
+    trains with as many workers as there is room for, at least 1 and at most 4, and always with the global batches of 4
+    workers."""
     min_workers: int | None = Field(None, ge=1)
-    """The lower end of such a range."""
+    """The lower end of the range, where `num_workers` is its upper end."""
     use_gpu: bool = Field(False, json_schema_extra=also(_AUTO, default="auto"))
-    """True: one GPU a worker (NCCL); false: gloo on CPU. `auto`, the default: GPUs where the machine or the cluster has
-    one for each worker.
-    """
+    """true: each worker trains on one GPU, with NCCL. false: on CPU, with gloo. `auto`, the default: on GPUs where the
+    machine or the cluster has one for each worker."""
     resources_per_worker: dict[str, float] = {"CPU": 1}
-    """Ray resources of one worker."""
+    """Ray resources that each worker reserves."""
     max_failures: int = Field(3, ge=-1)
-    """Restarts of the worker group after worker or node failures; -1 = without end."""
+    """How often the group of workers is restarted after a worker or a node has failed; -1: without limit."""
     hang_timeout_s: float | None = Field(None, ge=0)
-    """Seconds after which an optimizer update that does not end is taken for hung: the group is started again from the
-    last checkpoint, which counts in max_failures. Default: 20 times the median step, 300 at least. 0: it is told which
-    rank is where, as in any case, and nothing is ended."""
+    """Seconds after which an optimizer update that has not ended counts as hung. The workers are then restarted from
+    the last checkpoint, which counts as one of max_failures. Default: 20 times the median step, at least 300. 0: a hang
+    is reported with the rank and its stack, but nothing is ended."""
     start_timeout_s: float = Field(1800, gt=0)
-    """Seconds to wait until there are nodes for all workers, and these have been placed and started."""
+    """Seconds to wait until the cluster has nodes for all workers, and until these are placed and started."""
     resize_interval_s: float = Field(60, gt=0)
-    """Least seconds between two changes of the number of workers; each costs a restart."""
+    """Seconds that a group of workers trains at least before a larger one replaces it; each replacement costs a
+    restart."""
 
     @model_validator(mode="before")
     @classmethod
@@ -54,8 +55,8 @@ class WorkersConfig(Section):
 
     @property
     def auto(self) -> set[str]:
-        """What is left to the machine. The driver settles it first (`cluster/auto.py`): before, the values of these
-        keys mean nothing.
+        """Keys that are left to the machine. Their values mean nothing until the driver has chosen them
+        (`cluster/auto.py`).
         """
         return AUTO - self.model_fields_set
 
@@ -71,7 +72,7 @@ class WorkersConfig(Section):
 
     @property
     def elastic(self) -> bool:
-        """May the number of workers change while a run goes on?"""
+        """May the number of workers change during the run?"""
         return self.min_workers is not None and self.min_workers < self.num_workers
 
     @field_validator("resources_per_worker")
@@ -85,14 +86,15 @@ class WorkersConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When checkpoints are committed and how many are kept. The same keys may stand under `training:` instead."""
+    """When checkpoints are saved, and how many are kept. The same keys may be set under `training:` instead."""
 
     save_strategy: Literal["no", "steps", "epoch", "best"] | None = None
-    """Default: `steps` where save_steps is given, else `epoch`."""
+    """When to save. Default: `steps` where save_steps is set; as training.eval_strategy where training.eval_steps is
+    set; otherwise `epoch`."""
     save_steps: int | None = Field(None, ge=1)
     """Optimizer updates between two checkpoints."""
     save_total_limit: int | None = Field(None, ge=1)
-    """Newest checkpoints kept; the best one is kept besides where load_best_model_at_end asks for it."""
+    """Number of newest checkpoints that are kept. With load_best_model_at_end the best one is kept in addition."""
 
     @field_validator("save_strategy", mode="before")
     @classmethod
@@ -101,18 +103,19 @@ class CheckpointConfig(Section):
 
 
 class TrackingConfig(Section):
-    """MLflow, always; TensorBoard and Weights & Biases on request."""
+    """Where figures are logged: always to MLflow, on request to TensorBoard and Weights & Biases too."""
 
     tracking_uri: str | None = None
-    """MLflow server or database; default: a SQLite database under storage_path."""
+    """Address of an MLflow server or database. Default: a SQLite database under storage_path."""
     experiment_name: str | None = Field(None, min_length=1)
-    """Default: `raytrain_nlp`."""
+    """Name of the MLflow experiment. Default: `raytrain_nlp`."""
     tags: dict[str, str] = {}
     """Tags of the MLflow run."""
     report_to: list[Literal["tensorboard", "wandb"]] = []
-    """Trackers besides MLflow."""
+    """Further trackers, besides MLflow."""
     close_timeout_s: float = Field(30, ge=0)
-    """Seconds the end of a run waits for a tracker that does not answer; what is left stays spooled."""
+    """Seconds that the end of a run waits for a tracking server that does not answer. Figures that were not sent by
+    then stay in the run's folder."""
 
     @field_validator("tracking_uri")
     @classmethod

@@ -1,4 +1,4 @@
-"""`data:`: where rows come from, how they are batched."""
+"""`data:`: the files that rows come from, how rows are shortened and filtered, and how they are batched."""
 
 from __future__ import annotations
 
@@ -22,40 +22,44 @@ def _kind(value: Any) -> str:
 
 
 class DataConfig(Section):
-    """Rows in, batches out. Formats follow the file suffix: .jsonl .json .csv .tsv .parquet .arrow .txt .conll
-    .conllu .bio (also .gz)."""
+    """The rows, and how they are batched. A file's suffix tells its format: .jsonl .json .csv .tsv .parquet .arrow .txt
+    .conll .conllu .bio (also with .gz).
+    """
 
     train: Annotated[Annotated[Source, Tag(_PLAIN)] | Annotated[list[DataSource], Tag(_SOURCES)], Discriminator(_kind)]
-    """File, glob, folder (of `datasets.save_to_disk`, too), FOLDER:SPLIT, list of them, s3://..., gs://...,
-    hf://dataset/config:split; or data made on the spot: builtin:docstrings (text, label), builtin:docstrings/summaries
-    (text, summary), builtin:docstrings/endings (context, ending0 to ending3, label), builtin:facts (question, context,
-    answers), builtin:names (tokens, ner_tags), builtin:numbers (translation: en, de), builtin:python-docs (text). Or
-    several sources, each a mapping with `path` and how much is seen of it: `weight`, `rows` or `epochs`."""
+    """Training rows: a file, a glob, a folder (also one of `datasets.save_to_disk`), FOLDER:SPLIT, s3://..., gs://...,
+    hf://dataset/config:split, or a list of these. Built-in data, made without a download: builtin:docstrings (text,
+    label), builtin:docstrings/summaries (text, summary), builtin:docstrings/endings (context, ending0 to ending3,
+    label), builtin:facts (question, context, answers), builtin:names (tokens, ner_tags), builtin:numbers (translation:
+    en, de), builtin:python-docs (text). For a mixture of several sources: a list of mappings with `path` and how much
+    of it is seen (`weight`, `rows` or `epochs`)."""
     mixture: MixtureConfig = MixtureConfig()
     validation: Source | dict[str, Source] | None = None
-    """Same forms as `train`; without it nothing is evaluated. Several sets as {name: source}: each is scored apart, and
-    its figures are eval_NAME_loss and so on."""
+    """Validation rows, in the same forms as `train`; without them nothing is evaluated. Several sets are written as
+    {name: source}: each is evaluated by itself, and its figures are called eval_NAME_loss and so on."""
     max_length: int = Field(128, ge=2, le=1_000_000)
-    """Tokens a row is truncated to, special tokens included."""
+    """Tokens that a row is truncated to, special tokens included. Default for question answering: 384."""
     streaming: bool = False
-    """Prepare training data in windows while training goes on, for data too large to wait for: shuffled within windows
-    of up to 256 MB; needs training.max_steps, as a `datasets` stream does."""
+    """Prepare the training rows in windows of up to 256 MB while training goes on, for data that take too long to
+    prepare first. Rows are shuffled within a window. Needs training.max_steps, as a `datasets` stream does."""
     max_train_rows: int | None = Field(None, ge=1)
-    """Use only the first so many good training rows."""
+    """Use only the first so many training rows, not counting bad ones."""
     max_validation_rows: int | None = Field(None, ge=1)
-    """Use only the first so many good validation rows."""
+    """Use only the first so many validation rows, not counting bad ones."""
     drop_duplicates: bool = False
-    """Leave out training rows that are copies of rows before them, and those with the text of a validation row. They
-    are counted, and named in quarantine.jsonl. `check` counts them in any case."""
+    """Leave out training rows that are copies of earlier ones, and those whose text is in a validation row. They are
+    counted, and listed in quarantine.jsonl. `check` counts them in any case."""
     max_bad_rows: float = Field(0.01, ge=0.0)
-    """Rows that may go to quarantine before the run ends: below 1 a share of all rows, from 1 on a number."""
+    """The run ends with an error where more rows than this are bad; below 1 a share of all rows, from 1 on a number of
+    rows. Bad rows are listed in quarantine.jsonl and not trained on."""
     global_batch_size: int | None = Field(None, ge=1)
-    """Rows of one optimizer update on all workers together. Default: per_device_train_batch_size x
-    gradient_accumulation_steps x num_workers. Set it to see the same batches at any number of workers."""
+    """Rows of one optimizer update, over all workers. Default: per_device_train_batch_size x
+    gradient_accumulation_steps x num_workers. Where it is set, batches are the same with any number of workers."""
     batch_tokens: int | None = Field(None, ge=8)
-    """Instead of a number of rows: padded tokens (rows x longest row) one optimizer update may have."""
+    """Padded tokens (rows x longest row) that one optimizer update may have at most, over all workers; takes the place
+    of a number of rows."""
     feed_cpus_per_worker: float = Field(0.5, gt=0, le=64)
-    """Logical CPUs Ray Data may use for each worker's feed (fetching and padding)."""
+    """Logical CPUs that Ray Data may use to fetch and pad the batches of each worker."""
 
     @field_validator("train", "validation", mode="before")
     @classmethod
@@ -83,11 +87,11 @@ class DataConfig(Section):
         return value
 
     def train_sources(self) -> list[DataSource]:
-        """The sources of a mixture; none where `train` is one source."""
+        """The sources of a mixture; empty where `train` is one source."""
         return [part for part in self.train if isinstance(part, DataSource)]
 
     def validation_sets(self) -> dict[str, Source]:
-        """The validation sets by name; one without a name has the name ""."""
+        """The validation sets by name. A single set, which has no name, has the key ""."""
         return (
             self.validation
             if isinstance(self.validation, dict)
@@ -97,7 +101,7 @@ class DataConfig(Section):
         )
 
     def source_of(self, split: str) -> Source | list[DataSource] | None:
-        """Of `train`, `validation`, or a set named `validation.NAME`."""
+        """The source of a split: `train`, `validation`, or a validation set as `validation.NAME`."""
         name = split.partition(".")[2]
         return self.validation_sets()[name] if name else getattr(self, split)
 
@@ -125,7 +129,7 @@ class DataConfig(Section):
 
 
 def sources_of(value: Source | list[DataSource] | dict[str, Source] | None) -> list[str]:
-    """A `train:` or `validation:` value as a list; of several sets or sources those of all."""
+    """All files and names in a value of `train:` or `validation:`, as one flat list."""
     if isinstance(value, dict):
         return [source for part in value.values() for source in sources_of(part)]
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""`deepspeed:`: ZeRO by a few keys of ours, or a DeepSpeed JSON file as Hugging Face users write it."""
+"""`deepspeed:`: ZeRO by a few keys of this package, or by a DeepSpeed JSON file as Hugging Face users write it."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ _SAME = {
     "bf16.enabled": "bf16",
     "fp16.enabled": "fp16",
 }
-"""Key of DeepSpeed's configuration -> the `TrainingArguments` field it repeats
-(transformers/integrations/deepspeed.py).
-"""
+"""Key of DeepSpeed's configuration -> the field of `TrainingArguments` with the same meaning, as in
+transformers/integrations/deepspeed.py."""
 _DEFAULTS = {"bf16": False, "fp16": False}
 
 
 class DeepSpeedConfig(Section):
-    """DeepSpeed ZeRO. Stage 0 is plain DDP, without DeepSpeed."""
+    """DeepSpeed ZeRO. With stage 0 training is plain DDP, without DeepSpeed."""
 
     zero_stage: Literal[0, 1, 2, 3] = Field(0, json_schema_extra=also({"const": "auto"}))
-    """1: optimizer state sharded, 2: gradients too, 3: parameters too. `auto`, the default on GPUs: the stage with the
-    fastest step among those that fit the memory."""
+    """1: the optimizer state is sharded over the workers; 2: gradients too; 3: parameters too. `auto`, the default on
+    GPUs: the stage with the fastest step among those that fit the memory."""
     offload_optimizer: Literal["cpu"] | None = None
-    """Keep optimizer state in CPU memory."""
+    """Keep the optimizer state in CPU memory."""
     offload_param: Literal["cpu"] | None = None
-    """Keep parameters in CPU memory (stage 3)."""
+    """Keep the parameters in CPU memory; needs stage 3."""
     stage3_param_persistence_threshold: int | None = Field(None, ge=0)
-    """Parameters with fewer elements are not sharded; default: Hugging Face's `auto`."""
+    """Stage 3 leaves parameters with fewer elements than this unsharded. Default: Hugging Face's `auto`."""
     config_file: str | None = None
-    """A DeepSpeed JSON file, "auto" values as Hugging Face fills them; takes the place of the keys above."""
+    """Path of a DeepSpeed JSON file, which takes the place of the keys above. Its "auto" values are filled as Hugging
+    Face does."""
     config: dict[str, Any] | None = None
-    """The same, written here."""
+    """The content of such a file, written in the job file."""
     _auto: bool = PrivateAttr(default=False)
 
     @model_validator(mode="wrap")
     @classmethod
     def _left_open(cls, values: Any, handler: ValidatorFunctionWrapHandler) -> DeepSpeedConfig:
-        """`zero_stage: auto` stands for the lowest stage that the other keys allow, until the driver has chosen."""
+        """Read `zero_stage: auto` as the lowest stage that the other keys allow, until the driver has chosen one."""
         asked = isinstance(values, dict) and values.get("zero_stage") == "auto"
         if asked and (values.get("config") is not None or values.get("config_file") is not None):
             raise ValueError("zero_stage: auto contradicts the DeepSpeed configuration, which says it || Keep one.")
@@ -67,7 +67,7 @@ class DeepSpeedConfig(Section):
 
     @property
     def auto(self) -> bool:
-        """Is the stage asked to be chosen? `zero_stage` is then the lowest that may be."""
+        """Does the job ask for the stage to be chosen? `zero_stage` is the lowest possible one until it has been."""
         return self._auto
 
     @model_validator(mode="before")
@@ -127,7 +127,7 @@ class DeepSpeedConfig(Section):
 
     @property
     def enabled(self) -> bool:
-        """Does DeepSpeed run at all?"""
+        """Does the run use DeepSpeed?"""
         return self.config is not None or self.zero_stage > 0
 
 
@@ -138,7 +138,9 @@ def _least_stage(values: dict[str, Any]) -> int:
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object none of whose keys stands there twice: the last one would win without a word."""
+    """A JSON object as a dict. Raises `ValueError` for a key that is given twice, of which `json` would silently keep
+    the last.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError(
@@ -148,8 +150,10 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def apply_deepspeed_config(config: dict[str, Any], values: dict[str, Any], num_workers: int) -> list[Problem]:
-    """Take over into `values` (of `TrainingArguments`) what the configuration sets and the job leaves open; returns
-    what contradicts.
+    """Set in `values`, the values for `TrainingArguments`, what DeepSpeed's configuration says and the job does not.
+
+    Returns:
+        A problem for each value that the job and the configuration contradict each other about.
     """
     problems = []
     for key, name in _SAME.items():
@@ -180,7 +184,9 @@ def apply_deepspeed_config(config: dict[str, Any], values: dict[str, Any], num_w
 
 
 def _made_twice(config: dict[str, Any], values: dict[str, Any]) -> list[Problem]:
-    """The configuration's optimizer or scheduler goes before the job's, which `transformers` would leave unread."""
+    """A problem for each setting of the job's optimizer or scheduler that `transformers` would ignore, because
+    DeepSpeed's configuration has an optimizer or scheduler of its own.
+    """
     problems = []
     for section, names, same in (
         (

@@ -1,8 +1,9 @@
-"""The keys of a DeepSpeed JSON: each under one name, and those of features that a job does not have.
+"""The keys of a DeepSpeed JSON: brought to one name each, and checked for those whose features this package does not
+support.
 
-DeepSpeed knows some keys under two or three names and refuses a file that holds two of them; Hugging Face fills "auto"
-under one name only. What is switched off is left out: DeepSpeed refuses keys of features it has removed even where they
-are off.
+DeepSpeed knows some keys under two or three names and refuses a file that has two of them; Hugging Face fills "auto"
+under one name only. Features that a file switches off are removed from it, because DeepSpeed refuses keys of features
+that it has dropped even where they are off.
 """
 
 from __future__ import annotations
@@ -34,9 +35,8 @@ _HARMLESS = {
     "disable_python_gc",
     "arguments",
 }
-"""Taken as they are: they print, measure, or are read by parts of DeepSpeed (or of other tools) that a run does not
-use.
-"""
+"""Keys that are accepted unchanged: they print, measure, or are read by parts of DeepSpeed (or by other tools) that a
+run does not use."""
 _WITHOUT_EFFECT = {
     "activation_checkpointing": "models of transformers do not call DeepSpeed's; set training.gradient_checkpointing",
     "checkpoint": "checkpoints are written by this package",
@@ -103,8 +103,8 @@ _UNSUPPORTED_ZERO = {
 
 
 def canonical_config(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration with each key under the name that Hugging Face fills, without what is switched off. Keys that
-    clash stay.
+    """A copy of a configuration with each key under the name that Hugging Face fills, without features that are
+    switched off. Two names of one key are both kept, for `check_keys` to report.
     """
     found = {key: value for key, value in config.items() if not (key in _UNSUPPORTED and not _is_on(value))}
     if "bfloat16" in found and "bf16" not in found:
@@ -131,7 +131,9 @@ def _canonical_zero(zero: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_keys(config: dict[str, Any]) -> list[Problem]:
-    """Keys that mean the same, that DeepSpeed does not know, and whose features a job does not have."""
+    """A problem for each key that repeats another under a second name, that DeepSpeed does not know, or whose feature
+    is not supported.
+    """
     problems = []
     for key, value in config.items():
         where = f"deepspeed.config.{key}"
@@ -172,14 +174,14 @@ def _check_zero(zero: dict[str, Any]) -> list[Problem]:
 
 
 def without_effect(config: dict[str, Any]) -> list[str]:
-    """A line for each key that is taken and does nothing."""
+    """A line of text for each key that is accepted and has no effect."""
     return [
         f"deepspeed.config.{key} has no effect: {reason}" for key, reason in _WITHOUT_EFFECT.items() if key in config
     ]
 
 
 def _is_on(value: Any) -> bool:
-    """Does a section, switch or size ask for anything?"""
+    """Does the value of a section, a switch or a size turn its feature on?"""
     if isinstance(value, dict):
         if "enabled" in value:
             return value["enabled"] not in (False, "auto")
@@ -192,10 +194,10 @@ def _is_on(value: Any) -> bool:
 
 @functools.cache
 def zero_names() -> dict[str, str]:
-    """Every name of a key of `zero_optimization` -> the one in use, read from the installed DeepSpeed without importing
-    it.
+    """Each name that a key of `zero_optimization` has or had -> its present name, read from the source of the installed
+    DeepSpeed, which is not imported.
 
-    A field's alias is the name in use; a deprecated field names its successor.
+    The alias of a field is its present name; a deprecated field names its successor.
     """
     source = package_folder("deepspeed") / "runtime" / "zero" / "config.py"
     tree = ast.parse(source.read_text(encoding="utf-8"))
@@ -215,7 +217,7 @@ def zero_names() -> dict[str, str]:
 
 
 def _texts(value: ast.expr | None) -> dict[str, str]:
-    """Texts among the arguments of pydantic's `Field`, those of its mappings included."""
+    """The keyword arguments of pydantic's `Field` that are text, and the texts in the dicts among its arguments."""
     found: dict[str, str] = {}
     for keyword in value.keywords if isinstance(value, ast.Call) else ():
         pairs = [(keyword.arg, keyword.value)]

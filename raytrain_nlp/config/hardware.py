@@ -1,4 +1,4 @@
-"""What a job's sections need of the hardware: said by the job alone, before anyone looks at a machine."""
+"""What a job says of GPUs and of packages that it needs, checked without looking at a machine."""
 
 from __future__ import annotations
 
@@ -17,18 +17,23 @@ _FLASH = {
     "flash_attention_3": ("flash_attn_interface", "flash-attn-3"),
     "flash_attention_4": ("flash_attn.cute", "flash-attn-4"),
 }
-"""Attention of transformers that needs a module, and the package that has it."""
+"""Attention implementation of transformers -> the module that it imports, and the package that contains it."""
 _TORCH_FLASH, _TORCH_FLASH_SINCE = "flash_attention_2", (2, 11)
-"""Whose kernels torch has, too, and from which version on it has them for several documents."""
+"""The implementation whose kernels torch has too, and the first version of torch that has them for several documents in
+a row."""
 _ATTENTION = ("eager", "sdpa", "flex_attention", *_FLASH)
 _NEED_GPU = (*_FLASH, "flex_attention")
-"""Attention that trains on a GPU only: torch has no gradient of flex attention on CPU."""
+"""Attention implementations that train on a GPU only; torch has no gradient of flex attention on CPU."""
 _NO_GPU = "needs a GPU (workers.use_gpu is false)"
 _USE_ONE = "set workers.use_gpu: true"
 
 
 def check_hardware(job: TrainJob, values: dict[str, Any]) -> list[Problem]:
-    """What contradicts itself, or the libraries there are. `values`: the arguments of training."""
+    """Contradictions about quantization, attention, precision and GPUs.
+
+    Args:
+        values: the job's `TrainingArguments` by name.
+    """
     return [*_check_quantization(job), *_check_attention(job), *_check_precision(job, values), *_check_gpus(job)]
 
 
@@ -66,7 +71,9 @@ def _check_quantization(job: TrainJob) -> list[Problem]:
 
 
 def _check_attention(job: TrainJob) -> list[Problem]:
-    """Is there what the attention is made of? transformers looks for it in each worker, when the model is built."""
+    """Attention whose package is not installed, that is unknown, or that needs a GPU. transformers itself would say so
+    only when each worker builds its model.
+    """
     name = job.model.attention
     where = f"model.{'' if job.model.attn_implementation else 'config.'}attn_implementation"
     if name is None:
@@ -113,7 +120,7 @@ def _check_attention(job: TrainJob) -> list[Problem]:
 
 
 def uses_torch_flash(attention: str | None) -> bool:
-    """Are the kernels of this attention torch's own, because the package that has them is not installed?"""
+    """Does this attention run on torch's own kernels, because the package that has its kernels is not installed?"""
     if attention != _TORCH_FLASH or _installed(_FLASH[attention][0]) or _installed("kernels"):
         return False
     version = re.match(r"(\d+)\.(\d+)", importlib.metadata.version("torch"))

@@ -1,11 +1,11 @@
-"""What two labels are one: the canonical text of a label, and what else stands for a name.
+"""Which spellings of a label mean the same: the canonical text of a label, and other texts that stand for a class.
 
-- 1, 1.0, "1", "1.0", " 1 " and true are `1`, whichever file they come from; 0 and false are `0`; other texts are
-  themselves.
-- Where all labels are words for true and false, all such words and 1 and 0 stand for them: JSON's true, pandas' "True",
-  1.
-- Where names are declared (`task.label_names`, a `datasets.ClassLabel`, a pretrained head) and none is a number, an
-  integer is the place of a name, as `ClassLabel` has it.
+- 1, 1.0, "1", "1.0", " 1 " and true are all `1`, whichever file they come from; 0 and false are `0`. Any other text
+  stands for itself.
+- Where all labels are words for true and false, every such word stands for one of the two, and so do 1 and 0: JSON's
+  true, pandas' "True", 1.
+- Where the classes have declared names (`task.label_names`, a `datasets.ClassLabel`, the head of a pretrained model)
+  and no name is a number, an integer stands for the name at that index, as in `ClassLabel`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from decimal import Decimal
 from typing import Any
 
 _MOST = 0.95
-"""Share of label lists that must be of one kind for all to be of it."""
+"""Share of the label lists that must look like multi-hot lists for all of them to be read so; the others are bad rows.
+"""
 _WHOLE = re.compile(r"([+-]?\d{1,99})\.0+")
 _TRUTHS = {
     spelling: truth
@@ -36,7 +37,7 @@ def label_text(label: Any) -> str:
 
 
 def is_whole(number: float | Decimal) -> bool:
-    """Neither a fraction, nor infinite, nor NaN."""
+    """Is it a whole number? Infinity and NaN are not."""
     return math.isfinite(number) and number == int(number)
 
 
@@ -45,8 +46,8 @@ def is_integer(text: str) -> bool:
 
 
 def sorted_labels(labels: Iterable[str]) -> list[str]:
-    """Labels in the order of their ids: by number where all are integers, else by text. Of several words for one truth
-    one is kept.
+    """Distinct labels in the order of their ids: by number where all are integers, otherwise by text. Of several words
+    for the same truth value one is kept.
     """
     labels = list(labels)
     if len(truths := {_TRUTHS.get(label) for label in labels}) < len(labels) and None not in truths:
@@ -59,7 +60,11 @@ def sorted_labels(labels: Iterable[str]) -> list[str]:
 
 
 def label_ids(labels: Sequence[str]) -> dict[str, int]:
-    """The id of each canonical text that stands for one of `labels`, which are in the order of their ids."""
+    """For each canonical text that stands for a class, the id of the class.
+
+    Args:
+        labels: the classes, in the order of their ids.
+    """
     places = {_TRUTHS.get(label): place for place, label in enumerate(labels)}
     words = (
         {word: places[truth] for word, truth in _TRUTHS.items() if truth in places}
@@ -70,18 +75,19 @@ def label_ids(labels: Sequence[str]) -> dict[str, int]:
 
 
 def declared_names(names: Sequence[str]) -> dict[str, str]:
-    """The name of each canonical text that stands for one of the declared `names`: an integer for the name in its
-    place, too.
+    """For each canonical text that stands for a class, the class's declared name; an integer can stand for the name at
+    that index.
+
+    Args:
+        names: the declared names, in the order of the ids.
     """
     numbers = {} if any(map(is_integer, names)) else {str(place): name for place, name in enumerate(names)}
     return numbers | {text: names[place] for text, place in label_ids(names).items()}
 
 
 def multi_hot_width(lists: Iterable[Any]) -> int | None:
-    """The number of classes, where label lists are of one length above 1 and hold only 0 and 1, as numbers or truths;
-    else None.
-
-    A few lists that are otherwise are bad rows.
+    """The number of classes, where label lists are multi-hot: of one length above 1, with only 0 and 1 in them, as
+    numbers or truth values. Otherwise None. A few other lists (5 %) are taken for bad rows.
     """
     lists = list(lists)
     widths = Counter(len(row) for row in lists if isinstance(row, list) and is_multi_hot(row))
@@ -90,9 +96,7 @@ def multi_hot_width(lists: Iterable[Any]) -> int | None:
 
 
 def is_ragged(lists: Iterable[Any]) -> bool:
-    """Are label lists a 0 or 1 for each class, but of several lengths? As lists of classes they would name one
-    twice.
-    """
+    """Are label lists multi-hot, but of different lengths? Read as lists of classes they would name a class twice."""
     lists = [row for row in lists if isinstance(row, list)]
     return (
         len({len(row) for row in lists}) > 1

@@ -1,4 +1,4 @@
-"""Fields of a dataclass of an installed library, read from its source as text: the truth, without importing torch."""
+"""Fields of a dataclass of an installed library, read from its source code without importing it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ _BUILTIN_TYPES = {kind.__name__: kind for kind in (str, int, float, bool, dict, 
 def read_fields(
     package: str, file: str, cls: str, *, enums: Iterable[str] = (), names: dict[str, Any] | None = None
 ) -> dict[str, TypeAdapter[Any]]:
-    """Name -> type of every annotated field of class `cls` in `file` of a package.
+    """The type of every annotated field of a class, by the field's name, as a pydantic adapter that validates values.
 
-    `enums` are further files of the package whose enums are choices of their values; `names` gives types for other
-    names.
+    Args:
+        package: the installed package.
+        file: path of the source file in the package.
+        cls: name of the class.
+        enums: further files of the package; their enums become a choice of their values.
+        names: types for other names that annotations use.
     """
     folder = package_folder(package)
     main = ast.parse((folder / file).read_text(encoding="utf-8"))
@@ -54,22 +58,24 @@ def read_fields(
 
 
 _EMPTY: dict[str, ast.expr] = {"list": ast.List([], ast.Load()), "dict": ast.Dict([], [])}
-"""What factories of defaults make."""
+"""Default factory -> the empty value that it makes, as source code."""
 
 
 @dataclass(frozen=True)
 class LibraryRemark:
-    """What a library says of a field of a dataclass."""
+    """The default and the help text that a library gives a field of a dataclass."""
 
     default: Any
     settled: bool
-    """Is the default a plain value? Else `default` is None: it depends on what else is there."""
+    """Is the default a plain value? Where it depends on something else, this is False and `default` is None."""
     help: str
-    """Of its metadata, on one line; may be empty."""
+    """The help in the field's metadata, on one line; may be empty."""
 
 
 def read_remarks(package: str, file: str, cls: str) -> dict[str, LibraryRemark]:
-    """Name -> default and help of every field that class `cls` in `file` of a package makes by `field(...)`."""
+    """The default and help of every field that a class defines by `field(...)`, by name. The arguments are those of
+    `read_fields`.
+    """
     tree = ast.parse((package_folder(package) / file).read_text(encoding="utf-8"))
     found = {}
     for node in next(item for item in tree.body if isinstance(item, ast.ClassDef) and item.name == cls).body:
@@ -99,8 +105,8 @@ def _is_literal(node: ast.expr) -> bool:
 
 
 def _type_of(node: ast.expr, known: dict[str, Any], choices: list[str]) -> Any:
-    """The type that an annotation names, put together from `known` names. Raises `KeyError` or `TypeError` where it
-    cannot be.
+    """The type that an annotation names. Raises `KeyError` or `TypeError` where the annotation contains a name that is
+    not in `known`, or another construct.
     """
     if isinstance(node, ast.Constant):
         return (

@@ -1,5 +1,5 @@
-"""From a path, a dict or a job object to a checked job: YAML, `--set`, pydantic, cross-section checks; all problems at
-once.
+"""Loads a job from a file, a dict or a job object: YAML, `--set` overrides, then pydantic's checks and those between
+sections. All problems are reported at once.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def load_job(source: JobSource, overrides: Iterable[str] = ()) -> TrainJob:
 
 
 def without_passwords(job: TrainJob) -> TrainJob:
-    """The job that may be sent to workers: a tracker's address may hold a password, which only the driver needs."""
+    """A copy of the job that may be sent to workers. A tracking address may contain a password, which only the driver
+    needs.
+    """
     if not job.tracking.tracking_uri:
         return job
     tracking = job.tracking.model_copy(update={"tracking_uri": redact(job.tracking.tracking_uri)})
@@ -69,22 +71,31 @@ def without_passwords(job: TrainJob) -> TrainJob:
 
 
 def public_values(job: TrainJob) -> dict[str, Any]:
-    """The job as plain values that may be kept and logged: no password in them."""
+    """The keys that the job sets, as plain values without passwords, for files and logs."""
     return without_passwords(job).model_dump(mode="json", exclude_unset=True, by_alias=True)
 
 
 def dump_job(job: TrainJob) -> str:
-    """The job as YAML that `load_job` reads back to an equal job (but for passwords, which are left out)."""
+    """The job as YAML that `load_job` reads back to an equal job, except for passwords, which are left out."""
     return yaml.safe_dump(public_values(job), sort_keys=False, allow_unicode=True)
 
 
 def read_values(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
-    """The sections of a job file, or a copy of those given."""
+    """The sections of a job file, or a deep copy of given ones. Raises `InputError` where the file cannot be read or is
+    not YAML.
+    """
     return _copy(source) if isinstance(source, Mapping) else _read(Path(source))
 
 
 def apply_override(values: dict[str, Any], override: str) -> Problem | None:
-    """Set one dotted key; returns what is wrong with the override instead, if anything."""
+    """Set one dotted key of `values`, changing it in place.
+
+    Args:
+        override: `dotted.key=value` with a YAML value; a number in the key is an index of a list.
+
+    Returns:
+        What is wrong with the override, where it cannot be applied.
+    """
     key, separator, text = override.partition("=")
     parts = key.strip().split(".")
     if not separator or not all(parts):
@@ -149,7 +160,7 @@ def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as it is, except that a key given twice is an error: the last one would win without a word."""
+    """A YAML loader that refuses a key given twice in one mapping; `SafeLoader` silently keeps the last value."""
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         node = super().compose_mapping_node(anchor)

@@ -12,7 +12,8 @@ from raytrain_nlp.config.library_fields import LibraryRemark, read_fields, read_
 from raytrain_nlp.errors import Problem, nearest
 
 MERGE = "merge_and_unload"
-"""The one key that is ours: whether `model/` is the base model with the adapter merged in, or the adapter alone."""
+"""The one key of this package: whether `model/` is the base model with the adapter merged in, instead of the adapter
+alone."""
 _OURS = {
     "task_type": "It follows from the task; remove it.",
     "peft_type": "It is LORA; remove it.",
@@ -23,12 +24,13 @@ _OURS = {
     "auto_mapping": "PEFT sets it; remove it.",
 }
 PISSA = re.compile(r"pissa_niter_[1-9]\d*")
-"""PiSSA by so many iterations of a fast SVD; PEFT's annotation spells the number `[number of iters]`."""
+"""Values of `init_lora_weights` that name PiSSA with a number of iterations of a fast SVD. PEFT's annotation spells
+them `pissa_niter_[number of iters]`."""
 _NEEDS_DATA = {"eva": "eva_config", "corda": "corda_config", "lora_ga": "lora_ga_config"}
 
 
 def check_lora(lora: dict[str, Any]) -> list[Problem]:
-    """What PEFT or this package would not take."""
+    """A problem for each key or value that PEFT or this package does not accept."""
     fields, problems = lora_fields(), []
     for key, value in lora.items():
         at = f"lora.{key}"
@@ -66,16 +68,16 @@ def check_lora(lora: dict[str, Any]) -> list[Problem]:
 
 @functools.cache
 def lora_fields() -> dict[str, TypeAdapter[Any]]:
-    """Name -> type of every field of the installed `LoraConfig`, and of ours."""
+    """Type of every field of the installed `LoraConfig`, and of this package's own key, by name."""
     return read_fields("peft", "tuners/lora/config.py", "LoraConfig") | {MERGE: TypeAdapter(bool)}
 
 
 def refusals() -> dict[str, str]:
-    """Every field of `LoraConfig` that a job may not set, and what to do instead."""
+    """Each field of `LoraConfig` that a job may not set -> what to do instead."""
     return dict(_OURS)
 
 
 @functools.cache
 def lora_remarks() -> dict[str, LibraryRemark]:
-    """Name -> what PEFT says of a field."""
+    """PEFT's default and help of each field of `LoraConfig`, by name."""
     return read_remarks("peft", "tuners/lora/config.py", "LoraConfig")

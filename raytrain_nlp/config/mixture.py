@@ -1,4 +1,4 @@
-"""`data.train` as several sources with shares of their own, and `data.mixture`: how the shares follow."""
+"""Mixtures: `data.train` as several sources, `data.mixture`, and the checks of both."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _STORED = re.compile(r"(\.(jsonl|ndjson|json|csv|tsv|parquet|arrow|feather|txt|t
 
 
 class DataSource(Section):
-    """One source of a mixture. How much of it is seen is said by `weight`, `rows` or `epochs`, the same for all
-    sources; without any, and without `data.mixture`, each row is seen once an epoch.
+    """One source of a mixture. `weight`, `rows` or `epochs` says how much of it is seen; all sources use the same one
+    of these. Without any, and without `data.mixture`, each row of every source is seen once an epoch.
     """
 
     path: str | list[str]
-    """Same forms as a `train` that is one source."""
+    """A file, a list of files, or any other form of a `train` that is one source."""
     name: str | None = None
-    """Names the source in `data.mixture` and in what is told of it; default: the name of its file, or of the folder of
-    a glob."""
+    """Name of the source in `data.mixture` and in messages. Default: the name of its file, or of the folder of a glob.
+    """
     weight: float | None = Field(None, gt=0)
-    """Its share of each global batch, beside the weights of the others. An epoch then has as many rows as all sources
-    have together."""
+    """Its share of each global batch, relative to the weights of the other sources. An epoch then has as many rows as
+    all sources have together."""
     rows: int | None = Field(None, ge=1)
-    """So many of its rows in each epoch: others in the next, until all have been seen."""
+    """Number of its rows in each epoch. The next epoch takes other rows, until all have been seen."""
     epochs: float | None = Field(None, gt=0, le=10_000)
-    """How often each of its rows is seen in an epoch: 3, or 0.5 for every other row."""
+    """How often each of its rows is seen in one epoch, e.g. 3; 0.5: every other row."""
 
     @field_validator("path")
     @classmethod
@@ -41,43 +41,46 @@ class DataSource(Section):
 
     @property
     def paths(self) -> list[str]:
-        """What `path` names."""
+        """`path` as a list."""
         return [self.path] if isinstance(self.path, str) else list(self.path)
 
     @property
     def label(self) -> str:
-        """`name`, or the name of the first file or folder."""
+        """`name`, or where it is not set, the name of the first file or folder."""
         parts = (re.sub(r"\W+", "_", _STORED.sub("", part)).strip("_") for part in re.split(r"[/\\]", self.paths[0]))
         return self.name or [*filter(None, ["source", *parts])][-1]
 
 
 class Stage(Section):
-    """One part of a curriculum."""
+    """One stage of a curriculum, with shares of its own."""
 
     until_step: int | None = Field(None, ge=1)
-    """The optimizer update before which the stage ends; the last stage has none, and ends with training."""
+    """The stage ends before this optimizer update. The last stage has none: it lasts until training ends."""
     weights: dict[str, float]
-    """Shares by the names of the sources; a source that is not named is not seen in this stage."""
+    """Name of a source -> its share. A source that is not named is not seen in this stage."""
 
 
 class MixtureConfig(Section):
-    """How the shares of the sources in `data.train` follow, where the sources themselves do not say."""
+    """The shares of the sources in `data.train`, where the sources do not give them themselves."""
 
     temperature: float | None = Field(None, gt=0)
-    """Shares in proportion to rows ** (1 / temperature): 1 = as the rows are, larger = more equal."""
+    """Shares in proportion to rows ** (1 / temperature): 1 keeps the proportions of the rows, a larger value makes the
+    shares more equal."""
     weights: dict[str, float] = {}
-    """Shares by the names of the sources, as their own `weight` (here `--set` and a sweep reach them)."""
+    """Name of a source -> its share, as the source's own `weight`. These keys can be set by `--set` and searched by a
+    sweep."""
     curriculum: list[Stage] = []
-    """Shares that change at given steps; needs training.max_steps, which then is one epoch of the plan."""
+    """Stages with different shares, one after another. Needs training.max_steps; the whole training is then one epoch
+    of the plan."""
 
 
 def check_mixture(
     sources: list[DataSource], mixture: MixtureConfig, others: Mapping[str, tuple[object, str]]
 ) -> Iterator[Problem]:
-    """What is wrong with a mixture.
+    """The contradictions in a mixture.
 
     Args:
-        others: the keys of `data` that a mixture excludes, with their values and what to do instead.
+        others: the keys of `data` that a mixture excludes -> their values, and what to do instead.
     """
     names = [source.label for source in sources]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -100,10 +103,10 @@ def check_mixture(
 
 
 def check_steps(mixture: MixtureConfig, max_steps: int) -> list[Problem]:
-    """Whether training ends after the last stage has begun.
+    """A problem where training would end before the last stage of the curriculum begins.
 
     Args:
-        max_steps: of `TrainingArguments`; not positive where an epoch counts.
+        max_steps: of `TrainingArguments`; not positive where the number of epochs decides.
     """
     last = max((stage.until_step or 0 for stage in mixture.curriculum), default=0)
     if not mixture.curriculum or max_steps > last:

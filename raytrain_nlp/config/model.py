@@ -1,4 +1,4 @@
-"""`model:`: a pretrained model by name or folder, or one from scratch by its config."""
+"""`model:`: a pretrained model by name or folder, or a new one by its configuration."""
 
 from __future__ import annotations
 
@@ -13,53 +13,54 @@ class TokenizerTraining(Section):
     """A byte-level BPE tokenizer trained on the training split."""
 
     vocab_size: int = Field(8192, ge=300, le=1_000_000)
-    """Entries of the vocabulary, the 256 bytes and 5 special tokens included."""
+    """Entries of the vocabulary, including the 256 bytes and the special tokens."""
     lowercase: bool | None = None
-    """Lower-case all text first; default: for encoders (text-classification, masked-lm)."""
+    """Convert all text to lower case first. Default: true for encoders, false for models that generate text."""
 
 
 class ModelConfig(Section):
-    """Which model. `name_or_path` loads weights; `config` builds new ones."""
+    """The model: `name_or_path` loads pretrained weights, `config` initializes new ones."""
 
     name_or_path: str | None = Field(None, min_length=1)
-    """Hub name or folder."""
+    """Name on the Hugging Face hub, or a folder."""
     revision: str | None = None
-    """Branch, tag or commit of a hub model."""
+    """Branch, tag or commit of a model on the hub."""
     config: dict[str, Any] | None = None
-    """From scratch: `model_type` and that model's own config fields."""
+    """For a model from scratch: `model_type`, and fields of that model's configuration in transformers."""
     tokenizer: str | None = Field(None, min_length=1)
-    """Hub name or folder, or `train` to train one on the training split. Default: the model's own."""
+    """Name on the hub, a folder, or `train` to train one on the training split. Default: the model's own."""
     tokenizer_training: TokenizerTraining = TokenizerTraining()
-    """How `tokenizer: train` trains."""
+    """Settings of `tokenizer: train`."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model. Off: nothing downloaded is executed."""
+    """Execute Python code that comes with the model. By default no downloaded code is executed."""
     attn_implementation: str | None = None
-    """sdpa, eager, flex_attention, flash_attention_2, ...; default: the model's own choice. flash_attention_2 without
-    the package flash-attn uses the kernels that torch has.
-    """
+    """sdpa, eager, flex_attention, flash_attention_2, ...; default: the model's own choice. Where the package
+    flash-attn is not installed, flash_attention_2 uses the kernels in torch."""
     quantization: dict[str, Any] | None = None
-    """transformers.BitsAndBytesConfig, e.g. {load_in_4bit: true}; the base of a LoRA adapter."""
+    """Fields of transformers.BitsAndBytesConfig, e.g. {load_in_4bit: true}, for the base model of a LoRA adapter."""
     dtype: str | None = Field(None, pattern="^(float32|bfloat16|float16)$")
-    """Type the weights are loaded or made in; default float32 (mixed precision is `training.bf16`)."""
+    """Data type in which the weights are loaded or initialized; default float32. Mixed precision is `training.bf16`."""
     chunked_loss: bool = True
-    """Compute the loss of a language model in chunks of tokens, without its logits: the same loss in less memory. Left
-    out where it cannot be: a head or loss of another kind, label smoothing, `torch_compile`, a loss of the user's own.
-    """
+    """Compute the loss of a language model in chunks of tokens, so that the logits are never held in memory as a whole;
+    the loss is the same. Has no effect where something else needs the logits: another kind of head or loss, label
+    smoothing, `torch_compile`, a loss function of your own."""
 
     @property
     def model_type(self) -> str | None:
-        """Of a model from scratch."""
+        """`model_type` of a model from scratch; None of a pretrained one."""
         return self.config["model_type"] if self.config else None
 
     @property
     def weights_dtype(self) -> str:
-        """Type of the weights, which the config of a model from scratch may name as well."""
+        """Data type of the weights. The configuration of a model from scratch may name it too."""
         named = self.config or {}
         return str(self.dtype or named.get("dtype") or named.get("torch_dtype") or "float32").removeprefix("torch.")
 
     @property
     def attention(self) -> str | None:
-        """The attention that the job names, which the config of a model from scratch may do as well."""
+        """The attention implementation that the job names, if any. The configuration of a model from scratch may name
+        it too.
+        """
         return self.attn_implementation or (self.config or {}).get("attn_implementation")
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""`trainer:`: the user's own code, named as `package.module:name`."""
+"""`trainer:`: your own classes and functions, named as `package.module:name`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*
 
 
 class CallbackConfig(Section):
-    """A callback that is made with arguments."""
+    """A callback whose class takes arguments."""
 
     model_config = ConfigDict(populate_by_name=True)
 
     class_: str = Field(alias="class")
-    """A `TrainerCallback` class."""
+    """A `TrainerCallback` class, as package.module:name."""
     arguments: dict[str, Any] = {}
-    """What it is made with: keyword arguments of its `__init__`."""
+    """Keyword arguments of its `__init__`."""
 
     @field_validator("class_")
     @classmethod
@@ -29,8 +29,8 @@ class CallbackConfig(Section):
 
 
 class TrainerConfig(Section):
-    """Each name is imported where it is used; modules are looked for in the current directory too, as `python -m`
-    does.
+    """Your own code, each part as `package.module:name`. Modules are looked for in the current directory too, as with
+    `python -m`.
     """
 
     model_config = ConfigDict(populate_by_name=True)
@@ -38,20 +38,19 @@ class TrainerConfig(Section):
     class_: str | None = Field(None, alias="class")
     """A subclass of `transformers.Trainer` with its own `compute_loss`, `training_step`, `create_optimizer`, ..."""
     arguments: dict[str, Any] = {}
-    """What its `__init__` takes besides the arguments of `Trainer`."""
+    """Keyword arguments of its `__init__` besides those of `Trainer`."""
     callbacks: list[str | CallbackConfig] = []
-    """`TrainerCallback` classes, made on every rank; with arguments as {class: package.module:name, arguments:
-    {...}}.
-    """
+    """`TrainerCallback` classes; each rank makes an instance. With arguments: {class: package.module:name, arguments:
+    {...}}."""
     compute_metrics: str | None = None
-    """A function of `EvalPrediction`; its figures stand beside the task's."""
+    """A function of `EvalPrediction`, as `Trainer` takes it. Its figures are reported beside those of the task."""
     compute_loss_func: str | None = None
     """A function of the model's outputs, the labels and `num_items_in_batch`, as `Trainer` takes it."""
     preprocess_logits_for_metrics: str | None = None
-    """A function of logits and labels, whose result `compute_metrics` gets, as `Trainer` takes it."""
+    """A function of logits and labels, as `Trainer` takes it; `compute_metrics` receives its result."""
     preprocess: str | None = None
-    """A function of one row (a dict), run where data are prepared; returns the row as the task reads it, or None to
-    leave it out. Changing its source prepares the data again."""
+    """A function of one row (a dict), called when the data are prepared. It returns the row as the task reads it, or
+    None to leave it out. When its source code changes, the data are prepared again."""
 
     @field_validator(
         "class_", "compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics", "preprocess", "callbacks"
@@ -64,7 +63,7 @@ class TrainerConfig(Section):
         return value
 
     def callback_configs(self) -> list[CallbackConfig]:
-        """The callbacks, all in one form."""
+        """All callbacks as `CallbackConfig`."""
         return [CallbackConfig(class_=found) if isinstance(found, str) else found for found in self.callbacks]
 
 

@@ -1,6 +1,6 @@
 """`training:`: `transformers.TrainingArguments` by its own names.
 
-What this package decides itself, or cannot honour, is refused with the reason.
+Fields that this package sets itself, or cannot honour, are refused with the reason.
 """
 
 from __future__ import annotations
@@ -78,9 +78,10 @@ _OURS = {
     "fp16_full_eval": "Evaluation computes as training does; use fp16.",
 }
 MAY_BE_AUTO = ("per_device_train_batch_size", "gradient_checkpointing")
-"""What may be `auto`: left out of the arguments until the driver has chosen."""
+"""Keys that may be `auto`. They are left out of the arguments until the driver has chosen their values."""
 PROFILE_STEPS, MOST_PROFILED = "profile_steps", 100
-"""A key of ours beside those of `TrainingArguments`: how many steps are recorded by torch's profiler, and at most."""
+"""A key of this package beside those of `TrainingArguments`: how many steps torch's profiler records; and the most it
+may be."""
 _POSITIVE = (
     "per_device_train_batch_size",
     "per_device_eval_batch_size",
@@ -104,12 +105,15 @@ _NOT_NEGATIVE = (
     "eval_delay",
 )
 _BELOW_ONE = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
-"""At least 0 and below 1."""
+"""Fields that must be at least 0 and below 1."""
 
 
 def check_training(training: dict[str, Any], where: str = "training") -> tuple[dict[str, Any], list[Problem]]:
-    """The section with its values in the types of `TrainingArguments`, and everything it or this package would not
-    take.
+    """Validate the section against the types of `TrainingArguments`.
+
+    Returns:
+        The values, converted to those types, and a problem for each key or value that transformers or this package does
+            not accept.
     """
     fields = training_fields()
     values, problems = {}, []
@@ -174,7 +178,7 @@ def _wrong_number(key: str, given: Any, value: Any) -> str | None:
 
 @functools.cache
 def training_fields() -> dict[str, TypeAdapter[Any]]:
-    """Name -> type of every field of the installed `TrainingArguments`, and of `Seq2SeqTrainingArguments`."""
+    """Type of every field of the installed `TrainingArguments` and `Seq2SeqTrainingArguments`, by name."""
     names = {"DebugOption": str, "ParallelismConfig": Any}
     return (
         read_fields("transformers", "training_args.py", "TrainingArguments", enums=["trainer_utils.py"], names=names)
@@ -184,7 +188,7 @@ def training_fields() -> dict[str, TypeAdapter[Any]]:
 
 @functools.cache
 def generation_fields() -> dict[str, TypeAdapter[Any]]:
-    """Those that only `Seq2SeqTrainingArguments` has."""
+    """The fields that only `Seq2SeqTrainingArguments` has."""
     return read_fields(
         "transformers",
         "training_args_seq2seq.py",
@@ -199,13 +203,13 @@ def refusal(name: str) -> str | None:
 
 
 def refusals() -> dict[str, str]:
-    """Every field of `TrainingArguments` that a job may not set, and what to do instead."""
+    """Each field of `TrainingArguments` that a job may not set -> what to do instead."""
     return {name: todo for name, todo in _OURS.items() if name in training_fields()}
 
 
 @functools.cache
 def training_remarks() -> dict[str, LibraryRemark]:
-    """Name -> what transformers says of a field."""
+    """The default and help that transformers gives each field, by name."""
     return {
         **read_remarks("transformers", "training_args.py", "TrainingArguments"),
         **read_remarks("transformers", "training_args_seq2seq.py", "Seq2SeqTrainingArguments"),

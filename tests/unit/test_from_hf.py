@@ -672,7 +672,7 @@ def test_output_dir_is_storage_path_and_name(folder: str, storage_path: str, nam
 def test_trackers(monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow is always there; what is not supported is named."""
     monkeypatch.setattr(
-        "raytrain_nlp.config.job.importlib.util.find_spec", lambda name: name
+        "raytrain_nlp.config.job.arguments.importlib.util.find_spec", lambda name: name
     )  # as if all were installed
     job, notes = translate(f"{GLUE} --report_to tensorboard wandb mlflow comet_ml --run_name first")
     assert job["tracking"] == {"report_to": ["tensorboard", "wandb"], "tags": {"run_name": "first"}}

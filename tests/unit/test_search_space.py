@@ -10,7 +10,9 @@ import yaml
 from support import plain_job
 
 from raytrain_nlp.config import load_job
-from raytrain_nlp.config.sweep import Sweep, load_sweep
+from raytrain_nlp.config.sweep.checks import check_space
+from raytrain_nlp.config.sweep.job import Sweep, SweepJob
+from raytrain_nlp.config.sweep.load import load_sweep
 from raytrain_nlp.config.sweep.search_space import SearchKey, apply_point, grid_points
 from raytrain_nlp.errors import InputError
 
@@ -192,3 +194,13 @@ def test_no_ml_library_is_loaded_for_a_refusal() -> None:
         subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
         == "[]"
     )
+
+
+def test_a_space_is_checked_without_a_whole_job() -> None:
+    def wheres(**space: Any) -> list[str]:
+        sections = {"kind": "sweep", "job": {}, "search_space": {key.replace("__", "."): x for key, x in space.items()}}
+        return [problem.where for problem in check_space(SweepJob.model_validate(sections))]
+
+    assert wheres(lora__r={"choice": [4, 8]}) == []
+    assert wheres(lora__r={"multiply": ["model.name", 2]}) == ["search_space", "search_space.lora.r"]
+    assert wheres(lora__r={"grid": [4, 8]}, name={"choice": ["a"]}) == ["search_space.lora.r", "search_space.name"]

@@ -1,1 +1,1 @@
-"""What is said of a job file's keys: a schema for editors, words for people; both read the models."""
+"""The keys of a job file, as a JSON schema for editors and as a reference for people. Both are made from the models."""

@@ -1,6 +1,7 @@
-"""The JSON schema of a job file: of our own sections by pydantic, of `training` and `lora` by the installed libraries.
+"""The JSON schema of a job file: pydantic describes our own sections, the installed libraries those of `training` and
+`lora`.
 
-Editors complete and check a job file by it; `config/reference/keys.py` tells its keys to people.
+Editors complete and check a job file with it; `config/reference/keys.py` makes the reference for people from it.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from raytrain_nlp.config.library_fields import LibraryRemark
 from raytrain_nlp.config.sweep import SweepJob
 
 FILE = "job.schema.json"
-"""Its name, in the folder of the example jobs."""
+"""Name of the schema's file, in the folder of the example jobs."""
 MODELINE = "# yaml-language-server: $schema="
-"""What the first line of a job file begins with, for editors; the path of the schema follows."""
+"""Beginning of the first line of a job file, which tells editors where the schema is; its path follows."""
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _ANY_JOB = {
     "task": {"type": "causal-lm"},
@@ -26,12 +27,12 @@ _ANY_JOB = {
     "data": {"train": "rows", "validation": "rows"},
 }
 _OF_OTHERS = ("seed",)
-"""Arguments of training that have their value from another section."""
+"""Fields of `TrainingArguments` whose value comes from another section."""
 
 
 @functools.cache
 def build_job_schema() -> dict[str, Any]:
-    """The schema of a file of `train` or of `sweep`, as plain values."""
+    """The schema of a file of `train` or `sweep`, as plain values."""
     definitions: dict[str, Any] = {}
     for model in (TrainJob, SweepJob):
         schema = model.model_json_schema(ref_template="#/$defs/{model}")
@@ -57,24 +58,26 @@ def build_job_schema() -> dict[str, Any]:
 
 
 def library_fields(section: str) -> dict[str, dict[str, Any]]:
-    """The keys of `training` or `lora`: name -> schema, with the default that holds here."""
+    """The keys that a job may set under `training` or `lora`: name -> JSON schema, with this package's default."""
     parts = (_section_of_training() if section == "training" else _section_of_lora())["properties"]
     return {name: field for name, field in parts.items() if "not" not in field}
 
 
 def refused_fields(section: str) -> dict[str, str]:
-    """Names of the library that a job may not set under `training` or `lora`: what to do instead."""
+    """The fields of the library that a job may not set under `training` or `lora`: name -> what to do instead."""
     return training.refusals() if section == "training" else lora.refusals()
 
 
 def library_remark(section: str, name: str) -> LibraryRemark | None:
-    """What the library says of a key of `training` or `lora`; None of one of ours."""
+    """The library's default and help for a key of `training` or `lora`; None where the key is this package's own."""
     return (training.training_remarks() if section == "training" else lora.lora_remarks()).get(name)
 
 
 @functools.cache
 def _section_of_training() -> dict[str, Any]:
-    """Defaults are those of a job that evaluates, where they are not transformers'."""
+    """The schema of `training:`. Where this package's defaults differ from transformers', they are those of a job that
+    evaluates.
+    """
     here = {key: value for key, value in TrainJob.model_validate(_ANY_JOB).arguments().items() if key not in _OF_OTHERS}
     fields = _fields(training.training_fields(), training.training_remarks(), training.refusals(), here)
     for name in training.MAY_BE_AUTO:
@@ -117,7 +120,9 @@ _ORDER = ("string", "integer", "number", "boolean", "array", "object", "null")
 
 
 def _in_order(schema: Any) -> Any:
-    """A schema with its alternatives in one order: `typing` gives equal unions in the order of the one it met first."""
+    """A schema with its alternatives in a fixed order. `typing` caches unions, so that a union has the order of the
+    first equal one that was made.
+    """
     if isinstance(schema, list):
         return [_in_order(part) for part in schema]
     if not isinstance(schema, dict):
@@ -138,7 +143,7 @@ def _default_of(field: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_titles(node: Any) -> Any:
-    """Without the titles that pydantic makes of the names, and without line breaks in sentences."""
+    """The schema without the titles that pydantic derives from names, and without line breaks in descriptions."""
     if isinstance(node, list):
         return [_without_titles(item) for item in node]
     if not isinstance(node, dict):

@@ -1,4 +1,4 @@
-"""Every key of a job file for people: its name, type, default and what it is, read off the job's schema."""
+"""The reference of a job file's keys for people: name, type, default and meaning of each, read from the JSON schema."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ import yaml
 from raytrain_nlp.config.reference.job_schema import build_job_schema, library_remark, refused_fields
 
 LIBRARY_SECTIONS = {"training": "transformers.TrainingArguments", "lora": "peft.LoraConfig"}
-"""Sections whose keys are those of a library's class."""
+"""Section -> the library's class whose fields are its keys."""
 _FEW = 6
-"""Values that a type names one by one where there is little room."""
+"""Number of values up to which a short type lists them."""
 _TAG = re.compile(r"<[^<>]+>")
 _TYPES = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false", "null": "null"}
 
 
 @dataclass(frozen=True)
 class Key:
-    """A key of a job file, or one of a library that is refused there."""
+    """A key of a job file, or a field of a library that a job may not set."""
 
     name: str
-    """Dotted, as `--set` takes it."""
+    """Dotted key, as `--set` takes it."""
     type: str
-    """In words, every name that may stand there; "section" of one with keys below it."""
+    """The type in words, with every value of a choice; "section" where there are keys below this one."""
     brief: str
-    """The same; of many names their number."""
+    """The type in words, with the number of values where a choice has many."""
     default: str | None
-    """As YAML; "" where nothing is meant, or the sentence says what; None where the key is required."""
+    """The default as YAML; "" where there is none or the text describes it; None where the key is required."""
     text: str
     of: str = ""
-    """The value of `type:` beside which the key stands; "" where it stands in any case."""
+    """The value of `type:` that the key belongs to; "" where it belongs to all."""
     refused: bool = False
-    """May it not be set, although the library has it? `text` then says what to do instead."""
+    """Is this a field of the library that a job may not set? `text` then says what to do instead."""
 
     @property
     def section(self) -> str:
-        """The part before the last dot; of a top-level key itself."""
+        """The part of the name before the last dot; the name itself for a top-level key."""
         return self.name.rpartition(".")[0] or self.name
 
     def to_dict(self) -> dict[str, Any]:
@@ -49,21 +49,24 @@ class Key:
 
 @functools.cache
 def list_keys(kind: str = "train") -> tuple[Key, ...]:
-    """All keys of a job file of `train` or `sweep`, in the order of the models; those that are refused last in a
+    """All keys of a job file of `train` or `sweep`, in the order of the models; refused ones come last in their
     section.
     """
     return tuple(_Walk(build_job_schema()["$defs"]).keys("SweepJob" if kind == "sweep" else "TrainJob"))
 
 
 def sweep_keys() -> list[Key]:
-    """The keys of a sweep's job file, without those below sections that a run's has, too."""
+    """The keys of a sweep's job file, without those of sections that a run's job file has too."""
     names = {key.name for key in list_keys()}
     return [key for key in list_keys("sweep") if key.name not in names or "." not in key.name]
 
 
 def find_keys(name: str) -> list[Key]:
-    """The key or section of a name, with the keys below it; of a name without its section, those that end with it; of a
-    value of `type:`, the keys beside it; of `sweep` those of a sweep's file. Empty where there is none.
+    """The keys that a name stands for; empty where there are none.
+
+    Args:
+        name: a key or section, found with the keys below it; a key without its section; a value of `type:`, found with
+            the keys that belong to it; or `sweep`.
     """
     if name == "sweep":
         return sweep_keys()
@@ -78,7 +81,11 @@ def find_keys(name: str) -> list[Key]:
 
 
 def type_words(node: dict[str, Any], few: int = _FEW) -> str:
-    """The type that a JSON schema describes, in words; of more than `few` values their number."""
+    """The type that a JSON schema describes, in words.
+
+    Args:
+        few: number of values up to which a choice lists them instead of counting them.
+    """
     if "const" in node:
         return _plain(node["const"])
     if "enum" in node:
@@ -110,13 +117,13 @@ def _range_words(node: dict[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A value as one writes it in YAML."""
+    """A value as it is written in YAML."""
     text = yaml.safe_dump(value, default_flow_style=True, width=10_000).strip().removesuffix("...").strip()
     return text.replace("'", "") if isinstance(value, str) else text
 
 
 class _Walk:
-    """Over the properties of a schema, sections within sections; each section once."""
+    """Walks through the properties of a schema and the sections within, each section once."""
 
     def __init__(self, definitions: dict[str, Any]):
         self._definitions = definitions
@@ -154,7 +161,7 @@ class _Walk:
                 yield from self.keys(one, f"{name}{_step_to(node)}.", of)
 
     def _sections(self, node: dict[str, Any]) -> Iterator[str]:
-        """The sections that may stand at a place: as themselves, in a list, or under names of the user's."""
+        """Names of the sections that a key may hold: directly, in a list, or as values of a mapping."""
         if "$ref" in node:
             yield node["$ref"].rpartition("/")[2]
         for part in ("anyOf", "oneOf"):
@@ -170,7 +177,9 @@ def _types(node: dict[str, Any]) -> tuple[str, str]:
 
 
 def _step_to(node: dict[str, Any]) -> str:
-    """From a key to the keys of the sections in it."""
+    """What stands in a dotted name between a key and the keys of sections in it: "[]" for a list, ".KEY" for a
+    mapping.
+    """
     if "items" in node:
         return "[]"
     return ".KEY" if isinstance(node.get("additionalProperties"), dict) else ""

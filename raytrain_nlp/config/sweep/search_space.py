@@ -1,4 +1,6 @@
-"""`search_space:`: what may be tried for each dotted key of the job, and how a point of the space becomes a job."""
+"""`search_space:`: the values that may be tried for each dotted key of a job, and how a point of the space becomes a
+job.
+"""
 
 from __future__ import annotations
 
@@ -13,37 +15,40 @@ from pydantic import Field, field_validator, model_validator
 from raytrain_nlp.config.base import Section
 
 Point = dict[str, Any]
-"""Dotted key -> value of the keys that are searched and active."""
+"""Dotted key -> value, for each key that is searched and active."""
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 _FORMS = ("choice", "grid", "uniform", "loguniform", "quniform", "integer", "randint", "multiply")
 
 
 class SearchKey(Section):
-    """What is tried for one key: exactly one form, and perhaps the condition under which the key is searched at all."""
+    """The values that are tried for one key, in exactly one of the forms below; `when` may restrict the key to some
+    points.
+    """
 
     choice: list[Any] | None = Field(None, min_length=1)
-    """One of these."""
+    """One of these values."""
     grid: list[Any] | None = Field(None, min_length=1)
-    """Each of these with each value of the other keys; for searcher `grid`."""
+    """Each of these values, with each value of the other keys; for searcher `grid`."""
     uniform: tuple[float, float] | None = None
-    """[low, high]."""
+    """[low, high]: a number between both."""
     loguniform: tuple[float, float] | None = None
-    """[low, high], evenly over the orders of magnitude."""
+    """[low, high]: a number between both whose logarithm is evenly distributed."""
     quniform: tuple[float, float, float] | None = None
-    """[low, high, q]: multiples of q above low."""
+    """[low, high, q]: low plus a multiple of q, up to high."""
     integer: tuple[int, int] | None = Field(None, alias="int")
-    """[low, high]: whole numbers, both ends included."""
+    """[low, high]: a whole number, both ends included."""
     randint: tuple[int, int] | None = None
-    """[low, high]: whole numbers, high excluded, as in Ray Tune."""
+    """[low, high]: a whole number, high excluded, as in Ray Tune."""
     multiply: tuple[str, float] | None = None
-    """[other key, factor]: a tie, not searched: the other key's value times the factor."""
+    """[other key, factor]: the other key's value times the factor. Such a key is not searched by itself."""
     when: dict[str, Any] = {}
-    """Searched only where the other searched keys have one of these values; else the job's own value stays."""
+    """Other searched key -> one value or a list of values. Where the other key has none of these, this key is not
+    searched and keeps the job's own value."""
 
     @field_validator("choice", "grid")
     @classmethod
     def _numbers(cls, values: list[Any] | None) -> list[Any] | None:
-        """YAML reads `1e-5` as text."""
+        """Convert texts such as `1e-5`, which YAML does not read as numbers."""
         return values and [
             float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value for value in values
         ]
@@ -69,7 +74,7 @@ class SearchKey(Section):
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """The ends of a range, both included."""
+        """Both ends of a range, included; None for a list of values or a tie."""
         if self.randint:
             return self.randint[0], self.randint[1] - 1
         ends = self.uniform or self.loguniform or self.quniform or self.integer
@@ -81,15 +86,15 @@ class SearchKey(Section):
 
     @property
     def searched(self) -> bool:
-        """False for a tie."""
+        """False where `multiply` ties the key to another."""
         return self.multiply is None
 
     def ends(self) -> list[Any]:
-        """Each choice, or both ends of the range: what the job's types are checked with."""
+        """All values of a list, or both ends of a range: the values with which the job's sections are validated."""
         return list(self.choices or self.bounds or ())
 
     def steps(self) -> list[Any] | None:
-        """All values, where they are finite in number."""
+        """All values, where their number is finite; otherwise None."""
         if self.choices:
             return list(self.choices)
         if self.bounds and (self.integer or self.randint):
@@ -105,7 +110,9 @@ SearchSpace = dict[str, SearchKey]
 
 
 def ordered(space: SearchSpace) -> list[str]:
-    """Searched keys, each after those its condition names. Raises `ValueError` with what is wrong with a condition."""
+    """The searched keys, each after the keys that its condition names. Raises `ValueError`, `KEY: what is wrong`, for a
+    condition that names another key or itself.
+    """
     order: list[str] = []
     waiting = [key for key, entry in space.items() if entry.searched]
     for key in waiting:
@@ -122,7 +129,7 @@ def ordered(space: SearchSpace) -> list[str]:
 
 
 def is_active(entry: SearchKey, point: Mapping[str, Any]) -> bool:
-    """Is the key searched at this point?"""
+    """Does the condition of a key hold at this point, so that the key is searched?"""
     return all(
         other in point and point[other] in (wanted if isinstance(wanted, list) else [wanted])
         for other, wanted in entry.when.items()
@@ -130,7 +137,7 @@ def is_active(entry: SearchKey, point: Mapping[str, Any]) -> bool:
 
 
 def grid_points(space: SearchSpace) -> Iterator[Point]:
-    """Every point of a finite space once, in the order of its keys."""
+    """Every point of a finite space once; the last key varies fastest."""
     seen = []
     keys = ordered(space)
     for values in itertools.product(*(space[key].steps() or [] for key in keys)):
@@ -144,8 +151,8 @@ def grid_points(space: SearchSpace) -> Iterator[Point]:
 
 
 def probe_points(space: SearchSpace) -> Iterator[tuple[str, Any, Point]]:
-    """For each key and each of its ends a point that has it, and else only what its condition needs: key, value,
-    point.
+    """For each key and each of its ends: the key, that value, and a point with that value and whatever the key's
+    condition needs.
     """
     for key in ordered(space):
         for value in space[key].ends():
@@ -153,7 +160,7 @@ def probe_points(space: SearchSpace) -> Iterator[tuple[str, Any, Point]]:
 
 
 def apply_point(values: Mapping[str, Any], space: SearchSpace, point: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a job with a point of the space put in, ties included."""
+    """A copy of a job's sections with the values of a point, and those tied to them."""
     job = copy.deepcopy(dict(values))
     for key, value in point.items():
         _put(job, key, value)
@@ -164,7 +171,9 @@ def apply_point(values: Mapping[str, Any], space: SearchSpace, point: Mapping[st
 
 
 def tie(job: Mapping[str, Any], point: Mapping[str, Any], multiply: tuple[str, float]) -> float | int | None:
-    """The tied value; None where the other key has no number."""
+    """The value of a key that `multiply` ties to another: the other key's value times the factor. None where that is no
+    number.
+    """
     other, factor = multiply
     value = point.get(other, _get(job, other))
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -174,7 +183,7 @@ def tie(job: Mapping[str, Any], point: Mapping[str, Any], multiply: tuple[str, f
 
 
 def _conditions(space: SearchSpace, key: str) -> Point:
-    """Values of other keys under which `key` is active."""
+    """Values of other keys with which `key` is active."""
     found: Point = {}
     for other, wanted in space[key].when.items():
         found |= {other: wanted[0] if isinstance(wanted, list) else wanted, **_conditions(space, other)}

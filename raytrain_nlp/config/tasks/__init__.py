@@ -1,4 +1,4 @@
-"""`task:`: what is learned. One class a task, joined in a union on `type`; the code of each is in
+"""`task:`: one class for each task, joined to a union by the key `type`. The code of a task is in
 `raytrain_nlp/tasks/`.
 """
 
@@ -31,17 +31,17 @@ TaskConfig = Annotated[
 
 @runtime_checkable
 class Labelled(Protocol):
-    """What the section of a task with labels has."""
+    """The attributes that the `task:` section of a task with labels has."""
 
     label_column: str
     label_names: list[str] | None
-    """The classes in the order of their ids, where they are declared."""
+    """The declared classes in the order of their ids; None where the job declares none."""
     multi_hot: bool | None
-    """Do lists of labels hold a 0 or 1 for each class? None: it is to be found out."""
+    """Does a list of labels hold a 0 or 1 for each class? None: the first rows tell."""
 
 
 def labelled(section: TaskConfig) -> Labelled:
-    """The `task:` section of a task of which a label column is known."""
+    """The section as `Labelled`; only for tasks that have a label column."""
     assert isinstance(section, Labelled), f"{section.type} has no labels"
     return section
 
@@ -58,4 +58,4 @@ TASK_TYPES = (
     "seq2seq-question-answering",
 )
 DEFAULT_LENGTHS = {"question-answering": DEFAULT_LENGTH, "seq2seq-question-answering": DEFAULT_LENGTH}
-"""`data.max_length` of tasks whose scripts have another default than the others."""
+"""Default of `data.max_length` for tasks whose example scripts have a default of their own."""

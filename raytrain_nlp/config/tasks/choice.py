@@ -1,4 +1,4 @@
-"""`task:` of multiple choice: which of several endings goes on with a context. Columns follow run_swag.py."""
+"""`task:` of multiple choice: which of several endings continues a context. Columns are named as in run_swag.py."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from raytrain_nlp.config.base import Section
 
 
 class MultipleChoice(Section):
-    """One of several endings of a context."""
+    """Choose the right one of several endings of a context."""
 
     type: Literal["multiple-choice"]
     context_column: str = "context"
-    """What all endings go on with."""
+    """Column with the context that every ending continues."""
     start_column: str | None = None
-    """A question, or how each ending begins (`sent2` of SWAG): put before each of them; may be blank."""
+    """Column with text that is put before each ending: a question, or the beginning of the endings (`sent2` of SWAG).
+    Its values may be blank."""
     ending_columns: list[str] = Field(["ending0", "ending1", "ending2", "ending3"], min_length=2)
-    """The endings, a column each."""
+    """Columns with the endings, one each."""
     label_column: str = "label"
-    """Column with the number of the right ending, from 0."""
+    """Column with the index of the right ending, from 0."""
 
     @field_validator("ending_columns")
     @classmethod

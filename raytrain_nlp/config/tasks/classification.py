@@ -26,28 +26,26 @@ GLUE_COLUMNS = {
 
 
 class TextClassification(Section):
-    """A class, several classes or a number for one text, or for a pair of texts."""
+    """Assign one class, several classes or a number to a text or a pair of texts."""
 
     type: Literal["text-classification"]
     glue: Literal["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"] | None = None
-    """A GLUE task by name: its columns, its kind of label and its figures."""
+    """Name of a GLUE task, which sets its columns, its problem type and its figures."""
     problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] = (
         "single_label_classification"
     )
-    """As in `config.problem_type` of transformers."""
+    """As `problem_type` in the configuration of a transformers model."""
     text_columns: list[str] = Field(["text"], min_length=1, json_schema_extra=also({"type": "string"}))
-    """One column, or two for sentence pairs; with `text_column_delimiter` any number."""
+    """One column with texts, or two with pairs of texts; any number with `text_column_delimiter`."""
     text_column_delimiter: str | None = None
-    """Joins the columns into one text (run_classification.py joins them by a space); default: two are a pair."""
+    """Text that joins the columns into one (run_classification.py uses a space). Default: two columns are a pair."""
     label_column: str = "label"
-    """Column with integer or string labels; lists of them for several classes; numbers for regression."""
+    """Column with labels, as integers or text; for several classes with lists of them; for regression with numbers."""
     label_names: LabelNames | None = Field(None, json_schema_extra=NUMBERS_TOO)
-    """All labels in the order of their ids; default: those that a `datasets` file declares, else the sorted labels of
-    the training split, in the order of the head where the model has one with these names."""
+    """All classes in the order of their ids. Default: those that a `datasets` file declares; otherwise the sorted
+    labels of the training split, in the order of the model's head where it has the same names."""
     multi_hot: bool | None = None
-    """Lists of labels hold a 0 or 1 for each class, not the classes themselves; default: found out from the first
-    rows.
-    """
+    """Lists of labels hold a 0 or 1 for each class, instead of the classes themselves. Default: the first rows tell."""
 
     @model_validator(mode="before")
     @classmethod

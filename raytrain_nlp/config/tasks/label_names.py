@@ -1,4 +1,4 @@
-"""`label_names`: the classes in the order of their ids, as a job declares them."""
+"""`label_names`: the classes that a job declares, in the order of their ids."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from raytrain_nlp.config.labels import label_text
 
 
 def _numbers(value: object) -> object:
-    """Numbers are labels, too; a bare `no` or `yes`, which YAML has made False and True, is not what was written."""
+    """Whole numbers as the text of a label. A bare `no` or `yes`, which YAML reads as False or True, stays as it is and
+    is refused.
+    """
     return (
         [label_text(name) if type(name) in (int, float) and name % 1 == 0 else name for name in value]
         if isinstance(value, list)
@@ -27,5 +29,5 @@ def _distinct(value: list[str]) -> list[str]:
 
 
 NUMBERS_TOO = also({"type": "array", "items": {"type": "number"}, "minItems": 2})
-"""Of the field, for editors."""
+"""`json_schema_extra` of a `label_names` field: the list may also hold numbers."""
 LabelNames = Annotated[list[str], Field(min_length=2), AfterValidator(_distinct), BeforeValidator(_numbers)]

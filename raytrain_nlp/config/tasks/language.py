@@ -14,26 +14,27 @@ Packing = Literal["concat", "best_fit", "none"]
 
 
 class CausalLm(Section):
-    """Predict the next token: of plain text, of completions to prompts, or of the assistant's turns of chats."""
+    """Predict the next token: in plain text, in completions of prompts, or in the assistant's turns of chats."""
 
     type: Literal["causal-lm"]
     text_column: str | None = None
-    """Plain text; default `text` where no other column is named."""
+    """Column with plain text. Default: `text`, where no other column is named."""
     prompt_column: str | None = None
-    """Prompts, with `completion_column`."""
+    """Column with prompts; needs `completion_column`."""
     completion_column: str | None = None
-    """What follows a prompt."""
+    """Column with the completions of the prompts."""
     messages_column: str | None = None
-    """Chats, lists of {role, content}, through the tokenizer's chat template."""
+    """Column with chats, each a list of {role, content}, formatted by the tokenizer's chat template."""
     completion_only_loss: bool = True
-    """Learn completions and the assistant's turns only, not what comes before them."""
+    """Compute the loss on completions and the assistant's turns only, not on what precedes them."""
     packing: Packing | None = None
-    """concat: all text as one stream, cut into blocks (`group_texts` of run_clm.py); best_fit: whole documents side by
-    side in a block, none sees another; none: a row is a row. Default: concat for plain text, else none."""
+    """concat: all text is one stream, cut into blocks (`group_texts` of run_clm.py). best_fit: a block holds several
+    whole documents, which do not attend to each other. none: each row is a sequence. Default: concat for plain text,
+    otherwise none."""
     block_size: int | None = Field(None, ge=2)
-    """Tokens of a block; default data.max_length."""
+    """Tokens of a block. Default: data.max_length."""
     append_eos: bool | None = None
-    """End each document with the tokenizer's end-of-sequence token. Default: after completions, and with best_fit."""
+    """End each document with the tokenizer's end-of-sequence token. Default: true for completions and with best_fit."""
 
     @field_validator("packing", mode="before")
     @classmethod
@@ -51,7 +52,7 @@ class CausalLm(Section):
 
     @property
     def kind(self) -> Literal["text", "completion", "messages"]:
-        """What a row is."""
+        """What the rows hold."""
         return "completion" if self.completion_column else "messages" if self.messages_column else "text"
 
 
@@ -60,15 +61,16 @@ class MaskedLm(Section):
 
     type: Literal["masked-lm"]
     text_column: str = "text"
-    """Plain text."""
+    """Column with plain text."""
     line_by_line: bool = False
-    """A row is a row; else all text is one stream, cut into blocks."""
+    """Each row is a sequence. By default all text is one stream, which is cut into blocks."""
     block_size: int | None = Field(None, ge=8)
-    """Tokens of a block (`max_seq_length` of run_mlm.py); default data.max_length."""
+    """Tokens of a block (`max_seq_length` of run_mlm.py). Default: data.max_length."""
     mlm_probability: float = Field(0.15, gt=0, lt=1)
-    """Share of tokens that are predicted: 80 % of them masked, 10 % replaced, 10 % left."""
+    """Share of the tokens that are predicted. Of these 80 % are masked, 10 % are replaced by a random token, 10 % stay.
+    """
     whole_word_mask: bool = False
-    """Choose whole words, not tokens."""
+    """Mask whole words instead of single tokens."""
 
     @property
     def packing(self) -> Packing:

@@ -1,4 +1,4 @@
-"""`task:` of question answering: a stretch of a context, or an answer that is generated. Names follow run_qa.py and
+"""`task:` of question answering: find the answer in a context, or generate it. Keys are named as in run_qa.py and
 run_seq2seq_qa.py.
 """
 
@@ -12,38 +12,39 @@ from raytrain_nlp.config.base import Section
 from raytrain_nlp.config.tasks.seq2seq import Seq2Seq
 
 DEFAULT_LENGTH = 384
-"""Of `data.max_length`, as `max_seq_length` of the scripts."""
+"""Default of `data.max_length` for these tasks, as of `max_seq_length` in the scripts."""
 
 
 class Answered(Section):
-    """What rows of questions have, and how answers are scored."""
+    """The columns of questions with answers, and how answers are scored."""
 
     question_column: str = "question"
-    """Column of the questions."""
+    """Column with the questions."""
     context_column: str = "context"
-    """Column of the texts that the answers are in."""
+    """Column with the texts that contain the answers."""
     answer_column: str = "answers"
-    """Column of the right answers, {text: [...], answer_start: [...]}; of these the first is learned."""
+    """Column with the right answers of each question, {text: [...], answer_start: [...]}. The model is trained on the
+    first."""
     version_2_with_negative: bool = False
     """Some questions have no answer (SQuAD 2.0)."""
 
 
 class QuestionAnswering(Answered):
-    """Where in a context the answer to a question stands."""
+    """Find the part of a context that answers a question."""
 
     type: Literal["question-answering"]
     doc_stride: int = Field(128, ge=0)
-    """Tokens that two windows of a context share, where it is longer than data.max_length leaves room for."""
+    """A context too long for data.max_length is cut into several windows; neighbouring ones share this many tokens."""
     max_answer_length: int = Field(30, ge=1)
-    """Most tokens of an answer."""
+    """Tokens that an answer may have at most."""
     n_best_size: int = Field(20, ge=1)
-    """Likeliest first tokens, and last ones, that are combined; and answers among which the best one's probability is
-    shared.
-    """
+    """Number of the likeliest first tokens and of the likeliest last tokens that are combined to answers, and of the
+    best answers among which probabilities are computed."""
     null_score_diff_threshold: float = 0.0
-    """With version_2_with_negative: an answer is given where the score of none exceeds its own by no more than this."""
+    """With version_2_with_negative: a question is left unanswered where the score of "no answer" exceeds that of the
+    best answer by more than this."""
     write_n_best: int = Field(0, ge=0)
-    """Answers that `predict` writes for each question besides the best one, as `n_best`."""
+    """Number of further answers that `predict` writes for each question, besides the best one, as `n_best`."""
 
     @model_validator(mode="after")
     def _agree(self) -> QuestionAnswering:
@@ -60,8 +61,8 @@ class QuestionAnswering(Answered):
 
 
 class Seq2SeqQuestionAnswering(Answered, Seq2Seq):
-    """The answer to a question about a context, as a text that is generated."""
+    """Generate the answer to a question about a context."""
 
     type: Literal["seq2seq-question-answering"]
     max_target_length: int = Field(30, ge=2)
-    """Tokens an answer is truncated to (`max_answer_length` of run_seq2seq_qa.py)."""
+    """Tokens that an answer is truncated to (`max_answer_length` of run_seq2seq_qa.py)."""

@@ -1,4 +1,4 @@
-"""`task:` of token classification: a tag for each word. Names follow run_ner.py."""
+"""`task:` of token classification: a tag for each word. Keys are named as in run_ner.py."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from raytrain_nlp.config.tasks.label_names import NUMBERS_TOO, LabelNames
 
 
 class TokenClassification(Section):
-    """A tag for each word of a sentence: names, parts of speech."""
+    """Assign a tag to each word of a sentence: named entities, parts of speech."""
 
     type: Literal["token-classification"]
     text_column: str = "tokens"
     """Column with the words of a sentence, as a list."""
     label_column: str = "ner_tags"
-    """Column with a tag for each word: names, or numbers of `label_names`."""
+    """Column with a list of tags, one for each word: names, or indices of `label_names`."""
     label_names: LabelNames | None = Field(None, json_schema_extra=NUMBERS_TOO)
-    """All tags in the order of their ids; default: those that a `datasets` file declares, else the sorted tags of the
-    training split, in the order of the head where the model has one with these names."""
+    """All tags in the order of their ids. Default: those that a `datasets` file declares; otherwise the sorted tags of
+    the training split, in the order of the model's head where it has the same names."""
     label_all_tokens: bool = False
-    """Learn and score each token of a word, those behind the first with `I-` for `B-`; default: the first alone."""
+    """Train and score every token of a word; tokens after the first then have `I-` instead of `B-`. Default: only the
+    first token of each word."""
     return_entity_level_metrics: bool = False
-    """Figures of each type of entity, too, as `PER_f1`, and those of all as `overall_f1`."""
+    """Report figures of each type of entity too, as `PER_f1`, and those of all types as `overall_f1`."""
     tag_scheme: Literal["IOB1", "IOB2", "IOE1", "IOE2", "IOBES", "BILOU"] | None = None
-    """How tags make entities, strictly; default: as conlleval and run_ner.py read any of them."""
+    """Scheme by which tags are read as entities, strictly. Default: leniently, as conlleval and run_ner.py read tags of
+    any scheme."""
     multi_hot: ClassVar[bool | None] = False
-    """A list of tags is never a 0 or 1 for each class."""
+    """A list of labels holds the tags of the words, never a 0 or 1 for each class."""
