@@ -1,1 +1,3 @@
-"""From rows to batches: prepared once as token shards, planned by a seed, fed to each rank by Ray Data."""
+"""From rows to batches: rows are tokenized once into shards, put into batches by a plan, and streamed to each rank by
+Ray Data.
+"""

@@ -1,5 +1,6 @@
-"""Rows that stand more than once: in a split, and in training and validation both. Compared are token rows, which is
-what a model sees: texts that differ behind `max_length` alone are the same.
+"""Finds training rows that are copies of each other, and validation rows that are in the training data too.
+
+Rows are compared as tokens, which is what a model sees: texts that differ only after `max_length` are equal.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ _BATCH = 65_536
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Counts of rows."""
+    """Numbers of rows that were found."""
 
     copies: int
-    """Training rows that are equal, label or target included, to one before them."""
+    """Training rows that are equal to an earlier one, label or target included."""
     contradictions: int
-    """Training rows with the input of one before them and another label or target."""
+    """Training rows that have the input of an earlier one, but another label or target."""
     leaked: dict[str, int]
-    """Of each validation split, rows whose input is that of a training row."""
+    """Validation split -> number of its rows whose input is that of a training row."""
 
     def lines(self) -> Iterator[str]:
-        """What there is to say, a line each."""
+        """A sentence for each kind of duplicate that was found."""
         drop = "`data.drop_duplicates: true` leaves them out"
         if self.copies:
             yield f"data.train: {self.copies:,} rows are copies of others. {drop}."
@@ -45,9 +46,10 @@ class Duplicates:
 
 
 def digest_rows(store: TokenStore) -> np.ndarray:
-    """64 bits of the input of each row, and of the whole row, by BLAKE2: uint64 [rows, 2]. Made once beside the tokens.
+    """BLAKE2 digests of each row's input and of the whole row: uint64 [rows, 2]. They are computed once and kept in the
+    folder of the tokens.
 
-    Among a hundred million rows two different ones are taken for equal with a probability of 0.0003.
+    With 64 bits, the probability that any two different rows among a hundred million have equal digests is 0.0003.
     """
     path = store.folder / _DIGESTS
     if not path.exists() and not storage_of(path).fetch(path):
@@ -69,7 +71,11 @@ def digest_rows(store: TokenStore) -> np.ndarray:
 
 
 def count_duplicates(train: TokenStore, validations: dict[str, TokenStore]) -> Duplicates:
-    """Copies in training rows, and validation rows that are among them."""
+    """Count copies among the training rows, and validation rows that are training rows too.
+
+    Args:
+        validations: name of a validation split -> its tokens.
+    """
     inputs, whole = digest_rows(train).T
     copies, again = _is_repeated(whole), _is_repeated(inputs)
     leaked = {name: int(np.isin(digest_rows(store)[:, 0], inputs).sum()) for name, store in validations.items()}
@@ -78,18 +84,22 @@ def count_duplicates(train: TokenStore, validations: dict[str, TokenStore]) -> D
 
 @dataclass(frozen=True)
 class UniqueRows:
-    """The training rows that are no copy of one before them and have not the input of a validation row."""
+    """The training rows that remain where copies and rows with the input of a validation row are left out."""
 
     file: Path
-    """`.npy` of int64 [rows], in order."""
+    """`.npy` file with the ids of the remaining rows, int64 [rows], in ascending order."""
     left_out: Path
-    """The others with their reasons, as a quarantine has them."""
+    """JSON Lines file with the rows that are left out and why, in the format of `quarantine.jsonl`."""
     copies: int
     leaked: int
 
 
 def find_unique_rows(train: TokenStore, validations: dict[str, TokenStore]) -> UniqueRows:
-    """Made once beside the tokens of training."""
+    """Find the training rows to keep. The files are written once, into the folder of the training tokens.
+
+    Args:
+        validations: name of a validation split -> its tokens.
+    """
     stores = [store.folder.name for store in validations.values()]
     name = f"unique-{hashlib.sha256(repr(stores).encode()).hexdigest()[:16]}"
     file, left_out = (train.folder / f"{name}.{suffix}" for suffix in ("npy", "jsonl"))
@@ -110,7 +120,7 @@ def find_unique_rows(train: TokenStore, validations: dict[str, TokenStore]) -> U
 
 
 def _is_repeated(digests: np.ndarray) -> np.ndarray:
-    """Which values stand earlier in the array, too: bool, of the same shape."""
+    """Whether each value occurs earlier in the array: bool, of the same shape."""
     repeated: np.ndarray = np.ones(len(digests), dtype=bool)
     repeated[np.unique(digests, return_index=True)[1]] = False
     return repeated

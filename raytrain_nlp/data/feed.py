@@ -1,11 +1,9 @@
-"""Feed: the plan from step k on, fetched and padded by Ray Data on the cluster's CPUs, handed to one rank as a sized
-loader.
+"""The feed: Ray Data fetches and pads the micro-batches of a plan on the cluster's CPUs, and streams them to one rank.
 
-    plan --step numbers--> Ray Data (map_batches) --micro-batches of one rank, in order--> FeedLoader --> Trainer
+    plan --step numbers--> Ray Data (map_batches) --micro-batches of one rank, in order--> TrainLoader --> Trainer
 
-Each rank runs its own stream over its own slice of every global batch, so no rank waits for another's data, and equal
-numbers of micro-batches on all ranks follow from the plan, not from a splitter. One stream spans all epochs that are
-left.
+Each rank runs a stream of its own over its slice of every global batch, so that no rank waits for another's data. All
+ranks get equally many micro-batches because they follow the same plan. One stream spans all remaining epochs.
 """
 
 from __future__ import annotations
@@ -22,9 +20,7 @@ from raytrain_nlp.data.windows import WindowedSpec, WindowedSplit
 
 _BLOCK_BYTES = 1 << 20
 _MAX_TASKS = 1_000
-"""Remote functions a stream is made of at most; each yields its blocks one by one, so their number bounds nothing
-else.
-"""
+"""Most remote functions of a stream. Each yields its blocks one by one, so that this limits nothing else."""
 
 
 def stream(
@@ -37,7 +33,15 @@ def stream(
     accumulation: int = 1,
     cpus: float = 0.5,
 ) -> Iterator[MicroBatch]:
-    """This rank's micro-batches of global batches [start, stop), with torch tensors, prepared ahead on the cluster."""
+    """This rank's micro-batches of the global batches from `start` up to `stop`, in order, as torch tensors. The
+    cluster prepares them ahead of their use.
+
+    Args:
+        start: first step of the plan, counted over all epochs.
+        stop: the step after the last.
+        accumulation: micro-batches of each rank in a global batch.
+        cpus: logical CPUs that Ray Data may use for this stream.
+    """
     import safetensors.torch
 
     steps = _steps_per_block(spec, world_size)
@@ -64,23 +68,24 @@ def _execute(
     from ray.data.read_api import from_blocks
 
     blocks = math.ceil((stop - start) / steps)
-    # block numbers as tables in memory: a read stage would cost a task of its own before the first batch, and
-    # `from_arrow` one of
-    # a whole CPU, which a cluster with room for workers and feeds alone never has
+    # block numbers are tables in memory: reading them would cost a remote function of its own before the first batch,
+    # and `from_arrow` one of a whole CPU, which is never free where there is room for workers and feeds only
     parts = np.array_split(np.arange(blocks, dtype=np.int64), min(blocks, _MAX_TASKS))
     source = from_blocks([pa.table({"id": part}) for part in parts])
-    context = source.context  # a copy of the process's, which is the user's
+    context = source.context  # a copy: the context of the process belongs to the user
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=cpus)
     context.enable_progress_bars = False
     context.target_max_block_size = _BLOCK_BYTES
-    context.execution_no_progress_timeout_s = -1  # an evaluation or a checkpoint may pause this consumer for any time
+    context.execution_no_progress_timeout_s = (
+        -1
+    )  # the consumer may pause for any time, for an evaluation or a checkpoint
     dataset = source.map_batches(
         _make_blocks,
         batch_size=1,
         batch_format="numpy",
         num_cpus=cpus,
-        # Ray keeps these off nodes with GPUs where there are others; Ray Data's own "SPREAD" does not
+        # with "DEFAULT", Ray uses nodes without GPUs first; Ray Data's own default, "SPREAD", does not
         scheduling_strategy="DEFAULT",
         fn_kwargs={
             "spec": spec,
@@ -105,8 +110,8 @@ def _make_blocks(
     rank: int,
     accumulation: int,
 ) -> pa.Table:
-    """The remote function: block numbers in, micro-batches out, one Arrow row each with its tensors as safetensors
-    bytes.
+    """The function that Ray Data maps over the numbers of blocks. It returns one Arrow row for each micro-batch, with
+    the tensors as bytes of safetensors.
     """
     import safetensors.numpy
 
@@ -139,7 +144,9 @@ _open: dict[str, Split | WindowedSplit] = {}
 
 
 def open_split(spec: SplitSpec | WindowedSpec) -> Split | WindowedSplit:
-    """The split of a process, opened once: remote functions of one stream run one after another in one process."""
+    """The split of a spec, opened once in each process: the remote functions of a stream run one after another in one
+    process.
+    """
     key = repr(spec)
     if key not in _open:
         _open.clear()
@@ -148,5 +155,7 @@ def open_split(spec: SplitSpec | WindowedSpec) -> Split | WindowedSplit:
 
 
 def _steps_per_block(spec: SplitSpec | WindowedSpec, world_size: int) -> int:
-    """Global batches a block holds: enough that a block's fixed cost vanishes, few enough that the first comes soon."""
+    """Number of global batches in a block: enough that the fixed cost of a block does not matter, few enough that the
+    first block is ready soon.
+    """
     return int(min(max(_BLOCK_BYTES / 4 / max(open_split(spec).tokens_per_step * 6 / world_size, 1), 1), 64))

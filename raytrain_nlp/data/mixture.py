@@ -1,9 +1,10 @@
-"""A mixture: one plan over several sources, each with a share of its own of every stretch of training.
+"""The plan of a mixture: global batches from several sources, each of which has a given share of every part of
+training.
 
-Each source is an endless sequence of rows: all of them in one order, then all in another, and so on (its own epochs).
-The plan takes so many of each source that the shares are kept: in every epoch to the row, in every window to one row of
-each source, and in batches of shuffled rows to about two. All of it is arithmetic, so that any global batch is found
-without walking there, and is the same at any number of workers.
+Each source is an endless sequence of its rows: all of them in one order, then all in another, and so on (the source's
+own epochs). The plan takes as many rows from each source as its share says: exactly in an epoch, to within one row of
+each source in a window, and to within about two rows in a batch of shuffled rows. Everything is computed from numbers,
+so that any global batch is found without those before it, and is the same with any number of workers.
 """
 
 from __future__ import annotations
@@ -21,43 +22,43 @@ from raytrain_nlp.data.plan import Plan, PlanSpec
 
 @dataclass(frozen=True)
 class Mixture:
-    """The sources of a split, and what an epoch of the plan takes of each. Plain values."""
+    """The sources of a split, and how many rows of each an epoch of the plan takes. Plain values."""
 
     names: tuple[str, ...]
     ends: tuple[int, ...]
-    """Row ids of source i are `ends[i - 1]` (0 for the first) up to `ends[i]`, which is not one of them."""
+    """The rows of source i have the ids from `ends[i - 1]` (0 for the first source) up to, but not including,
+    `ends[i]`."""
     stretches: tuple[tuple[int, ...], ...]
-    """Rows of each source in each stretch of an epoch: one, or one for each stage of a curriculum. But for the last,
-    a stretch has whole global batches.
-    """
+    """An epoch consists of one stretch, or of one for each stage of a curriculum: for each stretch, the number of rows
+    of each source. Every stretch but the last consists of whole global batches."""
 
     @property
     def rows(self) -> list[int]:
-        """Rows that each source has."""
+        """Number of rows that each source has."""
         return [end - start for start, end in itertools.pairwise([0, *self.ends])]
 
     @property
     def rows_per_epoch(self) -> list[int]:
-        """Rows that an epoch takes of each source."""
+        """Number of rows that an epoch takes from each source."""
         return [sum(counts) for counts in zip(*self.stretches, strict=True)]
 
 
 class MixturePlan(Plan):
-    """The global batches of all epochs of a mixture; see `Plan`, whose batches these are in all else.
+    """The global batches of all epochs of a mixture; otherwise like `Plan`.
 
     Args:
-        spec: with `mixture` and `global_batch_size`.
-        lengths: tokens of each row, shape [num_rows]; only read where the policy needs lengths.
+        spec: must have `mixture` and `global_batch_size`.
+        lengths: tokens of each row, shape [num_rows]; only read where the strategy needs them.
     """
 
     def __init__(self, spec: PlanSpec, lengths: np.ndarray | None = None):
         super().__init__(spec, lengths)
-        assert spec.mixture is not None, "or it is a Plan"
+        assert spec.mixture is not None, "a spec without a mixture makes a `Plan`"
         self.mixture = spec.mixture
         self._per_epoch = np.array(self.mixture.rows_per_epoch, dtype=np.int64)
         self._targets = [np.array(targets, dtype=np.int64) for targets in self.mixture.stretches]
         self._before = np.cumsum([np.zeros_like(self._per_epoch), *self._targets], axis=0)
-        """Rows of each source before each stretch: [stretches + 1, sources]."""
+        """Rows of each source before each stretch of an epoch: int64 [stretches + 1, sources]."""
         windows = [-(-int(targets.sum()) // self._window) for targets in self._targets]
         self._first_windows = np.cumsum([0, *windows])
         self._first_rows = np.cumsum([0, *(int(targets.sum()) for targets in self._targets)])
@@ -73,7 +74,9 @@ class MixturePlan(Plan):
 
     @property
     def tokens_per_epoch(self) -> int:
-        """Tokens of an epoch: of each source its mean row, times the rows that are taken."""
+        """Expected tokens of an epoch, without padding: the mean length of each source's rows times the number of rows
+        taken.
+        """
         parts = np.split(self.lengths, self.mixture.ends[:-1])
         return round(sum(float(p.mean()) * n for p, n in zip(parts, self.mixture.rows_per_epoch, strict=True)))
 
@@ -84,7 +87,7 @@ class MixturePlan(Plan):
         return int(self._first_windows[stretch]) + window, offset // self._size
 
     def _rows_of_window(self, epoch: int, window: int) -> np.ndarray:
-        """The rows of a window: those of each source in its own order, spread evenly over the window."""
+        """Row ids of a window. Each source's rows come in the source's order and are spread evenly over the window."""
         stretch = int(np.searchsorted(self._first_windows, window, side="right")) - 1
         targets = self._targets[stretch]
         first = (window - int(self._first_windows[stretch])) * self._window
@@ -100,7 +103,7 @@ class MixturePlan(Plan):
         return np.concatenate(rows)[np.argsort(np.concatenate(places), kind="stable")]
 
     def _sequence(self, source: int, start: int, stop: int) -> np.ndarray:
-        """Row ids at places [start, stop) of the endless sequence of a source."""
+        """Row ids from position `start` up to `stop` of a source's endless sequence."""
         first = self.mixture.ends[source - 1] if source else 0
         size, parts = self.mixture.ends[source] - first, []
         while start < stop:
@@ -112,8 +115,8 @@ class MixturePlan(Plan):
 
     @functools.cache  # noqa: B019 - a plan lives as long as its process
     def _own_plan(self, source: int) -> Plan:
-        """The order of a source's rows in its own epochs. Its seed follows from the source's name, so that another
-        source beside it changes nothing of it.
+        """The plan that orders a source's rows within the source's own epochs. Its seed depends on the source's name,
+        so that adding another source does not change this order.
         """
         name, strategy = self.mixture.names[source], self.spec.strategy
         seed = int(np.random.SeedSequence([self.spec.seed, *name.encode()]).generate_state(1)[0])
@@ -125,12 +128,14 @@ class MixturePlan(Plan):
 def open_plan(
     spec: PlanSpec, lengths: np.ndarray | None = None, token_counts: Sequence[int] | None = None
 ) -> Plan | MixturePlan:
-    """The plan of a spec; see `Plan` for the arguments."""
+    """The plan of a spec. The arguments are those of `Plan`."""
     return MixturePlan(spec, lengths) if spec.mixture else Plan(spec, lengths, token_counts)
 
 
 def apportion(weights: Sequence[float], total: int) -> list[int]:
-    """`total` rows by weights, each share to less than a row (Hamilton's method of largest remainders)."""
+    """Divide `total` rows in proportion to weights; each part is within one row of its exact share (Hamilton's method
+    of largest remainders).
+    """
     exact = [Fraction(str(weight)) for weight in weights]
     quotas = [weight * total / sum(exact) for weight in exact]
     counts = [int(quota) for quota in quotas]
@@ -141,10 +146,10 @@ def apportion(weights: Sequence[float], total: int) -> list[int]:
 
 
 def _taken(targets: np.ndarray, place: int) -> np.ndarray:
-    """How many rows of each source are among the first `place` rows of a stretch: int64 [sources].
+    """Number of rows of each source among the first `place` rows of a stretch: int64 [sources].
 
-    Row j of a source with n rows of the stretch's E is due at (j + 1/2) E / n (Webster's method): the first `place`
-    rows of all, by when they are due, are those of the sum `place`, and they only grow with it.
+    Row j of a source that has n of the stretch's E rows is due at (j + 1/2) E / n (Webster's method). The first `place`
+    rows in the order of these values add up to `place`, and each source's number only grows with it.
     """
     total, number = int(targets.sum()), len(targets)
     sure = np.floor(targets * (max(place - number, 0) / max(total, 1)) + 0.5).astype(np.int64)

@@ -1,13 +1,15 @@
-"""Packing: rows of a token store as blocks of `block_size` tokens. Blocks then are what the plan orders, batches and
-counts.
+"""Packing: the rows of a token store as blocks of `block_size` tokens. The plan then orders, batches and counts blocks
+instead of rows.
 
-concat      all rows as one stream of tokens, cut every `block_size` tokens; the last block may be shorter
-best_fit    whole rows side by side in a block, longest first, each where it leaves least room (best-fit decreasing, Ding et
-            al. 2024, "Fewer Truncations Improve Language Modeling"); rows above `block_size` are cut into blocks first
+concat      all rows are one stream of tokens, cut every `block_size` tokens; the last block may be shorter
+best_fit    a block holds whole rows, which are placed longest first, each into the block where it leaves least room
+            (best-fit decreasing; Ding et al. 2024, "Fewer Truncations Improve Language Modeling"); rows longer than
+            `block_size` are cut first
 
-Of a mixture each source is packed by itself, so that a block is of one source. What is written depends on the lengths
-only, so it is made once beside the tokens, shared by all ranks, and the same at any number of workers. Files are memory-mapped; making them looks at a window of rows at a time.
-"""  # noqa: E501
+The sources of a mixture are packed one by one, so that every block belongs to one source. The files depend on the
+lengths alone: they are written once into the folder of the tokens, are shared by all ranks, and are the same with any
+number of workers. They are memory-mapped, and written by looking at one window of rows at a time.
+"""
 
 from __future__ import annotations
 
@@ -28,17 +30,18 @@ from raytrain_nlp.tasks.base import Packing
 WINDOW_ROWS = 65_536
 _SECTIONS = "sections.npy"
 _LEAST = 2
-"""Tokens of a block that has something to predict."""
+"""Tokens that a block needs for anything to be predicted in it."""
 
 
 class Blocks:
-    """The blocks of a store, opened for reading.
+    """The blocks of a token store, opened for reading.
 
-    Segments of a block are slices `(row, start, stop)` of rows. `lengths` has the tokens of each block: int32 [blocks];
-    `ends` the number of blocks up to the end of each section (of all rows, or of each source): int64 [sections].
+    A block consists of segments `(row, start, stop)`, each a slice of a row's tokens. `lengths` holds the number of
+    tokens of each block: int32 [blocks]. `ends` holds the number of blocks up to the end of each section, which is a
+    source of a mixture or all rows: int64 [sections].
 
     Args:
-        rows: the rows of the store that were packed, as given to `build_blocks`.
+        rows: ids of the rows that were packed, as given to `build_blocks`.
     """
 
     def __init__(self, folder: Path, packing: Packing, rows: np.ndarray | None = None):
@@ -61,7 +64,7 @@ class Blocks:
         return len(self.lengths)
 
     def segments(self, block: int) -> list[tuple[int, int, int]]:
-        """The slices of the store's rows that a block is made of, in order."""
+        """The segments of a block in order, with row ids of the store."""
         found = self._slices(block)
         return found if self._rows is None else [(int(self._rows[row]), start, stop) for row, start, stop in found]
 
@@ -85,8 +88,9 @@ class Blocks:
         return found
 
     def fetch(self, store: TokenStore, blocks: np.ndarray) -> dict[str, list[Any]]:
-        """The token columns of blocks, as `TokenStore.fetch` gives those of rows; with best_fit also `position_ids`,
-        which start at 0 in each document."""
+        """The token columns of blocks, in the format in which `TokenStore.fetch` returns those of rows. With best_fit
+        there is a column `position_ids` too, whose values start at 0 in each document.
+        """
         parts = [self.segments(int(block)) for block in blocks]
         rows = np.array([row for part in parts for row, _, _ in part], dtype=np.int64)
         columns = store.fetch(rows)
@@ -104,7 +108,7 @@ class Blocks:
 
 
 def blocks_folder(tokens: Path, packing: Packing, sections: Sequence[int], rows: np.ndarray | None = None) -> Path:
-    """Where the blocks of a token store are whose sections end at these rows."""
+    """The folder for the blocks of a token store; the arguments are those of `build_blocks`."""
     parts = f"-{zlib.crc32(repr(list(sections)).encode()):08x}" if len(sections) > 1 else ""
     chosen = "" if rows is None else f"-of-{zlib.crc32(np.ascontiguousarray(rows).tobytes()):08x}"
     return tokens / f"{packing.kind}-{packing.block_size}-{sections[-1]}{parts}{chosen}"
@@ -113,12 +117,15 @@ def blocks_folder(tokens: Path, packing: Packing, sections: Sequence[int], rows:
 def build_blocks(
     store: TokenStore, packing: Packing, sections: Sequence[int], rows: np.ndarray | None = None
 ) -> tuple[Path, int]:
-    """Make the files `Blocks` reads, unless they are there; returns their folder and the tokens left out (the one token
-    that may be left at the end of the stream, and empty rows' none).
+    """Write the files that `Blocks` reads, unless they exist.
 
     Args:
-        sections: where each section of the rows ends, ascending; rows from the last end on are not used.
-        rows: the store's rows that are packed, int64 [rows], in order; None: all of them.
+        sections: the position after the last row of each section, ascending. Rows after the last section are not used.
+        rows: ids of the rows to pack, int64 [rows], in order; None: all rows of the store.
+
+    Returns:
+        The folder of the blocks, and the number of tokens that are in no block, because a block of one token has
+            nothing to predict.
     """
     folder = blocks_folder(store.folder, packing, sections, rows)
     of_rows = store.lengths if rows is None else store.lengths[rows]
@@ -128,7 +135,7 @@ def build_blocks(
         (_write_ends if packing.kind == "concat" else _write_best_fit)(staging, of_rows, packing, sections)
         try:
             staging.rename(folder)
-        except OSError:  # another driver made the same meanwhile
+        except OSError:  # another driver has written the same meanwhile
             if not folder.exists():
                 raise
     total = sum(int(part.sum(dtype=np.int64)) for _, part in _windows(of_rows, 0, sections[-1]))
@@ -172,19 +179,21 @@ def _save_sections(folder: Path, ends: Sequence[int]) -> None:
 
 
 def _sections(folder: Path, whole: int) -> np.ndarray:
-    """Where sections end: rows of the stream (concat) or blocks (best_fit); int64 [sections]. One has no file."""
+    """Where sections end, counted in rows (concat) or blocks (best_fit): int64 [sections]. A single section has no
+    file.
+    """
     return np.load(folder / _SECTIONS) if (folder / _SECTIONS).exists() else np.array([whole], dtype=np.int64)
 
 
 def _pack(lengths: np.ndarray, first_row: int, size: int) -> list[list[tuple[int, int, int]]]:
-    """The blocks of one window of rows."""
+    """The segments of each block of one window of rows, by best-fit decreasing."""
     pieces = []
     for row, length in enumerate(lengths.tolist(), first_row):
         pieces += [(row, start, min(start + size, length)) for start in range(0, length, size)]
     pieces.sort(key=lambda piece: piece[1] - piece[2])  # longest first; stable, so that equal ones keep their order
     blocks: list[list[tuple[int, int, int]]] = []
     by_room: dict[int, list[int]] = {}
-    rooms: list[int] = []  # the keys of `by_room`, ascending
+    rooms: list[int] = []  # the keys of `by_room` in ascending order
     for piece in pieces:
         length = piece[2] - piece[1]
         place = bisect.bisect_left(rooms, length)

@@ -1,9 +1,10 @@
-"""Prepare: files -> checked rows -> tokens -> shards, once for a dataset, tokenizer and task; committed by a rename.
+"""Preparing data: files are read, checked and tokenized into shards, once for each combination of dataset, tokenizer
+and task. A folder of tokens is complete as soon as it has its final name.
 
     files --split--> pieces --prepare_piece--> shards + summaries --commit--> .cache/tokens/FINGERPRINT/
 
-Large data run `prepare_piece` on the cluster with Ray Data, in order, with a bounded number in flight; data of a few
-megabytes run it in the driver, which takes less time than starting anything.
+For large data `prepare_piece` runs on the cluster with Ray Data, in order, on a bounded number of pieces at a time. For
+a few megabytes it runs in the driver, which is faster than starting anything.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ MapPieces = Callable[[Callable[[dict[str, Any]], dict[str, Any]], list[dict[str,
 
 
 def find_tokens(folder: Path) -> Path | None:
-    """The committed tokens of a fingerprint, or None. Of those in object storage the rows come when they are needed."""
+    """The folder, where it holds complete tokens, or None. From object storage everything but the shards is downloaded;
+    a shard is downloaded when its rows are needed.
+    """
     storage = storage_of(folder)
     if not (folder / MANIFEST).exists():
         if not storage.fetch(folder / MANIFEST):
@@ -42,9 +45,14 @@ def find_tokens(folder: Path) -> Path | None:
 
 
 def prepare_tokens(files: list[SourceFile], spec: PrepareSpec, folder: Path, map_pieces: MapPieces, where: str) -> Path:
-    """Make the tokens of one split and commit them to `folder`, unless they are there.
+    """Write the tokens of one split to `folder`, unless they exist.
 
-    `map_pieces(function, pieces)` yields the results in order. Raises `InputError` for no rows, or too many bad ones.
+    Args:
+        map_pieces: `map_pieces(function, pieces)` yields the results in the order of the pieces.
+        where: the job's key that names the files, for error messages.
+
+    Raises:
+        InputError: there are no rows, or too many bad ones, or a file cannot be read.
     """
     pieces = [piece for file in files for piece in split_file(file)]
     return prepare_pieces(
@@ -60,11 +68,12 @@ def prepare_pieces(
     check: Callable[[dict[str, Any], Path], None],
     lines: dict[str, int] | None = None,
 ) -> Path:
-    """Make the tokens of pieces and commit them to `folder`, unless they are there.
+    """Write the tokens of pieces to `folder`, unless they exist.
 
     Args:
-        check: raises `InputError` where the manifest, and what lies in the folder it is given, are not good enough.
-        lines: lines of each file that lie before its first piece.
+        check: called with the manifest and the folder of the tokens; raises `InputError` where they are not good
+            enough.
+        lines: path of a file -> number of its lines before its first piece.
     """
     if find_tokens(folder):
         check(read_json(folder / MANIFEST), folder)
@@ -101,7 +110,7 @@ def prepare_pieces(
 
 
 def _bring_parts(summary: PieceSummary, staging: Path, folder: Path) -> None:
-    """What another node has sent."""
+    """Download the files that another node uploaded for a piece, and delete them in the storage."""
     storage = storage_of(folder)
     for name in summary.parts():
         if not (staging / name).exists() and storage.fetch(folder / name):
@@ -110,7 +119,9 @@ def _bring_parts(summary: PieceSummary, staging: Path, folder: Path) -> None:
 
 
 def _commit(staging: Path, summaries: list[PieceSummary], spec: PrepareSpec, lines: dict[str, int]) -> dict[str, Any]:
-    """Join what the pieces wrote: lengths, quarantine with line numbers of whole files, manifest last."""
+    """Join the files of all pieces: lengths, then the quarantine with line numbers of the whole files, the manifest
+    last.
+    """
     lines_before = Counter(lines)
     shards: list[dict[str, Any]] = []
     labels: Counter[str] = Counter()
@@ -155,8 +166,8 @@ def _commit(staging: Path, summaries: list[PieceSummary], spec: PrepareSpec, lin
 
 
 def _join_lengths(staging: Path, shards: list[dict[str, Any]], rows: int) -> None:
-    """One memory-mapped array of all lengths, filled shard by shard."""
-    if not rows:  # there is no map of an empty file
+    """Write all lengths to one array file, shard by shard."""
+    if not rows:  # an empty file cannot be memory-mapped
         np.save(staging / LENGTHS, np.zeros(0, dtype=np.int32))
         return
     lengths = np.lib.format.open_memmap(staging / LENGTHS, mode="w+", dtype=np.int32, shape=(rows,))
@@ -191,8 +202,10 @@ def _check_rows(manifest: dict[str, Any], spec: PrepareSpec, where: str, staging
 
 
 def first_told(folder: Path, left_out: bool = False) -> str:
-    """`source:line: reason` of the first bad row in the quarantine of a folder of tokens, or of the first of which
-    nothing is learned.
+    """The first entry in the quarantine of a folder of tokens as `source:line: reason`; "" where there is none.
+
+    Args:
+        left_out: look for rows that were left out because nothing in them would be learned, instead of bad rows.
     """
     with (folder / QUARANTINE).open(encoding="utf-8") as file:
         for told in map(json.loads, file):

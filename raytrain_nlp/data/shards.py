@@ -1,12 +1,14 @@
-"""Token shards: memory-mappable Arrow files, one record batch each, plus `lengths.npy` and a manifest written last.
+"""Token shards: memory-mappable Arrow files of one record batch each, with `lengths.npy` and a manifest, which is
+written last.
 
     manifest.json   {"rows", "bad_rows", "labels", "shards": [{"file", "rows", "source", "first_line"}], ...}
     lengths.npy     int32, shape [rows]
-    shard-*.arrow   input_ids list<int32>, labels of seq2seq, further columns of tokens, label (text, number or list of texts), line
+    shard-*.arrow   input_ids (list of int32), labels of seq2seq tasks, further columns of tokens, line,
+                    label (text, number or list of texts)
 
-Row `i` of a store is row `i` of the data in the order of the sources, bad rows left out; where a row of data has become
-several, these stand side by side.
-"""  # noqa: E501
+The rows of a store are the rows of the data in the order of the files, without bad ones. Where one row of the data
+became several, these are next to each other.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,11 @@ from raytrain_nlp.storage.names import below
 MANIFEST = "manifest.json"
 LENGTHS = "lengths.npy"
 _SMALL = ("token_type_ids", "targets", "words")
-"""Columns of small numbers."""
+"""Columns whose values fit into int8."""
 
 
 def write_shard(path: Path, columns: dict[str, list[Any]]) -> int:
-    """Write one shard; returns its number of rows. Token columns are lists of integer lists."""
+    """Write one shard; token columns are lists of lists of integers. Returns the number of rows."""
     arrays = {}
     for name, values in columns.items():
         if name == "input_ids":
@@ -46,7 +48,7 @@ def write_shard(path: Path, columns: dict[str, list[Any]]) -> int:
 
 
 class TokenStore:
-    """Read access to a committed folder of token shards; opens each shard when it is first needed."""
+    """Reads a complete folder of token shards. Each shard is opened when it is first needed."""
 
     def __init__(self, folder: str | Path):
         self.folder, self._storage = Path(folder), storage_of(folder)
@@ -63,7 +65,9 @@ class TokenStore:
 
     @functools.cached_property
     def firsts(self) -> np.ndarray | None:
-        """The rows with which a row of data begins, ascending: int64; None where each is one."""
+        """Ids of the rows that are the first of a row of the data, ascending, int64; None where each row of the data is
+        one row here.
+        """
         if not self.manifest["spread"]:
             return None
         lines = [self._shard(i)["line"].to_numpy(zero_copy_only=False) for i in range(len(self._starts) - 1)]
@@ -75,17 +79,21 @@ class TokenStore:
         )
 
     def rows_of(self, data_rows: int | None) -> int:
-        """How many rows the first `data_rows` rows of data have become, all of them where it is None."""
+        """Number of rows here that come from the first `data_rows` rows of the data; all rows for None."""
         if data_rows is None or self.firsts is None:
             return min(self.num_rows, data_rows or self.num_rows)
         return int(self.firsts[data_rows]) if data_rows < len(self.firsts) else self.num_rows
 
     def data_rows(self, rows: int) -> int:
-        """How many rows of data the first `rows` rows are."""
+        """Number of rows of the data that the first `rows` rows here come from."""
         return rows if self.firsts is None else int(np.searchsorted(self.firsts, rows))
 
     def fetch(self, rows: np.ndarray) -> dict[str, list[Any]]:
-        """The columns of the given rows, in the given order: token columns as NumPy views, others as Python values."""
+        """The columns of rows, in the given order: token columns as NumPy views, others as Python values.
+
+        Args:
+            rows: row ids, int64 [rows].
+        """
         shard_of = np.searchsorted(self._starts, rows, side="right") - 1
         picked = [
             (self._shard(int(shard)), int(row - self._starts[shard])) for shard, row in zip(shard_of, rows, strict=True)
@@ -94,7 +102,9 @@ class TokenStore:
         return {name: [_value(shard[name], row) for shard, row in picked] for name in names if name != "line"}
 
     def locate(self, row: int) -> tuple[str, int]:
-        """The source and the line (from 1; a row number in Parquet and Arrow) that row `row` was read from."""
+        """The file that a row was read from, and its line in it, from 1 (in Parquet and Arrow files the number of the
+        row).
+        """
         shard = int(np.searchsorted(self._starts, row, side="right") - 1)
         info = self.manifest["shards"][shard]
         return info["source"], info["first_line"] + int(
@@ -102,13 +112,15 @@ class TokenStore:
         )
 
     def column(self, name: str) -> np.ndarray:
-        """One non-token column of all rows, e.g. all labels."""
+        """All values of one column that does not hold tokens, e.g. all labels."""
         return np.concatenate(
             [self._shard(i)[name].to_numpy(zero_copy_only=False) for i in range(len(self._starts) - 1)]
         )
 
     def value_counts(self, name: str, num_rows: int | None = None) -> Counter[Any]:
-        """How often each value of a non-token column occurs in the first `num_rows` rows."""
+        """How often each value of a column that does not hold tokens occurs in the first `num_rows` rows; in all rows
+        for None.
+        """
         counts: Counter[Any] = Counter()
         for index, start in enumerate(self._starts[:-1]):
             if num_rows is None or start < num_rows:
@@ -123,7 +135,7 @@ class TokenStore:
             file = pa.memory_map(str(path))
             batch = pa.ipc.open_file(file).get_batch(0)
             columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-            # lists as (offsets, values): a row is then a view, not a Python list
+            # lists are kept as (offsets, values), so that a row is a view and not a Python list
             self._shards[index] = {
                 name: (column.offsets.to_numpy(), column.values.to_numpy())
                 if pa.types.is_large_list(column.type)
@@ -142,5 +154,5 @@ def _value(column: Any, row: int) -> Any:
 
 @functools.lru_cache(maxsize=16)
 def open_store(folder: str) -> TokenStore:
-    """The store of a folder, opened once in a process: remote functions that run one after another share it."""
+    """The store of a folder, opened once in each process: remote functions that run one after another share it."""
     return TokenStore(folder)

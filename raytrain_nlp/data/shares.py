@@ -1,4 +1,4 @@
-"""From the sources of a job and the rows they turn out to have to the shares the plan keeps."""
+"""The shares of a mixture, from a job's sources and the number of rows that each of them has."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from raytrain_nlp.errors import InputError, Problem
 
 
 def find_ends(store: TokenStore, sources: dict[str, list[str]], chosen: np.ndarray | None = None) -> list[int]:
-    """Where the rows of each source end in a store whose files are in the order of the sources. Raises `InputError`
-    for one that has no good row.
+    """The position after the last row of each source, in a store whose files are in the order of the sources.
 
     Args:
-        sources: paths of the files of each source.
-        chosen: the rows of the store that are used, int64 [rows], in order; the ends are places in it then.
+        sources: name of a source -> paths of its files.
+        chosen: ids of the rows that are used, int64 [rows], ascending; positions are then counted among these.
+
+    Raises:
+        InputError: a source has no good row.
     """
     owner = {path: name for name, paths in sources.items() for path in paths}
     rows = dict.fromkeys(sources, 0)
@@ -35,10 +37,14 @@ def find_ends(store: TokenStore, sources: dict[str, list[str]], chosen: np.ndarr
 
 
 def build_mixture(job: TrainJob, names: list[str], ends: list[int]) -> Mixture:
-    """The shares of a job's sources.
+    """The mixture of a job's sources.
 
     Args:
-        ends: where the rows of each source end; of blocks, where the task packs.
+        names: names of the sources.
+        ends: position after the last row of each source; after its last block where the task packs rows.
+
+    Raises:
+        InputError: a source has no row (or block).
     """
     rows = [end - start for start, end in itertools.pairwise([0, *ends])]
     if empty := [name for name, count in zip(names, rows, strict=True) if not count]:
@@ -47,7 +53,7 @@ def build_mixture(job: TrainJob, names: list[str], ends: list[int]) -> Mixture:
 
 
 def _stretches(job: TrainJob, names: list[str], rows: list[int]) -> list[list[int]]:
-    """Rows of each source in each stretch of an epoch."""
+    """Number of rows of each source in each stretch of an epoch."""
     sources, mixture = job.data.train_sources(), job.data.mixture
     if mixture.curriculum:
         size, most = job.global_batch_size or 1, job.arguments()["max_steps"]
@@ -67,7 +73,7 @@ def _stretches(job: TrainJob, names: list[str], rows: list[int]) -> list[list[in
 
 
 def tell_mixture(mixture: Mixture, epochs: float) -> Iterator[str]:
-    """A line for each source: its rows, its share, and how often each of its rows is seen in so many epochs."""
+    """A sentence for each source: its number of rows, its share, and how often each row is seen in so many epochs."""
     taken = mixture.rows_per_epoch
     for name, rows, count in zip(mixture.names, mixture.rows, taken, strict=True):
         seen = count * epochs / rows

@@ -1,4 +1,6 @@
-"""A split as all ranks see it: which rows, in which batches, and how a rank's part of a batch becomes tensors."""
+"""A split as a rank reads it: which rows there are, in which batches, and how a rank's part of a batch becomes
+tensors.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,15 @@ from raytrain_nlp.tasks.base import IGNORED, CollateContext, Packing, Place
 
 @dataclass(frozen=True)
 class SplitSpec:
-    """One split as all ranks see it: which rows, in which batches, how they become tensors. Plain values only."""
+    """Everything that a rank needs to read a split. Plain values."""
 
     tokens: str
     """Folder of the token store."""
     rows_file: str | None
-    """`.npy` of the store's rows that are used, in order; None = the first `plan.num_rows` rows."""
+    """`.npy` file with the ids of the store's rows that are used, in order; None: the first `plan.num_rows` rows."""
     blocks: str | None
-    """Folder of the blocks the store's rows are packed into; what the plan calls rows are these then."""
+    """Folder of the blocks into which rows are packed; the rows of the plan are then these blocks. None without
+    packing."""
     packing: Packing | None
     plan: PlanSpec
     token_counts: tuple[int, ...] | None
@@ -38,27 +41,28 @@ class SplitSpec:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward of one rank sees, and its place in the plan."""
+    """The input of one forward pass of one rank, and its position in the plan."""
 
     step: int
-    """Global batch it belongs to, counted over all epochs."""
+    """The global batch it belongs to, counted over all epochs."""
     micro: int
     rows: np.ndarray
-    """Row ids of the split; empty when this rank has no part in the batch (its tensors then repeat a row of it)."""
+    """Row ids in the split, int64 [rows]. Empty where this rank has no part of the batch; its tensors then hold some
+    row of the batch, with weight 0."""
     weight: int
-    """What the loss of this micro-batch is a mean over: rows, or predicted tokens."""
+    """The number of rows or predicted tokens that the loss of this micro-batch is the mean of."""
     global_rows: int
     global_tokens: int
-    """Tokens of the whole global batch, without padding."""
+    """Tokens of the global batch, without padding."""
     tokens: int
     """Tokens of this micro-batch, without padding."""
     padded_tokens: int
-    """With padding."""
+    """Tokens of this micro-batch, with padding."""
     tensors: dict[str, Any]
 
 
 class Split:
-    """A split opened for reading: the store, the plan, and `row id -> store row`."""
+    """A split opened for reading: its tokens and its plan."""
 
     def __init__(self, spec: SplitSpec):
         self.spec = spec
@@ -81,31 +85,38 @@ class Split:
         return rows if self._rows is None else self._rows[rows]
 
     def fetch(self, rows: np.ndarray) -> dict[str, list[Any]]:
-        """The columns of row ids."""
+        """The columns of the given row ids of the split."""
         return self._blocks.fetch(self.store, rows) if self._blocks else self.store.fetch(self.store_rows(rows))
 
     def locate(self, row: int) -> str:
-        """`file:line` of a row id; of a block, where its first row begins."""
+        """Where a row was read from, as `file:line`; of a block, where its first row was."""
         first = self._blocks.segments(row)[0][0] if self._blocks else int(self.store_rows(np.array([row]))[0])
         path, line = self.store.locate(first)
         return f"{path}:{line}"
 
     @property
     def tokens_per_step(self) -> float:
-        """Tokens of a global batch, about."""
+        """Approximate number of tokens in a global batch."""
         spec = self.spec
         mean = spec.packing.block_size if spec.packing else self.store.manifest["tokens"] / max(self.store.num_rows, 1)
         return spec.plan.batch_tokens or mean * (spec.plan.global_batch_size or 1)
 
     def micro_batches(self, step: int, world_size: int, rank: int, accumulation: int) -> list[MicroBatch]:
-        """This rank's micro-batches of one global batch, fetched and padded (NumPy tensors)."""
+        """This rank's micro-batches of the global batch of a step, fetched and padded, with NumPy arrays as tensors."""
         epoch, index, _ = self.plan.at(step)
         return self.micro_batches_of(epoch, index, step, world_size, rank, accumulation)
 
     def micro_batches_of(
         self, epoch: int, index: int, step: int, world_size: int, rank: int, accumulation: int, first_row: int = 0
     ) -> list[MicroBatch]:
-        """Those of global batch `index` of `epoch`, which is step `step` of the run; row ids count from `first_row`."""
+        """As `micro_batches`, for a global batch given by its position in the plan.
+
+        Args:
+            epoch: epoch of this split's plan.
+            index: index in the epoch.
+            step: step of the run that sees the batch.
+            first_row: added to row ids.
+        """
         rows = self.plan.batch(epoch, index)
         lengths = self.plan.lengths[rows]
         tokens, longest = int(lengths.sum()), int(lengths.max())
@@ -126,7 +137,9 @@ class Split:
         return made
 
     def weigh(self, tensors: dict[str, Any]) -> int:
-        """Tokens that are predicted. Where none are, one is, with weight 0: the mean over none would be no number."""
+        """Number of tokens that are predicted. Where there are none, one label is set in `tensors`, as a mean over no
+        token would be NaN; the weight stays 0.
+        """
         first = int(self.task.shifts_labels)
         labels = tensors["labels"][:, first:]
         weight = int((labels != IGNORED).sum())

@@ -1,10 +1,11 @@
-"""Windows: data too large to wait for. They are prepared a window at a time, in order, while training goes on.
+"""Windows: training data that would take too long to prepare first are prepared one window at a time while training
+goes on.
 
-    files --split--> windows of 2, 4, 8, ... MB --prepare_tokens--> .cache/windows/FINGERPRINT/00000, 00001, ...
+    files --split--> windows of 1, 2, 4, ... 256 MB --prepare_pieces--> .cache/windows/FINGERPRINT/00000, 00001, ...
 
-A window is a token store of its own with a plan of its own, so it is shuffled, bucketed and packed by itself; what a
-window holds depends on the files alone. The first epoch takes windows in order, later ones in an order drawn from seed
-and epoch. Whether a window had been prepared before or only just in time changes nothing of the batches.
+A window is a token store with its own plan, so that rows are shuffled, sorted by length and packed within it. What a
+window holds depends on the files alone. The first epoch takes the windows in order, later ones in an order drawn from
+seed and epoch. Batches do not depend on when a window was prepared.
 """
 
 from __future__ import annotations
@@ -25,23 +26,24 @@ from raytrain_nlp.errors import FeedError
 from raytrain_nlp.paths import read_json, write_json
 
 FIRST_BYTES, LARGEST_BYTES = 1 << 20, 256 << 20
-"""The first windows are small, so that training begins; a larger one means a better shuffle."""
+"""Size of the first window and of the largest. The first ones are small so that training begins soon; larger ones
+shuffle better."""
 _POLL_S = 0.2
 
 
 @dataclass(frozen=True)
 class WindowedSpec:
-    """A training split in windows, as all ranks see it."""
+    """A training split in windows, as a rank reads it. Plain values."""
 
     folder: str
-    """Where windows are committed, by number."""
+    """Folder that holds the tokens of each window, in a folder named by its number."""
     count: int
     split: SplitSpec
-    """That of a window, but for its folders, its number of rows and its seed."""
+    """The spec of every window, except for its folders, number of rows and seed."""
     failure: str = ""
-    """JSON file of the run that says why no further window will come, once it is there."""
+    """JSON file in the run's folder that says why no further window will come; it exists only then."""
     wanted: str = ""
-    """JSON file of the run that says which window a rank waits for."""
+    """JSON file in the run's folder in which a rank writes the window that it waits for."""
 
     @property
     def context(self) -> object:
@@ -49,7 +51,7 @@ class WindowedSpec:
 
 
 def split_windows(files: Iterable[SourceFile]) -> list[list[Piece]]:
-    """The pieces of each window."""
+    """The pieces of each window, in order."""
     windows: list[list[Piece]] = [[]]
     size, target, last_size = 0.0, FIRST_BYTES, 0.0
     for file in files:
@@ -73,7 +75,7 @@ def window_folder(spec: WindowedSpec, number: int) -> Path:
 
 
 def find_window(spec: WindowedSpec, number: int) -> SplitSpec | None:
-    """A window that is ready for training, or None; one without rows has a plan of 0 rows."""
+    """The spec of a window, or None where it is not prepared yet. The plan of a window without rows has 0 rows."""
     folder = window_folder(spec, number)
     if find_tokens(folder) is None:
         return None
@@ -93,12 +95,12 @@ def find_window(spec: WindowedSpec, number: int) -> SplitSpec | None:
 
 
 class WindowedSplit:
-    """A split in windows, opened for reading; waits for windows that are not ready yet."""
+    """A split in windows, opened for reading; waits for windows that are not prepared yet."""
 
     def __init__(self, spec: WindowedSpec):
         self.spec = spec
         self._sizes: list[tuple[int, int]] = []
-        """(steps, rows) of each window that is ready."""
+        """(steps, rows) of each window that is prepared, in order."""
         self._open: dict[int, Split] = {}
 
     @property
@@ -106,22 +108,27 @@ class WindowedSplit:
         return self._window(0).tokens_per_step
 
     def micro_batches(self, step: int, world_size: int, rank: int, accumulation: int) -> list[MicroBatch]:
-        """This rank's micro-batches of one global batch, fetched and padded (NumPy tensors)."""
+        """This rank's micro-batches of the global batch of a step, fetched and padded, with NumPy arrays as tensors."""
         epoch, window, index = self.find(step)
         return self._window(window).micro_batches_of(
             epoch, index, step, world_size, rank, accumulation, self._first_row(window)
         )
 
     def locate(self, row: int) -> str:
-        """`file:line` of a row id."""
+        """Where a row was read from, as `file:line`."""
         self.steps_known()
         ends = np.cumsum([rows for _, rows in self._sizes])
         window = int(np.searchsorted(ends, row, side="right"))
         return self._window(window).locate(row - self._first_row(window))
 
     def find(self, step: int) -> tuple[int, int, int]:
-        """Epoch, window, and index in the window, of the global batch that optimizer update number `step` (from 0)
-        sees.
+        """The epoch, the window, and the index in the window of the global batch that an optimizer update sees.
+
+        Args:
+            step: number of the update, from 0.
+
+        Raises:
+            FeedError: no window has a row, or no further window will come.
         """
         for window in range(self.spec.count):
             steps, _ = self._size(window)
@@ -140,7 +147,7 @@ class WindowedSplit:
         raise AssertionError("steps of an epoch")
 
     def steps_known(self) -> int:
-        """Steps of the windows that are ready, from the first on without a gap."""
+        """Number of steps in the windows that are prepared, from the first one up to the first that is missing."""
         while len(self._sizes) < self.spec.count and (found := find_window(self.spec, len(self._sizes))):
             self._sizes.append(_size_of(found))
         return sum(steps for steps, _ in self._sizes)
@@ -168,7 +175,7 @@ def _size_of(spec: SplitSpec) -> tuple[int, int]:
 def _await_window(spec: WindowedSpec, number: int) -> SplitSpec:
     told = False
     while (found := find_window(spec, number)) is None:
-        if not told:  # the feed reads ahead of training, so only it knows
+        if not told:  # the feed reads ahead of training, so it alone knows which window is needed next
             write_json(Path(spec.wanted), {"window": number})
             told = True
         if failed := read_json(Path(spec.failure)):

@@ -15,10 +15,10 @@ from typing import Any
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.config.labels import declared_names, is_integer, is_ragged, label_text, multi_hot_width
 from raytrain_nlp.config.tasks import labelled
+from raytrain_nlp.data.encode import apply_preprocess
 from raytrain_nlp.data.reading.features import class_names
 from raytrain_nlp.data.reading.readers import Row, read_rows
 from raytrain_nlp.data.reading.sources import SourceFile, split_file
-from raytrain_nlp.data.tokenize import apply_preprocess
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.planning.heads import Head, find_head, names_of_numbers
 from raytrain_nlp.planning.inputs import Files

@@ -12,9 +12,9 @@ from typing import Any
 
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.config.hardware import uses_torch_flash
+from raytrain_nlp.data.encode import apply_preprocess
 from raytrain_nlp.data.reading.readers import Row, read_rows
 from raytrain_nlp.data.reading.sources import Piece, split_file
-from raytrain_nlp.data.tokenize import apply_preprocess
 from raytrain_nlp.data.windows import split_windows
 from raytrain_nlp.errors import InputError, Problem, nearest
 from raytrain_nlp.modeling.configuration import load_config

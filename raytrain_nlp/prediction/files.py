@@ -1,4 +1,6 @@
-"""Predictions on disk or in an object store: parts while they are made, one file or a folder of files at the end."""
+"""Files of predictions, in a folder or a bucket: parts while predictions are made, then one file or a folder of
+files.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +18,28 @@ from raytrain_nlp.host.scratch import scratch_folder
 from raytrain_nlp.storage.atomic import replacing
 
 BAD = b"raytrain_nlp.bad"
-"""In a part's schema: the rows that could not be parsed, as a JSON list."""
+"""Key in the metadata of a part's schema: the input rows that could not be parsed, as a JSON list."""
 
 
 def part_name(piece: int, chunk: int) -> str:
-    """Sorts as the rows of the input do."""
+    """File name of a part. Names sort in the order of the input rows.
+
+    Args:
+        piece: index of the piece of the input.
+        chunk: index of the part in the piece.
+    """
     return f"part-{piece:06d}-{chunk:07d}.arrow"
 
 
 def piece_of_part(name: str) -> int:
-    """The piece that a part is of."""
+    """Index of the piece that a part belongs to."""
     return int(name.split("-")[1])
 
 
 def to_table(rows: list[dict[str, Any]]) -> pa.Table:
-    """Rows as a table with all their columns. A column whose values are of several kinds is kept as JSON text."""
+    """Rows as an Arrow table with the columns of all rows. A column with values of several types is stored as JSON
+    text.
+    """
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {}
     for name in names:
@@ -50,9 +59,7 @@ def to_table(rows: list[dict[str, Any]]) -> pa.Table:
 
 @contextlib.contextmanager
 def open_output(path: str) -> Iterator[Any]:
-    """A file for writing bytes, of which nothing is to be seen before it is whole; where the block raises, nothing at
-    all.
-    """
+    """A binary file for writing that becomes visible when it is complete; where the block raises, no file appears."""
     import fsspec
     from fsspec.implementations.local import LocalFileSystem
 
@@ -61,7 +68,7 @@ def open_output(path: str) -> Iterator[Any]:
         with replacing(Path(inner), "wb") as file:
             yield file
         return
-    # written here first: fsspec's own file of a bucket is published when it is closed, also by an exception
+    # written to this node first: fsspec publishes a file in a bucket when it is closed, also after an exception
     with scratch_folder() as folder:
         with (folder / "output").open("wb") as file:
             yield file
@@ -69,7 +76,7 @@ def open_output(path: str) -> Iterator[Any]:
 
 
 def list_parts(folder: str) -> list[str]:
-    """Full paths of the parts that are there, in order."""
+    """Full paths of the parts in a folder, sorted."""
     import fsspec
 
     filesystem, inner = fsspec.core.url_to_fs(folder)
@@ -91,7 +98,11 @@ def read_part(path: str) -> pa.Table:
 
 
 def write_parts(parts: list[str], path: str, kind: str) -> int:
-    """One file of all parts, in order, with all their columns. Returns its rows."""
+    """Join parts, in order, to one file with the columns of all. Returns the number of rows.
+
+    Args:
+        kind: parquet, jsonl or csv.
+    """
     schema = (
         pa.unify_schemas([read_part(part).schema for part in parts], promote_options="permissive").remove_metadata()
         if parts
@@ -141,7 +152,7 @@ def _write_jsonl(file: Any, schema: pa.Schema, tables: Iterable[pa.Table]) -> No
 
 
 def _write_csv(file: Any, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-    """Values that are no text or number, as JSON."""
+    """Lists and mappings are written as JSON."""
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
     writer = csv.writer(text)
     writer.writerow(schema.names)

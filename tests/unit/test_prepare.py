@@ -21,7 +21,8 @@ import pytest
 
 from raytrain_nlp.config.model import TokenizerTraining
 from raytrain_nlp.config.tasks.classification import TextClassification
-from raytrain_nlp.data import tokenize
+from raytrain_nlp.data import encode
+from raytrain_nlp.data.piece_summary import PieceSummary
 from raytrain_nlp.data.prepare import QUARANTINE, find_tokens, prepare_tokens
 from raytrain_nlp.data.reading import sources
 from raytrain_nlp.data.reading.sources import find_files
@@ -273,8 +274,8 @@ def test_any_number_of_pieces_and_shards_gives_the_same(
     assert (one.num_rows, one.manifest["bad_rows"], len(one.manifest["shards"])) == (48, 24, 2)
     for piece_bytes, shard_rows, encode_rows in ((1 << 20, 5, 2), (700, 3, 2), (90, 1000, 1000), (25, 1, 1)):
         monkeypatch.setattr(sources, "PIECE_BYTES", piece_bytes)
-        monkeypatch.setattr(tokenize, "SHARD_ROWS", shard_rows)
-        monkeypatch.setattr(tokenize, "_ENCODE_ROWS", encode_rows)
+        monkeypatch.setattr(encode, "SHARD_ROWS", shard_rows)
+        monkeypatch.setattr(encode, "_ENCODE_ROWS", encode_rows)
         many = prepared(tmp_path / f"many-{piece_bytes}", spec(), *paths)
         assert len(many.manifest["shards"]) >= 8
         assert everything(many) == everything(one)
@@ -411,3 +412,9 @@ def test_two_that_prepare_the_same_agree(tmp_path: Path, spec: Callable[..., Pre
     store = prepared(folder, spec(), path, map_pieces=overtaken)
     assert store.num_rows == 12
     assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_the_driver_joins_the_lengths_and_the_bad_rows_of_a_piece() -> None:
+    summary = PieceSummary("rows.jsonl", shards=[{"file": "shard-000000-0000.arrow"}], bad_file="bad-000000.jsonl")
+    assert summary.parts() == ["shard-000000-0000.npy", "bad-000000.jsonl"]
+    assert PieceSummary("rows.jsonl").parts() == []

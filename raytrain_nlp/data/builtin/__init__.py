@@ -1,9 +1,9 @@
-"""`builtin:NAME`: data that every machine can make for itself, so that any task can be tried without a download.
+"""`builtin:NAME`: data that every machine can make by itself, so that any task can be tried without a download.
 
     cache/NAME-FINGERPRINT/
-      train.jsonl  validation.jsonl     made once; what decides the rows is in the fingerprint
+      train.jsonl  validation.jsonl     written once; the fingerprint covers everything that the rows depend on
 
-The same versions give the same bytes.
+The same versions of Python and of the libraries give the same bytes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ SPLITS = ("train", "validation")
 
 @dataclass(frozen=True)
 class Builtin:
-    """How the rows of one source are made, and what decides them (as JSON; must be quick)."""
+    """One source: `rows` makes the rows of both splits; `origin` tells, as JSON and quickly, everything that they
+    depend on.
+    """
 
     rows: Callable[[], dict[str, list[dict[str, Any]]]]
     origin: Callable[[], Any]
@@ -49,7 +51,14 @@ BUILTINS = {
 
 
 def build_builtin(spec: str, cache: Path, where: str) -> dict[str, Path]:
-    """The files of both splits of `builtin:NAME`, made below `cache` unless they are there."""
+    """The files of both splits of `builtin:NAME`, by split. They are written below `cache` unless they exist.
+
+    Args:
+        where: the job's key that names the data, for error messages.
+
+    Raises:
+        InputError: there are no built-in data of this name, or this machine cannot make them.
+    """
     name = spec.removeprefix(PREFIX)
     if name not in BUILTINS:
         todo = nearest(name, BUILTINS) or f"The names are {', '.join(BUILTINS)}."
@@ -65,11 +74,11 @@ def build_builtin(spec: str, cache: Path, where: str) -> dict[str, Path]:
 
 
 def builtin_fingerprint(name: str) -> str:
-    """What decides the rows of a source, as a name for their folder."""
+    """A hash of everything that the rows of a source depend on, for the name of their folder."""
     return hashlib.sha256(json.dumps([name, BUILTINS[name].origin()], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _write_lines(path: Path, lines: list[str]) -> None:
-    """Write a text file so that a reader sees all of it or none."""
+    """Write a text file so that readers see all of it or nothing."""
     with replacing(path, errors="replace", newline="\n") as file:
         file.writelines(f"{line}\n" for line in lines)

@@ -1,4 +1,5 @@
-"""`builtin:docstrings`: which library does a docstring belong to? Rows {"text", "label"}, about 85 % for training.
+"""`builtin:docstrings`: to which library does a docstring belong? Rows {"text", "label"}, about 85 % of them for
+training.
 
 The names of the libraries are masked in all texts, so that a classifier has to read the content.
 """
@@ -18,12 +19,12 @@ LIBRARIES = {
     "numpy": "numpy", "pandas": "pandas", "torch": "torch", "scikit-learn": "sklearn",
     "transformers": "transformers", "datasets": "datasets", "mlflow": "mlflow", "ray": "ray",
 }  # fmt: skip
-"""Distribution (also the label) -> top-level module."""
+"""Name of a distribution, which is the label -> its top-level module."""
 
-_FORMAT = 1  # raise it with every change to the texts, so that older files are not taken for new ones
-_MIN_ROWS, _MAX_ROWS = 60, 600  # per library; one with less text is left out
-_ENOUGH_TEXTS = 680  # stop reading a library here: more than _MAX_ROWS, since duplicates go
-_MAX_BYTES = 5 << 19  # stop reading a library here, however little text there is: bounds the time
+_FORMAT = 1  # raise it with every change to the texts, so that files of older versions are not used
+_MIN_ROWS, _MAX_ROWS = 60, 600  # per library; a library with fewer is left out
+_ENOUGH_TEXTS = 680  # texts of a library after which reading stops: more than _MAX_ROWS, as duplicates are removed
+_MAX_BYTES = 5 << 19  # bytes of source after which reading stops in any case, to limit the time
 _MIN_CHARS, _MAX_CHARS, _MIN_WORDS = 40, 600, 6
 _VALIDATION_PERCENT = 15
 
@@ -42,7 +43,7 @@ _NAMES = re.compile(
 
 
 def collect_docstrings() -> dict[str, list[dict[str, Any]]]:
-    """The rows of both splits, in the order of the hashes of the texts, which mixes the labels."""
+    """The rows of both splits, sorted by the hashes of their texts, which mixes the labels."""
     texts = {label: _texts_of(LIBRARIES[label]) for label in installed_libraries()}
     owners: dict[str, set[str]] = {}
     for label, found in texts.items():
@@ -67,12 +68,12 @@ def collect_docstrings() -> dict[str, list[dict[str, Any]]]:
 
 
 def docstrings_origin() -> list[Any]:
-    """What decides the rows."""
+    """Everything that the rows depend on."""
     return [_FORMAT, installed_libraries()]
 
 
 def installed_libraries() -> dict[str, str]:
-    """Version of each library that is installed. Reads package metadata only."""
+    """The version of each library that is installed, from package metadata alone."""
     versions = {}
     for distribution in LIBRARIES:
         try:
@@ -83,7 +84,7 @@ def installed_libraries() -> dict[str, str]:
 
 
 def _texts_of(module: str) -> dict[str, str]:
-    """Cleaned docstrings of one library, without copies: what identifies a text -> the text."""
+    """The cleaned docstrings of one library without copies: key of a text -> the text."""
     texts: dict[str, str] = {}
     size = 0
     for source in dense_first(library_files(module)):
@@ -98,9 +99,9 @@ def _texts_of(module: str) -> dict[str, str]:
 
 
 def _clean(doc: str) -> str | None:
-    """The first words of a docstring without the names of the libraries; None if too little is left."""
+    """The first words of a docstring, with the names of libraries masked; None where too little is left."""
     words: list[str] = []
-    for paragraph in paragraphs_in(doc):  # a paragraph is one line: a name may have been broken in two
+    for paragraph in paragraphs_in(doc):  # joined to one line, since a name may be split over two
         words += _NAMES.sub(MASK, paragraph).split()
         if sum(map(len, words)) + len(words) > _MAX_CHARS // 2:
             break

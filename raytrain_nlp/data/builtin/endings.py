@@ -1,8 +1,8 @@
 """`builtin:docstrings/endings`: which of four texts follows the first sentence of a docstring? Rows {"context",
 "ending0", ..., "ending3", "label"}.
 
-The other three are of other docstrings of the same split, each of which is the right one of another row, so that the
-endings alone say nothing.
+The three wrong endings come from other docstrings of the same split. Each of them is the right ending of another row,
+so that the endings alone tell nothing.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ _ENDINGS, _MAX_CHARS = 4, 200
 
 
 def collect_endings() -> dict[str, list[dict[str, Any]]]:
-    """The rows of both splits, in the order of the summaries they are made of."""
+    """The rows of both splits, in the order of the summaries from which they are made."""
     return {split: _rows_of(found) for split, found in collect_summaries().items()}
 
 
 def endings_origin() -> list[Any]:
-    """What decides the rows."""
+    """Everything that the rows depend on."""
     return [_FORMAT, summaries_origin()]
 
 
 def _rows_of(summaries: list[dict[str, str]]) -> list[dict[str, Any]]:
-    """Each summary with its own text and those of the ones behind it; which place is the right one, its hash says."""
+    """Each summary with its own text and those of the next three summaries. The summary's hash decides at which
+    position the right one is.
+    """
     rows = []
     for i, row in enumerate(summaries):
         texts = [

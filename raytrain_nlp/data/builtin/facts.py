@@ -1,8 +1,8 @@
-"""`builtin:facts`: questions about people, whose answers stand in a paragraph about several of them. Rows {"id",
-"context", "question", "answers"}, as of SQuAD.
+"""`builtin:facts`: questions about people, answered in a paragraph about several of them. Rows {"id", "context",
+"question", "answers"}, in the format of SQuAD.
 
-Made by rule: a paragraph says things of one kind of several people, so that a question is answered by its person and
-its kind together. A person of a validation row, by first and last name, is in no training row.
+The rows are made by rules. A paragraph tells facts of the same kind about several people, so that only person and kind
+together lead to the answer. No person (first and last name) of a validation row is in a training row.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FACTS = {
     "birth": ("{} was born in {}.", "When was {} born?"),
     "house": ("The house of {} is painted {}.", "What colour has the house of {}?"),
 }
-"""Kind of a fact: a sentence of person and answer, and the question."""
+"""Kind of fact -> a sentence with person and answer, and the question."""
 _ANSWERS = {
     "home": "Bergen, Cork, Dresden, Genoa, Lyon, Malmo, Porto, Riga, Turin, Utrecht",
     "work": "baker, carpenter, dentist, farmer, lawyer, nurse, pilot, sailor, tailor, teacher",
@@ -38,14 +38,14 @@ _ANSWERS = {
 
 
 def fact_rows() -> dict[str, list[dict[str, Any]]]:
-    """The rows of both splits; no paragraph is twice in them."""
-    draw = random.Random(0).random  # the one method whose sequence Python promises to keep
+    """The rows of both splits; no paragraph occurs twice."""
+    draw = random.Random(0).random  # the only method whose sequence Python guarantees between versions
     seen: set[str] = set()
     return {"validation": _rows(draw, _VALIDATION, True, seen), "train": _rows(draw, _TRAIN, False, seen)}
 
 
 def facts_origin() -> list[Any]:
-    """What decides the rows."""
+    """Everything that the rows depend on."""
     return [_FORMAT]
 
 
@@ -68,7 +68,7 @@ def _rows(draw: Callable[[], float], count: int, held_out: bool, seen: set[str])
 
 
 def _facts(draw: Callable[[], float], held_out: bool) -> list[tuple[str, str, str]]:
-    """Person, kind and answer of each sentence of a paragraph, in a random order."""
+    """Person, kind and answer of each sentence of a paragraph, in random order."""
     people: list[str] = []
     while len(people) < _PEOPLE:
         person = f"{_one(draw, _FIRST.split())} {_one(draw, _LAST.split())}"

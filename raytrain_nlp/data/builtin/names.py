@@ -1,8 +1,8 @@
-"""`builtin:names`: people, places, organizations and dates in sentences made by rule. Rows {"tokens", "ner_tags"}, the
-tags in IOB2.
+"""`builtin:names`: people, places, organizations and dates in sentences made by rules. Rows {"tokens", "ner_tags"},
+with tags in IOB2.
 
-Names are made of syllables, and one in three surnames is a place or a firm as well, so that what stands around a name
-has to be read. Half of the names of the validation rows are in no training row.
+Names are made of syllables, and a third of the names of any kind end like a surname, so that a model has to read the
+words around a name. Half of the names in validation rows are in no training row.
 """
 
 from __future__ import annotations
@@ -59,19 +59,19 @@ Draw = Callable[[], float]
 
 
 def name_rows() -> dict[str, list[dict[str, Any]]]:
-    """The rows of both splits; no sentence is twice in them."""
-    draw = random.Random(0).random  # the one method whose sequence Python promises to keep
+    """The rows of both splits; no sentence occurs twice."""
+    draw = random.Random(0).random  # the only method whose sequence Python guarantees between versions
     seen: set[tuple[str, ...]] = set()
     return {"validation": _rows(draw, _VALIDATION, 0.5, seen), "train": _rows(draw, _TRAIN, 0.0, seen)}
 
 
 def names_origin() -> list[Any]:
-    """What decides the rows."""
+    """Everything that the rows depend on."""
     return [_FORMAT]
 
 
 def _rows(draw: Draw, count: int, held_out: float, seen: set[tuple[str, ...]]) -> list[dict[str, Any]]:
-    """Sentences in which `held_out` of the names are of those that training does not see."""
+    """Rows in which a share `held_out` of the names are ones that no training row has."""
     rows: list[dict[str, Any]] = []
     while len(rows) < count:
         tokens, tags = _sentence(draw, held_out)
@@ -100,7 +100,7 @@ def _one(draw: Draw, values: list[str]) -> str:
 
 
 def _name(draw: Draw, kind: str, held_out: bool) -> str:
-    """A name of syllables. One of three of any kind ends as a surname."""
+    """A name made of syllables. With a probability of 1/3 it ends like a surname, whatever its kind."""
     while True:
         ends = _ENDS["surname"] if draw() < 1 / 3 else _ENDS[kind]
         made = _one(draw, _STARTS) + (_one(draw, _MIDDLES) if draw() < 0.5 else "") + _one(draw, ends)

@@ -1,9 +1,10 @@
-"""`builtin:numbers`: lists of English number words to German ones, made by rule. Rows {"translation": {"en", "de"}}.
+"""`builtin:numbers`: lists of numbers in English words and in German words, made by rules. Rows {"translation": {"en",
+"de"}}.
 
-A translation that a small model from scratch learns in minutes and cannot learn by heart: 34 is `thirty-four` and
-`vierunddreißig`, so words change places and grow together. A row is a list, as a German number below a million is one
-word, and BLEU counts sequences of four; a short one, as what stands where is learned from short rows. Small and large
-numbers are equally frequent; a number of three or more digits that occurs in the validation rows is in no training row.
+A small model learns this translation from scratch in minutes, but cannot learn it by heart: 34 is `thirty-four` and
+`vierunddreißig`, so words change places and are joined. A row is a list, because a German number below a million is one
+word and BLEU counts sequences of four words; the lists are short, because word order is learned from short rows.
+Numbers with one to four digits are equally frequent. No number of three or more digits is in both splits.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ _GERMAN_TENS = "zwanzig dreißig vierzig fünfzig sechzig siebzig achtzig neunzi
 
 
 def number_rows() -> dict[str, list[dict[str, Any]]]:
-    """The rows of both splits; no list is twice in them."""
-    draw = random.Random(0).random  # the one method whose sequence Python promises to keep
+    """The rows of both splits; no list occurs twice."""
+    draw = random.Random(0).random  # the only method whose sequence Python guarantees between versions
     seen: set[tuple[int, ...]] = set()
     return {"validation": _draw_rows(draw, _VALIDATION, True, seen), "train": _draw_rows(draw, _TRAIN, False, seen)}
 
@@ -49,7 +50,7 @@ def _draw_rows(
 
 
 def _draw_number(draw: Callable[[], float], held_out: bool) -> int:
-    """First how many digits, so that large numbers do not crowd out small ones."""
+    """Draws the number of digits first, so that large numbers are not more frequent than small ones."""
     least = 10 ** int(draw() * _DIGITS)
     while True:
         number = int(draw() * 10) if least == 1 else least + int(draw() * 9 * least)
@@ -58,7 +59,7 @@ def _draw_number(draw: Callable[[], float], held_out: bool) -> int:
 
 
 def numbers_origin() -> list[Any]:
-    """What decides the rows."""
+    """Everything that the rows depend on."""
     return [_FORMAT]
 
 
@@ -85,7 +86,11 @@ def german(number: int) -> str:
 
 
 def _german_word(number: int, one: str = "eins") -> str:
-    """A number below a million is one word. A one is `eins` at the end of it, `ein` before another part."""
+    """A number below a million, as one word.
+
+    Args:
+        one: the word for a final 1: `eins` at the end of the number, `ein` before another part.
+    """
     for size, name in ((1000, "tausend"), (100, "hundert")):
         if number >= size:
             count, rest = divmod(number, size)

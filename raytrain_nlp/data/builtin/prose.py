@@ -1,4 +1,4 @@
-"""Prose: the words of a docstring without what is not language, and what makes two texts copies of each other."""
+"""The prose in docstrings, without markup and code, and the keys by which copies of a text are recognized."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 
-_MAX_READ = 2000  # characters of a docstring to look at
+_MAX_READ = 2000  # only so many characters of a docstring are read
 _HEADING = re.compile(r"^[^\n]*\n[ \t]*([-=~^*#])\1{2,}[ \t]*$", re.M)
 _SECTION = re.compile(
     r"^[ \t]*(Args?|Arguments|Parameters?|Returns?|Raises|Yields|Attributes|Notes?):{0,2}[ \t]*$", re.M | re.I
@@ -30,18 +30,18 @@ def paragraphs_in(doc: str) -> Iterator[str]:
 
 
 def shorten(text: str, max_chars: int) -> str:
-    """The first words of a text."""
+    """The longest beginning of a text that has at most `max_chars` characters and ends with a whole word."""
     return text if len(text) <= max_chars else text[: max_chars + 1].rpartition(" ")[0]
 
 
 def count_words(text: str) -> int:
-    """Words with letters in them: numbers and signs are none."""
+    """Number of words that contain letters; numbers and punctuation are not counted."""
     return len(_WORD.findall(text))
 
 
 def key_of(text: str) -> str:
-    """What copies of a text share: its letters and digits. Stricter than equal text, so that no near copy is on both
-    sides of a split.
+    """The letters and digits of a text, in lower case. Copies share this key even where they differ in punctuation, so
+    that no near copy is in both splits.
     """
     return re.sub(r"[\W_]+", " ", text).strip().lower()
 
@@ -51,5 +51,9 @@ def hash_of(text: str) -> str:
 
 
 def is_held_out(text: str, percent: int) -> bool:
-    """Does a text belong to the validation split? Its copies do too, wherever and whenever they are found."""
+    """Does a text belong to the validation split? The answer depends on its key alone, so that copies belong there too.
+
+    Args:
+        percent: share of all texts that belong to the validation split, in percent.
+    """
     return int(hash_of(key_of(text))[:8], 16) % 100 < percent

@@ -1,7 +1,7 @@
 """`builtin:python-docs`: Python's own documentation, for language models. Rows {"text"}.
 
-The topics that `help()` prints, and the docstrings of the standard library module by module. Topics share whole
-sections, so copies are removed by paragraph: no paragraph is on both sides of the split.
+The texts are the topics that `help()` prints, and the docstrings of the standard library. Topics share whole sections,
+so copies are removed by paragraph: no paragraph is in both splits.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from raytrain_nlp.data.builtin.prose import hash_of, is_held_out, key_of
 from raytrain_nlp.data.builtin.python_sources import dense_only, docs_in, standard_library_files
 
 _FORMAT = 1  # raise it with every change to the rows
-_MIN_CHARS, _MAX_CHARS = 300, 2000  # of a document; a paragraph is never cut, so some are longer
-_MIN_COPY = 40  # shorter paragraphs, as `For example:`, may recur
+_MIN_CHARS, _MAX_CHARS = 300, 2000  # of a document; paragraphs are not cut, so some documents are longer
+_MIN_COPY = 40  # shorter paragraphs, such as `For example:`, may occur more than once
 _VALIDATION_PERCENT = 7
 _UNDERLINE = re.compile(r"^[ \t]*([*=~^#+-])\1{2,}[ \t]*$", re.M)
 
 
 def collect_python_docs() -> dict[str, list[dict[str, Any]]]:
-    """The rows of both splits, in the order of the hashes of the texts."""
+    """The rows of both splits, sorted by the hashes of their texts."""
     seen: set[str] = set()
     texts = {document for text in _texts() for document in _documents_of(_new_paragraphs(text, seen))}
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
@@ -32,12 +32,12 @@ def collect_python_docs() -> dict[str, list[dict[str, Any]]]:
 
 
 def python_docs_origin() -> list[Any]:
-    """What decides the rows."""
+    """Everything that the rows depend on."""
     return [_FORMAT, platform.python_implementation(), platform.python_version()]
 
 
 def _texts() -> Iterator[str]:
-    from pydoc_data.topics import topics  # half a megabyte that is wanted once
+    from pydoc_data.topics import topics  # imported here: half a megabyte that is needed once
 
     for name in sorted(topics):
         yield topics[name]
@@ -46,8 +46,8 @@ def _texts() -> Iterator[str]:
 
 
 def _new_paragraphs(text: str, seen: set[str]) -> Iterator[str]:
-    """Paragraphs with their lines as they stand, but for trailing blanks and underlines of headings; those in `seen`
-    are left out.
+    """The paragraphs of a text that are not in `seen`, which is updated. Their lines are unchanged, except for trailing
+    blanks and the underlines of headings.
     """
     lines = _UNDERLINE.sub("", text.expandtabs()).splitlines()
     for paragraph in re.split(r"\n{2,}", "\n".join(line.rstrip() for line in lines).strip("\n")):
@@ -61,7 +61,7 @@ def _new_paragraphs(text: str, seen: set[str]) -> Iterator[str]:
 
 
 def _documents_of(paragraphs: Iterable[str]) -> list[str]:
-    """Neighbouring paragraphs put together; a rest that is too short stays with what is before it."""
+    """Documents of neighbouring paragraphs. A remainder that is too short is added to the document before it."""
     documents: list[list[str]] = [[]]
     size = 0
     for paragraph in paragraphs:

@@ -1,5 +1,5 @@
-"""Docstrings of installed Python sources, read with `ast`: nothing is imported, and the order depends on nothing but
-the sources.
+"""Docstrings in installed Python sources, read with `ast`, so that nothing is imported. The order depends on nothing
+but the sources.
 """
 
 from __future__ import annotations
@@ -52,15 +52,16 @@ _NOT_THE_STANDARD_LIBRARY = {
     "lib2to3",
     "turtledemo",
     "pydoc_data",
-}  # of others, programs, or what is read elsewhere
+}
+"""Folders below the standard library that belong to others, are programs, or are read by `python_docs.py`."""
 
 
 def library_files(module: str) -> list[str]:
-    """The public Python files of an installed library, in the order of the hashes of their paths: any first part is a
-    fair sample.
+    """The public Python files of an installed library, sorted by the hashes of their paths, so that any first part of
+    them is a fair sample.
     """
     try:
-        spec = importlib.util.find_spec(module)  # of a top-level name: finds, does not import
+        spec = importlib.util.find_spec(module)  # finds a top-level module without importing it
     except (ImportError, ValueError):
         spec = None
     roots = (spec.submodule_search_locations or []) if spec else []
@@ -68,13 +69,13 @@ def library_files(module: str) -> list[str]:
 
 
 def standard_library_files() -> list[str]:
-    """The Python files of the standard library, in the order of the hashes of their paths."""
+    """The Python files of the standard library, sorted by the hashes of their paths."""
     return _by_hash(_files_in(sysconfig.get_path("stdlib"), _NOT_THE_STANDARD_LIBRARY))
 
 
 def dense_first(paths: Iterable[str]) -> Iterator[bytes]:
-    """Sources with docstrings: first those with at most DENSE_BYTES per docstring, since parsing code is what takes the
-    time.
+    """The content of files that have docstrings. Those with at most DENSE_BYTES per docstring come first, because
+    parsing code takes most of the time.
     """
     sparse = []
     for path in paths:
@@ -88,20 +89,22 @@ def dense_first(paths: Iterable[str]) -> Iterator[bytes]:
 
 
 def dense_only(paths: Iterable[str], bytes_per_doc: int = DENSE_BYTES) -> Iterator[bytes]:
-    """Sources with at most so many bytes per docstring."""
+    """The content of files that have at most `bytes_per_doc` bytes per docstring."""
     return (source for source in map(_read, paths) if _is_dense(source, bytes_per_doc))
 
 
 def docs_in(source: bytes, private: bool = False) -> list[str]:
-    """Docstrings of a module, its classes and its functions, and texts given to `add_docstr` and `add_newdoc`; of
-    public ones unless asked.
+    """The docstrings of a module, its classes and its functions, and texts given to `add_docstr` and `add_newdoc`.
+
+    Args:
+        private: include names that begin with an underscore.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in somebody else's source
             return list(_docs_of(ast.parse(source), private))
     except (SyntaxError, ValueError, RecursionError):
-        return []  # a library may ship templates, or syntax of a later Python
+        return []  # a library may contain templates, or the syntax of a later Python
 
 
 def _by_hash(files: Iterable[tuple[str, str]]) -> list[str]:
@@ -109,7 +112,7 @@ def _by_hash(files: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def _files_in(root: str, skipped: Iterable[str] = ()) -> Iterator[tuple[str, str]]:
-    """(path below `root`, path) of each file that is neither private nor a test nor generated."""
+    """(path below `root`, full path) of each file that is neither private nor a test nor generated."""
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if _is_public_folder(name) and name not in skipped]
         for name in names:
@@ -127,7 +130,7 @@ def _read(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError:
-        return b""  # a broken link, say: no text
+        return b""  # e.g. a broken link
 
 
 def _is_dense(source: bytes, bytes_per_doc: int) -> bool:
@@ -151,8 +154,8 @@ def _docs_of(node: ast.AST, private: bool) -> Iterator[str]:
 
 
 def _docs_given_to(call: ast.Call) -> Iterator[str]:
-    """The text in `add_docstr(torch.abs, r'''...'''.format(...))` and `add_newdoc("numpy", "ndarray", ("T",
-    '''...'''))`.
+    """The text in calls such as `add_docstr(torch.abs, r'''...'''.format(...))` and `add_newdoc("numpy", "ndarray",
+    ("T", '''...'''))`.
     """
     name = getattr(call.func, "attr", getattr(call.func, "id", ""))
     if name.startswith("add_") and "doc" in name and call.args:

@@ -1,4 +1,4 @@
-"""`builtin:docstrings/summaries`: the first sentence of a docstring as the summary of the rest. Rows {"text",
+"""`builtin:docstrings/summaries`: the first sentence of a docstring is the summary of the rest. Rows {"text",
 "summary"}.
 """
 
@@ -14,7 +14,7 @@ from raytrain_nlp.data.builtin.prose import count_words, hash_of, is_held_out, k
 from raytrain_nlp.data.builtin.python_sources import dense_only, docs_in, library_files, standard_library_files
 
 _FORMAT = 1  # raise it with every change to the rows
-_MAX_BYTES, _DENSE_BYTES = 1 << 20, 1500  # of source parsed of each library, and for each docstring: bounds the time
+_MAX_BYTES, _DENSE_BYTES = 1 << 20, 1500  # source read of each library, and per docstring at most; limits the time
 _MIN_SUMMARY, _MAX_SUMMARY, _MIN_WORDS = 15, 200, 3
 _MIN_CHARS, _MAX_CHARS = 80, 1000
 _VALIDATION_PERCENT = 10
@@ -22,7 +22,7 @@ _SENTENCE = re.compile(r"(.+?[.!?])(?: +(?=[A-Z])|$)(.*)")
 
 
 def collect_summaries() -> dict[str, list[dict[str, Any]]]:
-    """The rows of both splits, in the order of the hashes of the texts. No text and no summary occurs twice."""
+    """The rows of both splits, sorted by the hashes of their texts. No text and no summary occurs twice."""
     rows = sorted(
         (row for doc in _docs() if (row := _row_of(doc))), key=lambda row: (hash_of(row["text"]), row["summary"])
     )
@@ -30,14 +30,14 @@ def collect_summaries() -> dict[str, list[dict[str, Any]]]:
     seen: set[str] = set()
     for row in rows:
         keys = {key_of(row["text"]), key_of(row["summary"])}
-        if not keys & seen:  # methods of sibling classes often differ in a name only
+        if not keys & seen:  # methods of sibling classes often differ only in a name
             seen |= keys
             splits["validation" if is_held_out(row["text"], _VALIDATION_PERCENT) else "train"].append(row)
     return splits
 
 
 def summaries_origin() -> list[Any]:
-    """What decides the rows."""
+    """Everything that the rows depend on."""
     return [_FORMAT, platform.python_version(), installed_libraries()]
 
 
@@ -52,7 +52,7 @@ def _docs() -> Iterator[str]:
 
 
 def _row_of(doc: str) -> dict[str, str] | None:
-    """The first sentence, and what follows it; None if either is too little to learn from."""
+    """The first sentence as summary, and the text after it; None where either is too short to learn from."""
     first, *others = [paragraph for paragraph in paragraphs_in(doc) if paragraph] or [""]
     sentence = _SENTENCE.match(first)
     summary, rest = sentence.groups() if sentence else (first, "")

@@ -1,1 +1,1 @@
-"""From what a job names (files, folders, buckets, the hub) to rows."""
+"""Reading: from the files, folders, buckets and hub datasets that a job names to rows."""

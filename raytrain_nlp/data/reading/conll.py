@@ -1,7 +1,7 @@
-"""CoNLL files: a word and its tags on each line, blank lines between sentences. A row is a sentence.
+"""CoNLL files: a word and its tags on each line, a blank line between sentences. Each row is a sentence.
 
 The first column is the word (`tokens`), the last one its tag (`ner_tags`), those between are `column2`, `column3`, ...
-CoNLL-U has ten columns of known names: `tokens` (its FORM), `lemmas`, `upos`, `xpos`, `feats`, `head`, `deprel`,
+CoNLL-U has ten columns with known names: `tokens` (its FORM), `lemmas`, `upos`, `xpos`, `feats`, `head`, `deprel`,
 `deps`, `misc`; ranges of words (`1-2`) and empty nodes (`1.1`) are left out.
 """
 
@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterator
 
 from raytrain_nlp.data.reading.encodings import as_utf8
+from raytrain_nlp.data.reading.files import Piece, open_source
 from raytrain_nlp.data.reading.rows import BadRow, Row, bad_row
-from raytrain_nlp.data.reading.sources import Piece, open_source
 
 _UNIVERSAL = ("", "tokens", "lemmas", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 _WORD_ID = re.compile(r"\d+")
@@ -22,11 +22,11 @@ _DOCUMENT = "-DOCSTART-"
 _BLANK = " \t\r\n"
 
 Line = tuple[int, str]
-"""Its number, from 0, and its text."""
+"""Number of a line, from 0, and its text."""
 
 
 def read_conll(piece: Piece) -> Iterator[Row | BadRow]:
-    """The sentences of a file; one with a wrong line goes to quarantine, with the number of that line."""
+    """The sentences of a file. One with a bad line becomes a `BadRow` whose reason has the number of that line."""
     columns: _Columns | None = None
     for lines in _sentences(piece.path):
         if columns is None:
@@ -56,7 +56,11 @@ def _sentences(path: str) -> Iterator[list[Line]]:
 
 
 def _is_comment(line: str, width: int | None) -> bool:
-    """Is a line before the first word of a sentence a comment? `#` may be a word, as in tweets."""
+    """Is a line before the first word of a sentence a comment? `#` may be a word too, as in tweets.
+
+    Args:
+        width: columns of the file; None before they are known.
+    """
     return bool(_COMMENT.match(line)) or len(_fields(line, "\t" in line)) != (width or 2)
 
 
@@ -65,7 +69,7 @@ def _fields(line: str, tabs: bool) -> list[str]:
 
 
 class _Columns:
-    """The columns of a file, by its first line."""
+    """Number and names of the columns of a file, read from its first line."""
 
     def __init__(self, first: str, universal: bool):
         self._tabs = "\t" in first
@@ -87,7 +91,7 @@ class _Columns:
         return Row(start, {name: list(values) for name, values in zip(self._names, columns) if name})
 
     def _wrong(self, fields: list[str], line: str) -> str | None:
-        """Why a line is not as the first one is, or None."""
+        """Why a line does not have the columns of the first one, or None."""
         if len(fields) != self._width:
             count = f"{len(fields)} column{'s' if len(fields) > 1 else ''}"
             return f"{count} where the file's first line has {self._width}"

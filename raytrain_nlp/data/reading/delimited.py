@@ -1,7 +1,8 @@
-"""Rows of CSV and TSV: which sign separates, which quotes count, which columns stand there twice.
+"""Reads CSV and TSV files, and finds out which character separates fields, which quotes are quotes, and which columns
+occur twice.
 
-A file whose header its suffix's own separator does not divide is read with the one that does: `;`, tab, `|` or `,`. In
-TSV a quote is a sign like any other, as the files of GLUE have it, except where a field is quoted as pandas and
+A file whose header does not contain the separator of its suffix is read with the one that it does contain: `;`, tab,
+`|` or `,`. In TSV a quote is an ordinary character, as in the files of GLUE, unless a field is quoted as pandas and
 spreadsheets quote it.
 """
 
@@ -16,26 +17,26 @@ from collections import Counter, deque
 from collections.abc import Iterator
 
 from raytrain_nlp.data.reading.encodings import as_utf8
+from raytrain_nlp.data.reading.files import Piece, open_source
 from raytrain_nlp.data.reading.rows import BadRow, Row, bad_row
-from raytrain_nlp.data.reading.sources import Piece, open_source
 
 MOST_BYTES = 64 << 20
-"""Of a field."""
+"""Bytes that one field may have."""
 _SEPARATORS = {"csv": ",;\t|", "tsv": "\t,;|"}
-"""By suffix, its own first."""
+"""Format -> possible separators, the usual one first."""
 _SNIFFED_ROWS, _SNIFFED_SIGNS = 20, 1 << 16
 _OPEN_LINES = 1_000
-"""Lines a quoted field of a TSV may go on for."""
+"""Lines over which a quoted field of a TSV file may extend."""
 _MOST = 0.8
-"""Share of rows with as many fields as the header, from which on another separator than a file's own is believed."""
+"""Share of rows that must have as many fields as the header for an unusual separator to be used."""
 _QUOTED = re.compile(r'"(?:[^"]|"")*"', re.S)
 _SAYS = re.compile(r"\ufeff?sep=(.)\r?\n?")
-"""A first line by which spreadsheets say what separates."""
+"""A first line with which spreadsheets state the separator."""
 
 
 def read_separated(piece: Piece) -> Iterator[Row | BadRow]:
-    """The rows of a `csv` or `tsv` piece; all values are text."""
-    csv.field_size_limit(MOST_BYTES)  # its default, 128 KiB, is a chapter
+    """The rows of a `csv` or `tsv` piece. All values are text."""
+    csv.field_size_limit(MOST_BYTES)  # the default of 128 KiB is less than long documents have
     separator, skipped = _separator(piece.path, piece.format)
     with _open_text(piece.path) as text:
         lines = itertools.islice(text, skipped, None)
@@ -46,7 +47,7 @@ def read_separated(piece: Piece) -> Iterator[Row | BadRow]:
 
 
 def repeated_columns(path: str, kind: str) -> list[str]:
-    """Names that the header of a `csv` or `tsv` file holds more than once."""
+    """Names that occur more than once in the header of a `csv` or `tsv` file."""
     separator, skipped = _separator(path, kind)
     with _open_text(path) as text:
         header = next(csv.reader(itertools.islice(text, skipped, None), delimiter=separator), [])
@@ -55,7 +56,9 @@ def repeated_columns(path: str, kind: str) -> list[str]:
 
 @contextlib.contextmanager
 def _open_text(path: str) -> Iterator[io.TextIOWrapper]:
-    """`surrogateescape` keeps a bad byte in its row, where it can be told, instead of ending the file."""
+    """The file as text. `surrogateescape` keeps an invalid byte in its row, where it is reported, instead of ending the
+    file.
+    """
     with (
         open_source(path) as file,
         io.TextIOWrapper(as_utf8(file)[0], encoding="utf-8-sig", errors="surrogateescape", newline="") as text,
@@ -64,7 +67,7 @@ def _open_text(path: str) -> Iterator[io.TextIOWrapper]:
 
 
 def _separator(path: str, kind: str) -> tuple[str, int]:
-    """What separates the fields of a file, and how many lines before its header say so."""
+    """The separator of a file's fields, and the number of lines before its header (1 where a first line states it)."""
     with _open_text(path) as text:
         head = text.read(_SNIFFED_SIGNS)
     if said := _SAYS.match(head):
@@ -80,12 +83,12 @@ def _separator(path: str, kind: str) -> tuple[str, int]:
         for separator, found in widths.items()
         if found and found[0] > 1
     }
-    best = max(usual, key=lambda separator: usual[separator], default=own)  # the first of several
+    best = max(usual, key=lambda separator: usual[separator], default=own)  # of equally usual ones the first
     return (best if best == own or usual[best] >= _MOST else own), 0
 
 
 def _widths(lines: list[str], separator: str) -> list[int]:
-    """Fields of each of the first rows."""
+    """Number of fields in each of the first rows."""
     try:
         return [
             len(cells) for cells in itertools.islice(csv.reader(lines, delimiter=separator), _SNIFFED_ROWS) if cells
@@ -109,7 +112,9 @@ def _rows_of_csv(lines: Iterator[str], separator: str, line: int) -> Iterator[Ro
             continue
         if values:
             yield _row_of_cells(line, header, values)
-        if values and len(values) != len(header):  # a quote left open takes further rows with it: each of them is told
+        if values and len(values) != len(
+            header
+        ):  # an unclosed quote swallows the rows after it, each of which is reported
             for inside in range(line + 1, before + rows.line_num):
                 yield bad_row(inside, f"inside the row of line {line + 1}, by a quote left open there", b"")
         line = before + rows.line_num
@@ -132,8 +137,11 @@ def _rows_of_tsv(lines: Iterator[str], line: int) -> Iterator[Row | BadRow]:
 
 
 def _open_quote(text: str, lines: Iterator[str], ahead: deque[str], width: int) -> tuple[list[str], int] | None:
-    """The fields of a row in which a quoted one holds tabs or goes on in the next lines, and how many lines it takes;
-    None where it is none.
+    """Read a row whose quoted field contains tabs or extends over the next lines. Lines that are read in vain stay in
+    `ahead`.
+
+    Returns:
+        The fields and the number of lines, or None where the quote begins no quoted field.
     """
     for used in range(1, _OPEN_LINES):
         if used > 1:
@@ -146,7 +154,7 @@ def _open_quote(text: str, lines: Iterator[str], ahead: deque[str], width: int) 
                 continue
         try:
             cells = next(csv.reader([text], delimiter="\t", strict=True))
-        except csv.Error:  # the quote is open yet, or is none
+        except csv.Error:  # the quote is still open, or begins no quoted field
             continue
         if len(cells) != width:
             return None
@@ -157,7 +165,7 @@ def _open_quote(text: str, lines: Iterator[str], ahead: deque[str], width: int) 
 
 
 def _unquoted(cell: str, all_quoted: bool) -> str:
-    """A field of TSV without the quotes that stand for none: it holds doubled ones, or all fields of the file are
+    """A field of TSV, without its quotes where it contains doubled quotes, or where all fields of the file are
     quoted.
     """
     inner = cell[1:-1]
@@ -165,7 +173,9 @@ def _unquoted(cell: str, all_quoted: bool) -> str:
 
 
 def _named(header: list[str]) -> list[str]:
-    """Columns as pandas names them: one without a name by its place, one of a name that is taken with a number."""
+    """Names of the columns, as pandas gives them: an empty name becomes `Unnamed: INDEX`, a repeated one gets a
+    number.
+    """
     names: list[str] = []
     for place, name in enumerate(header):
         name = name or f"Unnamed: {place}"

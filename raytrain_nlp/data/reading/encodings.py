@@ -1,5 +1,5 @@
-"""What a text file is written in: UTF-8, or UTF-16 and UTF-32, with or without a byte order mark, which are read as
-UTF-8.
+"""The encodings of text files: UTF-8, or UTF-16 and UTF-32, which are converted to UTF-8; with or without a byte order
+mark.
 """
 
 from __future__ import annotations
@@ -15,37 +15,38 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-"""Longest first: that of UTF-32 begins as that of UTF-16."""
+"""Byte order mark -> encoding. Those of UTF-32 come first, because one of UTF-16 is the beginning of one of UTF-32."""
 _CHUNK = 1 << 20
 
 
 def encoding_of(head: bytes) -> str:
-    """The encoding of a file by its first bytes. Where they are no UTF-16 or UTF-32 it is UTF-8; whether it is that,
-    its rows will tell.
+    """The encoding of a file, judged by its first bytes: UTF-16 or UTF-32 where they look like it, otherwise UTF-8.
+    Rows that are not valid UTF-8 are found later.
     """
     for mark, name in _MARKS.items():
         if head.startswith(mark):
             return name
     zeros = [head[place::2].count(0) for place in (0, 1)]
-    if (
-        max(zeros) * 20 < len(head) or min(zeros) * 10 > max(zeros) or not head
-    ):  # whatever the language, signs and line ends are ASCII
+    # in UTF-16 one byte of each ASCII character is 0, and texts in every language have spaces and line ends
+    if max(zeros) * 20 < len(head) or min(zeros) * 10 > max(zeros) or not head:
         return "utf-8"
     return "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"
 
 
 def as_utf8(file: Any) -> tuple[Any, bool]:
-    """A binary file as one of UTF-8 bytes, without a mark of UTF-16; and whether that is another file than the one
-    given.
-    """
+    """A binary file whose bytes are UTF-8, and whether it is a converted one instead of the file that was given."""
     encoding = encoding_of(file.read(4096))
     file.seek(0)
     return (file, False) if encoding == "utf-8" else (io.BufferedReader(_Recoded(file, encoding)), True)
 
 
 def is_split_by_lines(head: bytes, kind: str) -> bool:
-    """May a file of lines be cut at its line ends, to be read in parts? Not UTF-16, and not JSON that is an array or
-    has objects of several lines.
+    """May a file be cut at its line ends, so that its parts are read separately? False for UTF-16, and for JSON that is
+    an array or has objects of several lines.
+
+    Args:
+        head: the first bytes of the file.
+        kind: the format of the file.
     """
     if encoding_of(head) != "utf-8":
         return False
@@ -53,8 +54,11 @@ def is_split_by_lines(head: bytes, kind: str) -> bool:
 
 
 def is_json_lines(head: bytes) -> bool:
-    """Does a file of JSON begin with a line that holds one value that is no array, or with a line that is damaged in
-    itself?
+    """Is a file JSON Lines? True where its first line holds one JSON value that is not an array, or is damaged in
+    itself.
+
+    Args:
+        head: the first bytes of the file.
     """
     head = head.removeprefix(codecs.BOM_UTF8).lstrip()
     line, end, _ = head.partition(b"\n")
@@ -68,7 +72,7 @@ def is_json_lines(head: bytes) -> bool:
 
 
 def not_utf8(error: UnicodeDecodeError) -> str:
-    """The reason for a bad row."""
+    """The reason for a bad row with bytes that are not UTF-8."""
     return (
         f"not UTF-8 at byte {error.start} (0x{error.object[error.start]:02x}: Latin-1 or Windows-1252? Convert the "
         f"file with iconv)"

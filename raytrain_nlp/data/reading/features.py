@@ -1,5 +1,5 @@
-"""Names of classes that a file of the `datasets` library carries: in the schema of Parquet and Arrow, or in
-`dataset_info.json` beside it.
+"""Names of classes in files of the `datasets` library: in the schema of Parquet and Arrow files, or in
+`dataset_info.json` beside them.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ import contextlib
 import json
 from typing import Any
 
-from raytrain_nlp.data.reading.sources import SourceFile, open_source, told_if_damaged
+from raytrain_nlp.data.reading.files import SourceFile, open_source, told_if_damaged
 
 
 def class_names(file: SourceFile, column: str) -> list[str] | None:
-    """The names of a `ClassLabel` column, or of lists of it, in the order of their ids; None where the file declares
-    none.
+    """The names of a `ClassLabel` column, or of a column with lists of `ClassLabel`, in the order of their ids; None
+    where the file declares none.
     """
     feature = _features(file).get(column)
     while True:
@@ -32,7 +32,7 @@ def _features(file: SourceFile) -> dict[str, Any]:
         return {}
     with told_if_damaged(file.path, file.format), open_source(file.path) as handle:
         metadata = (_schema(handle, file.format).metadata or {}).get(b"huggingface")
-    with contextlib.suppress(ValueError, AttributeError):  # metadata of another library under this name
+    with contextlib.suppress(ValueError, AttributeError):  # another library has put metadata under this name
         if metadata and (found := json.loads(metadata)["info"]["features"]):
             return found
     with (

@@ -1,10 +1,11 @@
-"""Which files of a folder are data, and of which split: folders of `datasets.save_to_disk`, and folders of files named
-after splits.
+"""Finds the data files of a folder, and of one split in it: folders of `datasets.save_to_disk`, and folders whose files
+are named after splits.
 
-save_to_disk of a Dataset       state.json names its Arrow files, and the file of its indices where rows were selected or shuffled
-save_to_disk of a DatasetDict   dataset_dict.json names its splits, a folder each
-FOLDER:SPLIT                    a split of a DatasetDict, or of files that are named as `datasets` names and finds them
-"""  # noqa: E501
+save_to_disk of a Dataset       state.json names its Arrow files, and a file of indices where rows were selected or
+                                shuffled
+save_to_disk of a DatasetDict   dataset_dict.json names its splits, each of which is a folder
+FOLDER:SPLIT                    a split of a DatasetDict, or the files that `datasets` would assign to the split by name
+"""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ _KEYWORDS = {
     "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-"""What `datasets` finds splits by, in names of files and folders (`datasets.data_files.SPLIT_KEYWORDS`)."""
+"""Split -> words in the names of files and folders by which `datasets` recognizes it
+(`datasets.data_files.SPLIT_KEYWORDS`)."""
 _NAMED = {
     split: re.compile(rf"(?:^|[-._ 0-9])(?:{'|'.join(words)})(?:[-._ 0-9]|$)", re.I)
     for split, words in _KEYWORDS.items()
@@ -32,7 +34,7 @@ _CACHE = re.compile(r"(?:cache|indices|tmp)[-_]?\w*\.arrow")
 
 
 def split_spec(filesystem: Any, spec: str) -> tuple[str, str | None]:
-    """A path, and the split where it ends with one: `FOLDER:SPLIT`."""
+    """A path and its split: (FOLDER, SPLIT) for `FOLDER:SPLIT`, otherwise (path, None)."""
     import fsspec
 
     folder, colon, split = spec.rpartition(":")
@@ -44,7 +46,16 @@ def split_spec(filesystem: Any, spec: str) -> tuple[str, str | None]:
 def find_in_folder(
     filesystem: Any, folder: str, split: str | None, is_data: Callable[[str], bool], where: str, spec: str
 ) -> list[str]:
-    """The data files of a folder, in order. Raises `InputError` where a split must be named, or is not there."""
+    """The data files of a folder, in order.
+
+    Args:
+        is_data: tells whether a path is a data file.
+        where: the job's key that names the folder, for error messages.
+        spec: the folder as the job names it.
+
+    Raises:
+        InputError: the folder has several splits and none is named, or does not have the split.
+    """
     folder = folder.rstrip("/")
     if (listed := _read(filesystem, f"{folder}/dataset_dict.json")) is not None:
         splits = listed.get("splits") or []
@@ -59,8 +70,8 @@ def find_in_folder(
 
 
 def without_stale(filesystem: Any, names: list[str]) -> list[str]:
-    """Without Arrow files that lie beside saved data and are none of it: cached maps, indices, shards of a save before
-    this one.
+    """The files without Arrow files that do not belong to the saved dataset beside them: cached maps, indices, shards
+    of an earlier save.
     """
     kept: dict[str, set[str] | None] = {}
     for folder in {posixpath.dirname(name) for name in names if name.endswith(".arrow")}:
@@ -85,8 +96,8 @@ def _is_state(saved: set[str]) -> bool:
 
 
 def _saved_files(filesystem: Any, folder: str) -> list[str] | None:
-    """The files of a saved dataset; its `state.json` alone, where rows come in the order of indices; None where the
-    folder is none.
+    """The files of a saved dataset; only its `state.json` where rows are read in the order of indices; None where the
+    folder is not a saved dataset.
     """
     state = _read(filesystem, f"{folder}/{STATE}")
     if not isinstance(state, dict) or not isinstance(state.get("_data_files"), list):
@@ -97,7 +108,9 @@ def _saved_files(filesystem: Any, folder: str) -> list[str] | None:
 
 
 def _of_split(names: list[str], folder: str, split: str | None, where: str, spec: str) -> list[str]:
-    """Those of one split. Where all files are named after splits, of which there are several, one must be chosen."""
+    """The files of one split. Raises `InputError` where all files are named after splits and it is not clear which is
+    meant.
+    """
     found = {name: _split_of(name.removeprefix(f"{folder}/")) for name in names}
     splits = list(dict.fromkeys(filter(None, found.values())))
     if split is None and (len(splits) < 2 or None in found.values()):
@@ -136,7 +149,7 @@ def _choose(splits: list[str], split: str | None, where: str, spec: str) -> str:
 
 
 def _read(filesystem: Any, path: str) -> Any:
-    """A JSON file, or None."""
+    """The content of a JSON file, or None where there is none."""
     try:
         with filesystem.open(path, "rb") as file:
             return json.loads(file.read())

@@ -1,7 +1,7 @@
-"""`hf://DATASET[/CONFIG][:SPLIT]`: a dataset of the Hugging Face hub as the list of its data files, revision pinned.
+"""`hf://DATASET[/CONFIG][:SPLIT]`: the data files of a dataset on the Hugging Face hub, at a fixed revision.
 
-The files are then read like any others, so nothing of a hub dataset is executed and no whole dataset is downloaded to
-one machine first.
+They are read like any other files, so that no code of a dataset is executed, and no dataset has to be downloaded to one
+machine as a whole.
 """
 
 from __future__ import annotations
@@ -10,8 +10,13 @@ from raytrain_nlp.errors import InputError, Problem
 
 
 def find_dataset_files(spec: str, where: str) -> list[str]:
-    """`hf://datasets/...@REVISION/FILE` of every data file of the split. Raises `InputError` where hub or split say
-    no.
+    """The data files of a split, each as `hf://datasets/...@REVISION/FILE`.
+
+    Args:
+        where: the job's key that names the dataset, for error messages.
+
+    Raises:
+        InputError: the hub cannot be reached, or does not have the dataset, its configuration or the split.
     """
     name, _, split = spec.removeprefix("hf://").partition(":")
     split = split or "train"
@@ -27,10 +32,10 @@ def find_dataset_files(spec: str, where: str) -> list[str]:
     for path, config in readings:
         try:
             files = _data_files(path, config)
-        except FileNotFoundError as error:  # no such dataset: the other reading may be the right one
+        except FileNotFoundError as error:  # no dataset of this name: try the other reading
             reason = reason or _one_line(error)
             continue
-        except Exception as error:  # there is one, or no network; the hub client raises many kinds  # noqa: BLE001
+        except Exception as error:  # the dataset exists, or there is no network; the hub client raises many kinds  # noqa: BLE001
             reason = _one_line(error)
             break
         if split not in files:
@@ -50,7 +55,6 @@ def _one_line(error: Exception) -> str:
 def _data_files(path: str, config: str | None) -> dict[str, list[str]]:
     from datasets import load_dataset_builder
 
-    builder = load_dataset_builder(
-        f"hf://datasets/{path}", config
-    )  # the plain name would prefer a local folder called so
+    # by its plain name, a local folder of this name would be preferred
+    builder = load_dataset_builder(f"hf://datasets/{path}", config)
     return {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}

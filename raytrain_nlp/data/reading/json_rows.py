@@ -1,8 +1,8 @@
-"""Rows of JSON: objects on lines of their own, objects of several lines, one array, or one object whose `data` is the
-list of rows. Articles of SQuAD become a row for each of their questions.
+"""Reads rows from JSON: one object on each line, objects of several lines, an array, or an object whose `data` is the
+list of rows. An article of SQuAD becomes a row for each of its questions.
 
-Which of them a file is, it says itself, whatever its suffix; `datasets.load_dataset("json")` reads the same rows. A key
-that stands twice in an object makes a bad row: the last one would win without a word.
+The content of a file decides which of these it is, not its suffix; `datasets.load_dataset("json")` reads the same rows.
+An object that contains a key twice is a bad row, because parsers would silently keep the last value.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from raytrain_nlp.data.reading.squad import questions_of
 
 _NEXT_OBJECT = re.compile(r"^\{", re.M)
 _BYTES = re.compile("[\udc80-\udcff]")
-"""Bytes that are no UTF-8, in a text decoded with `surrogateescape`."""
+"""Bytes that are not UTF-8, in a text that was decoded with `surrogateescape`."""
 _BETWEEN = re.compile(r"[\s,]*")
 
 
@@ -41,7 +41,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def row_of_line(number: int, line: bytes) -> Row | BadRow | Blank:
-    """A line of JSON Lines."""
+    """The row on a line of JSON Lines."""
     if not line.strip():
         return Blank(number)
     try:
@@ -53,10 +53,9 @@ def row_of_line(number: int, line: bytes) -> Row | BadRow | Blank:
 
 
 def rows_of_whole(content: bytes) -> Iterator[Row | BadRow]:
-    """The rows of a file that is an array, or objects of several lines."""
-    text = content.removeprefix(b"\xef\xbb\xbf").decode(
-        "utf-8", "surrogateescape"
-    )  # a bad byte costs its object, not the file
+    """The rows of a file that is an array, or consists of objects of several lines."""
+    # `surrogateescape`: an invalid byte makes its object a bad row, and the rest of the file is read
+    text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
     yield from _rows_of_array(text) if text.lstrip().startswith("[") else _rows_of_objects(text)
 
 
@@ -71,13 +70,13 @@ def _rows_of_array(text: str) -> Iterator[Row | BadRow]:
             yield from rows_of_list(_DECODER.decode(text))
             return
     texts = _are_texts(array)
-    yield from _questions_apart(  # each by itself, so that the bad ones alone are bad
+    yield from _questions_apart(  # parse each element by itself, so that only bad ones are lost
         _row_of_text(number, one, texts) for number, one in enumerate(_elements(text))
     )
 
 
 def _elements(text: str) -> Iterator[str]:
-    """The text of each element of an array."""
+    """The text of each element of a JSON array."""
     plain, place = json.JSONDecoder(), text.index("[") + 1
     while text[place := _behind_space(text, place)] != "]":
         _, end = plain.raw_decode(text, place)
@@ -92,13 +91,15 @@ def _behind_space(text: str, place: int) -> int:
 
 
 def rows_of_list(array: list[Any]) -> Iterator[Row | BadRow]:
-    """A row for each object; texts, as `datasets` reads them, are rows with the column `text`."""
+    """A row for each object. Texts, where the list consists of them, are rows with a column `text`, as in
+    `datasets`.
+    """
     texts = _are_texts(array)
     yield from _questions_apart(_row(number, one, _bytes(str(one)[:500]), texts) for number, one in enumerate(array))
 
 
 def _questions_apart(rows: Iterable[Row | BadRow]) -> Iterator[Row | BadRow]:
-    """The rows, with those of an article in its place; numbered anew."""
+    """The rows, where each article of SQuAD is replaced by rows for its questions. Rows are numbered anew."""
     number = 0
     for row in rows:
         questions = questions_of(row.values) if isinstance(row, Row) else None
@@ -125,7 +126,7 @@ def _row_of_text(number: int, text: str, texts: bool) -> Row | BadRow:
 
 
 def _rows_of_objects(text: str) -> Iterator[Row | BadRow]:
-    """Objects one after the other. Behind a damaged one it goes on at the next line that begins an object."""
+    """Objects one after another. After a damaged one, reading continues at the next line that begins an object."""
     plain = json.JSONDecoder()
     place, line, counted = _behind_space(text, 0), 0, 0
     first = place
@@ -148,7 +149,7 @@ def _rows_of_objects(text: str) -> Iterator[Row | BadRow]:
 
 
 def is_table(values: Any) -> bool:
-    """Is an object that is all of a file a table: `data` is a list of objects?"""
+    """Is this a table, an object whose `data` is a list of objects? Only asked of an object that is the whole file."""
     data = values.get("data") if isinstance(values, dict) else None
     return isinstance(data, list) and bool(data) and all(isinstance(one, dict) for one in data)
 

@@ -1,4 +1,6 @@
-"""From a piece of a file to its rows. What cannot be parsed becomes a `BadRow` with its line, never an exception."""
+"""Reads the rows of a piece of a file. A row that cannot be parsed becomes a `BadRow` with its line; it raises
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +15,26 @@ from fsspec.spec import AbstractBufferedFile
 from raytrain_nlp.data.reading.conll import read_conll
 from raytrain_nlp.data.reading.delimited import MOST_BYTES, read_separated
 from raytrain_nlp.data.reading.encodings import as_utf8, is_json_lines, not_utf8
+from raytrain_nlp.data.reading.files import Piece, open_source, saved_parts, told_if_damaged
 from raytrain_nlp.data.reading.json_rows import is_table, row_of_line, rows_of_list, rows_of_whole
 from raytrain_nlp.data.reading.rows import BadRow, Blank, Row, bad_row
-from raytrain_nlp.data.reading.sources import Piece, open_source, saved_parts, told_if_damaged
 from raytrain_nlp.errors import InputError, Problem
 
 __all__ = ["BadRow", "Blank", "Row", "read_rows"]
 MAX_LINE_BYTES = MOST_BYTES
 _BUFFER_BYTES = 1 << 20
 _SAVED_ROWS = 1_024
-"""Rows of a saved dataset that are gathered at once."""
+"""Number of rows of a saved dataset that are gathered by their indices at a time."""
 
 
 def read_rows(piece: Piece) -> Iterator[Row | BadRow | Blank]:
-    """The rows of a piece in order. Raises `InputError` where the file itself is damaged."""
+    """The rows of a piece in order. Raises `InputError` where the file as a whole is damaged."""
     with told_if_damaged(piece.path, piece.format):
         yield from _READERS[piece.format](piece)
 
 
 def _read_lines(piece: Piece) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines that start inside the piece: a line belongs to the piece its first byte is in."""
+    """Numbers and contents of the lines of a piece. A line belongs to the piece that contains its first byte."""
     with _buffered(open_source(piece.path)) as source:
         file, end = source, piece.end
         if piece.start:
@@ -40,7 +42,7 @@ def _read_lines(piece: Piece) -> Iterator[tuple[int, bytes]]:
             file.readline(MAX_LINE_BYTES)
         else:
             file, recoded = as_utf8(source)
-            end = None if recoded else end  # its places are not the file's
+            end = None if recoded else end  # positions in the converted text are not those in the file
         number = 0
         while end is None or file.tell() < end:
             line = file.readline(MAX_LINE_BYTES)
@@ -53,7 +55,7 @@ def _read_lines(piece: Piece) -> Iterator[tuple[int, bytes]]:
 
 
 def _buffered(file: Any) -> Any:
-    """A file whose `readline` takes a limit, which those of fsspec's remote file systems do not."""
+    """The file with a `readline` that takes a limit; fsspec's files of remote file systems have none."""
     return io.BufferedReader(file, _BUFFER_BYTES) if isinstance(file, AbstractBufferedFile) else file
 
 
@@ -66,7 +68,9 @@ def _read_jsonl(piece: Piece) -> Iterator[Row | BadRow | Blank]:
 
 
 def _read_json(piece: Piece) -> Iterator[Row | BadRow | Blank]:
-    """Lines, as long as they are; from the first line on that is no whole object, objects of several lines."""
+    """Read a line at a time, as long as each holds a whole object; from the first one that does not, read objects of
+    several lines.
+    """
     if not _is_lines(piece.path):
         yield from rows_of_whole(_content(piece.path))
         return
@@ -134,7 +138,7 @@ def _read_arrow(piece: Piece) -> Iterator[Row | BadRow]:
 
 
 def _read_saved(piece: Piece) -> Iterator[Row | BadRow]:
-    """A dataset saved with indices: the rows they name, in their order."""
+    """The rows of a dataset that was saved with indices, in the order of the indices."""
     import pyarrow as pa
 
     rows, indices = (pa.concat_tables([_table(path) for path in paths]) for paths in saved_parts(piece.path))
@@ -150,14 +154,16 @@ def _read_saved(piece: Piece) -> Iterator[Row | BadRow]:
 def _table(path: str) -> Any:
     import pyarrow as pa
 
-    with open_source(path) if "://" in path else pa.memory_map(path) as handle:  # what has been read stays mapped
+    with (
+        open_source(path) if "://" in path else pa.memory_map(path) as handle
+    ):  # the table stays mapped after the file is closed
         is_file = handle.read(6) == b"ARROW1"
         handle.seek(0)
         return (pa.ipc.open_file if is_file else pa.ipc.open_stream)(handle).read_all()
 
 
 def _check_names(names: list[str], path: str) -> None:
-    """Raises `InputError` where two columns have one name: a row could hold but one of them."""
+    """Raise `InputError` where two columns have the same name, since a row can hold only one of them."""
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise InputError(Problem(path, f"has the column '{twice[0]}' more than once", "Rename or remove one of them."))
 
@@ -167,7 +173,7 @@ def _rows_of_batches(batches: Any) -> Iterator[Row | BadRow]:
     for batch in batches:
         try:
             rows = batch.to_pylist()
-        except UnicodeDecodeError:  # one bad string must not cost its whole batch
+        except UnicodeDecodeError:  # an invalid string must not make the other rows of its batch bad
             rows = [_decoded(batch.slice(i, 1)) for i in range(batch.num_rows)]
         for values in rows:
             yield Row(number, values) if values is not None else bad_row(number, "not UTF-8", b"")

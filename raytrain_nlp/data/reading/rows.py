@@ -1,4 +1,4 @@
-"""What a reader gives, one after the other: a row, a bad row, or a line without a row."""
+"""The results of a reader: rows, bad rows, and lines without a row."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Row:
-    """One parsed row and its place in the piece: lines and row numbers start at 0."""
+    """One parsed row, with the number of its line or row in the piece, from 0."""
 
     line: int
     values: dict[str, Any]
@@ -16,7 +16,7 @@ class Row:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that goes to quarantine."""
+    """A row that goes to quarantine, with the reason and the beginning of its text."""
 
     line: int
     reason: str
@@ -25,7 +25,7 @@ class BadRow:
 
 @dataclass(frozen=True)
 class Blank:
-    """A line without a row; it matters for the numbers of the lines behind it only."""
+    """A line without a row. It counts for the line numbers of the rows after it."""
 
     line: int
 

@@ -1,5 +1,5 @@
-"""SQuAD's own JSON: articles of paragraphs, each a context with its questions. A row for each question, as the
-`datasets` library has them.
+"""SQuAD's own JSON: articles with paragraphs, each a context with questions. Every question becomes a row, with the
+columns of the `datasets` library.
 
     {"data": [{"title", "paragraphs": [
         {"context", "qas": [{"id", "question", "answers": [{"text", "answer_start"}]}]}]}]}
@@ -12,9 +12,9 @@ from typing import Any
 
 def questions_of(article: Any) -> list[dict[str, Any]] | None:
     """The rows of an article: id, title, context, question, answers {text: [...], answer_start: [...]}, and
-    is_impossible where the file says it (2.0); None of what is no article.
+    is_impossible where the file has it (SQuAD 2.0); None where `article` is not one.
 
-    What a question or a paragraph lacks, its rows lack.
+    Keys that a question or paragraph lacks are left out of its rows.
     """
     paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
     if not isinstance(paragraphs, list) or not any(map(_questions, paragraphs)):
