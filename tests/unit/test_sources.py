@@ -12,8 +12,9 @@ import pytest
 from row_files import FORMATS, ROWS, TEXTS, arrow_of, csv_of, jsonl_of, odd_lines, parquet_of, problem, read, values
 
 from raytrain_nlp.data.reading import readers, sources
+from raytrain_nlp.data.reading.files import fingerprint_files
 from raytrain_nlp.data.reading.readers import BadRow, Row, read_rows
-from raytrain_nlp.data.reading.sources import find_files, fingerprint_files, split_file
+from raytrain_nlp.data.reading.sources import find_files, split_file
 from raytrain_nlp.errors import InputError
 
 

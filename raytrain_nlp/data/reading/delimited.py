@@ -112,9 +112,7 @@ def _rows_of_csv(lines: Iterator[str], separator: str, line: int) -> Iterator[Ro
             continue
         if values:
             yield _row_of_cells(line, header, values)
-        if values and len(values) != len(
-            header
-        ):  # an unclosed quote swallows the rows after it, each of which is reported
+        if values and len(values) != len(header):  # an unclosed quote swallows the rows after it; each is reported
             for inside in range(line + 1, before + rows.line_num):
                 yield bad_row(inside, f"inside the row of line {line + 1}, by a quote left open there", b"")
         line = before + rows.line_num

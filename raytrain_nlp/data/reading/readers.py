@@ -154,9 +154,8 @@ def _read_saved(piece: Piece) -> Iterator[Row | BadRow]:
 def _table(path: str) -> Any:
     import pyarrow as pa
 
-    with (
-        open_source(path) if "://" in path else pa.memory_map(path) as handle
-    ):  # the table stays mapped after the file is closed
+    # a table of a mapped file stays valid after the file is closed
+    with open_source(path) if "://" in path else pa.memory_map(path) as handle:
         is_file = handle.read(6) == b"ARROW1"
         handle.seek(0)
         return (pa.ipc.open_file if is_file else pa.ipc.open_stream)(handle).read_all()
