@@ -1,1 +1,3 @@
-"""Ray, as driver and workers both ask it. Imports Ray and plain modules only."""
+"""Ray as driver and workers use it: connecting, resources, capacity, and what a job leaves to the machine. Imports Ray
+and plain modules only.
+"""

@@ -1,8 +1,8 @@
-"""What a job leaves to the machine - GPUs or CPUs, how many workers, which precision - found once, before anything else
-uses the job.
+"""Chooses what a job leaves to the machine: GPUs or CPUs, the number of workers, the precision. This happens once,
+before anything else uses the job.
 
-`settled` returns a plain job, in which all of it is written out, with a line that tells it. Whoever gets the job from
-there on (workers, the run's record, a resumed run) sees numbers and true or false.
+`settled` returns a job in which these values are written out. Workers, the run's record and a resumed run receive that
+job, so that none of them has to choose.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from raytrain_nlp.config.auto import FITTED, PRECISION, choices_of, put_values
 from raytrain_nlp.errors import InputError
 
 CPU_WORKERS = 2
-"""Workers where there is no GPU: what shards and averages on one machine does so on many."""
+"""Number of workers without GPUs. With two, a run on one machine shards and averages as it would on several."""
 
 
 @dataclass(frozen=True)
 class Settled:
-    """A job with nothing left open."""
+    """A job with all values chosen."""
 
     job: TrainJob
     line: str
-    """What its workers compute on, for people."""
+    """For people: how many workers there are, on which devices, in which precision."""
     chosen: dict[str, Any] = field(default_factory=dict)
-    """Dotted key -> value of what the job had left open."""
+    """Dotted key -> value, for each key that the job left open."""
 
 
 def settled(
     job: TrainJob, kept: Any = None, find: Callable[[], Place] | None = None, no_precision: bool = False
 ) -> Settled:
-    """The job with GPUs, number of workers and precision settled.
+    """Choose the devices, the number of workers and the precision of a job, where it leaves them open.
 
     Args:
-        kept: the record of the run that is continued, whose choices stay.
-        find: tells where its workers could be; default: this machine, or the cluster this driver uses.
-        no_precision: another part decides it (a sweep searches it).
+        kept: the record of the run that is continued; its values are kept. None: a new run.
+        find: returns where the workers could run; default: this machine, or the cluster that the driver uses.
+        no_precision: do not choose the precision, because a sweep searches it.
 
     Raises:
-        InputError: with what was found, the job's sections contradict each other.
+        InputError: with the chosen values, the job's sections contradict each other.
     """
     place: Place | None = None
 
@@ -73,8 +73,13 @@ def settled(
 
 
 def keep_fitted(job: TrainJob, kept: Any) -> tuple[TrainJob, dict[str, Any]]:
-    """The job with what the memory planner chose for the run of a record (None: a new run) where the job leaves it
-    open, and those values by dotted key.
+    """Keep what the memory planner chose for a run that is continued, for the keys that the job leaves open.
+
+    Args:
+        kept: the record of the run; None: a new run.
+
+    Returns:
+        The job with these values, and the values by dotted key.
     """
     stays = {key: value for key, value in choices_of(kept).items() if key in job.auto} if kept is not None else {}
     if not stays:
@@ -83,7 +88,9 @@ def keep_fitted(job: TrainJob, kept: Any) -> tuple[TrainJob, dict[str, Any]]:
 
 
 def _loaded(job: TrainJob, chosen: Mapping[str, Any], place: Place | None) -> TrainJob:
-    """The job with what was chosen; where it contradicts that, the reason is what was found."""
+    """The job with the chosen values. Raises `InputError` where it contradicts them, with the reason for which they
+    were chosen.
+    """
     try:
         return load_job(put_values(job.model_dump(exclude_unset=True, by_alias=True), chosen))
     except InputError as error:
@@ -97,14 +104,13 @@ def _loaded(job: TrainJob, chosen: Mapping[str, Any], place: Place | None) -> Tr
 
 
 def names_precision(job: TrainJob) -> bool:
-    """Does the job say itself in which precision it trains? A DeepSpeed JSON does, unless it leaves that to the job."""
+    """Does the job itself say in which precision it trains? A DeepSpeed JSON does, unless `bf16.enabled` is "auto" in
+    it.
+    """
     values, config = job.arguments(), job.deepspeed.config
     if "bf16" in values or values.get("fp16") or job.model.dtype is not None:
         return True
     return config is not None and (config.get("bf16") or {}).get("enabled") != "auto"
-
-
-# What follows
 
 
 def _is_set(job: TrainJob, key: str) -> bool:
@@ -113,7 +119,7 @@ def _is_set(job: TrainJob, key: str) -> bool:
 
 
 def _places(job: TrainJob, place: Place) -> list[int]:
-    """Workers that have their GPUs on each machine."""
+    """Number of workers that each machine has GPUs for."""
     each = job.workers.resources_per_worker.get("GPU") or 1
     return [int(count // each) for count in place.gpus]
 
@@ -133,7 +139,7 @@ def _count(job: TrainJob, use_gpu: bool, place: Place) -> int:
 
 
 def _line(job: TrainJob, chosen: Mapping[str, Any], place: Place | None) -> str:
-    """`2 workers on CPUs (this machine has no GPU)`."""
+    """E.g. `2 workers on CPUs (this machine has no GPU)`."""
     workers, each = job.workers, job.workers.resources_per_worker.get("GPU", 1)
     count = f"{workers.min_workers} to {workers.num_workers}" if workers.elastic else f"{workers.num_workers}"
     who = f"{count} {'worker' if count == '1' else 'workers'}"
@@ -149,7 +155,7 @@ def _line(job: TrainJob, chosen: Mapping[str, Any], place: Place | None) -> str:
 
 
 def _without_gpu(place: Place) -> str:
-    """Why workers are on CPUs there."""
+    """Why workers run on CPUs."""
     there = sum(place.gpus)
     if there:
         return f"{place.where} has {there:g} GPU{'s' if there != 1 else ''}, which is not one for each"

@@ -1,6 +1,4 @@
-"""Room for a job on a cluster: it is there, it is coming and waited for, or it can never come and the job is
-refused.
-"""
+"""Does a cluster have room for a job? It has, or its nodes are waited for, or it never can and the job is refused."""
 
 from __future__ import annotations
 
@@ -27,9 +25,9 @@ from raytrain_nlp.errors import InputError, Problem, RunError
 
 _POLL_S = 1.0
 _LISTED_S, _LOOK_S = 60.0, 0.1
-"""How long the node of a Ray that was just started here may take to be listed, and how often it is looked for."""
+"""Seconds until the node of a Ray that was just started here must be listed, and seconds between two looks."""
 _SAID_S = 30.0
-"""Between two lines that say the same."""
+"""Seconds after which an unchanged line is repeated."""
 _SLACK = 1e-6
 _TODO = "Lower num_workers or resources_per_worker, or add nodes."
 
@@ -41,17 +39,18 @@ def wait_for_room(
     patient: bool = False,
     asked: Any | None = None,
 ) -> None:
-    """Return when the cluster's nodes can hold the job; where they cannot, its autoscaler is asked for nodes.
+    """Return when the nodes of the cluster have room for the job. Where they have not, its autoscaler is asked for
+    nodes.
 
     Args:
-        say: is given a line now and then while nodes are waited for. None: what the autoscaler could start is enough.
-        fixed: the cluster is known to have no autoscaler.
-        patient: it has held the job before, so a node that is gone may come again, whoever sees to that; nothing is
-            refused.
-        asked: what `ask_for_room` returned; is given back.
+        say: called with a line of text while nodes are waited for. None: do not wait; it is enough that the autoscaler
+            could start the nodes.
+        fixed: the cluster has no autoscaler.
+        patient: the cluster had room for the job before, so that a lost node may come back; nothing is refused.
+        asked: the result of `ask_for_room`, which is released here.
 
     Raises:
-        InputError: no node there is, nor any that may be started, can ever hold it.
+        InputError: neither the nodes of the cluster nor those that its autoscaler may start can ever hold the job.
         RunError: the nodes have not come within `workers.start_timeout_s`.
     """
     job = job.smallest
@@ -73,11 +72,13 @@ def wait_for_room(
 
 
 def ask_for_room(job: TrainJob) -> Any | None:
-    """Have an autoscaler start the nodes that the job lacks, without waiting for them; what is returned is given to
-    `wait_for_room`.
+    """Ask the autoscaler for the nodes that the job lacks, without waiting for them.
+
+    Returns:
+        A placement group, to be given to `wait_for_room`; None where there is room already.
 
     Raises:
-        InputError: they can never come.
+        InputError: the nodes can never come.
     """
     wait_for_room(job, None)
     bundles = bundles_of(job.smallest)
@@ -85,7 +86,7 @@ def ask_for_room(job: TrainJob) -> Any | None:
 
 
 def listed(resources: dict[str, float]) -> str:
-    """Resources for people."""
+    """Resources as text, e.g. `{CPU: 2, GPU: 1}`."""
     return (
         "{"
         + ", ".join(f"{name}: {amount:g}" for name, amount in sorted(resources.items()) if not name.startswith("node:"))
@@ -94,7 +95,7 @@ def listed(resources: dict[str, float]) -> str:
 
 
 def _await_own_node() -> None:
-    """Return when the node of a Ray that was just started here is listed; a busy machine may take a while."""
+    """Return when the node of a Ray that was just started here is listed, which may take a while on a busy machine."""
     end = time.monotonic() + _LISTED_S
     while not living_nodes():
         if time.monotonic() > end:
@@ -106,7 +107,7 @@ def _await_own_node() -> None:
 
 
 def _never(job: TrainJob, bundles: list[dict[str, float]], scaling: Scaling) -> list[Problem]:
-    """What is wrong with a job that the cluster could not hold if all nodes came that may."""
+    """The reasons why the cluster could not hold a job even if all possible nodes came."""
     nodes = living_nodes()
     missing = left_over(bundles, nodes)
     existing = {kind.name: alive_of(kind.name) for kind in scaling.types}
@@ -146,7 +147,9 @@ def _too_little(job: TrainJob, nodes: list[dict[str, float]], whose: str) -> lis
 
 
 def _ask(bundles: list[dict[str, float]]) -> Any:
-    """Ask with a placement group: all or nothing, and given back when this driver ends, however it ends."""
+    """Ask for nodes with a placement group. It is placed as a whole or not at all, and Ray removes it when this driver
+    ends.
+    """
     from ray.util.placement_group import placement_group
 
     return placement_group(bundles, strategy="PACK")
@@ -182,7 +185,7 @@ def _wait(
 
 
 def _line(job: TrainJob, bundles: list[dict[str, float]]) -> str:
-    """What is asked for and what is there."""
+    """What the job has asked for, and what the cluster has."""
     nodes = living_nodes()
     need = need_of(job)
     have = {name: sum(node.get(name, 0) for node in nodes) for name in need}
@@ -193,7 +196,7 @@ def _line(job: TrainJob, bundles: list[dict[str, float]]) -> str:
 
 
 def _is_refused(group: Any) -> bool:
-    """Has the autoscaler said that it can start nothing for this? Only its second version says so."""
+    """Has the autoscaler said that it cannot start nodes for this placement group? Only version 2 of it says so."""
     with asking_ray(
         "a job that the autoscaler can never hold is not refused before workers.start_timeout_s has passed"
     ):

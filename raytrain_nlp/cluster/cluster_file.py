@@ -1,5 +1,5 @@
-"""`check JOB --cluster FILE`: which nodes of a `ray up` cluster file a job will use, packed as Ray's autoscaler packs
-them.
+"""`check JOB --cluster FILE`: the nodes of a `ray up` cluster file that a job will use, computed with the code of Ray's
+autoscaler.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from raytrain_nlp.errors import InputError, Problem
 
 
 def plan_nodes(job: TrainJob, path: str) -> dict[str, int]:
-    """Nodes of each type that the autoscaler starts for the job, beside the head. Raises `InputError` where they cannot
-    hold it.
+    """Type of node -> number of nodes that the autoscaler starts for the job, besides the head. Raises `InputError`
+    where the cluster cannot hold the job.
     """
     config = _read(path)
     head = config["available_node_types"][config["head_node_type"]].get("resources") or {}
@@ -50,7 +50,9 @@ def place_of_file(path: str) -> Place:
 
 
 def _read(path: str) -> dict[str, Any]:
-    """The file, checked against Ray's own schema."""
+    """The content of a cluster file. Raises `InputError` where it breaks Ray's schema, or leaves out the resources of a
+    node type.
+    """
     import yaml
     from jsonschema import ValidationError  # type: ignore[import-untyped]  # its types are a package of their own
 

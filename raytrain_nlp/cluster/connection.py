@@ -1,5 +1,5 @@
-"""The driver's connection to Ray: started ahead, made from the main thread, with workers that boot while the driver is
-still busy.
+"""The driver's connection to Ray. A Ray of the driver's own is started while the driver is still busy with other
+things, and so are the processes of its workers; the connection itself is made in the main thread.
 """
 
 from __future__ import annotations
@@ -24,21 +24,27 @@ from raytrain_nlp.host.devices import WITHOUT_GPU, hidden_gpus
 from raytrain_nlp.host.sockets import ray_folder
 
 _SERVICE_PROCESSES = 4
-"""Processes beside workers and feed: Ray Train's synchronization, autoscaling and statistics actors, and one to
-spare.
-"""
+"""Processes besides workers and feed: Ray Train's synchronization actor, Ray Data's autoscaling and statistics actors,
+and one to spare."""
 _SETTINGS = {
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of a job mean the driver's directory
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths in a job are relative to the driver's directory
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    # Ray Data would ask a Prometheus at this machine's port 9090, whoever answers there
+    # otherwise Ray Data asks whatever listens at port 9090 of this machine, as if it were Prometheus
     "RAY_DATA_USAGE_DISABLED": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
 
 
 class Connection:
-    """The driver's way to its Ray, started by `start` or by the first call. Everything happens in the thread that
-    calls, which is the main one: no import of Ray's meets another that is half done."""
+    """The driver's connection to its Ray, opened by `start` or by the first call. Everything happens in the calling
+    thread, which is the main one, so that imports of Ray never run in two threads.
+
+    Args:
+        verbose: show Ray's own output.
+        runs: how many runs of the job take place at a time.
+        say: called with a line of text while nodes are waited for; None: do not wait for nodes that an autoscaler can
+            start.
+    """
 
     def __init__(
         self, job: TrainJob, verbose: bool = False, runs: int = 1, say: Callable[[str], None] | None = None
@@ -48,11 +54,11 @@ class Connection:
         self._local: LocalRay | None = None
         self._connected = self._has_room = False
         self._asked: Any = None
-        """Nodes that an autoscaler was asked for."""
+        """Placement group by which an autoscaler was asked for nodes."""
 
     def start(self) -> None:
-        """Start a Ray of the driver's own, beside whatever the driver goes on with; a cluster is connected to at once,
-        and asked for its nodes.
+        """Start a Ray of the driver's own, without waiting for it; or connect to the cluster and ask its autoscaler for
+        nodes.
         """
         self._stack.enter_context(hidden_gpus(self._job.workers.use_gpu))
         if is_connected():
@@ -60,7 +66,7 @@ class Connection:
             return
         local = is_local()
         settings = {**_SETTINGS, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(self._job.workers.start_timeout_s)}
-        if local:  # idle processes beyond one for each feed end when the rush of the start is over
+        if local:  # after the start, idle processes beyond one for each feed end
             settings |= {
                 **local_ray.SETTINGS,
                 "RAY_num_workers_soft_limit": str(self._job.workers.num_workers * self._runs),
@@ -79,14 +85,14 @@ class Connection:
             self._connect()
 
     def connect_if_up(self) -> None:
-        """Connect to a Ray that was started, unless that would have to wait: workers then boot while the driver is
-        still busy.
+        """Connect to a Ray that `start` has started, where it is ready, so that the processes of workers start while
+        the driver is still busy.
         """
         if not self._connected and self._local is not None and self._local.is_up():
             self._connect()
 
     def __call__(self) -> None:
-        """Return when Ray is connected and its nodes hold the job."""
+        """Return when the driver is connected and the cluster has room for the job."""
         if not self._connected and self._local is None:
             self.start()
         if not self._connected:
@@ -97,10 +103,10 @@ class Connection:
             wait_for_room(self._job, self._say, fixed=self._local is not None, asked=self._asked)
             self._has_room = True
             if self._local is None:
-                boot_processes(self._job)  # earlier an autoscaler would start nodes for them, too
+                boot_processes(self._job)  # not earlier: an autoscaler would start nodes for them
 
     def close(self) -> None:
-        """Disconnect; a Ray that was started here ends, with all its processes."""
+        """Disconnect. A Ray that was started here ends, with all its processes."""
         self._stack.close()
 
     def _connect(self) -> None:
@@ -125,7 +131,9 @@ class Connection:
             boot_processes(self._job)
 
     def _logical_cpus(self) -> int:
-        """A logical CPU is only a number; Ray boots one idle process for each, and this run needs these."""
+        """Logical CPUs of a Ray of the driver's own. They are only numbers; Ray starts an idle process for each, and
+        this run needs these.
+        """
         workers = self._job.workers.num_workers
         cpus = math.ceil(self._runs * workers * (worker_cpus(self._job) + self._job.data.feed_cpus_per_worker))
         return max(cpus, os.cpu_count() or 1) + _SERVICE_PROCESSES
@@ -135,11 +143,10 @@ class Connection:
 def connect_ahead(
     job: TrainJob, verbose: bool = False, runs: int = 1, say: Callable[[str], None] | None = None
 ) -> Iterator[Connection]:
-    """Ray started beside the driver, for the job or for so many `runs` of it; call what is yielded to wait until it is
-    there and holds the job.
+    """Start or connect to Ray ahead of its use. The `Connection` is called to wait until Ray is there and has room for
+    the job. Leaving the block does not wait for a Ray that is still starting, so that a job can be refused at once.
 
-    With `say`, nodes that an autoscaler can start are asked for and waited for; without it they count as there. Who is
-    refused a job does not wait until that Ray has started.
+    The arguments are those of `Connection`.
     """
     connection = Connection(job, verbose, runs, say)
     try:
@@ -151,7 +158,7 @@ def connect_ahead(
 
 @contextlib.contextmanager
 def connected_briefly() -> Iterator[None]:
-    """The cluster, to be asked something before a job that it may change is settled."""
+    """While inside, connected to the cluster, to ask about its nodes before a job is settled."""
     if is_connected():
         yield
         return
@@ -167,13 +174,13 @@ def connected_briefly() -> Iterator[None]:
 
 
 def _without_gpu(job: TrainJob) -> dict[str, Any]:
-    """What has all processes of a cluster that work for a job without GPUs see none: those of a Ray started here
-    inherit it.
+    """Options of `ray.init` that hide GPUs from all processes of a job without GPUs in a cluster. Those of a Ray that
+    was started here inherit the driver's environment.
     """
     given = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env") or {}
     hidden = {
         name: value for name, value in WITHOUT_GPU.items() if name not in (given.get("env_vars") or {})
-    }  # `ray job submit` has given it
+    }  # `ray job submit` has set the others
     return {} if job.workers.use_gpu else {"runtime_env": {"env_vars": hidden}}
 
 
@@ -186,7 +193,9 @@ def _disconnect() -> None:
 
 @contextlib.contextmanager
 def _one_line(what: str) -> Iterator[None]:
-    """Ray raises plain `Exception` where a start takes too long, and `ConnectionError` where nobody is there."""
+    """Raise `RunError` for what `ray.init` raises: plain `Exception` where a start takes too long, `ConnectionError`
+    where no cluster answers.
+    """
     try:
         yield
     except Exception as error:
@@ -197,9 +206,8 @@ def _one_line(what: str) -> Iterator[None]:
 
 
 def boot_processes(job: TrainJob) -> None:
-    """Boot what would otherwise boot later, one after the other: two service actors of Ray, and the feed's processes.
-
-    Only a matter of time: they get ready while the driver still prepares.
+    """Start processes that would otherwise start later, one after another: two service actors of Ray, and those of the
+    feed. This only saves time: they start while the driver still prepares data.
     """
     import ray
 
@@ -212,6 +220,6 @@ def boot_processes(job: TrainJob) -> None:
 def _import_feed() -> None:
     import time
 
-    import raytrain_nlp.data.feed  # noqa: F401 - to have it loaded
+    import raytrain_nlp.data.feed  # noqa: F401 - only to load it
 
-    time.sleep(0.2)  # long enough that the other tasks get processes of their own
+    time.sleep(0.2)  # long enough that each remote function gets a process of its own

@@ -1,5 +1,5 @@
-"""The GPUs of this machine, asked without a library that would touch them; and are they enough for a job, and compute
-in what it asks for?
+"""The GPUs of this machine, found without a library that would initialize them; and whether they are enough for a job
+and can compute in its precision.
 """
 
 from __future__ import annotations
@@ -18,39 +18,41 @@ from raytrain_nlp.host.packages import package_folder
 
 _NEED_AMPERE = ("bf16", "bf16_full_eval", "tf32")
 _BF16 = (8, 0)
-"""The compute capability from which NVIDIA's GPUs have bf16 and TF32 (Ampere)."""
+"""Compute capability from which NVIDIA's GPUs have bf16 and TF32 (Ampere)."""
 _KFD = Path("/sys/class/kfd/kfd/topology/nodes")
-"""AMD's driver: a folder for each CPU and GPU."""
+"""Files of AMD's driver: a folder for each CPU and GPU."""
 
 _DRIVERS = (Path("/proc/driver/nvidia/version"), _KFD)
 
 
 _MOSTLY = 0.9
-"""Share of a GPU's memory: where less is free, somebody else computes there."""
+"""Share of a GPU's memory. Where less is free, other processes use the GPU."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU."""
+    """One GPU of this machine."""
 
     name: str
     memory: int | None
-    """Bytes, where that is known."""
+    """Bytes; None where that is not known."""
     bf16: bool
     """Does it compute in bf16 and TF32?"""
     free: int | None = None
-    """Bytes that no process has, where that is known."""
+    """Bytes that no process uses; None where that is not known."""
 
     @property
     def usable(self) -> int | None:
-        """Bytes that a worker may count on: all, unless other processes have much of it."""
+        """Bytes that a worker can use: all memory, or the free part where other processes use much of it. None where
+        not known.
+        """
         if self.memory is None or self.free is None or self.free >= _MOSTLY * self.memory:
             return self.memory
         return self.free
 
 
 def local_gpus() -> list[Gpu]:
-    """Those of this machine that the installed torch can use and the environment lets a process see. CUDA is not
+    """The GPUs of this machine that the installed torch can use and the environment does not hide. CUDA is not
     initialized.
     """
     build = _torch_build()
@@ -60,19 +62,19 @@ def local_gpus() -> list[Gpu]:
 
 
 def smallest_memory(found: list[Gpu]) -> int | None:
-    """Bytes that a worker on any of them may count on; None where there is none, or it is not known of one."""
+    """Bytes that a worker can use on any of the GPUs; None where there is none, or it is not known for one of them."""
     usable = [gpu.usable for gpu in found]
     return min(filter(None, usable)) if usable and all(usable) else None
 
 
 def torch_without_gpu() -> bool:
-    """Has this machine a GPU, and the installed torch is one for CPUs only?"""
+    """Does this machine have a GPU, while the installed torch is built for CPUs only?"""
     build = _torch_build()
     return not build.get("cuda") and not build.get("hip") and any(path.exists() for path in _DRIVERS)
 
 
 def check_gpus(job: TrainJob) -> list[Problem]:
-    """What this machine's GPUs lack."""
+    """What the GPUs of this machine lack for the job: their number, bf16 or TF32."""
     found, workers = local_gpus(), job.workers
     each = workers.resources_per_worker.get("GPU", 1)
     wanted = each * workers.num_workers
@@ -100,14 +102,16 @@ def check_gpus(job: TrainJob) -> list[Problem]:
 
 
 def _torch_build() -> dict[str, Any]:
-    """What torch was built for, by its own file, which is read without loading torch."""
+    """What torch was built for, read from its file version.py without importing torch."""
     with contextlib.suppress(OSError, ImportError):
         return runpy.run_path(str(package_folder("torch") / "version.py"))
     return {}
 
 
 def _visible(gpus: list[Gpu], variable: str) -> list[Gpu]:
-    """Those that the variable names, by number or by id; without it all. As CUDA does, up to the first that is none."""
+    """The GPUs that an environment variable lists by index or id; all where it is not set. As in CUDA, the list ends at
+    the first invalid entry.
+    """
     if (value := os.environ.get(variable)) is None:
         return gpus
     found: list[Gpu] = []

@@ -1,5 +1,5 @@
-"""`submit JOB --kuberay`: the job as a RayJob of KubeRay, with a cluster of its own that grows from nothing and ends
-with it.
+"""`submit JOB --kuberay`: a manifest for KubeRay that runs the job as a RayJob, on a cluster of its own that starts
+without workers and is removed after the job.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ _NOTES = f"""\
 def manifest(
     job: str, *, image: str, arguments: Iterable[str] = (), overrides: Iterable[str] = (), env: Iterable[str] = ()
 ) -> str:
-    """Documents for `kubectl apply`: the job file as a ConfigMap, and the RayJob that runs it.
+    """Documents for `kubectl apply`, as YAML: a ConfigMap with the job file, and the RayJob that runs it.
 
     Args:
-        job: a job file of `train`.
-        image: of all pods; has this package.
+        job: path of a job file for `train`.
+        image: image of all pods, in which this package is installed.
         arguments: further arguments of the verb, e.g. --resume.
-        overrides: `dotted.key=value`, worked into the job file.
+        overrides: `dotted.key=value`, applied to the job file.
         env: names of environment variables, taken from the secret `raytrain-nlp`.
 
     Raises:
-        InputError: the job is wrong, or is one that a manifest alone cannot carry.
+        InputError: the job is wrong, is a sweep, or needs files that only this machine has.
     """
     import yaml
 
@@ -76,7 +76,7 @@ def manifest(
             "entrypoint": entrypoint,
             "runtimeEnvYAML": yaml.safe_dump({"env_vars": {"TOKENIZERS_PARALLELISM": "false"}}),
             "submissionMode": "K8sJobMode",
-            # worker failures are Ray Train's to mend; a failed driver's run is continued with --resume
+            # Ray Train restarts failed workers; the run of a failed driver is continued with --resume
             "backoffLimit": 0,
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": 300,
@@ -89,7 +89,7 @@ def manifest(
 
 
 def _dumper() -> type:
-    """YAML as people write it: texts of many lines as such, and nothing by reference."""
+    """A YAML dumper that writes multi-line text as a block, and no references."""
     import yaml
 
     class Dumper(yaml.SafeDumper):
@@ -104,7 +104,7 @@ def _dumper() -> type:
 
 
 def _check(job: TrainJob) -> list[Problem]:
-    """What is not in the file must be in the image or on the shared volume."""
+    """Paths of this machine in the job; a pod sees only the image and the shared volume."""
     problems = []
     paths = {
         "storage_path": job.storage_path,
@@ -120,7 +120,7 @@ def _check(job: TrainJob) -> list[Problem]:
 
 
 def _cluster(job: TrainJob, name: str, image: str, env: list[str]) -> dict[str, Any]:
-    """A head without work, a pod for each worker with its feed beside it, and pods for preparing tokens."""
+    """A head that runs no work, a pod for each worker and its feed, and pods that prepare data."""
     worker = worker_of(job)
     cpus = math.ceil(worker["CPU"] + job.data.feed_cpus_per_worker)
     gpus = math.ceil(worker.get("GPU", 0))
@@ -176,5 +176,5 @@ def _pod(job: TrainJob, name: str, image: str, env: list[str], kind: str, cpus: 
 
 
 def _kubernetes_name(name: str) -> str:
-    """A run's name as Kubernetes takes it, with room for what KubeRay adds."""
+    """The run's name in a form that Kubernetes accepts, short enough for the suffixes of KubeRay."""
     return re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:40].strip("-") or "run"

@@ -1,5 +1,5 @@
-"""A Ray of the driver's own, for one run on one machine: started beside the driver, connected to from its main thread,
-ended with it.
+"""A Ray of the driver's own for one run on one machine: a process starts it, the driver connects to it from its main
+thread, and it ends with the driver.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from raytrain_nlp.errors import RunError
 from raytrain_nlp.host.processes import python_command
 
 SETTINGS = {
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # no spot notice can come
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # the end of a short run is seen at once
-    # a worker that registers later is turned away, and the driver then waits for the first ones without end
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes away nodes of one machine
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # the end of a short run is noticed at once
+    # Ray rejects a worker that registers later, and the driver then waits for its first workers forever
     "RAY_worker_register_timeout_seconds": "600",
     "RAY_agent_register_timeout_ms": "600000",
-    "RAY_worker_niceness": "0",  # Ray would run the training itself below everything else on this machine
-    # every process of Ray, idle or not, wakes up a hundred times a second: with a few CPUs that is felt in training
+    "RAY_worker_niceness": "0",  # by default Ray lowers the priority of training below everything else
+    # every process of Ray, idle or not, wakes up a hundred times a second, which slows training on few CPUs
     "RAY_idle_worker_killing_time_threshold_ms": "30000",
     "REPORTER_UPDATE_INTERVAL_MS": "60000",
     "RAY_DASHBOARD_AGENT_CHECK_PARENT_INTERVAL_S": "2",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # who connects would wait until they are up; the driver has those booted that it needs
+    # connecting would wait for these processes; the driver starts those that it needs
     "RAY_prestart_worker_first_driver": "0",
 }
 _PROGRAM = "from raytrain_nlp.cluster.ray_head import main; main()"
@@ -41,11 +41,7 @@ _GONE_S = 5.0
 
 
 class LocalRay:
-    """Ray's processes; this object only watches them, no thread is started.
-
-    Raises, where its address is asked for:
-        RunError: Ray cannot be started.
-    """
+    """The process that holds the driver's own Ray, watched without a thread."""
 
     def __init__(self, settings: HeadSettings) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
@@ -58,11 +54,11 @@ class LocalRay:
         self._answer: dict[str, str] | None = None
 
     def is_up(self) -> bool:
-        """Has it told its address, or why there is none?"""
+        """Has the process reported Ray's address, or why there is none?"""
         return self._answer is not None or bool(select.select([self._stdout], [], [], 0)[0])
 
     def address(self) -> str:
-        """Where its GCS listens; waits for it."""
+        """The address of Ray's GCS, waited for. Raises `RunError` where Ray cannot be started."""
         if self._answer is None:
             if not select.select([self._stdout], [], [], _START_S)[0]:
                 raise RunError(
@@ -79,7 +75,7 @@ class LocalRay:
         return self._answer["address"]
 
     def kill(self) -> list[psutil.Process]:
-        """Kill everything this Ray has started, wherever it hangs; returns what was killed."""
+        """Kill all processes of this Ray, also those that hang. Returns the killed processes."""
         mine = self._processes()
         for process in mine:
             with contextlib.suppress(psutil.Error):
@@ -87,7 +83,7 @@ class LocalRay:
         return mine
 
     def end(self) -> None:
-        """Kill it; returns when it is gone."""
+        """Kill this Ray, and return when its processes have ended."""
         mine = self.kill()
         self._stdin.close()
         self._stdout.close()
@@ -98,8 +94,8 @@ class LocalRay:
             time.sleep(0.02)
 
     def _processes(self) -> list[psutil.Process]:
-        """Its head first, so that nothing is started again; then all of its session, and what descends from it in
-        others.
+        """All processes of this Ray. Its head is suspended first, so that it starts no further ones; the others are
+        those of its session and its descendants.
         """
         found: dict[int, psutil.Process] = {}
         with contextlib.suppress(psutil.Error):
@@ -126,7 +122,7 @@ def _is_alive(process: psutil.Process) -> bool:
 
 
 def connect(address: str, **options: Any) -> None:
-    """`ray.init()` to a Ray of this driver's own, whose head has made the token that such a Ray asks for."""
+    """`ray.init()` for a Ray of this driver's own, with the authentication token that its head has created."""
     import ray
 
     use_token()

@@ -1,9 +1,9 @@
-"""Placement groups of controllers that are dead. Ray keeps what an actor has placed as long as its job lives.
+"""Removes placement groups of controllers that are dead. Ray keeps an actor's placement groups until the actor's job
+ends.
 
-Ray Train has an actor of its own for that, a process more for each run, which asks Ray's dashboard whether the
-controller
-lives: without a dashboard it waits for its answer at each end of a run, and frees nothing. The GCS says both in one
-    table.
+Ray Train has an actor for that, an additional process for each run. It asks Ray's dashboard whether the controller is
+alive; without a dashboard it waits for the answer at every end of a run, and removes nothing. The GCS has both pieces
+of information in its tables.
 """
 
 from __future__ import annotations
@@ -18,20 +18,24 @@ _POLL_S = 0.05
 
 
 def free_groups_of(controller: str) -> None:
-    """What a controller that is being killed (its actor id in hex) has placed, or has asked to place."""
-    deadline = time.monotonic() + _DEATH_S  # it may ask until it is dead
+    """Remove the placement groups that a controller has created, also those not placed yet.
+
+    Args:
+        controller: actor id, in hex, of a controller that is being killed.
+    """
+    deadline = time.monotonic() + _DEATH_S  # it may create groups until it is dead
     while not _is_dead(controller) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
     _remove([group for group, creator in placement_groups_of_this_job() if creator == controller])
 
 
 def free_orphans() -> None:
-    """What dead controllers of this job have left."""
+    """Remove the placement groups that dead controllers of this Ray job have left."""
     _remove([group for group, creator in placement_groups_of_this_job() if _is_dead(creator, _CONTROLLER)])
 
 
 def _is_dead(actor: str, kind: str | None = None) -> bool:
-    """Is it an actor (of that class), and dead?"""
+    """Is this the id of an actor that is dead, and of the class `kind` where one is given?"""
     entry = actor_entry(actor)
     return bool(entry) and entry["State"] == "DEAD" and kind in (None, entry["ActorClassName"])
 

@@ -1,4 +1,4 @@
-"""Nodes that have been told to go: by a cloud that takes a spot node back, or by an autoscaler."""
+"""Nodes that are about to be removed: by a cloud that takes a spot node back, or by an autoscaler."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from raytrain_nlp.compat.ray import asking_ray
 
 
 def draining_nodes(say: Callable[[str], None] | None = None) -> dict[str, int]:
-    """Ids of nodes that are being drained, with the deadline in milliseconds since the epoch (0 = none). `say`: as of
-    `asking_ray`.
+    """Id of each node that is being drained -> deadline in milliseconds since the epoch (0: none).
+
+    Args:
+        say: called with a line of text where this version of Ray does not tell; default: standard error.
     """
     import ray
 

@@ -1,12 +1,12 @@
-"""The process that holds a driver's own Ray: starts it, tells its address, and ends it when the driver ends, however
-that ends.
+"""The program of the process that holds a driver's own Ray: it starts Ray, reports its address, and ends Ray when the
+driver ends, in whatever way.
 
     driver --starts--> this process --starts--> GCS, raylet, fork server --> workers
         <--one line of JSON: {"address": ...} or {"error": ...}--
 
-A process and not a thread of the driver: Ray starts while the driver imports torch, and two threads that import at the
-same time can find each other's modules half made. It has a session of its own, so that a Ctrl-C in the driver's
-terminal reaches the driver alone, and all that it has started is found by its session.
+This is a process and not a thread of the driver: Ray starts while the driver imports torch, and two threads that import
+at the same time can see each other's half-imported modules. The process has a session of its own, so that a Ctrl-C in
+the driver's terminal reaches the driver alone, and everything that it starts is found by its session.
 """
 
 from __future__ import annotations
@@ -29,30 +29,31 @@ _STARTS = 3
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """What a Ray is to be like; travels as JSON."""
+    """The settings of a Ray of the driver's own; passed to the process as JSON."""
 
     num_cpus: int
     forked: list[str] | None = None
-    """Its processes are forks of one that has loaded these modules besides what every run needs. None: as Ray starts
-    them.
-    """
+    """Modules that the fork server imports, besides those that every run needs; Ray's worker processes are forks of it.
+    None: Ray starts its processes as usual."""
     use_gpu: bool = False
     """Do workers use GPUs?"""
     log_monitor: bool = False
-    """Is the output of its processes to reach the driver?"""
+    """Send the output of Ray's processes to the driver?"""
     folder: str | None = None
-    """Where its files are to be; None: where Ray has them by itself."""
+    """Folder for Ray's files; None: Ray's default."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
 
 def main() -> None:
-    """Standard output: the one line. Standard input: closed by the driver, or by the kernel when the driver is gone."""
+    """Standard output carries the one line of JSON. Standard input ends when the driver closes it or is gone, and then
+    Ray is ended.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     settings = HeadSettings(**json.loads(sys.argv[1]))
     told = os.dup(1)
-    os.dup2(2, 1)  # what Ray prints is no answer
+    os.dup2(2, 1)  # what Ray prints must not be taken for the answer
     node = None
     with contextlib.ExitStack() as stack:
         try:
@@ -78,8 +79,8 @@ def _tell(descriptor: int, answer: dict[str, str]) -> None:
 
 
 def start_head(settings: HeadSettings) -> Any:
-    """GCS and raylet, as `ray.init()` starts them; another time where a process of theirs has died at its start, for
-    another may have taken its port.
+    """Start GCS and raylet as `ray.init()` does. Tries three times, because a process of Ray's may die at its start
+    when another one has taken its port. Raises plain `Exception`, as Ray does.
     """
     make_token()
     for left in reversed(range(_STARTS)):

@@ -1,4 +1,6 @@
-"""Nodes: what a job takes, what the cluster has, what its autoscaler can add, and does the one fit on the other."""
+"""Resources: what a job needs, what the nodes of the cluster have, what its autoscaler can add, and whether the job
+fits.
+"""
 
 from __future__ import annotations
 
@@ -19,40 +21,42 @@ Resources = Mapping[str, float]
 _HEAD = "node:__internal_head__"
 _GROUP = "ray.io/node-group"
 _SLACK = 1e-6
-"""Ten tenths of a CPU are one."""
+"""Added to amounts, so that ten tenths of a CPU are one CPU."""
 _KUBERAY = "RAY_USAGE_STATS_KUBERAY_IN_USE"
-"""In the environment of KubeRay's pods, whose autoscaler runs in a container of its own."""
+"""Set in the environment of KubeRay's pods, whose autoscaler runs in a container of its own."""
 MOST_LISTED = 1_000
-"""Nodes of one type that are told apart; more make no plan better."""
+"""Number of nodes of one type that are listed one by one. More would not change any plan."""
 
 
 @dataclass(frozen=True)
 class NodeType:
-    """A kind of node an autoscaler can start."""
+    """A type of node that an autoscaler can start."""
 
     name: str
     resources: dict[str, float]
     most: int
-    """Nodes of this type there may be."""
+    """Number of nodes of this type that there may be."""
     labels: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """What an autoscaler can do."""
+    """The nodes that an autoscaler can start."""
 
     types: list[NodeType]
     most: int
-    """Workers of all types together."""
+    """Number of worker nodes, over all types, that there may be."""
 
 
 def worker_of(job: TrainJob) -> dict[str, float]:
-    """What one worker takes; all of it on one node."""
+    """Resources of one worker, all of them on one node."""
     return {"CPU": 1.0, **({"GPU": 1.0} if job.workers.use_gpu else {}), **job.workers.resources_per_worker}
 
 
 def need_of(job: TrainJob) -> dict[str, float]:
-    """What a run of the job takes: its workers, for each of them its feed, and what prepares streamed rows."""
+    """Resources that a run of the job needs in total: its workers, a feed for each, and the preparation of streamed
+    rows.
+    """
     need: dict[str, float] = {}
     for bundle in bundles_of(job):
         need = {name: need.get(name, 0) + bundle.get(name, 0) for name in {**need, **bundle}}
@@ -60,7 +64,7 @@ def need_of(job: TrainJob) -> dict[str, float]:
 
 
 def bundles_of(job: TrainJob) -> list[dict[str, float]]:
-    """The same in parts, each of which is on one node."""
+    """The same resources as bundles, each of which must be on one node."""
     feeds = job.workers.num_workers + bool(job.data.streaming)
     worker = {name: amount for name, amount in worker_of(job).items() if amount}
     return [dict(worker) for _ in range(job.workers.num_workers)] + [
@@ -69,7 +73,7 @@ def bundles_of(job: TrainJob) -> list[dict[str, float]]:
 
 
 def living_nodes() -> list[dict[str, float]]:
-    """Resources of each node there is, but for those that are being drained."""
+    """Resources of each node that is alive and not being drained."""
     import ray
 
     leaving = draining_nodes()
@@ -77,13 +81,13 @@ def living_nodes() -> list[dict[str, float]]:
 
 
 def free_nodes() -> list[dict[str, float]]:
-    """What nobody uses of each node there is, but for those that are being drained."""
+    """Unused resources of each node that is alive and not being drained."""
     leaving = draining_nodes()
     return [dict(resources) for node, resources in available_per_node().items() if node not in leaving]
 
 
 def nodes_of_cluster() -> list[dict[str, float]]:
-    """Resources of each node there is, and of each that the autoscaler may add."""
+    """Resources of each node of the cluster, and of each that its autoscaler may add."""
     scaling, nodes = find_scaling(), living_nodes()
     if scaling is None:
         return nodes
@@ -93,42 +97,42 @@ def nodes_of_cluster() -> list[dict[str, float]]:
 
 
 def left_over(bundles: list[dict[str, float]], nodes: list[dict[str, float]]) -> list[dict[str, float]]:
-    """The bundles that find no place on the nodes, as Ray's autoscaler packs them."""
+    """The bundles that do not fit on the nodes, as Ray's autoscaler packs them."""
     return unplaced(bundles, [_with_slack(node) for node in nodes])
 
 
 def nodes_for(
     bundles: list[dict[str, float]], scaling: Scaling, existing: Mapping[str, int], workers: int
 ) -> tuple[dict[str, int], list[dict[str, float]]]:
-    """How many nodes of each type Ray's autoscaler starts for the bundles, and the bundles no type can hold.
+    """Number of nodes of each type that Ray's autoscaler starts for the bundles, and the bundles that no type can hold.
 
     Args:
-        existing: nodes of each type there are.
-        workers: nodes there are besides the head.
+        existing: type of node -> number of nodes in the cluster.
+        workers: number of nodes in the cluster, without the head.
     """
     kinds = {kind.name: {"resources": _with_slack(kind.resources), "max_workers": kind.most} for kind in scaling.types}
     return nodes_to_start(kinds, existing, max(scaling.most - workers, 0), bundles)
 
 
 def alive_of(name: str) -> int:
-    """Nodes of a type there are."""
+    """Number of nodes of a type that are alive."""
     import ray
 
     return sum(node["Alive"] and (node.get("Labels") or {}).get(_GROUP) == name for node in ray.nodes())
 
 
 def find_scaling() -> Scaling | None:
-    """What the cluster's autoscaler can start; nothing where there is none. None: there is one, which keeps that to
-    itself.
+    """The nodes that the cluster's autoscaler can start; no types where there is no autoscaler. None: there is one, but
+    it does not tell.
 
-    Ray has no one place for it. Some autoscalers report it to the cluster; the one that `ray up` starts has a file on
-    the head node; KubeRay's has neither, and says only afterwards what it cannot start.
+    Ray has no single source for this. Some autoscalers report it to the cluster; the one that `ray up` starts has a
+    file on the head node; KubeRay's has neither, and only says afterwards what it cannot start.
     """
     return _reported() or _of_head()
 
 
 def read_scaling(config: Mapping[str, Any]) -> Scaling:
-    """Of the values of a cluster file. The head is there already, so it is not among the types."""
+    """What the values of a cluster file allow. The head is running already, so it is not among the types."""
     most = int(config.get("max_workers", sys.maxsize))
     kinds = {
         name: kind
@@ -170,8 +174,11 @@ def _of_head() -> Scaling | None:
 
 
 def read_monitor(address: str) -> Scaling | None:
-    """From the file this cluster's monitor was started with, on the head node. A monitor without a file, or none at
-    all, starts nothing.
+    """Read the file with which this cluster's monitor was started; runs on the head node. A monitor without a file, or
+    no monitor, starts no nodes.
+
+    Args:
+        address: of the GCS.
     """
     import psutil
     import yaml

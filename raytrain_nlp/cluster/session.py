@@ -1,5 +1,5 @@
-"""The driver and its Ray: is it this driver's own, has this machine what the workers ask for; the environment Ray
-reads.
+"""Whether the driver starts a Ray of its own, whether this machine then has what the workers need, and the environment
+that Ray reads.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _owns_ray = False
 
 
 def is_local() -> bool:
-    """Will the driver start a Ray of its own (no cluster address is set and none is connected)?"""
+    """Will the driver start a Ray of its own? It does where no cluster address is set and no Ray is connected."""
     return not os.environ.get("RAY_ADDRESS") and not is_connected()
 
 
 def check_workers(job: TrainJob) -> list[Problem]:
-    """On this machine alone: are there as many CPUs and GPUs as the workers ask for, and can the GPUs do what they are
-    to do?
+    """Where the driver starts a Ray of its own: does this machine lack CPUs or GPUs for the workers, or can its GPUs
+    not compute as the job asks? Empty for a cluster.
     """
     if not is_local():
         return []
@@ -47,7 +47,9 @@ def is_connected() -> bool:
 
 @contextlib.contextmanager
 def environment(settings: dict[str, str]) -> Iterator[None]:
-    """Environment variables for Ray and Ray Train while inside; those the user has set stay."""
+    """While inside, these environment variables are set for Ray and Ray Train, except for those that the user
+    has set.
+    """
     added = {name: value for name, value in settings.items() if name not in os.environ}
     os.environ.update(added)
     try:
@@ -63,7 +65,7 @@ def owns_ray() -> bool:
 
 
 def set_owned(owned: bool) -> None:
-    """Told by who connects and disconnects."""
+    """Note whether the connected Ray was started by this driver; called when the driver connects and disconnects."""
     global _owns_ray
     _owns_ray = owned
 

@@ -1,5 +1,5 @@
-"""Where the workers of a job could be: this machine, a cluster, a cluster that is only a file yet; which GPUs there
-are.
+"""Where the workers of a job could run, and on which GPUs: on this machine, on a cluster, or on the cluster that a file
+describes.
 """
 
 from __future__ import annotations
@@ -17,35 +17,34 @@ _GIGABYTES = {
     "B300": 270, "L40": 48, "L4": 24, "T4": 16, "V100": 16, "P100": 16, "P4": 8, "K80": 12, "A40": 48, "A6000": 48,
     "MI100": 32, "MI200": 64, "MI210": 64, "MI250": 64, "MI300A": 128, "MI300X": 192, "MI308X": 192, "MI325X": 256,
 }  # fmt: skip
-"""Memory of GPUs by the names Ray gives to them; of several kinds of one name that of the smallest. From the data
-sheets of NVIDIA and AMD.
-"""
+"""GPU by Ray's name -> memory in GB, from the data sheets of NVIDIA and AMD. Where GPUs of several sizes have the same
+name, the smallest counts."""
 _NO_BF16 = ("V100", "P100", "T4", "P4", "K80", "GTX", "TITAN", "QUADRO", "RTX-2", "M60")
-"""In the names Ray gives to NVIDIA's GPUs from before Ampere."""
+"""Parts of Ray's names for NVIDIA's GPUs older than Ampere."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where workers could be."""
+    """A place where workers could run."""
 
     where: str
     gpus: tuple[float, ...] = ()
-    """GPUs of each machine that has some, or may be added with some."""
+    """Number of GPUs of each machine that has any, or that may be added with any."""
     kinds: tuple[str, ...] = ()
-    """Their names."""
+    """Names of these GPUs."""
     bf16: bool = False
-    """Have all of them bf16, as far as is known?"""
+    """Do all of these GPUs have bf16, as far as is known?"""
     cpus: int | None = None
-    """Of the one machine there is; None: of a cluster, whose room is looked at when it is asked for."""
+    """CPUs of the machine; None for a cluster, whose room is checked later."""
     memory: int | None = None
-    """Bytes of the smallest of the GPUs, where that is known of all."""
+    """Bytes of the smallest GPU; None where it is not known for all."""
     remark: str = ""
-    """Why there are fewer GPUs than one might see."""
+    """Why GPUs of the machine cannot be used, or ""."""
 
 
 def find_place() -> Place:
-    """This machine where the driver starts a Ray of its own, else the cluster: what it has and what its autoscaler may
-    add.
+    """This machine where the driver starts a Ray of its own; otherwise the cluster, with its nodes and those that its
+    autoscaler may add.
     """
     if is_local():
         return this_machine()
@@ -71,7 +70,7 @@ def this_machine() -> Place:
 
 
 def place_of(where: str, nodes: list[dict[str, float]]) -> Place:
-    """By the resources of nodes, as Ray counts them."""
+    """A place with nodes that have these resources, as Ray counts them."""
     having = [node for node in nodes if node.get("GPU", 0) > 0]
     kinds = [next((name.removeprefix(_GPU_TYPE) for name in node if name.startswith(_GPU_TYPE)), "") for node in having]
     known = bool(kinds) and all(kind and not any(old in kind.upper() for old in _NO_BF16) for kind in kinds)
@@ -81,6 +80,6 @@ def place_of(where: str, nodes: list[dict[str, float]]) -> Place:
 
 
 def _memory_of(kind: str) -> int:
-    """Bytes of a GPU that Ray calls so; 0 where that is not known. Ray may add a letter (A10G, L40S)."""
+    """Bytes of a GPU, given Ray's name for it; 0 where not known. The name may have a further letter (A10G, L40S)."""
     names = [name for name in _GIGABYTES if kind.upper() == name or kind.upper()[:-1] == name]
     return max((_GIGABYTES[name] for name in names), default=0) * 10**9
