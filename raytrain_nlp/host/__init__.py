@@ -1,1 +1,3 @@
-"""The machine this process runs on: which GPUs it sees, signals, threads, processes and short-lived folders."""
+"""The machine that this process runs on: the GPUs it sees, signals, threads, processes, sockets and temporary
+folders.
+"""

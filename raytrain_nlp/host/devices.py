@@ -9,21 +9,22 @@ import sys
 from collections.abc import Iterator, MutableMapping
 
 WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-"""The environment of a process that is to see none. CUDA and HIP read it when they are first asked, DeepSpeed when it
-is loaded; Ray leaves it alone where a worker asks for no GPU."""
+"""Environment of a process that must not see a GPU. CUDA and HIP read it when they are first used, DeepSpeed when it is
+imported. Ray does not change it where a worker asks for no GPU."""
 UNTOUCHED = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-"""The environment of a process that sees GPUs and is not to initialize CUDA: torch, which DeepSpeed asks for a GPU when
-it is imported, then asks NVML."""
+"""Environment of a process that may see GPUs but must not initialize CUDA. With it, torch, which DeepSpeed asks for
+GPUs when it is imported, asks NVML."""
 _NOT_INITIALIZED = 3
-"""`CUDA_ERROR_NOT_INITIALIZED` of the CUDA driver's API."""
+"""`CUDA_ERROR_NOT_INITIALIZED` of CUDA's driver API."""
 CONTEXT_BYTES = 10**9
-"""What a process takes of a GPU's memory before there is a tensor: a CUDA context with NCCL's and cuBLAS's own buffers,
-about.
-"""
+"""Approximate memory of a GPU that a process uses before it has any tensor: a CUDA context, and buffers of NCCL and
+cuBLAS."""
 
 
 def apply_hidden(environment: MutableMapping[str, str], use_gpu: bool) -> None:
-    """Have a process, or one that will be started with this environment, see no GPU; of one that uses them, undo it."""
+    """Change an environment so that a process with it sees no GPU; where `use_gpu` is true, undo an earlier such
+    change.
+    """
     if not use_gpu:
         environment.update(WITHOUT_GPU)
     elif environment.get("DS_ACCELERATOR") == WITHOUT_GPU["DS_ACCELERATOR"]:
@@ -32,8 +33,8 @@ def apply_hidden(environment: MutableMapping[str, str], use_gpu: bool) -> None:
 
 @contextlib.contextmanager
 def hidden_gpus(use_gpu: bool) -> Iterator[None]:
-    """While inside, neither this process nor one it starts sees a GPU, unless the job uses them. For the main thread
-    only.
+    """While inside, neither this process nor those that it starts see a GPU, unless `use_gpu` is true. For the main
+    thread only.
     """
     before = {name: os.environ.get(name) for name in WITHOUT_GPU}
     apply_hidden(os.environ, use_gpu)
@@ -48,8 +49,8 @@ def hidden_gpus(use_gpu: bool) -> Iterator[None]:
 
 
 def touches_cuda() -> bool:
-    """Has this process initialized CUDA? It then can neither be forked nor be given other GPUs by
-    CUDA_VISIBLE_DEVICES. True also where that cannot be found out: with ROCm.
+    """Has this process initialized CUDA? It can then neither be forked nor be given other GPUs by CUDA_VISIBLE_DEVICES.
+    Also true with ROCm, where this cannot be found out.
     """
     torch = sys.modules.get("torch")
     if torch is not None and getattr(torch.version, "hip", None):

@@ -1,4 +1,4 @@
-"""What a user should know, said once in a process, however often it happens."""
+"""Messages to the user that are shown once in a process, however often their reason occurs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ def _print(text: str) -> None:
 
 
 def once(text: str, say: Callable[[str], None] = _print, key: str | None = None) -> None:
-    """Say a text unless it has been said; on standard error, which a worker's log keeps.
+    """Show a text, unless it was shown before in this process.
 
     Args:
-        key: what counts as the same, where the text has a part that changes.
+        say: shows the text; default: as a warning on standard error, which is in a worker's log too.
+        key: identifies the message where the text has a part that changes.
     """
     with _one:
         if (key or text) in _said:

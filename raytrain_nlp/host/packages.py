@@ -1,4 +1,4 @@
-"""Versions of the installed packages on which the bits of a run depend."""
+"""Installed packages: their folders, and the versions on which the exact results of a run depend."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ _PACKAGES = ("raytrain-nlp", "torch", "transformers", "deepspeed", "ray", "numpy
 
 
 def package_versions() -> dict[str, str]:
-    """By name; "unknown" for one that is not installed: this package itself may run from a source tree."""
+    """Package -> version. It is "unknown" for one without metadata, as this package is when it runs from a
+    source tree.
+    """
     return {name: _version(name) for name in _PACKAGES}
 
 
 def package_folder(name: str) -> Path:
-    """Of an installed package, found without importing it. Raises `ImportError` where it is not installed, or is no
-    folder.
+    """The folder of an installed package, found without importing it. Raises `ImportError` where it is not installed,
+    or is a single module.
     """
     spec = find_spec(name)
     if spec is None or not spec.submodule_search_locations:

@@ -1,5 +1,5 @@
-"""Python processes of this package: started without the current directory among what they import from, where a user may
-have a `torch.py`.
+"""Python processes that this package starts. They do not import from the current directory, where a user may have a
+file such as `torch.py`.
 """
 
 from __future__ import annotations
@@ -10,5 +10,5 @@ _WITHOUT_HERE = "import sys; sys.path[:] = [path for path in sys.path if path]"
 
 
 def python_command(program: str, *arguments: str) -> list[str]:
-    """The command of a process that runs a program's text."""
+    """The command line of a process that runs `program`, Python source code, with arguments."""
     return [sys.executable, "-c", f"{_WITHOUT_HERE}\n{program}", *arguments]

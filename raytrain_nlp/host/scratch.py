@@ -1,5 +1,5 @@
-"""Folders on a node's own disk. A process that was killed leaves its own behind: the next one on the node removes
-it.
+"""Temporary folders on a node's own disk. A killed process leaves its folder behind; the next process on the node
+removes it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from raytrain_nlp.errors import RunError
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder of this process while inside, where `TMPDIR` says. Its lock, which the kernel drops with the process,
-    says that it is used.
+    """A folder below `TMPDIR` for this process while inside. A lock on it, which the kernel releases when the process
+    ends, shows that it is in use.
 
     Raises:
-        RunError: another user has made the folder of these folders.
+        RunError: the parent folder belongs to another user.
     """
     root = Path(tempfile.gettempdir()) / f"raytrain-nlp-{os.getuid()}"
     root.mkdir(mode=0o700, exist_ok=True)
     if root.lstat().st_uid != os.getuid():
         raise RunError(f"{root} belongs to another user. Set TMPDIR to a folder of your own.")
-    with _locked(root):  # between its making and its lock, nobody takes a folder for deserted
+    with _locked(root):  # nobody takes a new folder for deserted before it is locked
         _remove_deserted(root)
         folder = Path(tempfile.mkdtemp(dir=root))
         held = _lock(folder)
@@ -40,7 +40,7 @@ def scratch_folder() -> Iterator[Path]:
 
 def _remove_deserted(root: Path) -> None:
     for folder in root.iterdir():
-        with contextlib.suppress(OSError):  # held by its process, or gone this moment
+        with contextlib.suppress(OSError):  # its process holds the lock, or has just removed it
             held = _lock(folder, fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
             os.close(held)
@@ -56,8 +56,8 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _lock(folder: Path, mode: int = 0) -> int:
-    """The descriptor that holds the lock on a folder until it is closed. Raises `OSError` where `LOCK_NB` finds it
-    held.
+    """Lock a folder until the returned descriptor is closed. With `LOCK_NB`, raises `OSError` where another process
+    holds the lock.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

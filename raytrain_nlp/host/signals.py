@@ -1,12 +1,12 @@
-"""Ctrl-C, SIGTERM and a closed terminal: the first is answered at once and ends things in good order, the second ends
+"""Answers Ctrl-C, SIGTERM and a closed terminal. The first signal ends the run in good order; the second ends
 everything now.
 
-    signal --wakeup fd--> watcher thread: says the line, asks for a checkpoint where training runs, or kills
+    signal --wakeup fd--> watcher thread: shows a line, then asks for a checkpoint where training runs, or kills
            --Python's handler, in the main thread--> KeyboardInterrupt, where nothing has to be waited for
 
-The watcher answers also while the main thread is in a call of C code, which holds Python's own handler up. It imports
-nothing but psutil, at the very end, and what it calls are the hooks registered here; one that raises is passed over,
-for the process is ending. It ends with `handled`.
+The watcher answers while the main thread is inside C code too, which delays Python's own handlers. It imports nothing
+except for psutil at the very end, and calls only the hooks that are registered here. An exception in a hook is ignored,
+because the process is ending. The thread ends with `handled`.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from raytrain_nlp.errors import Stopped
 P = ParamSpec("P")
 T = TypeVar("T")
 _Handler = Callable[[int, FrameType | None], Any] | int | None
-"""What `signal.signal` takes and gives."""
+"""What `signal.signal` takes and returns."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOOK_S = 0.5
 _DECISION_S = 5.0
 _LAST_WORDS_S = 2.0
-"""What is registered with `at_once` may take so long altogether."""
+"""Seconds that all functions registered with `at_once` may take together."""
 _FIRST = "stopping; Ctrl-C again ends at once."
 _SECOND = "ending at once."
 
 
 class Interrupted(KeyboardInterrupt):
-    """What the first signal raises in the main thread."""
+    """Raised in the main thread by the first signal."""
 
 
 class _Watch:
     def __init__(self) -> None:
         self.first: int | None = None
-        """The signal that came first."""
+        """The first signal that was received, or None."""
         self._raises = False
         self._decided = threading.Event()
         self._raised: weakref.ref[BaseException] | None = None
         self._own = 0
-        """Signals that the watcher has sent to itself."""
+        """Number of signals that the watcher has sent to the main thread and not received back yet."""
         self.hooks: list[Callable[[], str | None]] = []
         self.last_words: list[Callable[[], object]] = []
         self._read, self._write = socket.socketpair()
@@ -62,7 +62,7 @@ class _Watch:
     def install(self) -> None:
         taken = [
             number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN
-        ]  # by nohup, or for a shell's background job
+        ]  # ignored under nohup, and in background jobs of a shell
         self._before = {number: signal.signal(number, self._handle) for number in taken}
         self._wakeup = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, name="interrupts", daemon=True)
@@ -73,7 +73,11 @@ class _Watch:
             signal.signal(number, self._handle)
 
     def remove(self, to_the_end: bool) -> None:
-        """Args: to_the_end: the process ends now, which a further signal is not to disturb."""
+        """Stop watching, and restore the handlers of before.
+
+        Args:
+            to_the_end: the process ends now; where it was stopped, further signals are ignored.
+        """
         self._over.set()
         signal.set_wakeup_fd(self._wakeup)
         for number, handler in self._before.items():
@@ -107,9 +111,10 @@ class _Watch:
                 signal.pthread_kill(main, self.first)
 
     def _is_deaf(self) -> bool:
-        """Is the main thread to be interrupted, and is not: it waited for the answer no longer, on a machine so busy
-        that this thread did not run; or it was raised where exceptions are thrown away, as in a destructor. One signal
-        of one's own at a time: the kernel keeps no two."""
+        """Should the main thread have been interrupted, and was not? Either it no longer waited for the watcher's
+        answer, on a machine so busy that this thread did not run, or the exception was raised where exceptions are
+        ignored, as in a destructor. Only one signal is sent at a time, because the kernel does not queue equal ones.
+        """
         return self._raises and not self._own and (self._raised is None or self._raised() is None)
 
     def _heard(self, number: int) -> None:
@@ -131,11 +136,11 @@ _active: _Watch | None = None
 
 @contextlib.contextmanager
 def handled(to_the_end: bool = False) -> Iterator[None]:
-    """While inside, signals are answered as this module says. Inside another of its kind, or outside the main thread,
-    nothing changes.
+    """While inside, signals are answered as this module describes. Inside another such block, or outside the main
+    thread, it changes nothing.
 
     Args:
-        to_the_end: the process ends after it; having been stopped it is not to be disturbed once more.
+        to_the_end: the process ends after the block; where it was stopped, further signals are ignored.
     """
     global _active
     if _active is not None or threading.current_thread() is not threading.main_thread():
@@ -151,7 +156,7 @@ def handled(to_the_end: bool = False) -> Iterator[None]:
 
 
 def stoppable(line: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """A function that is run while signals are `handled`, and raises `Stopped` with this line where it was
+    """Decorate a function to run while signals are `handled`, and to raise `Stopped` with this line where it was
     interrupted.
     """
 
@@ -170,28 +175,31 @@ def stoppable(line: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
 
 def keep_handlers() -> None:
-    """Take back the handlers that a library has put in place of these (`ray.init()` takes SIGTERM's)."""
+    """Install the handlers of this module again after a library has replaced them (`ray.init()` replaces that of
+    SIGTERM).
+    """
     if _active is not None and threading.current_thread() is threading.main_thread():
         _active.keep()
 
 
 def exit_code() -> int:
-    """Of a process that a signal ends in good order; 130 for Ctrl-C."""
+    """Exit code of a process that a signal has ended in good order; 130 for Ctrl-C."""
     return 128 + ((_active and _active.first) or signal.SIGINT)
 
 
 @contextlib.contextmanager
 def asking(hook: Callable[[], str | None]) -> Iterator[None]:
-    """While inside, the first signal calls `hook`, in the watcher's thread; a line it returns is said, and the main
-    thread goes on to an end it knows itself. None: the main thread is interrupted.
+    """While inside, the first signal calls `hook` in the watcher's thread. A line that it returns is shown, and the
+    main thread, which is not interrupted, comes to an end by itself. Where it returns None, the main thread is
+    interrupted.
     """
     yield from _registered(hook, "hooks")
 
 
 @contextlib.contextmanager
 def at_once(last_word: Callable[[], object]) -> Iterator[None]:
-    """While inside, the second signal calls it before the process ends; for what takes a moment and must not be left
-    undone.
+    """While inside, the second signal calls `last_word` before the process ends: for short actions that must not be
+    left out.
     """
     yield from _registered(last_word, "last_words")
 
@@ -206,10 +214,10 @@ def _registered(function: Callable[[], object], where: str) -> Iterator[None]:
 
 
 def end_now(code: int, last_words: bool = True) -> None:
-    """End this process and all that it has started, without any `finally` of it.
+    """End this process and all of its descendants, without running any `finally`.
 
     Args:
-        last_words: what is registered with `at_once` is done first.
+        last_words: first call the functions registered with `at_once`.
     """
     started = list(_active.last_words) if _active is not None and last_words else []
     threads = [threading.Thread(target=_quietly, args=(last_word,), daemon=True) for last_word in reversed(started)]
@@ -229,12 +237,14 @@ def end_now(code: int, last_words: bool = True) -> None:
 def _quietly(function: Callable[[], T]) -> T | None:
     try:
         return function()
-    except Exception:  # noqa: BLE001 - the process is ending, whatever this is
+    except Exception:  # noqa: BLE001 - the process is ending anyway
         return None
 
 
 def _say(line: str) -> None:
-    """Over the live line, where there is one; past Python's buffers and their locks, which the main thread may hold."""
+    """Print a line in place of the live line, if there is one. It bypasses Python's buffers, whose locks the main
+    thread may hold.
+    """
     start = "\r\x1b[K" if sys.stderr is not None and sys.stderr.isatty() else ""
     with contextlib.suppress(OSError, ValueError):
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{start}{line}\n".encode())

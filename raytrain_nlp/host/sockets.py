@@ -1,7 +1,6 @@
-"""Short names for TMPDIR: a Unix socket's path has at most 107 bytes, and Ray puts 66 behind the folder that it is
-given.
+"""Short names for TMPDIR. The path of a Unix socket has at most 107 bytes, of which Ray uses 66 below its folder.
 
-/tmp/rtn-UID/HASH -> TMPDIR        a link: what lies there lies where TMPDIR says, under a name that fits
+/tmp/rtn-UID/HASH -> TMPDIR        a symbolic link: the files stay where TMPDIR says, under a path that is short enough
 """
 
 from __future__ import annotations
@@ -13,17 +12,17 @@ import tempfile
 from pathlib import Path
 
 MOST_BYTES = 107
-"""Of a socket's path (`sun_path` of `sockaddr_un`, without its end)."""
+"""Bytes of a socket's path (`sun_path` in `sockaddr_un`, without the final zero)."""
 RAY_BYTES = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.9")
-"""What Ray puts behind its folder, at most."""
+"""Most bytes of a path that Ray appends to its folder."""
 _BASES = ("/tmp", "/dev/shm", "/var/tmp")
 _PLAIN = re.compile(r"[\w./+\-]*", re.ASCII)
-"""What Ray's command lines carry without harm."""
+"""Characters that are safe in the command lines that Ray builds."""
 
 
 def ray_folder() -> str | None:
-    """Where a Ray that is started here should have its files; None: where it has them by itself (`RAY_TMPDIR`, else
-    `TMPDIR`, as `/ray`).
+    """The folder for the files of a Ray that is started here; None: Ray's default (`ray` below `RAY_TMPDIR` or
+    `TMPDIR`) is short enough.
     """
     folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir())
     short = short_name(folder / "ray", RAY_BYTES)
@@ -31,10 +30,11 @@ def ray_folder() -> str | None:
 
 
 def short_name(path: Path, behind: int = 0) -> Path:
-    """A path under which a socket `behind` bytes further down can be made: itself where it fits, else through a link to
-    its folder.
+    """A path below which a socket can be created: the path itself where it is short enough, otherwise the same folder
+    by a link. Where no link can be made, the path is returned unchanged, and creating the socket will fail.
 
-    Where no link can be made, too, it is the path itself, and whoever makes the socket says why it cannot.
+    Args:
+        behind: bytes of the socket's path below `path`.
     """
     if len(os.fsencode(path)) + behind <= MOST_BYTES and _PLAIN.fullmatch(str(path)):
         return path
@@ -47,7 +47,9 @@ def short_name(path: Path, behind: int = 0) -> Path:
 
 
 def _linked(link: Path, folder: Path) -> bool:
-    """Is there now a link to the folder that is nobody else's? Made at once, for several processes may make it."""
+    """Make `link` lead to the folder, unless it does; False where it cannot, or belongs to another user. It is replaced
+    in one step, because several processes may do so.
+    """
     try:
         link.parent.mkdir(mode=0o700, exist_ok=True)
         if link.parent.lstat().st_uid != os.getuid():
@@ -65,5 +67,5 @@ def _linked(link: Path, folder: Path) -> bool:
 
 
 def _leads_nowhere(link: Path) -> bool:
-    """Is a link left of a TMPDIR that is gone?"""
+    """Is this a link to a TMPDIR that no longer exists?"""
     return link.is_symlink() and not link.exists()

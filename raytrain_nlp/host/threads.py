@@ -1,4 +1,4 @@
-"""A thread that looks at something now and then. What it meets is told, and it goes on looking: no thread of this
+"""Threads that check something at intervals. An exception in one is reported, and the thread goes on: no thread of this
 package ends silently.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 
 def reason_of(error: BaseException) -> str:
-    """An error as part of a line."""
+    """An error as part of a line: its type and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
@@ -25,14 +25,14 @@ def looking(
     at_end: bool = False,
     join_s: float = 5.0,
 ) -> Iterator[threading.Event]:
-    """While inside, a thread calls `look` every so many seconds, until that returns something true. Yields what is set
-    when the block ends.
+    """While inside, a thread calls `look` every `every_s` seconds, until `look` returns something true. Yields an event
+    that is set when the block ends.
 
     Args:
-        tell: is given what `look` has raised, once each time it begins to fail; it is tried again. What `tell` raises
-            is passed over.
-        at_end: look once more when the block ends.
-        join_s: how long the end waits for a look that hangs.
+        tell: called with the reason when `look` begins to raise exceptions; the thread goes on. Exceptions of `tell`
+            are ignored.
+        at_end: call `look` once more when the block ends.
+        join_s: seconds that the end of the block waits for the thread.
     """
     over = threading.Event()
 
@@ -46,7 +46,7 @@ def looking(
                 if look():
                     return
                 failed = False
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is told and tried again
+            except Exception as error:  # noqa: BLE001 - it is reported, and the thread goes on
                 if not failed and (at_end or not over.is_set()):
                     with contextlib.suppress(Exception):
                         tell(reason_of(error))
