@@ -1,1 +1,3 @@
-"""Private names of libraries, each behind a function of its own."""
+"""Private names of other libraries, and patches of them: each behind a function with a public name, in a module for
+each library.
+"""

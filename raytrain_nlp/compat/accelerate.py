@@ -1,6 +1,4 @@
-"""accelerate's `Accelerator`, which `Trainer` makes itself, from arguments: what is to happen around its methods is put
-around them.
-"""
+"""accelerate: hooks around methods of the `Accelerator`, which `Trainer` creates itself."""
 
 from __future__ import annotations
 
@@ -9,16 +7,21 @@ from typing import Any
 
 
 def apply_backward(accelerator: Any, weigh: Callable[[Any], Any], **defaults: Any) -> None:
-    """Patch: the loss that goes into the backward pass is what `weigh` makes of it; `defaults`: keyword arguments of
-    `backward` that are not given. A user's `training_step` calls `accelerator.backward` itself, so no override of
-    `Trainer`'s can do it."""
+    """Patch: the backward pass starts from the loss that `weigh` returns. This cannot be an override of `Trainer`,
+    because a user's `training_step` calls `accelerator.backward` itself.
+
+    Args:
+        defaults: keyword arguments for `backward`, where its caller does not give them.
+    """
     backward = accelerator.backward
     accelerator.backward = lambda loss, **kwargs: backward(weigh(loss), **{**defaults, **kwargs})
 
 
 def apply_prepare(accelerator: Any, before: Callable[[], None], made: Callable[[Any], None]) -> None:
-    """Patch: `before` is called before model and optimizer are prepared, `made` with each part that comes out.
-    `Trainer` prepares and then loads the checkpoint in one method, and the engine must read without pickle by then."""
+    """Patch: call `before` when model and optimizer are about to be prepared, and `made` with each object that was
+    prepared. `Trainer` prepares and then loads the checkpoint in one method, and by then the DeepSpeed engine must read
+    checkpoints without pickle.
+    """
     prepare = accelerator.prepare
 
     def prepare_and_tell(*args: Any, **kwargs: Any) -> Any:

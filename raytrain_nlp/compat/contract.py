@@ -1,10 +1,10 @@
-"""What this package relies on in other libraries beside what they document: each name with what it is today, so that an
-upgrade that moves one says which.
+"""Checks the names of other libraries that this package relies on without their being documented, so that an upgrade
+which changes one says so.
 
-    python -m raytrain_nlp.compat.contract      what moved in the installed versions, a line each; exit code 1 where anything did
+    python -m raytrain_nlp.compat.contract      prints a line for each name that changed; exit code 1 where there is any
 
-The table is in `private_names.py`, grouped by library.
-"""  # noqa: E501
+The table of names is in `private_names.py`, grouped by library.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def find_moved(names: Iterable[Name]) -> list[str]:
 
 
 def describe(path: str) -> str | None:
-    """What a name is in the installed libraries, as `Name.expected` has it; None where it is missing."""
+    """What a name is in the installed libraries, in the form of `Name.expected`; None where it is missing."""
     if "/" in path:
         return FILE if _file(path) is not None else None
     parts = path.split(".")
@@ -72,7 +72,7 @@ def _fits(found: str, expected: str) -> bool:
 
 
 def _import_longest(parts: list[str]) -> tuple[ModuleType | None, list[str]]:
-    """The module that as many parts as can be imported name, and the parts that are left."""
+    """The longest beginning of a dotted name that is a module, and the remaining parts of the name."""
     for count in range(len(parts), 0, -1):
         try:
             return importlib.import_module(".".join(parts[:count])), parts[count:]
@@ -95,7 +95,7 @@ def _kind(value: Any) -> str:
 
 
 def _parameters(signature: inspect.Signature) -> str:
-    """Names of parameters; `=` where there is a default, `*` before those that must be named."""
+    """Names of the parameters: `=` follows one with a default, `*` precedes those that are keyword-only."""
     shown, named = [], False
     for parameter in signature.parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY and not named:
@@ -109,13 +109,13 @@ def _parameters(signature: inspect.Signature) -> str:
 
 
 def _is_set(cls: type, name: str) -> bool:
-    """Does the code of a class or of its bases set `self.name`?"""
+    """Does the code of a class, or of one of its bases, assign `self.name`?"""
     return any(name in _attributes(owner.__module__).get(owner.__name__, ()) for owner in cls.__mro__)
 
 
 @cache
 def _attributes(module: str) -> dict[str, set[str]]:
-    """What each class of a module sets on `self`."""
+    """Class -> names that its code assigns on `self`, for the classes of a module."""
     found: dict[str, set[str]] = {}
     for owner in ast.walk(ast.parse(_source(module))):
         if isinstance(owner, ast.ClassDef):
@@ -159,7 +159,7 @@ def _versions() -> str:
 
 
 def main() -> int:
-    """Print what moved."""
+    """Print which names have moved. Returns 1 where there are any."""
     import_deepspeed()
     moved = find_moved(NAMES)
     print(f"{len(NAMES)} names that this package relies on, in {_versions()}:")

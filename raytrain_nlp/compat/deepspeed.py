@@ -1,4 +1,4 @@
-"""DeepSpeed: how it is imported, and what its engine and its ZeRO-3 have no setting for."""
+"""DeepSpeed: how it is imported, and what its engine and ZeRO-3 have no setting for."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Any
 
 
 def import_deepspeed() -> Any:
-    """DeepSpeed without what costs each worker seconds and is used by none: its autotuner's optional `import mlflow`
-    (2.9 s of CPU), and the compiler that its Muon optimizer, of which every ZeRO engine asks whether it is used, loads
-    to decorate three functions (5.0 s, 110 MB).
+    """Import DeepSpeed without two imports that take seconds in each worker and are never used: its autotuner's
+    optional `import mlflow` (2.9 s of CPU), and torch's compiler, which its Muon optimizer loads to decorate three
+    functions (5.0 s, 110 MB). Every ZeRO engine imports that optimizer.
 
-    Patch of `sys.modules` and of DeepSpeed's `compile`, while it is imported.
+    Patch of `sys.modules` and of DeepSpeed's `compile` during the import.
     """
     absent = "mlflow" not in sys.modules
     if absent:
-        # Python allows it: an import of it then fails like that of a package that is not installed
+        # None is allowed here: importing the module then fails as if it were not installed
         sys.modules["mlflow"] = None  # type: ignore[assignment]
     try:
         import deepspeed
     finally:
         if absent:
             del sys.modules["mlflow"]
-    with contextlib.suppress(ImportError, AttributeError):  # where a version has it elsewhere, it costs its seconds
+    with contextlib.suppress(ImportError, AttributeError):  # elsewhere in another version: no harm
         from deepspeed.runtime import compiler
 
         compile_now, compiler.compile = compiler.compile, lambda: _compiled_when_called
@@ -37,7 +37,7 @@ def import_deepspeed() -> Any:
 
 
 def _compiled_when_called(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What `torch.compile` makes of it, made at its first call."""
+    """The function, compiled by `torch.compile` when it is first called."""
 
     @functools.cache
     def compiled() -> Callable[..., Any]:
@@ -49,8 +49,9 @@ def _compiled_when_called(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def forget_accelerator(use_gpu: bool) -> None:
-    """Patch: where DeepSpeed is loaded and computes on the other kind of device, let it look again when it is next
-    asked; its own `set_accelerator` takes an accelerator, and makes none."""
+    """Patch: where DeepSpeed is loaded and has chosen the other kind of device, let it choose again. Its own
+    `set_accelerator` takes an accelerator and does not create one.
+    """
     real: Any = sys.modules.get("deepspeed.accelerator.real_accelerator")
     found = getattr(real, "ds_accelerator", None)
     if found is not None and (found.device_name() == "cpu") == use_gpu:
@@ -58,24 +59,32 @@ def forget_accelerator(use_gpu: bool) -> None:
 
 
 def apply_without_shared_memory_op() -> None:
-    """Patch: DeepSpeed takes its all-reduce through shared memory for not installed. Only inference uses it, and its
-    first use would run g++ for over a minute; there is no setting against it."""
+    """Patch: DeepSpeed believes that its all-reduce through shared memory is not installed. Only inference needs it,
+    its first use would run g++ for over a minute, and no setting turns it off.
+    """
     import_deepspeed().ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def apply_checkpoint_engine(engine: Any, checkpoint_engine: Any, load_checkpoint: Callable[..., Any]) -> None:
-    """Patch of one engine: it reads and writes files by `checkpoint_engine`, is loaded by `load_checkpoint`, and copies
-    no recovery script into checkpoints. DeepSpeed chooses among its own checkpoint engines only, the default of which
-    loads pickles."""
+    """Patch of one engine: it reads and writes files with `checkpoint_engine`, loads checkpoints with
+    `load_checkpoint`, and copies no recovery script into them. DeepSpeed chooses only among its own checkpoint engines,
+    whose default loads pickles.
+    """
     engine.checkpoint_engine, engine.load_checkpoint = checkpoint_engine, load_checkpoint
     engine._copy_recovery_script = lambda save_path: None
 
 
 @contextlib.contextmanager
 def checkpoint_parts(engine: Any, model: str, optimizer: str, ranks: int, read: Callable[[str], Any]) -> Iterator[None]:
-    """Patch of one engine: while inside, it finds the states of the model and of each of so many ranks' optimizers
-    under two names, and gets what `read` returns for them. DeepSpeed loads ZeRO checkpoints of another number of ranks
-    only after a conversion on disk."""
+    """Patch of one engine: while inside, it finds one file with the state of the model and one with the optimizer state
+    of each rank, and receives the return values of `read` for them. Without it, DeepSpeed loads ZeRO checkpoints of
+    another number of ranks only after a conversion on disk.
+
+    Args:
+        model: name of the file with the state of the model.
+        optimizer: name of the file with optimizer states, the same for all ranks.
+        ranks: number of ranks that wrote the checkpoint.
+    """
     engine._get_all_ckpt_names = lambda *args: [model]
     engine._get_all_zero_checkpoint_names = lambda *args, **kwargs: [optimizer] * ranks
     engine.checkpoint_engine.load = lambda path, map_location=None: read(path)
@@ -86,8 +95,8 @@ def checkpoint_parts(engine: Any, model: str, optimizer: str, ranks: int, read: 
 
 
 def apply_before_update(engine: Any, call: Callable[[], None]) -> None:
-    """Patch of one engine: `call` before each update. accelerate's backward pass of DeepSpeed ends with `engine.step`,
-    and no hook is between.
+    """Patch of one engine: call `call` before each optimizer update. With DeepSpeed, accelerate's backward pass ends
+    with `engine.step`, and there is no hook between the two.
     """
     update = engine.step
 
@@ -99,15 +108,18 @@ def apply_before_update(engine: Any, call: Callable[[], None]) -> None:
 
 
 UPDATE_FUNCTION = "_take_model_step"
-"""The engine's method that is on a thread's stack while the optimizer steps, by which a slow step is told from a slow
-backward pass.
-"""
+"""The engine's method that is on a thread's stack during the optimizer's step. It distinguishes a slow step from a slow
+backward pass."""
 
 
 @contextlib.contextmanager
 def without_zero3_hooks(offload: Any) -> Iterator[None]:
-    """While inside, ZeRO-3 (an engine's `optimizer.parameter_offload`) does not fetch and release weights layer by
-    layer, for they have been gathered as a whole. DeepSpeed does the same for its compiler, by no public function."""
+    """While inside, ZeRO-3 does not gather and release weights layer by layer, because they have been gathered as a
+    whole. DeepSpeed does the same for its compiler, but not in a public function.
+
+    Args:
+        offload: the engine's `optimizer.parameter_offload`.
+    """
     from deepspeed.runtime.zero import parameter_offload
 
     offload._remove_module_hooks()
@@ -118,4 +130,4 @@ def without_zero3_hooks(offload: Any) -> Iterator[None]:
         yield
     finally:
         offload.setup_zero_stage3_hooks()
-        del parameter_offload.FWD_MODULE_STACK[modules:]  # it holds the root module since DeepSpeed's own set-up
+        del parameter_offload.FWD_MODULE_STACK[modules:]  # the root module stays, put there by DeepSpeed

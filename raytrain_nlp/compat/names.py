@@ -1,32 +1,35 @@
-"""An entry of the contract with other libraries."""
+"""An entry in the table of names that this package relies on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 INSTANCE = "set on its instances"
-"""What an attribute is that a class's code sets on `self`, for there is nothing to look at without an instance."""
+"""Description of an attribute that a class's code assigns on `self`. Without an instance, nothing more can be found
+out."""
 FILE, VALUE = "file", "value"
 
 
 @dataclass(frozen=True)
 class Name:
-    """A name of a library that it does not document."""
+    """A name of a library that its documentation does not cover."""
 
     path: str
-    """Dotted, from the package on; of a file below a package: with slashes."""
+    """The dotted name, beginning with the package; of a file in a package: its path with slashes."""
     expected: str
-    """The parameters of a function, `(self, name, option=)`, or `(..., name, option=)` where it may have others;
-    `class`, `module`, `file`, the type of a value, `VALUE` of any; or `INSTANCE`."""
+    """Of a function its parameters, `(self, name, option=)`, or `(..., name, option=)` where others do not matter.
+    Otherwise `class`, `module`, `file`, the type of a value, `VALUE` for a value of any type, or `INSTANCE`."""
     texts: tuple[tuple[str, str], ...] = ()
-    """Modules, and what must stand in their code: where the library calls or reads what this package overrides or
-    replaces.
-    """
+    """Modules, and text that must occur in their source code: where the library calls or reads what this package
+    overrides or replaces."""
 
 
 def under(prefix: str, names: dict[str, str | tuple[str, ...]], separator: str = ".") -> list[Name]:
-    """Names below one prefix; of those that are overridden or replaced also `module: text`, where the library calls or
-    reads them.
+    """The names below a prefix.
+
+    Args:
+        names: name -> `Name.expected`; for names that are overridden or replaced followed by `module: text` for each of
+            `Name.texts`.
     """
     found = []
     for name, told in names.items():

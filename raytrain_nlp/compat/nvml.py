@@ -1,4 +1,4 @@
-"""NVIDIA's management library, by its own bindings for Python."""
+"""NVIDIA's management library (NVML), by its Python bindings."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _NVML = "raytrain_nlp_nvml"
 
 
 def load_nvml() -> Any:
-    """The package `nvidia-ml-py`, or the copy of it that Ray brings, by its file: loading Ray, or torch, to ask for
-    GPUs takes seconds.
+    """The bindings: the package `nvidia-ml-py`, or the copy inside Ray, which is loaded from its file. Importing Ray or
+    torch just to find GPUs would take seconds.
     """
     if find_spec("pynvml") is not None:
         import pynvml
@@ -24,6 +24,6 @@ def load_nvml() -> Any:
             _NVML, package_folder("ray") / "_private" / "thirdparty" / "pynvml" / "pynvml.py"
         )
         assert spec is not None and spec.loader is not None, "a file that ends in .py has a loader"
-        sys.modules[_NVML] = module_from_spec(spec)  # it looks for itself there
+        sys.modules[_NVML] = module_from_spec(spec)  # the module looks itself up there
         spec.loader.exec_module(sys.modules[_NVML])
     return sys.modules[_NVML]

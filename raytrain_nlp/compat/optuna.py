@@ -1,4 +1,4 @@
-"""Optuna's trials by their number."""
+"""Optuna: continuing trials by their number."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 
 def open_trial(study: Any, number: int) -> Any:
-    """The trial of a number, which was asked for and not told: to be reported and told as if it had just been asked
-    for. `Study.tell` takes a number, `Trial.report` needs the object, which Optuna makes of the id that its storage has
-    for it."""
+    """A running trial as an object, as `Study.ask` returned it. `Study.tell` takes a number, but `Trial.report` needs
+    the object, which Optuna creates from the trial's id in its storage.
+    """
     import optuna
 
     return optuna.trial.Trial(study, study.trials[number]._trial_id)

@@ -1,5 +1,5 @@
 """The table of `contract.py`: names of other libraries that this package calls, reads, overrides or replaces, and what
-each is today.
+each of them is in the supported versions.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ OVERRIDDEN: dict[str, str] = {
     "get_test_dataloader": "(self, test_dataset)",
     "evaluation_loop": "(self, dataloader, description, prediction_loss_only=, ignore_keys=, metric_key_prefix=)",
 }
-"""Methods of `transformers.Trainer` that the run's trainer overrides, for it changes where rows come from, what a loss
-is a mean of and where state goes, which no callback can; `Trainer` must still call each."""
+"""Methods of `transformers.Trainer` that the run's trainer overrides, with their parameters. They change where rows
+come from, what a loss is the mean of, and where state is saved, which no callback can do. `Trainer` must still call
+each."""
 
 NAMES: list[Name] = [
     *ray_names.NAMES,

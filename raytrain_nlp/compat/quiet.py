@@ -1,4 +1,4 @@
-"""Libraries without their lines."""
+"""Silences a library's logger."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet(name: str) -> Iterator[None]:
-    """Without a logger's lines: what is to be said is said by who asked."""
+    """While inside, the logger `name` is silent, because the caller itself reports what matters."""
     logger = logging.getLogger(name)
     before, logger.disabled = logger.disabled, True
     try:

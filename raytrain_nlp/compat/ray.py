@@ -1,5 +1,5 @@
-"""Ray's private tables and processes, as driver and workers ask for them. A version that has renamed one must not turn
-a feature off without a word.
+"""Ray's private tables and processes, as driver and workers use them. Where a version of Ray has renamed something, the
+feature that needs it is not lost silently.
 """
 
 from __future__ import annotations
@@ -14,25 +14,26 @@ from raytrain_nlp.host.once import once
 from raytrain_nlp.host.threads import reason_of
 
 _RENAMED = (AttributeError, ImportError, TypeError, NameError, NotImplementedError)
-"""What a name, a module or a signature that has changed raises."""
+"""Exceptions that a changed name, module or signature raises."""
 _GCS_S = 10
-"""Seconds the GCS may take to answer."""
+"""Seconds within which the GCS must answer."""
 
 
 @contextlib.contextmanager
 def asking_ray(lost: str, say: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Ask Ray inside; what it raises while its head is away is passed over, and the next question may be answered.
+    """Ask Ray something inside the block. Exceptions that Ray raises, as while its head cannot be reached, are ignored:
+    the next question may be answered.
 
     Args:
-        lost: what does not work where this Ray has the part no more. Said once in a process, with the version.
-        say: says it; default: standard error.
+        lost: what does not work where this version of Ray has changed; shown once in a process, with the version.
+        say: shows it; default: standard error.
     """
     import ray
 
     try:
         yield
     except _RENAMED as error:
-        if ray.is_initialized():  # else it is the connection that has gone in the middle of the question
+        if ray.is_initialized():  # otherwise the connection was lost in the middle of the call
             more: dict[str, Any] = {} if say is None else {"say": say}
             once(
                 f"{lost}: Ray {ray.__version__} has changed ({reason_of(error)}). Use the version this package was "
@@ -40,7 +41,7 @@ def asking_ray(lost: str, say: Callable[[str], None] | None = None) -> Iterator[
                 key=lost,
                 **more,
             )
-    except Exception:  # noqa: BLE001 - Ray raises what it likes
+    except Exception:  # noqa: BLE001 - Ray raises many kinds of exceptions
         pass
 
 
@@ -48,17 +49,15 @@ def asking_ray(lost: str, say: Callable[[str], None] | None = None) -> Iterator[
 
 
 def available_per_node() -> dict[str, dict[str, float]]:
-    """What nobody uses of each node's resources, by node id; `ray.available_resources` gives only the sum over all
-    nodes.
-    """
+    """Node id -> its unused resources. `ray.available_resources` returns only their sum over all nodes."""
     from ray._private.state import available_resources_per_node
 
     return available_resources_per_node()
 
 
 def draining_nodes() -> dict[str, int]:
-    """Ids of nodes that are being drained -> deadline in milliseconds since the epoch (0 = none); `ray.nodes` does not
-    say it.
+    """Id of each node that is being drained -> deadline in milliseconds since the epoch (0: none). `ray.nodes` does not
+    contain it.
     """
     from ray._private.state import state
 
@@ -66,7 +65,7 @@ def draining_nodes() -> dict[str, int]:
 
 
 def reported_cluster_config() -> Any:
-    """The node groups that an autoscaler has reported (`autoscaler_pb2.ClusterConfig`), or None; no public function
+    """The node groups that an autoscaler has reported (`autoscaler_pb2.ClusterConfig`), or None. No public function
     reads them.
     """
     from ray._private.state import state
@@ -75,7 +74,7 @@ def reported_cluster_config() -> Any:
 
 
 def infeasible_gangs() -> list[str]:
-    """What the second autoscaler says of each placement group it can never place;
+    """What version 2 of the autoscaler says about each placement group that it can never place.
     `ray.autoscaler.v2.sdk.get_cluster_status` leaves these out.
     """
     import ray
@@ -88,8 +87,9 @@ def infeasible_gangs() -> list[str]:
 
 
 def placement_groups_of_this_job() -> list[tuple[str, str]]:
-    """Ids of the job's placement groups and of the actors that made them, in hex. `ray.util.placement_group_table` does
-    not tell the creator, `ray.util.state` needs a dashboard."""
+    """(id, id of the actor that created it), in hex, of each placement group of this Ray job.
+    `ray.util.placement_group_table` does not contain the creator, and `ray.util.state` needs a dashboard.
+    """
     import ray
     from ray._private.state import state
     from ray.core.generated.gcs_pb2 import PlacementGroupTableData
@@ -106,8 +106,11 @@ def placement_groups_of_this_job() -> list[tuple[str, str]]:
 
 
 def actor_entry(actor: str) -> dict[str, Any]:
-    """What the GCS knows of an actor (its id in hex), with `State` and `ActorClassName`; empty where there is none.
-    `ray.util.state` needs a dashboard.
+    """The GCS's entry of an actor, with `State` and `ActorClassName`; empty where there is none. `ray.util.state` needs
+    a dashboard.
+
+    Args:
+        actor: the actor's id, in hex.
     """
     from ray._private.state import state
 
@@ -115,7 +118,7 @@ def actor_entry(actor: str) -> dict[str, Any]:
 
 
 def actor_id(handle: Any) -> str:
-    """The id, in hex, of the actor a handle is of; only an actor itself can ask for its own
+    """The id, in hex, of the actor behind a handle. In public, only the actor itself can get its id
     (`get_runtime_context().get_actor_id`).
     """
     return handle._actor_id.hex()
@@ -125,8 +128,8 @@ def actor_id(handle: Any) -> str:
 
 
 def boot_service_actors() -> None:
-    """Start Ray Data's two actors of each cluster, which the first data set would otherwise wait for. A Ray without
-    them changes nothing else.
+    """Start the two actors that Ray Data has in each cluster, for which the first dataset would otherwise wait. Does
+    nothing in a version of Ray without them.
     """
     with contextlib.suppress(ImportError):
         from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
@@ -139,8 +142,8 @@ def boot_service_actors() -> None:
 
 
 def use_token() -> None:
-    """Have this process authenticate as `ray.init` does in a Ray that it starts itself; to one it only connects to, it
-    would send no token.
+    """Make this process authenticate as `ray.init` does with a Ray that it starts itself. When it only connects to one,
+    it would send no token.
     """
     from ray._private.authentication.authentication_token_setup import enable_token_auth_by_default
 
@@ -149,8 +152,8 @@ def use_token() -> None:
 
 
 def make_token() -> None:
-    """The same for the process that starts a Ray: where this user has no token yet, one is made, as `ray.init` makes
-    it.
+    """As `use_token`, for the process that starts a Ray; creates a token, as `ray.init` does, where this user
+    has none.
     """
     from ray._private.authentication.authentication_token_setup import (
         enable_token_auth_by_default,
@@ -163,8 +166,9 @@ def make_token() -> None:
 
 @contextlib.contextmanager
 def errors_unsaid(verbose: bool) -> Iterator[None]:
-    """Patch: Ray prints what raylets tell, as that one has died, to the driver's standard output, where an answer in
-    JSON may stand. Neither `log_to_driver` nor `logging_level` keeps it from that."""
+    """Patch: while inside, unless `verbose`, Ray does not print what raylets report, such as the death of one, to the
+    driver's standard output, where a JSON answer may go. Neither `log_to_driver` nor `logging_level` prevents that.
+    """
     import ray._private.worker as of_ray
 
     printed = getattr(of_ray, "print_to_stdstream", None)
@@ -181,15 +185,15 @@ def errors_unsaid(verbose: bool) -> Iterator[None]:
 
 
 def largest_package() -> int:
-    """Bytes a working folder may have, by which Ray refuses it only after it has been packed."""
+    """Most bytes that a working directory may have. Ray refuses a larger one only after it has packed it."""
     from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE
 
     return GCS_STORAGE_MAX_SIZE
 
 
 def packed_files(folder: Path) -> Iterator[Path]:
-    """The files of a working folder that Ray packs: all but those its reading of .gitignore and .rayignore leaves out,
-    which has no public form.
+    """The files of a working directory that Ray packs: all except those excluded by .gitignore and .rayignore, as Ray
+    reads these. There is no public function for this.
     """
     from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 

@@ -1,4 +1,4 @@
-"""What is relied on of Ray, as `private_names.py` has it."""
+"""The names of Ray that this package relies on, as in `private_names.py`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ _SETTINGS = {
         "TUNE_FORCE_TRIAL_CLEANUP_S TUNE_MAX_PENDING_TRIALS_PG"
     ),
 }
-"""Modules and the variables of the environment they read, which Ray's documents name at most in passing: one that is
-renamed is ignored silently.
-"""
+"""Module -> environment variables that it reads and Ray's documentation hardly mentions. Ray would silently ignore one
+that has been renamed."""
 
 NAMES: list[Name] = [
     # Ray: its GCS, as driver and workers ask it

@@ -1,5 +1,5 @@
-"""A Ray's head as a process of this package starts it. `ray.init` would start it in the driver, with processes that
-nobody needs.
+"""Starts Ray's head in a process of this package. `ray.init` would start it in the driver, with processes that are not
+needed.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 _START_S = 120.0
-"""How long a raylet may take to start. Ray itself gives it 30 s, however busy the machine is."""
+"""Seconds within which a raylet must start. Ray itself allows 30 s, however busy the machine is."""
 
 
 def empty_node() -> Any:
-    """A node of Ray's, not started yet: `start_node` starts it, `end_node` ends what there is of it, also where it
-    failed half way.
+    """A node of Ray that is not started yet, for `start_node`. `end_node` ends its processes, also where the start has
+    failed half-way.
 
-    Without what the Ray of one driver on one machine has no use for: dashboard, autoscaler and, unless its output is
-    wanted, what carries it to the driver (ranks have log files of their own). Each is a process that takes seconds to
-    start.
+    The node leaves out processes that one driver on one machine does not need: dashboard, autoscaler and, unless its
+    output is wanted, the log monitor (ranks have log files of their own). Each of them takes seconds to start.
     """
     from ray import _raylet as with_stub
     from ray._private.node import Node
@@ -32,8 +31,8 @@ def empty_node() -> Any:
             pass
 
         def start_raylet(self, *arguments: Any, **options: Any) -> None:
-            """A raylet reads the ports of its agents from files that they write, and aborts where that takes more than
-            15 s, as on a busy machine.
+            """Write the files from which the raylet reads the ports of its agents. It would otherwise wait for the
+            agents to write them, and abort after 15 s, which is too short on a busy machine.
             """
             ports = {
                 _raylet.METRICS_AGENT_PORT_NAME: self._ray_params.metrics_agent_port,
@@ -53,13 +52,13 @@ AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_lis
 
 
 def start_node(node: Any, num_cpus: int, log_monitor: bool, folder: str | None, agent_ports: dict[str, int]) -> None:
-    """GCS and raylet, as `ray.init` starts them; returns when they are up. Raises what Ray raises, plain `Exception`.
+    """Start GCS and raylet as `ray.init` does, and return when they are ready. Raises plain `Exception`, as Ray does.
 
     Args:
-        node: of `empty_node`.
-        log_monitor: is the output of its processes to reach the driver?
-        folder: where its files are to be; None: where Ray has them by itself.
-        agent_ports: free ports by the names of `AGENT_PORTS`.
+        node: the result of `empty_node`.
+        log_monitor: send the output of Ray's processes to the driver?
+        folder: folder for Ray's files; None: Ray's default.
+        agent_ports: a free port for each of `AGENT_PORTS`.
     """
     from ray._private.parameter import RayParams
 
@@ -76,14 +75,14 @@ def start_node(node: Any, num_cpus: int, log_monitor: bool, folder: str | None, 
 
 
 def end_node(node: Any) -> None:
-    """Kill all its processes; `ray.shutdown` ends only a Ray that `ray.init` has started."""
+    """Kill all processes of the node. `ray.shutdown` ends only a Ray that `ray.init` has started."""
     node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
 @contextlib.contextmanager
 def _patience(node: Any) -> Iterator[None]:
-    """Patch: while inside, Ray waits two minutes for the raylet it has started, unless that has died; it has a fixed
-    number of 30 s.
+    """Patch: while inside, Ray waits two minutes for the raylet that it has started, unless the raylet has died. Its
+    own limit is fixed at 30 s.
     """
     from ray._private import services
 
@@ -96,7 +95,9 @@ def _patience(node: Any) -> Iterator[None]:
 
 
 def _patient(node: Any, get_node: Callable[..., Any]) -> Callable[..., Any]:
-    """Ray's question for a node that has just been started, which raises `RuntimeError` while it is not there."""
+    """Ray's `get_node`, which raises `RuntimeError` while the node is not listed, as a function that tries again until
+    `_START_S` have passed.
+    """
 
     def wait(*args: Any, **kwargs: Any) -> Any:
         end = time.monotonic() + _START_S
@@ -113,9 +114,10 @@ def _patient(node: Any, get_node: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def worker_program(executable: str) -> Iterator[None]:
-    """Patch: while inside, a Ray that is started here starts its Python workers by this program. Ray puts
-    `sys.executable` into the command of its raylet, and reads it in this one module; a `py_executable` is of a runtime
-    environment, and comes after Ray's own Python."""
+    """Patch: while inside, a Ray that is started here uses this program for its Python workers. Ray puts
+    `sys.executable` into the command line of its raylet, and reads it in one module only. The public `py_executable`
+    belongs to a runtime environment, which Ray's own Python has to start first.
+    """
     import ray._private.services as services
 
     class Sys:

@@ -1,4 +1,4 @@
-"""Ray Train's controller, started so that a driver can end it. `TorchTrainer.fit` keeps its handle to itself."""
+"""Ray Train's controller, started so that a driver can end it. `TorchTrainer.fit` does not give away its handle."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 _UNUSED = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
-"""Callbacks with an actor of their own. Data do not come through `datasets=`; what dead controllers have placed is
-freed by the driver, for the cleaner asks Ray's dashboard, which a local Ray has not, and each end of a run waits for
-it."""
+"""Callbacks that start actors which are not needed here. No data come through `datasets=`. Placement groups of dead
+controllers are removed by the driver: the cleaner asks Ray's dashboard, which a local Ray does not have, and every end
+of a run waits for it."""
 
 
 def abortable_trainer(start: Callable[[Callable[[], Any]], Any]) -> type:
-    """`TorchTrainer` without the actors this package has no use for, and without Ray Train's own handler of Ctrl-C,
-    which would end the workers without a checkpoint.
+    """A `TorchTrainer` without actors that are not needed, and without Ray Train's own handler of Ctrl-C, which would
+    end the workers without a checkpoint.
 
     Args:
-        start: is given what starts the controller and returns its handle; returns that handle, or raises where none is
-            to be started.
+        start: called with a function that starts the controller and returns its handle. It returns that handle, or
+            raises where no controller is to be started.
     """
     from ray.train.torch import TorchTrainer
 
@@ -38,14 +38,14 @@ def abortable_trainer(start: Callable[[Callable[[], Any]], Any]) -> type:
 
 
 def import_controller() -> None:
-    """What `TorchTrainer.fit` imports when it starts its controller, so that it is there before other threads of the
-    process import.
+    """Import what `TorchTrainer.fit` imports when it starts its controller, before other threads of the process import
+    anything.
     """
     from ray.train.v2._internal.execution import controller  # noqa: F401
 
 
 def _start_controller(arguments: dict[str, Any]) -> Any:
-    """The controller as `TorchTrainer` starts it, on this node."""
+    """Start the controller on this node, as `TorchTrainer` does."""
     import ray
     from ray.train.v2._internal.constants import get_env_vars_to_propagate
     from ray.train.v2._internal.execution.controller import TrainController

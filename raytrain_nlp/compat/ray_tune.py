@@ -1,5 +1,5 @@
-"""Ray Tune where it has no setting for what a sweep needs: draws of a seed, actors that stay, an environment that keeps
-its secrets.
+"""Ray Tune: what a sweep needs and Tune has no setting for. Draws that follow a seed, actors that stay alive, secrets
+that stay in the environment.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import Any
 
 @contextlib.contextmanager
 def variables_kept_back(prefix: str) -> Iterator[None]:
-    """Patch: while inside, Tune does not copy the driver's variables that begin so into its actors' runtime
-    environment, where anyone sees them who sees the dashboard. It has a fixed list of those it copies."""
+    """Patch: while inside, Tune does not copy the driver's environment variables with this prefix into the runtime
+    environment of its actors, which everybody who sees the dashboard can read. Tune copies a fixed list.
+    """
     from ray.tune.execution import class_cache
 
     copied = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith(prefix)}
@@ -24,8 +25,9 @@ def variables_kept_back(prefix: str) -> Iterator[None]:
 
 
 def seeded_exploits(kind: type, seed: int) -> type:
-    """Such a scheduler (of `PopulationBasedTraining`) whose draws, of whom to copy and what to change, are the seed's.
-    Tune draws from the generators of the process, on which whatever else runs in it draws as well."""
+    """A subclass of `kind`, a `PopulationBasedTraining` scheduler, whose random choices (which trial to copy, what to
+    change) follow from the seed. Tune uses the process's global generators, which other code uses too.
+    """
     import random
 
     import numpy as np
@@ -50,16 +52,19 @@ def seeded_exploits(kind: type, seed: int) -> type:
 
 
 def keeping_actors(kind: type, slots: int) -> type:
-    """Such a scheduler, under which trials that go on find the actors, and so the workers, of those that paused;
-    `slots`: trials at a time.
+    """A subclass of the scheduler `kind` with which continued trials get the actors, and so the workers, of paused
+    ones.
 
-    `TuneConfig(reuse_actors=True)` alone ends the actor of a trial that pauses where no trial is to come that has not
-    begun, and keeps one where none is waited for: each trial that goes on would start its workers anew.
+    With `TuneConfig(reuse_actors=True)` alone, Tune ends the actor of a paused trial unless a new trial is about to
+    start, so that each continued trial would have to start its workers again.
+
+    Args:
+        slots: number of trials at a time.
     """
 
     class Keeping(kind):
         def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-            inner = getattr(tune_controller, "_tune_controller", None)  # schedulers are given a face of it
+            inner = getattr(tune_controller, "_tune_controller", None)  # schedulers get a wrapper of the controller
             if inner is not None and "_maybe_cache_trial_actor" not in vars(inner):
                 _apply_kept_actors(inner, trial.placement_group_factory, slots)
             super().on_trial_add(tune_controller, trial)
@@ -68,7 +73,9 @@ def keeping_actors(kind: type, slots: int) -> type:
 
 
 def _apply_kept_actors(controller: Any, resources: Any, slots: int) -> None:
-    """Patch of a sweep's `TuneController`: it may keep so many actors, and keeps one as if a trial waited for it."""
+    """Patch of a sweep's `TuneController`: it may keep `slots` actors, and keeps one as if a trial were waiting
+    for it.
+    """
     controller._actor_cache.increase_max(resources, slots)
     cache = controller._maybe_cache_trial_actor
 

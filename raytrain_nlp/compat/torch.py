@@ -1,5 +1,5 @@
-"""What torch documents for those who extend it, and keeps under private names; and two settings it has no function
-for.
+"""torch: what it documents for extensions but keeps under private names, and two settings that it has no
+function for.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Any
 
 
 def dispatch_mode() -> type:
-    """`TorchDispatchMode`, the class to see every operation with, which torch has under a private module only."""
+    """`TorchDispatchMode`, the base class for code that sees every operation. torch has it in a private module only."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     return TorchDispatchMode
 
 
 def tensors_in(tree: Any) -> Iterator[Any]:
-    """All tensors in what an operation returns: one, or lists, tuples and dicts of them. torch's walk over such trees
-    is private.
+    """All tensors in the result of an operation: a tensor, or nested lists, tuples and dicts of tensors. torch's
+    function for such trees is private.
     """
     import torch
     from torch.utils._pytree import tree_iter
@@ -28,13 +28,15 @@ def tensors_in(tree: Any) -> Iterator[Any]:
 
 
 def storage_key(storage: Any) -> int:
-    """What tells one `UntypedStorage` from another as long as both live; on the meta device all have the address 0."""
+    """A number that identifies an `UntypedStorage` as long as it is alive. On the meta device all storages have the
+    address 0.
+    """
     return storage._cdata
 
 
 def is_weight(tensor: Any) -> bool:
-    """Is it a parameter, or a view of one (experts' weights are used transposed)? torch tells whose view a tensor is
-    under a private name only.
+    """Is the tensor a parameter, or a view of one (experts' weights are used transposed)? The base of a view has a
+    private name only.
     """
     import torch
 
@@ -42,17 +44,15 @@ def is_weight(tensor: Any) -> bool:
 
 
 def reads_value(function: Any) -> bool:
-    """Is an operation, as a dispatch mode sees it, the one by which Python asks a tensor for its value (`item`,
-    `bool`)?
-    """
+    """Is this the operation, as a dispatch mode sees it, by which Python reads a tensor's value (`item`, `bool`)?"""
     import torch
 
     return function is torch.ops.aten._local_scalar_dense.default
 
 
 def plain_functions() -> Any:
-    """A context in which subclasses of tensors are taken as plain ones; torch documents it for `__torch_function__`,
-    under its private module.
+    """A context in which subclasses of tensors are treated as plain tensors. torch documents it for
+    `__torch_function__`, but it is in a private module.
     """
     import torch
 
@@ -60,17 +60,15 @@ def plain_functions() -> Any:
 
 
 def set_last_rates(scheduler: Any, rates: list[float]) -> None:
-    """What `scheduler.get_last_lr` returns, and `Trainer` logs, until its next step; a scheduler sets it nowhere but in
-    `step`.
+    """Set what `scheduler.get_last_lr` returns, and `Trainer` logs, until the scheduler's next step. Otherwise only
+    `step` sets it.
     """
     scheduler._last_lr = rates
 
 
 def set_group_timeout(seconds: float) -> None:
-    """Patch: how long ranks wait for each other in groups that are made from here on without a word about it:
-    DeepSpeed's.
-
-    torch gives a new group not the time of the first one but a constant of its own, ten minutes with NCCL.
+    """Patch: the timeout of process groups that are created later without one, such as DeepSpeed's. torch gives these a
+    constant instead of the timeout of the default group: ten minutes with NCCL.
     """
     from torch.distributed import distributed_c10d
 
@@ -81,11 +79,11 @@ def set_group_timeout(seconds: float) -> None:
 
 @contextlib.contextmanager
 def replaced_functions(module: Any, **functions: Callable[..., Any]) -> Iterator[None]:
-    """Patch: while inside, these names of `module`, be it `torch.nn.functional` or `torch.Tensor`, are other functions.
-    A mode of torch would not be there in the backward pass, where checkpointed layers run again in a thread of
-    autograd's.
+    """Patch: while inside, functions of `module`, which may be `torch.nn.functional` or the class `torch.Tensor`, are
+    replaced. A torch mode would not do: it is not active in the backward pass, where checkpointed layers run again in a
+    thread of autograd.
     """
-    before = {name: vars(module).get(name) for name in functions}  # what a class inherits is not its own
+    before = {name: vars(module).get(name) for name in functions}  # a function that a class inherits is not in `vars`
     for name, function in functions.items():
         setattr(module, name, function)
     try:

@@ -1,5 +1,5 @@
-"""What `transformers.Trainer` keeps to itself and its subclasses need. The methods it has overridden are in `trainer/`,
-listed in the contract.
+"""transformers: private parts of `Trainer` that its subclasses need, and patches of its attention. The private methods
+that the run's trainer overrides are in `trainer/`, and listed in the contract.
 """
 
 from __future__ import annotations
@@ -12,46 +12,47 @@ from unittest import mock
 
 
 def signature_columns(trainer: Any) -> list[str]:
-    """Columns that the model's forward takes, with those of labels: what `Trainer` leaves of a data set's rows, by a
-    method a user may override.
+    """Columns that the model's forward takes, and the label columns: those that `Trainer` keeps of a dataset. A user's
+    class may override the method.
     """
     trainer._set_signature_columns_if_needed()
     return trainer._signature_columns
 
 
 def evaluation_model(trainer: Any) -> Any:
-    """The model as `Trainer.evaluation_loop` wraps it: where training has wrapped it already, that. A user's class may
-    override it.
+    """The model as `Trainer.evaluation_loop` wraps it, or as training has wrapped it already. A user's class may
+    override the method.
     """
     return trainer._wrap_model(trainer.model, training=False)
 
 
 def generate_alone(trainer: Any) -> None:
-    """Let `Seq2SeqTrainer` generate without waiting for other ranks, for as long as the rows of each need; it sets
-    `synced_gpus` under ZeRO-3 wherever its own keyword arguments of an evaluation do not say it, and these can be given
-    from outside only with `evaluate` itself."""
+    """Let `Seq2SeqTrainer` generate on this rank without waiting for others. Under ZeRO-3 it sets `synced_gpus` unless
+    the keyword arguments of an evaluation do, and these can be given from outside by `evaluate` only.
+    """
     trainer._gen_kwargs["synced_gpus"] = False
 
 
 def shifts_labels(trainer: Any) -> bool:
-    """Does the model's loss compare each token with the one before it? Then the first label of each row does not
-    count.
+    """Does the model's loss compare each token with the output for the one before it, so that the first label of a row
+    does not count?
     """
     return trainer._loss_shifts_labels
 
 
 def unlogged_loss(trainer: Any) -> Any:
-    """The sum of losses since the last log, a tensor of shape [] that may be changed in place; `Trainer` reads it over
-    all ranks only when it logs.
+    """The sum of losses since the last log: a tensor of shape [] that may be changed in place. `Trainer` itself reads
+    it, over all ranks, only when it logs.
     """
     return trainer._tr_loss
 
 
 def apply_maskless(model: Any) -> bool:
-    """May `model` be given a batch without padding without its attention mask? Not where the mask has another use: in
+    """May `model` be given a batch without padding without an attention mask? Not where the mask has another use, as in
     the router loss of a mixture of experts.
 
-    Patch of its modules: they do not look for padding in `input_ids`, which on a GPU the host would wait for.
+    Where it may, patch its modules: they do not look for padding in `input_ids`, since on a GPU the host would have to
+    wait for the result.
     """
     from transformers import PreTrainedModel
 
@@ -68,7 +69,7 @@ def _no_warning(input_ids: Any, attention_mask: Any) -> None:
 
 
 def takes_lengths(model: Any) -> bool:
-    """Is an attention of `model` one of flash attention's, whose kernels take the lengths of documents and no mask?"""
+    """Does `model` use flash attention, whose kernels take the lengths of documents instead of a mask?"""
     from transformers import PreTrainedModel
     from transformers.utils.generic import is_flash_attention_requested
 
@@ -78,9 +79,9 @@ def takes_lengths(model: Any) -> bool:
 
 @contextlib.contextmanager
 def replaced_flash(attend: Callable[..., Any], attend_documents: Callable[..., Any]) -> Iterator[None]:
-    """Patch: while inside, models with any of flash attention's implementations can be built without its packages and
-    without a GPU, and call these two functions for its kernels `flash_attn_func` and `flash_attn_varlen_func`. As
-    ever, `ValueError` is raised for models that cannot use them, and for what the functions have no parameter for.
+    """Patch: while inside, models with any flash attention can be built without its packages and without a GPU, and use
+    these two functions as the kernels `flash_attn_func` and `flash_attn_varlen_func`. `ValueError` is still raised for
+    models without flash attention, and for features that the functions have no parameter for.
     """
     with contextlib.ExitStack() as stack:
         for patch in _flash_patches(attend, attend_documents):
@@ -90,7 +91,9 @@ def replaced_flash(attend: Callable[..., Any], attend_documents: Callable[..., A
 
 @functools.cache
 def apply_flash(attend: Callable[..., Any], attend_documents: Callable[..., Any]) -> None:
-    """The same for the rest of this process, for `flash_attention_2` only: others find their own kernels."""
+    """As `replaced_flash`, for the rest of this process, and for `flash_attention_2` only: other implementations use
+    their own kernels.
+    """
     for patch in _flash_patches(attend, attend_documents, only="flash_attention_2"):
         patch.start()
 
@@ -126,8 +129,8 @@ def _flash_patches(
 
 @contextlib.contextmanager
 def one_sequence_a_row() -> Iterator[None]:
-    """Patch: while inside, attention takes each row of a batch without a mask for one sequence. transformers would look
-    whether positions start again within a row, and ask the device: once a forward, with flash attention once a layer.
+    """Patch: while inside, attention treats each row of a batch without a mask as one sequence. transformers would read
+    from the device whether positions start again within a row: once per forward, with flash attention once per layer.
     """
     from transformers import masking_utils, modeling_flash_attention_utils
 
@@ -140,8 +143,9 @@ def one_sequence_a_row() -> Iterator[None]:
 
 @contextlib.contextmanager
 def documents_in_rows() -> Iterator[None]:
-    """Patch: while inside, attention takes the rows of a batch without a mask for several sequences each, as their
-    positions say. transformers would first ask the device whether there is such a row; the mask is the same.
+    """Patch: while inside, attention treats the rows of a batch without a mask as several sequences each, which their
+    positions tell apart. transformers would first read from the device whether there are such rows; the mask is the
+    same.
     """
     from transformers import masking_utils
 
@@ -151,8 +155,8 @@ def documents_in_rows() -> Iterator[None]:
 
 @contextlib.contextmanager
 def rows_with_padding() -> Iterator[None]:
-    """Patch: while inside, SDPA is given the mask of a batch, which has padding. transformers would first ask the
-    device whether it is all ones, and leave it out then.
+    """Patch: while inside, SDPA gets the mask of every batch that has one. transformers would first read from the
+    device whether the mask is all ones, and leave it out then.
     """
     from transformers import masking_utils
 
@@ -165,7 +169,9 @@ def rows_with_padding() -> Iterator[None]:
 
 @functools.cache
 def _masked(ignores: Callable[..., bool]) -> Callable[..., bool]:
-    """`ignores`, which says whether a mask can be left out, where there is none; else False."""
+    """A version of `ignores`, transformers' check whether a mask can be left out, that returns False wherever there is
+    a mask.
+    """
     return lambda padding_mask, *args, **kwargs: padding_mask is None and ignores(padding_mask, *args, **kwargs)
 
 
@@ -174,7 +180,7 @@ def _none_packed(position_ids: Any) -> None:
 
 
 def _sequence_numbers(position_ids: Any) -> Any:
-    """Of each token the number of its sequence in its row, from 0 on: int64 [rows, tokens]."""
+    """For each token the number of its sequence in its row, from 0: int64 [rows, tokens]."""
     return position_ids.diff(prepend=position_ids[:, :1] - 1).ne(1).cumsum(-1)
 
 
@@ -184,8 +190,8 @@ def _not_packed(position_ids: Any, batch_size: int) -> bool:
 
 @contextlib.contextmanager
 def replaced_init(replaced: Callable[..., None]) -> Iterator[None]:
-    """Patch: while inside, `Trainer.__init__` is this. So it is seen what a user's `__init__` gives it, without a
-    model.
+    """Patch: while inside, `Trainer.__init__` is replaced, to see which arguments a user's `__init__` passes to it
+    without having a model.
     """
     from transformers import Trainer
 
