@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from raytrain_nlp.data.piece_summary import PieceSummary
 from raytrain_nlp.data.reading.sources import Piece, SourceFile, split_file
 from raytrain_nlp.data.shards import LENGTHS, MANIFEST
-from raytrain_nlp.data.tokenize import FORMAT, HERE, PieceSummary, PrepareSpec, prepare_piece
+from raytrain_nlp.data.tokenize import FORMAT, HERE, PrepareSpec, prepare_piece
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.paths import read_json, write_json
 from raytrain_nlp.storage import storage_of
