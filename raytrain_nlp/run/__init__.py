@@ -1,1 +1,1 @@
-"""A run's folder, as driver and workers both use it."""
+"""The folder of a run, as both the driver and the workers use it."""

@@ -1,5 +1,5 @@
-"""What Ctrl-C does to a run: where training runs, a checkpoint is committed first; the line that says where the run
-stands.
+"""What Ctrl-C does to a run: while the workers train, a checkpoint is committed before the run ends. The error that the
+driver then raises says at which step the run stands.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ _ASKED = "stopping: a checkpoint is committed after the step or evaluation that 
 
 @contextlib.contextmanager
 def stops_at_checkpoint(paths: RunPaths, note: Callable[[], None], last_word: Callable[[], None]) -> Iterator[None]:
-    """While inside, the first signal has training end with a checkpoint; before and after training it interrupts.
+    """While inside, the first signal makes training end with a checkpoint. Where the workers do not train (yet, or any
+    more), it raises `KeyboardInterrupt` in the main thread instead.
 
     Args:
-        note: keeps what was asked for; who sent the signal may not wait for the checkpoint (`ray job stop` waits three
-            seconds).
-        last_word: what is still done when a second signal ends everything.
+        note: records at once that the run is stopping, because the sender of the signal may kill the driver before the
+            checkpoint is committed (`ray job stop` waits three seconds).
+        last_word: is called when a second signal ends the process.
     """
     offset = paths.events.stat().st_size if paths.events.exists() else 0
 
@@ -41,7 +42,9 @@ def stops_at_checkpoint(paths: RunPaths, note: Callable[[], None], last_word: Ca
 
 
 def training_runs(paths: RunPaths, offset: int = 0) -> bool:
-    """Do the workers train, so that they will hear a word of the driver's? By the events from a byte offset on."""
+    """Are the workers in their training loop, where they read stop requests? Answered from the run's events after the
+    byte `offset` of `events.jsonl`.
+    """
     runs = False
     for event, _ in read_events(paths.events, offset):
         if event["kind"] in ("start", "resume", "end"):
@@ -56,8 +59,8 @@ def training_runs(paths: RunPaths, offset: int = 0) -> bool:
 
 
 def stopped(paths: RunPaths) -> Stopped:
-    """Where a run stands that was stopped."""
-    if not paths.store.shared:  # the workers know what has arrived, not this node
+    """The error that ends a stopped run. It names the newest checkpoint, and how to continue."""
+    if not paths.store.shared:  # the workers upload the checkpoints; this node does not know which are complete
         return Stopped(f"stopped. Continue with --resume; checkpoints are in {shown(paths.checkpoints)}.")
     checkpoints = store.list_checkpoints(paths.checkpoints)
     if not checkpoints:

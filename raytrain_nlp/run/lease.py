@@ -1,15 +1,17 @@
-"""The lease on a run's folder: two drivers on two hosts cannot both write, whatever the file system makes of locks.
+"""The lease on a run's folder. It keeps drivers on two hosts from writing the same run, also where the file system has
+no locks between hosts.
 
-    driver.json                 who holds it; made where there is none, which of several one does (`Storage.create`)
-    .driver.json.after-HOLDER   who follows a holder that is dead; a lease of the same kind, held for the moment of the change
-    .driver.json.beat-HOLDER    written when the holder was last alive; before its first beat the time of `driver.json` says so
+    driver.json                 names the holder; created exclusively, so one of several drivers succeeds (`Storage.create`)
+    .driver.json.after-HOLDER   the right to replace this holder: a lease of the same kind, held while driver.json changes
+    .driver.json.beat-HOLDER    its modification time is the holder's last sign of life; before that, driver.json's own
 
-Nobody replaces or removes `driver.json` but who holds the right to follow its holder, and has then seen that it is
-still this holder's: of two drivers that both find a dead one, one follows. A holder that slept through its time finds
-another in its place and ends.
+Only the driver that has the right to replace a holder overwrites or removes `driver.json`, and only after checking that
+the file still names this holder. So when two drivers find the same dead holder, one of them takes the lease. A holder
+that was suspended for longer than its lease finds another holder at its next beat, and ends.
 
-Where object storage does not look at conditions (some servers that speak S3), this is said once, and of two drivers
-that start in the same moment the first finds the other in its place at its next beat, and ends.
+Some servers with an S3 interface ignore the condition of a conditional write. The driver says so once. If two drivers
+start at the same moment on such a server, the one whose `driver.json` was overwritten notices it at its next beat, and
+ends.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -34,21 +36,22 @@ from raytrain_nlp.paths import read_json
 from raytrain_nlp.storage import shown, storage_of
 
 _BEAT_S = 10.0
+"""Seconds between two beats of a holder."""
 _STALE_S = 60.0
-"""A holder that has not been heard of for this long is taken for dead."""
+"""Seconds without a beat after which a holder on another host is taken for dead."""
 _REQUEST_S = 20.0
-"""How long one request to object storage is tried again."""
+"""Seconds for which one request to object storage is retried."""
 _TRIES = 5
-"""To take a lease that is given back at the moment it is asked for."""
+"""Attempts to take a lease; one fails when the holder gives it back between our two requests."""
 
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Hold the lease while inside. The caller has the lock of this host already: a holder of the same host is therefore
-    dead.
+    """Hold the lease `path` while inside. The caller must hold the run's lock file (`fcntl.flock`), so a holder on the
+    same host cannot be alive.
 
     Raises:
-        InputError: a driver on another host holds it.
+        InputError: a driver on another host holds the lease.
     """
     mine = {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "id": uuid.uuid4().hex}
     if not storage_of(path).has_conditions():
@@ -65,15 +68,22 @@ def held(path: Path) -> Iterator[None]:
     finally:
         done.set()
         beat.join()
-        with contextlib.suppress(StorageError, InputError, OSError):  # it ends by itself, a minute after the last beat
+        with contextlib.suppress(StorageError, InputError, OSError):  # the lease expires a minute after the last beat
             if _holder(path) == mine:
                 with _following(path, mine, mine, path):
                     storage_of(path).delete([path])
 
 
 def _take(path: Path, mine: dict[str, Any], lease: Path) -> None:
-    """Make `path`, the lease or the right to follow a holder of it, ours. Raises `InputError` where it is another's who
-    lives.
+    """Make this driver the holder of `path`.
+
+    Args:
+        path: the lease, or the right to replace one of its holders.
+        mine: this driver, as it is written into `path`.
+        lease: the lease itself, for messages.
+
+    Raises:
+        InputError: another driver, which is alive, holds `path`.
     """
     for _ in range(_TRIES):
         if storage_of(path).create(path, json.dumps(mine), _REQUEST_S) or (holder := _holder(path)) == mine:
@@ -90,8 +100,8 @@ def _take(path: Path, mine: dict[str, Any], lease: Path) -> None:
 
 @contextlib.contextmanager
 def _following(path: Path, holder: dict[str, Any], mine: dict[str, Any], lease: Path) -> Iterator[None]:
-    """While inside, nobody else replaces or removes this holder's file. Raises `InputError` where that is no longer
-    there.
+    """While inside, only this driver may overwrite or remove `path`, which names `holder`. Raises `InputError` if it
+    names another one by now.
     """
     right = path.with_name(f".{path.name.lstrip('.')}.after-{_name_of(holder)}")
     began = time.monotonic()
@@ -100,7 +110,7 @@ def _following(path: Path, holder: dict[str, Any], mine: dict[str, Any], lease: 
         found = _holder(path)
         if (
             found != holder or time.monotonic() - began > _STALE_S / 2
-        ):  # another was faster, or may be: this process slept
+        ):  # another driver was faster, or may have been, if this process was suspended
             raise InputError(_taken(found or {}, 0.0, lease))
         yield
     finally:
@@ -109,6 +119,9 @@ def _following(path: Path, holder: dict[str, Any], mine: dict[str, Any], lease: 
 
 
 def _check_dead(path: Path, holder: dict[str, Any], mine: dict[str, Any], lease: Path) -> None:
+    """Raises `InputError` unless the holder ran on this host since its last boot (see `held`) or has stopped
+    beating.
+    """
     if (holder.get("host"), holder.get("boot", mine["boot"])) == (mine["host"], mine["boot"]):
         return
     age = _age(path, holder)
@@ -126,10 +139,10 @@ def _taken(holder: dict[str, Any], age: float, lease: Path) -> Problem:
 
 
 def _keep(path: Path, mine: dict[str, Any], done: threading.Event) -> None:
-    """Say now and then that the holder lives. One that slept too long finds another in its place, and must not write
-    any more.
+    """Beat until `done` is set. If another driver has taken the lease over, end this process, which must not write any
+    more.
 
-    What fails is told once, and tried again at the next beat: until another takes the lease, this driver has it.
+    An error is reported once and the beat is retried: this driver holds the lease until another one takes it.
     """
     while not done.wait(_BEAT_S):
         try:
@@ -141,17 +154,17 @@ def _keep(path: Path, mine: dict[str, Any], done: threading.Event) -> None:
                     file=sys.stderr,
                     flush=True,
                 )
-                end_now(1, last_words=False)  # not even a checkpoint: the files are another's
+                end_now(1, last_words=False)  # not even a checkpoint: the files belong to the other driver
                 return
             storage_of(path).touch(_beat_of(path, mine), _REQUEST_S)
-        except StorageError:  # the storage is away for a moment; the next beat may pass
+        except StorageError:  # the storage does not answer for a moment; the next beat may succeed
             continue
-        except Exception as error:  # noqa: BLE001 - a beat that is missed ends nothing; a thread that has ended does, a minute later
+        except Exception as error:  # noqa: BLE001 - a missed beat does no harm; without this thread the lease would expire
             once(f"the lease of the run cannot be kept alive ({type(error).__name__}: {error}); it is tried again.")
 
 
 def _boot() -> str:
-    """Tells hosts of one name apart."""
+    """Linux's id of this boot, which tells apart hosts of the same name; empty on other systems."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:  # no Linux
@@ -159,7 +172,7 @@ def _boot() -> str:
 
 
 def _name_of(holder: dict[str, Any]) -> str:
-    """For names of files: what is in a lease may have been written by anybody."""
+    """The holder as part of a file name. It is a hash, because anybody may have written the lease's content."""
     return hashlib.sha256(json.dumps(holder, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -168,7 +181,9 @@ def _beat_of(path: Path, holder: dict[str, Any]) -> Path:
 
 
 def _holder(path: Path) -> dict[str, Any] | None:
-    """Who holds it; None where there is no such file. Of a damaged one nothing is known, but somebody has made it."""
+    """The holder that `path` names; None if there is no such file. An unreadable file has a holder too, an empty
+    one.
+    """
     storage_of(path).refetch(path, _REQUEST_S)
     try:
         found = read_json(path)
@@ -178,14 +193,15 @@ def _holder(path: Path) -> dict[str, Any] | None:
 
 
 def _age(path: Path, holder: dict[str, Any]) -> float:
-    """Seconds since the last beat, by the clock of the storage: those of the hosts may differ. A beat in the future was
-    none of a driver that lives, but of a clock that has been set back."""
+    """Seconds since the holder's last beat, by the clock of the storage, because the hosts' clocks may differ. A beat
+    in the future counts as one in the past: the clock has been set back since, and the holder has not beaten.
+    """
     storage, probe = storage_of(path), path.with_name(f".{path.name.lstrip('.')}.{uuid.uuid4().hex}")
     try:
         storage.touch(probe, _REQUEST_S)
         beats = []
         for made in (path, _beat_of(path, holder)):
-            with contextlib.suppress(FileNotFoundError):  # given back meanwhile, or not yet made
+            with contextlib.suppress(FileNotFoundError):  # the lease was given back meanwhile, or has no beat yet
                 beats.append(storage.modified(made))
         return abs(storage.modified(probe) - max(beats)) if beats else float("inf")
     finally:

@@ -1,7 +1,8 @@
-"""Who is told what a run does. The command line shows it; the Python API need not.
+"""Observers of a run: the command line prints what they are told; the Python API need not.
 
-A thread of the driver (`followed`) reads what the workers write. What it or the observer raises is told by
-`observer.warn`, once each time it begins; the next events are read all the same. It imports nothing.
+A thread of the driver (`followed`) reads the events that the workers write and passes them to the observer. An error in
+the thread or in the observer is reported through `observer.warn`, once each time errors begin, and the thread goes on.
+The thread imports no modules, so it cannot collide with the main thread's imports.
 """
 
 from __future__ import annotations
@@ -17,39 +18,39 @@ from raytrain_nlp.tracking.events import read_events
 
 _POLL_S = 0.3
 _END_S = 30.0
-"""How long the end waits for an observer that hangs."""
+"""Seconds for which `followed` waits at its end for an observer that hangs."""
 
 
 class Observer:
-    """Hears everything and shows nothing; subclasses show what they like."""
+    """Is told what a run does, and shows nothing; subclasses override the methods for what they show."""
 
     def stage(self, text: str) -> None:
-        """A stage before training begins."""
+        """A stage of the driver has begun, such as reading files or waiting for workers."""
 
     def tell(self, text: str) -> None:
-        """A line that stays: what the job's workers are."""
+        """A line of information that should stay on the screen, such as the number of workers."""
 
     def event(self, event: dict[str, Any]) -> None:
-        """An event of the workers (`tracking.events`)."""
+        """The workers have written an event (`tracking.events`)."""
 
     def progress(self, progress: dict[str, Any]) -> None:
-        """Step, total, epoch, and the last loss and rate."""
+        """The content of `progress.json`: step, total steps, epoch, and the last loss and learning rate."""
 
     def warn(self, text: str) -> None:
-        """Something the user should know that does not end the run."""
+        """Something has happened that the user should know of and that does not end the run."""
 
 
 @contextlib.contextmanager
 def followed(paths: RunPaths, observer: Observer) -> Iterator[None]:
-    """Hand the workers' new events and progress to the observer while inside."""
+    """While inside, pass the workers' new events and their progress to the observer, from a thread."""
     offset = paths.events.stat().st_size if paths.events.exists() else 0
 
     def follow() -> None:
         nonlocal offset
         for event, behind in read_events(paths.events, offset):
-            offset = behind  # one that cannot be shown is not shown again
+            offset = behind  # before the call: an event whose display fails is not passed again
             observer.event(event)
-        with contextlib.suppress(InputError):  # half a progress.json, on a file system that shows one
+        with contextlib.suppress(InputError):  # a half-written progress.json, which some file systems show
             if progress := read_json(paths.progress):
                 observer.progress(progress)
 

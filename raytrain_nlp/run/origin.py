@@ -1,5 +1,5 @@
-"""The folder a run was started in: what its job names relative to it keeps its meaning for verbs that are started
-elsewhere.
+"""The folder in which a run was started. Relative paths of its job are resolved against it by `evaluate`, `predict` and
+other verbs that are started in another folder.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ from typing import Any
 
 
 def origin_of(record: dict[str, Any]) -> str:
-    """The folder the run's driver was started in; where it is not on this machine, the current directory."""
+    """The folder in which the run's driver was started; the current directory if this machine has no such folder.
+
+    Args:
+        record: the content of `run.json`.
+    """
     folder = record.get("folder")
     return folder if isinstance(folder, str) and os.path.isdir(folder) else os.getcwd()
 
 
 def from_origin(job: dict[str, Any], folder: str) -> dict[str, Any]:
-    """A job's values with the folders and files that are there under relative names made absolute."""
+    """The values of a job, in which relative names of files and folders that exist below `folder` are made absolute."""
     if folder == os.getcwd():
         return job
     sections = {section: dict(job[section]) for section in ("model", "data") if isinstance(job.get(section), dict)}

@@ -1,11 +1,13 @@
-"""Where each rank of a run is, in files of the run's folder: what a step that does not end is told by.
+"""Where each rank of a run is in the code. Ranks write it into files of the run's folder; when a step hangs, these
+files say which rank the others wait for.
 
-    RUN/places/rank-N.json      of each rank, renewed every few seconds: the step, where its main thread is, its stack
-    RUN/hangs/step-S/rank-N.txt the stacks of all threads of a rank in a step that did not end; kept
+    RUN/places/rank-N.json      written by each rank every few seconds: its step, where its main thread is, its stack
+    RUN/places/rank-N.stacks    the stacks of all threads, written by Python itself if the rank's threads cannot run
+    RUN/hangs/step-S/rank-N.txt the stacks of all threads of a rank in a step that hung; kept after the run
 
-A rank whose file is renewed no more does not run at all: its process is stopped, or something holds the interpreter.
-Its last stack is then the one to look at. In object storage a file is written only by a rank that is late, as every
-write costs; a rank without one is silent.
+A rank that no longer writes its file does not run at all: its process is stopped, or something holds the interpreter.
+Its last stack then shows where. In object storage, where each write costs, only a rank whose step is late writes its
+file; a rank without a file counts as silent.
 """
 
 from __future__ import annotations
@@ -26,13 +28,14 @@ from typing import IO, Any
 from raytrain_nlp.paths import RunPaths
 
 BEAT_S = 5.0
-"""Seconds between two writes of a rank."""
+"""Seconds between two writes of a rank's file."""
 _SILENT_S = 3 * BEAT_S
+"""Seconds without a write after which a rank counts as silent."""
 HOST = socket.gethostname()
 
 
 class RankPlaces:
-    """The files of one rank, and those of the others."""
+    """Writes the files of one rank, and reads those of the other ranks."""
 
     def __init__(self, paths: RunPaths, rank: int, world_size: int):
         self._paths, self.rank, self.world_size = paths, rank, world_size
@@ -41,29 +44,36 @@ class RankPlaces:
         self._unasked: IO[str] | None = None
 
     def forget(self) -> None:
-        """What this rank has written: of the group before, or where it will write no more, so that nobody takes it for
-        one that does not answer.
+        """Remove this rank's file: at the start, as it is of an earlier group of workers; at the end, so that nobody
+        takes a rank that has stopped writing for a silent one.
         """
         with contextlib.suppress(OSError):
             self._mine(self.rank).unlink()
 
     @property
     def due(self) -> bool:
-        """Is it time for a beat? Never where ranks do not share the folder."""
+        """Is it time for the next `beat`? Never in object storage, where the ranks share no folder."""
         return self._paths.store.shared and time.monotonic() >= self._next
 
     def beat(self, step: int, where: str, stack: list[str], late: bool) -> None:
-        """Say where this rank is, and that it still runs."""
+        """Write where this rank is. The modification time of the file says that the rank runs.
+
+        Args:
+            step: the optimizer step that runs; the first is 1.
+            where: the place in the code, in words; empty between steps.
+            stack: a line for each frame of the main thread, outermost first.
+            late: whether the step takes much longer than expected.
+        """
         self._next = time.monotonic() + BEAT_S
         try:
             self._write(step, where, stack, late)
-        except OSError:  # a full disk: that this rank runs needs no room, once the file is there
+        except OSError:  # a full disk: once the file exists, its time can be renewed without room
             with contextlib.suppress(OSError):
                 os.utime(self._mine(self.rank))
 
     def arm(self) -> None:
-        """Have Python itself write the stacks of this process, without the interpreter, unless this is called again
-        soon: a thread that is kept from running cannot look.
+        """Have `faulthandler` write the stacks of all threads unless this is called again within `_SILENT_S` seconds.
+        It does not need the interpreter lock, so it works while some C code keeps all Python threads from running.
         """
         if not self._paths.store.shared:
             return
@@ -71,21 +81,24 @@ class RankPlaces:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._unasked = self._unasked_of(self.rank).open("w", encoding="utf-8")
-            except OSError:  # it is tried again
+            except OSError:  # the next call tries again
                 return
         faulthandler.dump_traceback_later(_SILENT_S, file=self._unasked)
 
     def disarm(self) -> None:
-        """No stacks are written any more."""
+        """Stop what `arm` has started."""
         if self._unasked is not None:
             faulthandler.cancel_dump_traceback_later()
             self._unasked.close()
 
     def late(self, step: int, where: str, stack: list[str]) -> None:
-        """Say where this rank is in a step that does not end; its stacks are kept."""
+        """Write where this rank is in a step that hangs, and keep the stacks of all its threads in `RUN/hangs`.
+
+        The arguments are those of `beat`.
+        """
         self._write(step, where, stack, late=True)
         kept = self._kept(step, self.rank)
-        with contextlib.suppress(OSError):  # a disk that is full: it is told all the same
+        with contextlib.suppress(OSError):  # a full disk: the hang is reported without the kept stacks
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.write_text(stacks_of_all_threads(), encoding="utf-8", errors="backslashreplace")
         if not self._paths.store.shared:
@@ -93,12 +106,18 @@ class RankPlaces:
             self._paths.store.push(kept, patience=1)
 
     def read(self) -> list[dict[str, Any] | None]:
-        """What each rank has said last, and how many seconds before this one (`age`); None where that is nothing."""
+        """What each rank has written last, by rank; None for a rank without a file. `age` is the number of seconds by
+        which a rank's file is older than this rank's.
+        """
         newest = self._mine(self.rank).stat().st_mtime  # by the clock of the file system, which all ranks share
         return [self._read(rank, newest) for rank in range(self.world_size)]
 
     def keep_silent(self, step: int, places: list[dict[str, Any] | None]) -> None:
-        """Keep the last stacks of the ranks that do not answer."""
+        """Keep the last stacks of the silent ranks in `RUN/hangs`.
+
+        Args:
+            places: what `read` has returned.
+        """
         for rank, place in enumerate(places):
             kept = self._kept(step, rank)
             if place and is_silent(place) and not kept.exists():
@@ -110,7 +129,7 @@ class RankPlaces:
                     kept.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
 
     def remove(self) -> None:
-        """Remove what is not kept."""
+        """Remove the files of all ranks in `RUN/places`; `RUN/hangs` stays."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _unasked_of(self, rank: int) -> Path:
@@ -123,7 +142,7 @@ class RankPlaces:
         return self._paths.hangs / f"step-{step}" / f"rank-{rank}.txt"
 
     def _write(self, step: int, where: str, stack: list[str], late: bool) -> None:
-        """As a whole, but not through to the disk: what a crash of the machine takes is of no use after it."""
+        """Replace the file atomically, but without `fsync`: after a crash of the machine nobody needs it."""
         path = self._mine(self.rank)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}")
@@ -142,20 +161,29 @@ class RankPlaces:
 
 
 def _read_text(path: Path) -> str:
-    """The text of a file; empty where there is none."""
+    """The text of a file; empty if it cannot be read."""
     with contextlib.suppress(OSError):
         return path.read_text(encoding="utf-8", errors="backslashreplace")
     return ""
 
 
 def is_silent(place: dict[str, Any]) -> bool:
-    """Has a rank that writes every few seconds stopped writing?"""
+    """Has a rank stopped writing its file? One that has written that its step is late does not count, because in object
+    storage it writes only once.
+    """
     return bool(place["age"] > _SILENT_S and not place["late"])
 
 
 def all_silent(folder: Path) -> tuple[float, list[str]] | None:
-    """Of ranks that all run, or are stopped, on this machine: when the last of them wrote, in seconds, and where each
-    was. None of ranks that have ended, or some of which run elsewhere: those have each other to find out.
+    """What the driver needs to find out that no rank of a group runs any more.
+
+    Args:
+        folder: `RUN/places`.
+
+    Returns:
+        The newest modification time of the ranks' files (seconds since the epoch), and a line for each rank that says
+        where it was. None if the process of a rank has ended, or if a rank runs on another host: then the remaining
+        ranks find out themselves.
     """
     import psutil
 
@@ -167,19 +195,24 @@ def all_silent(folder: Path) -> tuple[float, list[str]] | None:
                 return None
             written.append(file.stat().st_mtime)
             words.append(f"rank {file.stem.partition('-')[2]}: {said['where'] or 'between steps'}")
-    except (OSError, ValueError, KeyError):  # just being removed, or written by another version
+    except (OSError, ValueError, KeyError):  # the file is being removed, or is of another version
         return None
     return (max(written), words) if written else None
 
 
 def describe(step: int, places: list[dict[str, Any] | None]) -> list[str]:
-    """Where each rank is, in words."""
+    """Where each rank is, a phrase for each.
+
+    Args:
+        step: the step that hangs.
+        places: what `RankPlaces.read` has returned.
+    """
     return [_words(step, place) for place in places]
 
 
 def suspects(places: list[dict[str, Any] | None]) -> list[int]:
-    """The ranks that others may be waiting for: those that do not answer; else the one that is where no other is,
-    while all others are at one place.
+    """The ranks for which the others probably wait: the silent ones, if there are any. Else the one rank that is at a
+    place of its own, if there is exactly one and the group has more than two ranks.
     """
     if silent := [rank for rank, place in enumerate(places) if place is None or is_silent(place)]:
         return silent
@@ -209,12 +242,12 @@ def frames_of(frame: FrameType | None) -> list[FrameType]:
 
 
 def stack_lines(frames: list[FrameType]) -> list[str]:
-    """A line for each frame; no source is read, which may lie on a file system that hangs."""
+    """A line for each frame. Source files are not read, because they may be on a file system that hangs."""
     return [f"  {frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}" for frame in frames]
 
 
 def stacks_of_all_threads() -> str:
-    """The stacks of this process, the main thread's first."""
+    """The stacks of all threads of this process as text, the main thread's first."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     main = threading.main_thread().ident
     by_thread = sorted(sys._current_frames().items(), key=lambda item: item[0] != main)

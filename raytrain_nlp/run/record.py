@@ -1,5 +1,5 @@
-"""The record of a run: may this name be used, what was it started with, how did it end; and the lock and lease against
-a second driver.
+"""The record of a run (`run.json`): whether a job may start under a name, what the run was started with, how it ended.
+A lock and a lease keep a second driver from writing the same run.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from raytrain_nlp.storage import open_storage
 from raytrain_nlp.storage.atomic import recover_folder, remove
 
 _LEFT = re.compile(r"\..+[.-][0-9a-f]{8}")
-"""A name that only what is being written has (`files.temporary_name`, and folders before they are put in place)."""
-# What a resumed run may not change: it would no longer be the run that was interrupted.
+"""Names of files and folders that a killed process had not yet renamed into place (`storage.atomic.temporary_name`)."""
+# Keys that --resume may not change: with other values it would not continue the interrupted run. _FREE are exceptions.
 _FIXED = (
     "seed",
     "task",
@@ -40,7 +40,9 @@ _FREE = ("training.logging_steps", "training.logging_first_step", "data.feed_cpu
 
 
 def check_storage(job: TrainJob) -> list[Problem]:
-    """Can the storage path be written? Leaves nothing behind."""
+    """A problem if `storage_path` cannot be written, or if the job streams its rows and it is no folder. Nothing stays
+    behind.
+    """
     storage = open_storage(job.storage_path)
     if problems := storage.check():
         return problems
@@ -51,8 +53,10 @@ def check_storage(job: TrainJob) -> list[Problem]:
 
 
 def check_name(job: TrainJob, paths: RunPaths, resume: bool, overwrite: bool) -> list[Problem]:
-    """May the run start under this name? Also whether a resumed job is still the same job."""
-    if overwrite and not resume and paths.record.exists():  # also a damaged one
+    """Problems that keep a run from starting under this name: it exists, or it does not and is to be resumed. A resumed
+    job must also be the same job, and have a good checkpoint if it has any.
+    """
+    if overwrite and not resume and paths.record.exists():  # an unreadable record is overwritten as well
         return []
     record = read_json(paths.record)
     if record is None:
@@ -88,11 +92,12 @@ def check_name(job: TrainJob, paths: RunPaths, resume: bool, overwrite: bool) ->
 
 
 def is_of_a_start(path: Path, paths: RunPaths) -> bool:
-    """Is a file one of those a driver makes before the record of the run?"""
+    """Is a file one of those that a driver creates before it writes the record of the run?"""
     return path in (paths.lock, paths.lease) or path.name.startswith(f".{paths.lease.name}.")
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[Problem]:
+    """A problem for each key of `_FIXED` whose value differs between the run's job and the resumed one."""
     old, new = (
         flatten({**job, "training": check_training(job.get("training", {}))[0]}) for job in (written_out(before), after)
     )
@@ -112,7 +117,7 @@ def _check_checkpoints(paths: RunPaths) -> list[Problem]:
     try:
         if paths.store.shared:
             store.find_checkpoint(paths.checkpoints)
-        else:  # the manifests are here; the files are not, and the workers look at them
+        else:  # only the manifests are on this node; the workers verify the files
             store.find_checkpoint(paths.checkpoints, lambda checkpoint: None)
     except CheckpointError as error:
         return [Problem("--resume", str(error))]
@@ -120,8 +125,10 @@ def _check_checkpoints(paths: RunPaths) -> list[Problem]:
 
 
 def check_data(record: RunRecord, fingerprint: str) -> None:
-    """Are the rows, their tokens and the plan still those the run began with? Raises `InputError` where they are
-    not.
+    """Raises `InputError` unless the rows, their tokens and the plan are still those with which the run began.
+
+    Args:
+        fingerprint: `WorkerSpec.data_fingerprint` of the resumed job.
     """
     before = record.values.get("data_fingerprint", fingerprint)
     if before != fingerprint:
@@ -130,7 +137,7 @@ def check_data(record: RunRecord, fingerprint: str) -> None:
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as dotted keys."""
+    """The values of nested sections under dotted keys, such as `training.learning_rate`."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -138,7 +145,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class RunRecord:
-    """`run.json` of a run that this driver holds the lock of."""
+    """The content of `run.json`, of a run whose lock this driver holds."""
 
     def __init__(self, paths: RunPaths):
         self._path = paths.record
@@ -154,9 +161,16 @@ class RunRecord:
 
 @contextlib.contextmanager
 def open_run(paths: RunPaths, overwrite: bool) -> Iterator[RunRecord]:
-    """Take the run's folder for this driver. The lock is the kernel's: it ends with the process, however that ends.
+    """Reserve the run's folder for this driver while inside.
 
-    Not every shared file system carries it from host to host; between hosts there is a lease besides.
+    On this host `flock` does it, which the kernel releases however the process ends. Some shared file systems do not
+    pass such locks on to other hosts, so there is a lease as well (`lease.held`).
+
+    Args:
+        overwrite: remove what an earlier run of this name has left.
+
+    Raises:
+        InputError: another driver holds the lock or the lease.
     """
     paths.run.mkdir(parents=True, exist_ok=True)
     where = paths.address
@@ -176,7 +190,9 @@ def open_run(paths: RunPaths, overwrite: bool) -> Iterator[RunRecord]:
 
 
 def _clean(paths: RunPaths) -> None:
-    """Bring back what a killed process had put aside, and remove what it had not put in place."""
+    """Restore exported folders that a killed process had moved aside to replace them, and remove its temporary
+    files.
+    """
     for folder in (paths.model, paths.base_model):
         recover_folder(folder)
     for path in paths.run.iterdir():

@@ -1,4 +1,4 @@
-"""A run that is over, or was interrupted: its job, its labels, its tokenizer, and which of its weights are asked
+"""Reads a run that has ended or was interrupted: its job, its labels, its tokenizer, and the weights that the user asks
 for.
 """
 
@@ -19,7 +19,7 @@ from raytrain_nlp.errors import CheckpointError, InputError, Problem, nearest
 from raytrain_nlp.host.scratch import scratch_folder
 from raytrain_nlp.paths import TRIAL, RunPaths, SweepPaths, cache_dir, read_json
 from raytrain_nlp.run.origin import from_origin, origin_of
-from raytrain_nlp.run.sync import bring_run
+from raytrain_nlp.run.sync import fetch_run
 from raytrain_nlp.storage import open_storage, shown, storage_of
 from raytrain_nlp.storage.names import what_is_wrong
 
@@ -28,35 +28,38 @@ _WEIGHTLESS = ("config.json", "adapter_config.json", "generation_config.json")
 
 @dataclass(frozen=True)
 class Run:
-    """What `run.json` says."""
+    """A run as other verbs use it: what `run.json` says, and where its files are."""
 
     paths: RunPaths
     job: TrainJob
     labels: list[str]
+    """The names of the classes in the order of their ids; empty if the task has none."""
     tokenizer: Path
+    """The folder of the tokenizer."""
     record: dict[str, Any]
+    """The content of `run.json`."""
     storage: Path
-    """Where the cache and the default tracker are: the run's storage path; of a trial its sweep's."""
+    """The folder of the cache and the default tracker: the run's storage path, or that of a trial's sweep."""
     mlflow_run_id: str | None
 
     @property
     def result(self) -> dict[str, Any]:
-        """What `train` returned; empty where the run has not ended well."""
+        """The result that `train` returned; empty if the run has not ended well."""
         return self.record.get("result") or {}
 
     @property
     def code_folder(self) -> str:
-        """Where the user's modules are looked for: where they were while training."""
+        """The folder in which the user's modules are searched: the one in which the run was started."""
         return origin_of(self.record)
 
     @property
     def chosen(self) -> list[str]:
-        """What of its workers was left to the machine it ran on: another machine may choose otherwise."""
+        """Keys of `workers` that the job left to `auto`. Another machine may choose other values for them."""
         return [key for key in self.record.get("chosen") or {} if key in WORKERS]
 
     def token_dir(self) -> Path:
-        """The tokenizer's folder in the cache, whose name is part of the key of tokens; as it was while training, where
-        it is still there.
+        """The tokenizer's folder in the cache; its name is part of the cache key of prepared tokens. It is the folder
+        that training used, if that still exists.
         """
         from raytrain_nlp.modeling.tokenizer import cache_folder
 
@@ -64,21 +67,27 @@ class Run:
 
     @property
     def base(self) -> str:
-        """The model below an adapter."""
+        """The name or folder of the base model, for a run that trains a LoRA adapter."""
         return self.job.model.name_or_path or str(self.paths.base_model)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Which weights of a run: the exported model's, or a checkpoint's."""
+    """The weights of a run that were chosen: those of the exported model, or of a checkpoint."""
 
     name: str
+    """`model`, or the name of the checkpoint's folder."""
     folder: Path
     checkpoint: store.Checkpoint | None = None
+    """None for the exported model."""
 
 
 def find_run(folder: str | Path) -> Run:
-    """The run of a folder; of a sweep's folder its best trial. Raises `InputError` where there is none."""
+    """The run in `folder`; for the folder of a sweep the run of its best trial.
+
+    Raises:
+        InputError: the folder is not that of a run, the sweep has no best trial yet, or the run no tokenizer.
+    """
     path = at_hand(folder)
     sweep = SweepPaths(path.parent, path.name)
     if record := read_json(sweep.record):
@@ -92,7 +101,7 @@ def find_run(folder: str | Path) -> Run:
                 )
             )
         path = sweep.trial(best).run
-        bring_run(RunPaths(path.parent, path.name))
+        fetch_run(RunPaths(path.parent, path.name))
     paths = RunPaths(path.parent, path.name)
     record = read_json(paths.record)
     if not isinstance(record, dict) or not isinstance(record.get("job"), dict):
@@ -103,7 +112,7 @@ def find_run(folder: str | Path) -> Run:
                 _similar(path) or "Name storage_path/name of a run, e.g. runs/quickstart.",
             )
         )
-    task = {"task": record["task"]} if record.get("task") else {}  # with what the data have said of the labels
+    task = {"task": record["task"]} if record.get("task") else {}  # completed by label names found in the data
     job = load_job(
         {
             **from_origin(record["job"], origin_of(record)),
@@ -124,11 +133,14 @@ def find_run(folder: str | Path) -> Run:
 
 
 def find_weights(run: Run, which: str | int | None) -> Weights:
-    """The weights that are asked for, verified.
+    """The weights that the user asks for. The files of a checkpoint are verified.
 
     Args:
-        which: None: those of `model/`, or of the newest good checkpoint where the run has not ended; `last`, `best`, or
-            a step.
+        which: `last` for the newest good checkpoint, `best`, or a step. None for the exported `model/`, or, if there is
+            none, the newest good checkpoint.
+
+    Raises:
+        InputError: there are no such weights, or they are damaged.
     """
     if which is None:
         run.paths.store.fetch_tree(run.paths.model)
@@ -152,7 +164,7 @@ def find_weights(run: Run, which: str | int | None) -> Weights:
             found = store.find_checkpoint(run.paths.checkpoints, _damage, scanned=(good, damaged))
         except CheckpointError as error:
             raise InputError(Problem("RUN", str(error))) from None
-        assert found is not None, "there are some"
+        assert found is not None, "there is at least one checkpoint, as checked above"
         return Weights(found.path.name, found.path, found)
     step = (
         _best_step(max(checkpoints.items())[1])
@@ -182,21 +194,27 @@ def find_weights(run: Run, which: str | int | None) -> Weights:
 
 
 def at_hand(folder: str | Path) -> Path:
-    """The folder of a run; of one in object storage a copy of its small files, which this process keeps to its end."""
+    """The local folder of a run. For a run in object storage it is a folder with copies of the run's small files, which
+    is removed when this process ends.
+    """
     if open_storage(folder).shared:
-        return Path(os.path.abspath(Path(folder).expanduser()))  # Ray, workers and nodes have other current directories
+        # absolute, because Ray's workers have other current directories
+        return Path(os.path.abspath(Path(folder).expanduser()))
     kept = contextlib.ExitStack()
     storage = open_storage(folder, kept.enter_context(scratch_folder()))
     path = storage.root
     kept.enter_context(storage.in_use())
     atexit.register(kept.close)
-    bring_run(RunPaths(path.parent, path.name))
+    fetch_run(RunPaths(path.parent, path.name))
     return path
 
 
 def _find_tokenizer(named: object, paths: RunPaths, storage: Path) -> Path | None:
-    """The tokenizer's folder, of which a record gives the name alone: it lies in the cache of the storage, or in
-    `model/`.
+    """The tokenizer's folder, in the cache of the storage or else in `model/`; None if neither has it.
+
+    Args:
+        named: `tokenizer` of `run.json`, a folder of which only the last part counts.
+        storage: see `Run.storage`.
     """
     name = str(named).rpartition("/")[2]
     caches = (
@@ -210,6 +228,7 @@ def _find_tokenizer(named: object, paths: RunPaths, storage: Path) -> Path | Non
 
 
 def _damage(checkpoint: store.Checkpoint) -> str | None:
+    """What is wrong with the files of a checkpoint, or None. Fetches them from object storage first."""
     storage_of(checkpoint.path).fetch_tree(checkpoint.path)
     return store.damage(checkpoint)
 

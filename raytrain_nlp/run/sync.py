@@ -1,9 +1,9 @@
-"""A run whose `storage_path` is object storage, on the driver's side: what it writes goes there, what the workers send
-comes from there.
+"""Synchronization of a run with object storage, on the driver's side: files of the driver are uploaded, files that the
+workers have uploaded are fetched.
 
-    workers --events/N.jsonl, progress.json--> storage --> driver --joins--> events.jsonl --> storage
+    workers --events/N.jsonl, progress.json--> storage --> driver --appends--> events.jsonl --> storage
 
-On the workers' own node their files are here already: only what the storage has more of is copied.
+Workers on the driver's node write into the same local folder, so a file is fetched only if the storage has more of it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,21 @@ from raytrain_nlp.storage.uploader import Courier, Outbox
 from raytrain_nlp.tracking.events import EventLog, read_events
 
 _PULL_S = 2.0
+"""Seconds between two rounds of fetching and sending; the workers' events are joined more often."""
 _DATABASE_S = 30.0
+"""Seconds between two uploads of MLflow's database."""
 _LARGE = ("checkpoints", "model", "ray")
-"""Folders whose files come when they are asked for."""
+"""Folders whose files are not fetched with a run, but when they are needed."""
 
 
 @contextlib.contextmanager
-def arrived(paths: RunPaths) -> Iterator[None]:
-    """While inside this node has the small files of a run as the storage has them. Nothing to do for a folder."""
+def fetched(paths: RunPaths) -> Iterator[None]:
+    """On entering, fetch the small files of a run; while inside, this process's copy is in use. Does nothing for a run
+    whose storage is a folder.
+
+    Raises:
+        InputError: another driver on this node writes the run.
+    """
     if paths.store.shared:
         yield
         return
@@ -39,16 +46,16 @@ def arrived(paths: RunPaths) -> Iterator[None]:
         with paths.lock.open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:  # its driver on this node works with these files
+            except OSError:  # another driver on this node uses these files
                 what = f"another driver is writing the run ({paths.address})"
                 raise InputError(Problem("name", what, "Wait for it, or stop it.")) from None
-            bring_run(paths)
+            fetch_run(paths)
         yield
 
 
-def bring_run(paths: RunPaths) -> None:
-    """The small files of a run, in the state of the storage; what an earlier driver has left here is older, or was
-    never sent. Nothing to do for a folder.
+def fetch_run(paths: RunPaths) -> None:
+    """Replace the local files of a run by the small files that the storage has. What an earlier driver has left on this
+    node is older, or was never uploaded. Does nothing for a run whose storage is a folder.
     """
     if paths.store.shared:
         return
@@ -61,6 +68,7 @@ def bring_run(paths: RunPaths) -> None:
 
 
 def _is_small(name: str) -> bool:
+    """Is a file fetched with its run? `name` is relative to the folder of the run, or of the sweep."""
     parts = name.split("/")
     if parts[0] == "trials":
         parts = parts[2:]
@@ -68,24 +76,30 @@ def _is_small(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def carried(paths: RunPaths, warn: Callable[[str], None], tracked: bool = True) -> Iterator[Callable[[], None]]:
-    """While inside, files travel. Yields what waits until those written so far are in the storage.
+def synchronized(paths: RunPaths, warn: Callable[[str], None], tracked: bool = True) -> Iterator[Callable[[], None]]:
+    """While inside, a thread synchronizes the run's files with the storage; at the end once more. Yields a function
+    that waits until all that has been written so far is in the storage. Does nothing for a run whose storage is a
+    folder.
 
     Args:
-        tracked: how far the tracker is, is this run's affair; that of a trial is its sweep's.
+        warn: is told once when the storage does not answer.
+        tracked: whether the tracker's files are uploaded here; those of a trial are uploaded by its sweep.
     """
     if paths.store.shared:
         yield lambda: None
         return
-    carrier = _Carrier(paths, tracked)
-    with Courier(carrier.carry, warn, every_s=0.3) as courier:
+    sync = _RunSync(paths, tracked)
+    with Courier(sync.run_once, warn, every_s=0.3) as courier:
         yield courier.flush
-    carrier.tidy()
+    sync.remove_worker_events()
 
 
-class _Carrier:
+class _RunSync:
+    """Fetches what the workers have uploaded, appends it to the run's events, and uploads the driver's files."""
+
     def __init__(self, paths: RunPaths, tracked: bool):
         self._paths, self._outbox, self._tracked = paths, Outbox(paths.store), tracked
+        # for each file of the workers the byte up to which it has been joined, also by an earlier driver
         self._joined = {
             name: offset
             for event, _ in read_events(paths.events)
@@ -95,13 +109,15 @@ class _Carrier:
         self._next_pull = self._next_database = 0.0
         self._database: tuple[int, int] | None = None
 
-    def carry(self, patience: float) -> None:
+    def run_once(self, patience: float) -> None:
+        """One round. With all of the patience (seconds for each request) nothing is left for a later round."""
         now, whole = time.monotonic(), patience >= PATIENCE_S
         if pull := whole or now >= self._next_pull:
             self._pull()
         self._join()
         if pull:
-            # what has been shipped of the events: sent behind them and behind MLflow's figures, as it was before
+            # tracking.json says which events MLflow has. It is read before the database and the events are sent, and
+            # sent after them, so that in the storage it never claims more than they hold
             tracking = {path: path.read_bytes() for path in self._tracking_files() if path.exists()}
             shipped = self._send_database(whole)
             for path in self._own_files():
@@ -110,15 +126,15 @@ class _Carrier:
                 self._send_tracking(path, content, patience)
             self._next_pull = time.monotonic() + _PULL_S
 
-    def tidy(self) -> None:
-        """All that the workers sent has been joined."""
+    def remove_worker_events(self) -> None:
+        """Remove the workers' own files of events, all of which have been joined."""
         self._paths.store.delete_tree(self._paths.worker_events)
 
     def _pull(self) -> None:
-        """What workers on other nodes have sent."""
+        """Fetch what workers on other nodes have uploaded."""
         folder = self._paths.worker_events
         elsewhere = False
-        if isinstance(self._paths, SweepPaths):  # its trials have drivers, which run on this node
+        if isinstance(self._paths, SweepPaths):  # a sweep has no workers; its trials' drivers run on this node
             return
         for name, size in self._paths.store.list_tree(folder).items():
             file = folder / name
@@ -130,6 +146,7 @@ class _Carrier:
             self._paths.store.refetch(self._paths.failure)
 
     def _join(self) -> None:
+        """Append the workers' new events to `events.jsonl`, each with the file and the byte offset it comes from."""
         log = None
         for file in sorted(self._paths.worker_events.glob("[0-9]*.jsonl")):
             for event, behind in read_events(file, self._joined.get(file.name, 0)):
@@ -138,6 +155,7 @@ class _Carrier:
                 self._joined[file.name] = behind
 
     def _own_files(self) -> list[Path]:
+        """The files that the driver writes: those of the run but the locks, the workers' files and the tracker's."""
         paths = self._paths
         others = {paths.lock, paths.lease, paths.progress, paths.tracking, paths.failure, paths.run / TRIAL}
         files = [
@@ -157,11 +175,16 @@ class _Carrier:
         return [paths.tracking] if self._tracked else []
 
     def _send_database(self, whole: bool) -> bool:
-        """A copy of MLflow's database in which no transaction is half done. Has the storage all of it now?"""
+        """Upload MLflow's database if it has changed, from a copy that is consistent (SQLite's backup). Returns whether
+        the storage has its present state now.
+
+        Args:
+            whole: send it now, even if it was sent a moment ago.
+        """
         source = _database_of(self._paths)
         if not self._tracked or not source.exists():
             return True
-        if not (read_json(self._paths.tracking) or {}).get("run_id"):  # its tables are being made
+        if not (read_json(self._paths.tracking) or {}).get("run_id"):  # MLflow is still creating its tables
             return False
         state = (source.stat().st_mtime_ns, source.stat().st_size)
         if state == self._database:

@@ -15,7 +15,7 @@ from raytrain_nlp.errors import InputError, Problem, RunError, Stopped
 from raytrain_nlp.host.signals import at_once, stoppable
 from raytrain_nlp.paths import SweepPaths, read_json
 from raytrain_nlp.run.record import RunRecord, check_storage, open_run
-from raytrain_nlp.run.sync import arrived, carried
+from raytrain_nlp.run.sync import fetched, synchronized
 from raytrain_nlp.storage import open_storage, shown
 from raytrain_nlp.tuning.concurrency import plan_concurrency, plan_local
 from raytrain_nlp.tuning.observer import SweepObserver
@@ -73,7 +73,7 @@ def sweep(
     problems = check_storage(plan.job) + check_registration(plan) + check_scheduler(plan)
     if problems and not paths.store.shared:
         raise InputError(problems)
-    with arrived(paths):
+    with fetched(paths):
         plan, found = settle_sweep(plan, read_json(paths.record) if resume else None)
         largest = max(plan.jobs, key=lambda one: sorted(need_of(one).items()))
         if problems := problems + check_workers(largest) + check_name(plan, paths, resume, overwrite):
@@ -109,7 +109,7 @@ def _sweep(
         from raytrain_nlp.tuning.schedulers import build_scheduler, length_of
 
         scheduler = build_scheduler(plan.config, length_of(plan.job, resolved.spec), concurrent)
-        with open_run(paths, overwrite) as record, carried(paths, observer.warn):
+        with open_run(paths, overwrite) as record, synchronized(paths, observer.warn):
             text = open_sweep(plan, paths, record, chosen)
             return _run(plan, paths, record, resolved, concurrent, scheduler, observer, text, verbose)
 

@@ -27,7 +27,7 @@ from raytrain_nlp.run.interruption import stopped, stops_at_checkpoint
 from raytrain_nlp.run.observer import Observer, followed
 from raytrain_nlp.run.record import RunRecord, check_data, check_name, check_storage, flatten, open_run
 from raytrain_nlp.run.stop_request import forget
-from raytrain_nlp.run.sync import arrived, carried
+from raytrain_nlp.run.sync import fetched, synchronized
 from raytrain_nlp.storage import open_storage, shown
 from raytrain_nlp.storage.atomic import replacing
 from raytrain_nlp.tracking.events import EventLog, read_events
@@ -123,7 +123,7 @@ def train(
     problems = check_storage(job)
     if problems and not paths.store.shared:
         raise InputError(problems)
-    with arrived(paths):
+    with fetched(paths):
         found = settled(job, read_json(paths.record) if resume else None)
         if problems := problems + check_workers(found.job) + check_name(found.job, paths, resume, overwrite):
             raise InputError(problems)
@@ -246,7 +246,7 @@ def run_resolved(
     """
     from raytrain_nlp.planning.resolved import write_quarantine
 
-    with open_run(paths, overwrite) as record, carried(paths, observer.warn, tracked) as flush:
+    with open_run(paths, overwrite) as record, synchronized(paths, observer.warn, tracked) as flush:
         if resume:
             check_data(record, resolved.spec.data_fingerprint)
         job_text = dump_job(job)
@@ -400,7 +400,7 @@ def _finished(paths: RunPaths, job: TrainJob, observer: Observer) -> TrainResult
         return None
     tracker = Tracker(paths, job.tracking, {}, dump_job(job), observer.warn).start()
     tracker.close("FINISHED")
-    with open_run(paths, overwrite=False) as run, carried(paths, observer.warn):
+    with open_run(paths, overwrite=False) as run, synchronized(paths, observer.warn):
         run.update(mlflow_run_id=tracker.run_id, result={**record["result"], "mlflow_run_id": tracker.run_id})
     return TrainResult(**{**record["result"], "mlflow_run_id": tracker.run_id})
 

@@ -15,7 +15,7 @@ from raytrain_nlp.errors import CheckpointError, InputError, StorageError
 from raytrain_nlp.paths import RunPaths, SweepPaths, cache_dir, write_json
 from raytrain_nlp.run.record import open_run
 from raytrain_nlp.run.saved_run import find_run
-from raytrain_nlp.run.sync import bring_run
+from raytrain_nlp.run.sync import fetch_run
 from raytrain_nlp.storage import open_storage, storage_of
 from raytrain_nlp.storage.names import UnsafeName, below, part, what_is_wrong
 from raytrain_nlp.tuning.inherit import Pointer, apply_pointer
@@ -99,7 +99,7 @@ def test_a_key_never_becomes_a_file_outside_of_the_copy(
     folder = open_storage("s3://bucket/runs", tmp_path).root / "run"
     bucket = bucket_with(monkeypatch, "runs/run/run.json", f"runs/run/{name}")
     storage = storage_of(folder)
-    for look in (storage.fetch_tree, storage.list_tree, lambda path: bring_run(RunPaths(path.parent, path.name))):
+    for look in (storage.fetch_tree, storage.list_tree, lambda path: fetch_run(RunPaths(path.parent, path.name))):
         with pytest.raises(StorageError, match="a name in it"):
             look(folder)
     assert not bucket.read and not [path for path in tmp_path.rglob("*") if path.is_file()]
