@@ -1,4 +1,6 @@
-"""What DeepSpeed itself says of a job's DeepSpeed JSON: asked by the driver, so that no worker has to."""
+"""Checks a job's own DeepSpeed JSON (`deepspeed.config`) with DeepSpeed's classes, in the driver, before workers
+start.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +16,20 @@ from raytrain_nlp.planning.deepspeed_zero import check_autos, check_zero
 
 _WHERE = "deepspeed.config"
 _SECTIONS = {"DeepSpeedZeroConfig": "zero_optimization", "DeepSpeedFP16Config": "fp16", "DeepSpeedBF16Config": "bf16"}
-"""DeepSpeed's models whose findings do not say which section they are of."""
+"""DeepSpeed's pydantic models -> their section of the JSON, which the models' errors do not name."""
 _ADAM = ("adam", "adamw")
 _POPPED = ("torch_adam", "adam_w_mode", "fp32_optimizer_states")
-"""Parameters of Adam that DeepSpeed takes out before it makes the optimizer."""
+"""Parameters of Adam that DeepSpeed removes before it builds the optimizer."""
 _CUDA_ONLY = ("lamb", "lion")
 _MUP = ("muadam", "muadamw", "musgd")
 
 
 def check_deepspeed(job: TrainJob, total_steps: int | None = None) -> list[Problem]:
-    """What DeepSpeed would refuse of the configuration, its optimizer and its scheduler; nothing where the job has none
-    of its own.
+    """A problem for everything in `deepspeed.config` that DeepSpeed would refuse, its optimizer and scheduler included.
+    No problems if the job has no DeepSpeed JSON of its own.
+
+    Args:
+        total_steps: optimizer steps of the run; None while they are not known.
     """
     if job.deepspeed.config is None:
         return []
@@ -49,7 +54,7 @@ def check_deepspeed(job: TrainJob, total_steps: int | None = None) -> list[Probl
 
 
 def _filled(config: dict[str, Any], job: TrainJob, total_steps: int) -> dict[str, Any]:
-    """A configuration without "auto", as of one process: Hugging Face fills the rest with what the job says."""
+    """The configuration as it would be for a single process: each "auto" replaced by the job's value or left out."""
     config, values = copy.deepcopy(config), job.arguments()
     micro, accumulation = values["per_device_train_batch_size"], values.get("gradient_accumulation_steps", 1)
     config |= {
@@ -170,7 +175,13 @@ def _check_scheduler(section: Any, total_steps: int | None) -> Iterator[Problem]
 def _try(
     where: str, factory: Callable[..., Any], params: dict[str, Any], arguments: tuple[Any, ...]
 ) -> Iterator[Problem]:
-    """Does a class take these parameters? Without `arguments` it is not called, only its signature is read."""
+    """A problem for each of `params` that a class does not take, or one if the class refuses their values.
+
+    Args:
+        where: the key of the job that a problem names.
+        factory: the class of an optimizer or scheduler.
+        arguments: its positional arguments; if empty, the class is not called and only its signature is read.
+    """
     known = [name for name in inspect.signature(factory).parameters if name not in ("self", "params", "optimizer")]
     unknown = [key for key in params if key not in known]
     for key in unknown:
@@ -183,7 +194,7 @@ def _try(
     if arguments and not unknown:
         try:
             factory(*arguments, **params)
-        except Exception as error:  # whatever a class says of its arguments  # noqa: BLE001
+        except Exception as error:  # a class may raise anything over its arguments  # noqa: BLE001
             yield Problem(f"{where}.params", f"{factory.__name__} refuses them: {_first_line(error)}", "Correct them.")
 
 

@@ -1,5 +1,5 @@
-"""What a DeepSpeed JSON asks for that nobody fills in, or that these workers and this machine cannot do; DeepSpeed says
-so on the workers.
+"""Checks of a DeepSpeed JSON that DeepSpeed itself makes only on the workers: an "auto" that nothing replaces, and ZeRO
+features that need a GPU, another number of workers, or a library that is not installed.
 """
 
 from __future__ import annotations
@@ -27,12 +27,16 @@ FILLED = {
     ),
     "zero_optimization.stage3_gather_16bit_weights_on_model_save",
 }
-"""Where transformers and accelerate put a value in the place of "auto"."""
+"""Keys for which transformers or accelerate replace "auto" by a value."""
 _ON_GPU_ONLY = ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients")
 
 
 def check_autos(config: dict[str, Any], prefix: str = "") -> Iterator[Problem]:
-    """Each "auto" that would stay."""
+    """A problem for each "auto" that nothing replaces.
+
+    Args:
+        prefix: dotted key of the section `config`, with a dot at its end; empty for the whole JSON.
+    """
     for key, value in config.items():
         if isinstance(value, dict):
             yield from check_autos(value, f"{prefix}{key}.")
@@ -41,7 +45,11 @@ def check_autos(config: dict[str, Any], prefix: str = "") -> Iterator[Problem]:
 
 
 def check_zero(zero: Any, workers: WorkersConfig) -> Iterator[Problem]:
-    """Features of ZeRO for other machines, or for other numbers of workers."""
+    """A problem for each feature of ZeRO that these workers cannot have.
+
+    Args:
+        zero: the section `zero_optimization`.
+    """
     if not isinstance(zero, dict):
         return
     where, needs_gpu = f"{_WHERE}.zero_optimization", "needs a GPU (workers.use_gpu is false)"
@@ -73,5 +81,5 @@ def _has_async_io() -> bool:
 
     try:
         return AsyncIOBuilder().is_compatible(verbose=False)
-    except Exception:  # noqa: BLE001 - whatever looking for a compiler raises
+    except Exception:  # noqa: BLE001 - the search for a compiler may raise anything
         return False

@@ -1,7 +1,8 @@
-"""The head of a pretrained classifier: which classes its rows are, and in what order a job's labels meet them.
+"""The trained classification head of a pretrained model, and the order of a job's labels that fits its rows.
 
-A label is matched with the class of its name, as `run_glue.py` does (case does not count), so that no row of the head
-changes its meaning; what cannot be matched is told, or refused where the head has too few or too many rows.
+Each row of the head's weights stands for a class. A label is matched with the class of the same name, whatever its
+case, as `run_glue.py` does, so the rows keep their meaning. Labels without a match are reported, or refused if the head
+has too few or too many rows.
 """
 
 from __future__ import annotations
@@ -22,22 +23,25 @@ _UNNAMED = re.compile(r"LABEL_\d+")
 
 @dataclass(frozen=True)
 class Head:
-    """The classes of a trained head, one for each of its rows."""
+    """The classes of a trained head."""
 
     model: str
+    """Name or folder of the model."""
     names: list[str]
+    """The class of each row of the head, from `id2label` of the model's config."""
 
     @property
     def is_named(self) -> bool:
-        """Else its names are those transformers gives by itself."""
+        """Do the classes have names of their own, and not transformers' default names (`LABEL_0`)?"""
         return not all(map(_UNNAMED.fullmatch, self.names))
 
     def shown(self) -> str:
+        """The first names, for a message."""
         return f"{', '.join(self.names[:8])}{', ...' if len(self.names) > 8 else ''}"
 
 
 def find_head(job: TrainJob) -> Head | None:
-    """The head that the job's model brings along for the job's kind of task; None where it gets a new one."""
+    """The trained head that the job's model has for the job's task; None if the model gets a new, untrained head."""
     if not job.model.name_or_path:
         return None
     from transformers import AutoConfig
@@ -47,7 +51,7 @@ def find_head(job: TrainJob) -> Head | None:
         config = AutoConfig.from_pretrained(
             job.model.name_or_path, revision=job.model.revision, trust_remote_code=job.model.trust_remote_code
         )
-    except Exception:  # noqa: BLE001 - told by `check_model`
+    except Exception:  # noqa: BLE001 - `check_model` reports a config that cannot be read
         return None
     cls = getattr(modeling_auto, build_task(job.task).auto_mapping).get(config.model_type)
     names = [label_text(config.id2label[place]) for place in sorted(config.id2label or {})]
@@ -57,7 +61,11 @@ def find_head(job: TrainJob) -> Head | None:
 
 
 def names_of_numbers(head: Head, numbers: Sequence[str]) -> bool:
-    """Are labels that are numbers the places of the head's named classes?"""
+    """Are integer labels the ids of the head's classes, which have names of their own?
+
+    Args:
+        numbers: the labels, as text.
+    """
     known = declared_names(head.names)
     return (
         head.is_named
@@ -67,7 +75,7 @@ def names_of_numbers(head: Head, numbers: Sequence[str]) -> bool:
 
 
 def check_width(head: Head, outputs: int) -> None:
-    """Raises `InputError` where a head without classes has not so many outputs."""
+    """Raises `InputError` unless the head has this number of outputs, for a task without classes such as regression."""
     if len(head.names) != outputs:
         raise InputError(
             Problem(
@@ -80,12 +88,21 @@ def check_width(head: Head, outputs: int) -> None:
 
 
 def follow_head(labels: list[str], head: Head) -> tuple[list[str], list[str]]:
-    """Labels in the order of the head's rows, and what the user should know of it. Raises `InputError`."""
+    """The labels in the order of the head's rows.
+
+    Returns:
+        The names of all rows of the head in their order (the given labels, and the head's own names for classes that
+        the data do not have), and notes for the user. The labels are unchanged if none can be matched and the head's
+        classes have no names.
+
+    Raises:
+        InputError: the head has too few rows, or more than there are labels and not all labels have a match.
+    """
     names = head.names
     if not (places := _places(labels, head)) and all(
         is_integer(label) and 0 <= int(label) < len(names) for label in labels
     ):
-        names = [str(number) for number in range(len(names))]  # ids, as `LABEL_1` is 1
+        names = [str(number) for number in range(len(names))]  # the labels are ids: 1 is `LABEL_1`
         places = {label: int(label) for label in labels}
     unknown = [label for label in labels if label not in places]
     model, rows = head.model, len(head.names)
@@ -125,7 +142,9 @@ def follow_head(labels: list[str], head: Head) -> tuple[list[str], list[str]]:
 
 
 def _places(labels: Sequence[str], head: Head) -> dict[str, int]:
-    """The row of the head for each label it knows by name; case does not count where it tells no two classes apart."""
+    """Label -> row of the head, for each label that is the name of a class. Case is ignored unless two classes differ
+    by case only. Empty if two labels would get the same row.
+    """
     exact = {name: place for place, name in enumerate(head.names)}
     lower = {name.lower(): place for name, place in exact.items()}
     if len(lower) < len(exact):

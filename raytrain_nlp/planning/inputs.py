@@ -1,4 +1,6 @@
-"""Inputs: the files a job names, looked into before anything heavy is loaded; all problems at once."""
+"""Finds the files that a job names and checks them, before any large library is imported. All problems are reported at
+once.
+"""
 
 from __future__ import annotations
 
@@ -22,34 +24,39 @@ from raytrain_nlp.storage.hub import check_hub_names
 from raytrain_nlp.tasks import build_task
 
 _SEARCHED_BYTES, _LEAST_BYTES = 64 << 20, 1 << 20
+"""Bytes that `check_free` reads of all JSON files together, and at least of each."""
 _PREFIX = "Give the new ones a prefix, e.g. --prefix model_."
 
 
 @dataclass(frozen=True)
 class Files:
-    """The files of the splits."""
+    """The files of a job's splits."""
 
     train: list[SourceFile]
     validations: dict[str, list[SourceFile]]
-    """By split: `validation`, or `validation.NAME` of each of several sets."""
+    """Files by split: `validation`, or `validation.NAME` for each of several validation sets."""
     sources: dict[str, list[str]] = field(default_factory=dict)
-    """Paths of the training files of each source, where there are several with shares of their own."""
+    """Name of a source -> paths of its training files, for a job that mixes several sources; else empty."""
 
     @property
     def validation(self) -> list[SourceFile]:
-        """Those of all sets."""
+        """The files of all validation sets."""
         return [file for files in self.validations.values() for file in files]
 
     def bytes_before(self, streaming: bool) -> int:
-        """Bytes that are prepared before training begins."""
+        """Bytes of the files that are tokenized before training begins; streamed training files are not among them."""
         return sum(file.size for file in [*([] if streaming else self.train), *self.validation])
 
 
 def find_job_files(job: TrainJob, storage: Path, trains: bool = True) -> Files:
-    """Find and look into the files of a job: existence, format, columns, weights. No library beyond fsspec and pyarrow
-    is loaded.
+    """Find the files of a job and check them: existence, format, columns, and the model's weights.
 
-    `trains`: whether the weights are to be loaded; a plan can be made without them.
+    Args:
+        storage: the job's storage path, where rows of `builtin:` sources are written.
+        trains: whether the job will load the weights; a plan can be made without them.
+
+    Raises:
+        InputError: with the problems of all files.
     """
     problems: list[Problem] = check_hub_names(_hub_names(job))
     unknown = {problem.where for problem in problems}
@@ -85,7 +92,7 @@ def find_job_files(job: TrainJob, storage: Path, trains: bool = True) -> Files:
 
 
 def _shared_files(sources: dict[str, list[str]]) -> Iterator[Problem]:
-    """A row belongs to one source."""
+    """A problem for each file that two sources of a mixture have in common."""
     owner: dict[str, str] = {}
     for name, paths in sources.items():
         for path in paths:
@@ -95,12 +102,12 @@ def _shared_files(sources: dict[str, list[str]]) -> Iterator[Problem]:
 
 
 def split_names(job: TrainJob) -> list[str]:
-    """The validation splits of a job: `validation`, or `validation.NAME` of each of several sets."""
+    """The names of a job's validation splits: `validation`, or `validation.NAME` for each of several sets."""
     return [f"validation.{name}" if name else "validation" for name in job.data.validation_sets()]
 
 
 def _hub_names(job: TrainJob) -> dict[str, tuple[str, str | None]]:
-    """What the job takes from the hub: key -> name and revision."""
+    """Models, tokenizers and datasets that the job takes from the hub: key of the job -> name and revision."""
     model = job.model
     given = {
         "model.name_or_path": model.name_or_path,
@@ -119,8 +126,14 @@ def _hub_names(job: TrainJob) -> dict[str, tuple[str, str | None]]:
 
 
 def find_split_files(job: TrainJob, split: str, storage: Path, where: str | None = None) -> list[SourceFile]:
-    """The files of one split, with the columns the task needs; `where` it was named, if not in the job. Raises
-    `InputError`.
+    """The files of one split. The columns that the task needs are checked.
+
+    Args:
+        split: `train`, `validation` or `validation.NAME`.
+        where: what problems name as their place, such as `--data`; default: the split's key of the job.
+
+    Raises:
+        InputError: files are missing, cannot be read, or lack a column.
     """
     where = where or f"data.{split}"
     files = _files_of(sources_of(job.data.source_of(split)), split, storage, where)
@@ -130,7 +143,7 @@ def find_split_files(job: TrainJob, split: str, storage: Path, where: str | None
         raise InputError(problems)
     if not job.trainer.preprocess and (
         problems := check_columns(files, build_task(job.task).required_columns(), where)
-    ):  # it may make the columns
+    ):  # `trainer.preprocess` may make the columns
         raise InputError(problems)
     return files
 
@@ -140,6 +153,7 @@ def _files_of(specs: list[str], split: str, storage: Path, where: str) -> list[S
 
 
 def _builtin(spec: str, split: str, storage: Path, where: str) -> str:
+    """For `builtin:NAME` the file with this split's rows, which is made if it does not exist; else `spec` itself."""
     return (
         str(build_builtin(spec, cache_dir(storage, "sources"), where)[split.partition(".")[0]])
         if spec.startswith(PREFIX)
@@ -148,7 +162,9 @@ def _builtin(spec: str, split: str, storage: Path, where: str) -> str:
 
 
 def check_columns(files: list[SourceFile], required: list[str], where: str) -> list[Problem]:
-    """Columns that none of the first rows has. A column missing in some rows only is a matter for the quarantine."""
+    """A problem for each required column that none of the first 50 rows of a file has. Rows that lack a column which
+    others have are quarantined later.
+    """
     problems = []
     for file in files[:64]:
         first = next(split_file(file), None)
@@ -167,14 +183,17 @@ def check_columns(files: list[SourceFile], required: list[str], where: str) -> l
 
 
 def check_choice(files: list[SourceFile], choice: tuple[str, ...], where: str) -> list[Problem]:
-    """Files of which the first rows have none of the columns of a choice."""
+    """A problem for each file whose first rows have none of the columns of `choice`, of which one is needed."""
     missing = [[check_columns([file], [name], where) for name in choice] for file in files[:64] if choice]
     return [problem for of_names in missing if all(of_names) for problem in of_names[0]]
 
 
 def check_repeated(files: list[SourceFile], required: list[str] | None, where: str) -> list[Problem]:
-    """Columns that a header holds twice, of those the task reads (None: of all); of the others each is kept, under the
-    name pandas gives it.
+    """A problem for each column that the header of a CSV or TSV file names more than once.
+
+    Args:
+        required: the columns that the task reads; None: all. Other repeated columns are no problem: each is kept, under
+            the name that pandas would give it.
     """
     found = [
         (file.path, name)
@@ -191,8 +210,12 @@ def check_repeated(files: list[SourceFile], required: list[str] | None, where: s
 
 
 def check_free(files: list[SourceFile], added: list[str], where: str) -> list[Problem]:
-    """Columns of the input that have a name which is `added` to it. Of files of lines the first 64 MB are read, of
-    others the header.
+    """A problem for each column of the input that has the name of a column which `predict` adds.
+
+    The first 64 MB of JSON files are read, and at least 1 MB of each; of other formats the header or first row.
+
+    Args:
+        added: names of the added columns.
     """
     problems, left = [], _SEARCHED_BYTES
     for file in files:
@@ -206,7 +229,7 @@ def check_free(files: list[SourceFile], added: list[str], where: str) -> list[Pr
 
 
 def _columns(file: SourceFile, most_bytes: int) -> set[str]:
-    """The columns of a file: all that its header names, or that its first rows have."""
+    """The columns of a file: those of its header or first row, or for JSON those of the rows in about `most_bytes`."""
     by_header = file.format not in ("json", "jsonl")
     found: set[str] = set()
     for piece in itertools.islice(

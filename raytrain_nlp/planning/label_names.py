@@ -1,9 +1,9 @@
-"""What a job's label column means, found out before tokens are made: whether lists are multi-hot, and the names that
-are declared.
+"""What the values of a job's label column mean, found out before rows are tokenized: whether lists are multi-hot, and
+the names of the classes.
 
-Names come from `task.label_names`, else from a `ClassLabel` of the files, else, where the labels are numbers, from the
-head that the model brings along. With names a row's label is kept by its name, and what is no label of theirs (-1 of an
-unlabelled row) is a bad row.
+Names come from `task.label_names`, else from a `ClassLabel` feature of the files, else, if the labels are integers,
+from the trained head of the model. If there are names, tokenizing stores a row's label by name, and a row with any
+other label (such as -1 for an unlabelled row) is a bad row.
 """
 
 from __future__ import annotations
@@ -26,11 +26,20 @@ from raytrain_nlp.tasks import build_task
 from raytrain_nlp.user_code import UserObject
 
 _SAMPLED = 1_000
+"""Training rows with a label whose values are looked at."""
 _MOST_FILES = 64
+"""Files of a split whose features are read."""
 
 
 def name_labels(job: TrainJob, files: Files, preprocess: UserObject | None) -> tuple[TrainJob, list[str]]:
-    """The job with what its `task` leaves to the data, and what the user should know of it. Raises `InputError`."""
+    """The job with `label_names` and `multi_hot` of its `task` filled in from the data, and notes for the user.
+
+    Args:
+        preprocess: the user's `trainer.preprocess`, through which the rows pass first.
+
+    Raises:
+        InputError: the files contradict each other or the job, or lists of 0 and 1 are of several lengths.
+    """
     column = build_task(job.task).label_column
     if column is None:
         return job, []
@@ -38,7 +47,7 @@ def name_labels(job: TrainJob, files: Files, preprocess: UserObject | None) -> t
     sample = list(itertools.islice(_labels(files.train, column, preprocess), _SAMPLED))
     declared = _declared(job, files, column)
     if section.multi_hot is not False and not build_task(job.task).single_class and (width := multi_hot_width(sample)):
-        return _with(job, label_names=_columns(job, declared, width), multi_hot=True), [
+        return _with(job, label_names=_multi_hot_names(job, declared, width), multi_hot=True), [
             f"the lists of '{column}' are read as multi-hot: {width} classes."
         ]
     if section.multi_hot is None and not build_task(job.task).single_class and is_ragged(sample):
@@ -68,13 +77,20 @@ def name_labels(job: TrainJob, files: Files, preprocess: UserObject | None) -> t
         return _with(job, label_names=declared), []
     head = find_head(job) if texts and all(map(is_integer, texts)) else None
     if head and names_of_numbers(head, sorted(texts)):
-        return _with(job, label_names=head.names), [_told(head, column)]
+        return _with(job, label_names=head.names), [_head_note(head, column)]
     return job, []
 
 
 def name_evaluated(job: TrainJob, files: list[SourceFile], labels: list[str], where: str) -> TrainJob:
-    """The job of a run for other files: by the names they declare, where the run has found none and these are its
-    labels. Raises `InputError`.
+    """A run's job for the evaluation of other files. If the run's own data had no names for the classes and these files
+    have (a `ClassLabel`), their names are used, provided that they are labels of the run.
+
+    Args:
+        labels: the labels of the run.
+        where: what problems name as their place.
+
+    Raises:
+        InputError: a file numbers the classes differently.
     """
     column = build_task(job.task).label_column
     if column is None:
@@ -90,7 +106,7 @@ def name_evaluated(job: TrainJob, files: list[SourceFile], labels: list[str], wh
 
 
 def check_declared(files: list[SourceFile], labels: list[str], column: str, where: str) -> None:
-    """Raises `InputError` where a file numbers the classes otherwise than `labels`."""
+    """Raises `InputError` if the `ClassLabel` of a file has the names of `labels` in another order."""
     for file in files[:_MOST_FILES]:
         names = class_names(file, column)
         if names and names != labels and sorted(names) == sorted(labels):
@@ -99,7 +115,9 @@ def check_declared(files: list[SourceFile], labels: list[str], column: str, wher
 
 
 def _declared(job: TrainJob, files: Files, column: str) -> list[str] | None:
-    """The names of the files' `ClassLabel`, which must be one. Raises `InputError`."""
+    """The names of the files' `ClassLabel`; None if no file has one. Raises `InputError` if two files differ, or number
+    the classes differently than `task.label_names`.
+    """
     found: list[str] | None = None
     for where, split in (("data.train", files.train), ("data.validation", files.validation)):
         for file in split[:_MOST_FILES]:
@@ -113,8 +131,10 @@ def _declared(job: TrainJob, files: Files, column: str) -> list[str] | None:
     return found
 
 
-def _columns(job: TrainJob, declared: list[str] | None, width: int) -> list[str]:
-    """The classes of multi-hot lists. Raises `InputError` where those that are named are not so many."""
+def _multi_hot_names(job: TrainJob, declared: list[str] | None, width: int) -> list[str]:
+    """The name of each value of a multi-hot list of `width` values: those of the job or the files, else of the model's
+    head, else numbers. Raises `InputError` if the job or the files name another number of classes.
+    """
     names = labelled(job.task).label_names or declared
     if names and len(names) != width:
         raise InputError(
@@ -131,6 +151,9 @@ def _columns(job: TrainJob, declared: list[str] | None, width: int) -> list[str]
 
 
 def _labels(files: list[SourceFile], column: str, preprocess: UserObject | None) -> Iterator[Any]:
+    """The values of the label column in the files' rows, after the user's `preprocess`; rows without one are left
+    out.
+    """
     function = preprocess.load() if preprocess else None
     for piece in itertools.chain.from_iterable(map(split_file, files)):
         for row in read_rows(piece):
@@ -141,10 +164,12 @@ def _labels(files: list[SourceFile], column: str, preprocess: UserObject | None)
 
 
 def _with(job: TrainJob, **values: Any) -> TrainJob:
+    """The job with other values in its `task` section."""
     return job.model_copy(update={"task": job.task.model_copy(update=values)})
 
 
-def _told(head: Head, column: str) -> str:
+def _head_note(head: Head, column: str) -> str:
+    """Tells the user which class of the head each number of the label column is."""
     pairs = ", ".join(f"{number} = {name}" for number, name in enumerate(head.names[:8]))
     return (
         f"the numbers of '{column}' are the classes of the head of {head.model}: "

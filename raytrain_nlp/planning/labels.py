@@ -1,5 +1,5 @@
-"""Labels: which there are, which validation rows have one that training knows, and how often the most frequent one
-occurs.
+"""The labels of a job: which there are, which validation rows have one that training knows, and the accuracy of always
+answering the most frequent one.
 """
 
 from __future__ import annotations
@@ -23,8 +23,13 @@ from raytrain_nlp.tasks import build_task
 
 
 def find_labels(job: TrainJob, train: TokenStore) -> tuple[list[str], list[str]]:
-    """The labels in the order of their ids, and what the user should know of it; none where the task has no classes.
-    Raises `InputError`.
+    """The labels in the order of their ids, and notes for the user; no labels if the task has no classes.
+
+    Args:
+        train: the tokens of the training split.
+
+    Raises:
+        InputError: there are no labels, a single one, or too many, or the head of the model does not fit them.
     """
     task = build_task(job.task)
     if task.label_column is None:
@@ -64,7 +69,19 @@ def find_labels(job: TrainJob, train: TokenStore) -> tuple[list[str], list[str]]
 def find_known_rows(
     store: TokenStore, labels: list[str], max_bad_rows: float
 ) -> tuple[str | None, list[dict[str, Any]]]:
-    """Which rows of a validation split have labels that training knows; the others as quarantine entries."""
+    """The rows of a validation split whose labels all occur in training.
+
+    Args:
+        labels: the labels of the training rows.
+        max_bad_rows: `data.max_bad_rows`: a share of the rows if below 1, else a number of rows.
+
+    Returns:
+        The path of a .npy file with the numbers of these rows (int64, ascending) beside the tokens, or None if they are
+        all rows. An entry of quarantine.jsonl for each other row.
+
+    Raises:
+        InputError: too many rows are bad or have unknown labels.
+    """
     names = set(label_ids(labels))
     if names.issuperset(store.manifest["labels"]):
         return None, []
@@ -94,7 +111,7 @@ def find_known_rows(
 
 
 def majority_accuracy(split: Split) -> float:
-    """Counted shard by shard: validation data may be large."""
+    """The accuracy of always answering the most frequent label, over the rows of a validation split (0 to 1)."""
     counts = split.store.value_counts("label", None if split.spec.rows_file else split.plan.spec.num_rows)
     ids = split.spec.context.label_ids
     known: Counter[int] = Counter()

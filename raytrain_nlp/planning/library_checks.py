@@ -1,4 +1,6 @@
-"""What the libraries say of a job's values: asked on the driver before anything is started, all answers at once."""
+"""Checks a job's values with the libraries that will read them (transformers, DeepSpeed, PEFT), in the driver, before
+anything is started. All problems are reported at once.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,12 @@ from raytrain_nlp.planning.training_checks import check_training_values
 
 
 def check_values(job: TrainJob) -> list[Problem]:
-    """Everything that needs neither data nor a model to be said."""
+    """The problems that can be found without data and model."""
     return [*check_metrics(job), *check_training_values(job), *check_deepspeed(job)]
 
 
 def check_schedule(job: TrainJob, total_steps: int) -> list[Problem]:
-    """What can be said as soon as the steps of the run are counted."""
+    """The problems that can be found once the optimizer steps of the run are counted: those of schedulers."""
     return [
         *check_scheduler(job, total_steps),
         *(check_deepspeed(job, total_steps) if "scheduler" in (job.deepspeed.config or {}) else ()),
@@ -28,12 +30,17 @@ def check_schedule(job: TrainJob, total_steps: int) -> list[Problem]:
 
 
 def check_model_names(job: TrainJob, labels: list[str], tokenizer: Any) -> list[Problem]:
-    """What can be said as soon as the classes are known, and with them the model's layers."""
+    """The problems that can be found once the classes are known: names of figures of a class, and of the model's
+    layers.
+
+    Args:
+        labels: the names of the classes in the order of their ids.
+    """
     return [*check_metrics(job, labels), *_check_checkpointing(job), *check_lora_names(job, labels, tokenizer)]
 
 
 def _check_checkpointing(job: TrainJob) -> list[Problem]:
-    """Has the model's class what gradient checkpointing needs?"""
+    """A problem if the job asks for gradient checkpointing and the model's class does not support it."""
     key = next(
         (key for key in ("gradient_checkpointing", "activation_checkpointing") if job.arguments().get(key)), None
     )
@@ -61,5 +68,5 @@ def _check_checkpointing(job: TrainJob) -> list[Problem]:
 
 
 def notes_of(job: TrainJob) -> list[str]:
-    """What is taken and does nothing, a line each."""
+    """Notes for the user, a line each: keys of the DeepSpeed JSON without effect, and doubts about the best metric."""
     return [*without_effect(job.deepspeed.config or {}), *notes_on_metrics(job)]

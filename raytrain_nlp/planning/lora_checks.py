@@ -1,4 +1,6 @@
-"""The names in `lora:` one by one: each must match something of the model. PEFT is content where any of a list does."""
+"""Checks that each name in the `lora` section matches a module, parameter, layer or token of the model. PEFT itself
+only asks that any name of a list does.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from raytrain_nlp.errors import InputError, Problem, nearest
 
 
 def check_lora_names(job: TrainJob, labels: list[str], tokenizer: Any) -> list[Problem]:
-    """Names that match nothing of the job's model, and what PEFT says of the section for it. No weights are loaded."""
+    """A problem for each name in `lora` that matches nothing of the job's model, or else what PEFT says when it applies
+    the section to the model. The model is built on torch's meta device; no weights are loaded.
+    """
     if job.lora is None:
         return []
     import torch
@@ -30,7 +34,7 @@ def check_lora_names(job: TrainJob, labels: list[str], tokenizer: Any) -> list[P
         model = build_empty_model(job.model, task, labels, tokenizer)
     except InputError:
         raise
-    except Exception:  # a config its family refuses: told where the model is asked for  # noqa: BLE001
+    except Exception:  # a config that the model's class refuses; it is reported where the model is built  # noqa: BLE001
         return []
     if problems := unmatched(job.lora, model):
         return problems
@@ -44,7 +48,12 @@ def check_lora_names(job: TrainJob, labels: list[str], tokenizer: Any) -> list[P
 
 
 def unmatched(lora: dict[str, Any], model: Any) -> list[Problem]:
-    """A problem for each name of the section that no module (or parameter) of a model has."""
+    """A problem for each name in the `lora` section that no module, parameter, layer or token of a model has.
+
+    Args:
+        lora: the section, by `peft.LoraConfig`'s names.
+        model: the model without an adapter.
+    """
     modules = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     targeted = _targeted(lora, model, modules)
@@ -85,11 +94,20 @@ def unmatched(lora: dict[str, Any], model: Any) -> list[Problem]:
 
 
 def _is_pattern(text: str) -> bool:
-    """A text alone is a regular expression of whole names, or means all linear layers."""
+    """Is a text (in the place of a list) a regular expression of full module names? The exception is `all-linear`."""
     return text.lower() != "all-linear"
 
 
 def _unknown(key: str, given: Any, names: list[str], matches: Any, single: Any = None) -> list[Problem]:
+    """A problem for each given name that matches none of `names`.
+
+    Args:
+        key: key of the `lora` section.
+        given: its value: a list, a text, or None.
+        names: full names of modules or parameters.
+        matches: `matches(given name, full name)`, as PEFT decides it.
+        single: for a key whose value may be a regular expression: is this text one?
+    """
     where = f"lora.{key}"
     if isinstance(given, str) and single is not None:
         try:
@@ -120,7 +138,7 @@ def _unknown(key: str, given: Any, names: list[str], matches: Any, single: Any =
 
 
 def _hint(name: str, names: Iterable[str]) -> str:
-    """The nearest name of a module, or those there are: the last parts of names, numbers left out."""
+    """What to write instead of `name`: the most similar one among the last parts of the names, or a list of these."""
     last = list(dict.fromkeys(part for full in names if not (part := full.rpartition(".")[2]).isdecimal()))
     return (
         nearest(name.rpartition(".")[2], last)
@@ -129,7 +147,7 @@ def _hint(name: str, names: Iterable[str]) -> str:
 
 
 def _targeted(lora: dict[str, Any], model: Any, modules: list[str]) -> list[str]:
-    """The modules that get an adapter, as far as the section says; all where PEFT chooses."""
+    """The modules that get an adapter according to `target_modules`; all modules if PEFT chooses."""
     given = lora.get("target_modules")
     if given is None or (isinstance(given, str) and not _is_pattern(given)):
         return modules
@@ -142,7 +160,7 @@ def _targeted(lora: dict[str, Any], model: Any, modules: list[str]) -> list[str]
 
 
 def _unknown_layers(lora: dict[str, Any], patterns: list[str] | None, targeted: list[str]) -> list[Problem]:
-    """Numbers of layers that no targeted module is in."""
+    """A problem for each number in `layers_to_transform` without a layer that contains a targeted module."""
     wanted = lora.get("layers_to_transform")
     wanted = [wanted] if isinstance(wanted, int) else wanted or []
     layer = rf"(?:{'|'.join(patterns)})" if patterns else r"[^.]*"
@@ -160,7 +178,9 @@ def _unknown_layers(lora: dict[str, Any], patterns: list[str] | None, targeted: 
 
 
 def _unknown_tokens(lora: dict[str, Any], model: Any, modules: list[str]) -> list[Problem]:
-    """Tokens to train that the embedding does not have."""
+    """A problem for each entry of `trainable_token_indices` that names no module or is no row of the input
+    embedding.
+    """
     given = lora.get("trainable_token_indices")
     if not given:
         return []

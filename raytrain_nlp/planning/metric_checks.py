@@ -1,5 +1,5 @@
-"""The figures an evaluation will give, by name: what chooses the best model is looked up among them before anything
-starts.
+"""Checks that the metric which chooses the best model is among the metrics that an evaluation will give, before
+anything is started.
 """
 
 from __future__ import annotations
@@ -12,14 +12,18 @@ from raytrain_nlp.errors import InputError, Problem, nearest
 from raytrain_nlp.tasks import build_task
 
 ALWAYS = ("loss", "runtime", "samples", "samples_per_second", "steps_per_second")
-"""Those that `Trainer` gives of every evaluation."""
+"""Metrics that `Trainer` gives for every evaluation, without `eval_`."""
 _LOWER = ("loss", "perplexity", "mse", "gen_len", "runtime")
-"""Figures that are better when they are lower."""
+"""Metrics for which lower is better."""
 _WHERE = "training.metric_for_best_model"
 
 
 def known_metrics(job: TrainJob, labels: list[str] | None = None) -> list[str]:
-    """Names without `eval_`; without `labels` those of any number of classes."""
+    """The names of the metrics of an evaluation without `eval_`, as patterns of `fnmatch` where they depend on classes.
+
+    Args:
+        labels: the names of the classes; None while they are not known.
+    """
     names = [*build_task(job.task).metric_names(labels), *ALWAYS]
     return [f"{found}_{name}" if found else name for found in job.data.validation_sets() or [""] for name in names]
 
@@ -29,7 +33,9 @@ def _is_among(name: str, known: list[str]) -> bool:
 
 
 def check_metrics(job: TrainJob, labels: list[str] | None = None) -> list[Problem]:
-    """Is the metric of the best model among the figures, and is its direction right?"""
+    """A problem if `metric_for_best_model` is not among the metrics of an evaluation, or if transformers would take the
+    worst model for the best one because `greater_is_better` is not set.
+    """
     values = job.arguments()
     metric = values.get("metric_for_best_model")
     if metric is None or values["eval_strategy"] == "no" or not _is_read(job):
@@ -49,7 +55,13 @@ def check_metrics(job: TrainJob, labels: list[str] | None = None) -> list[Proble
 
 
 def check_objective(job: TrainJob, metric: str, where: str, labels: list[str] | None = None) -> list[Problem]:
-    """Is a metric among the figures of an evaluation? Of those that the user's own code computes nothing is known."""
+    """A problem if a metric is not among those of an evaluation. None if the user's own code computes metrics, as their
+    names are not known in advance.
+
+    Args:
+        metric: its name, with or without `eval_`.
+        where: the key of the job that names it.
+    """
     name, known = metric.removeprefix("eval_"), known_metrics(job, labels)
     if _is_among(name, known) or _own_figures(job):
         return []
@@ -58,7 +70,9 @@ def check_objective(job: TrainJob, metric: str, where: str, labels: list[str] | 
 
 
 def notes_on_metrics(job: TrainJob) -> list[str]:
-    """What can only be guessed: the names of the user's own figures are known when they are computed."""
+    """Doubts about the metric of the best model, a line each: the user's own code does not seem to compute it, or the
+    job asks for the worst value.
+    """
     values = job.arguments()
     metric, notes = values.get("metric_for_best_model"), []
     if metric is None or values["eval_strategy"] == "no" or not _is_read(job):
@@ -75,6 +89,7 @@ def notes_on_metrics(job: TrainJob) -> list[str]:
 
 
 def _is_lower(job: TrainJob, name: str) -> bool:
+    """Is a metric (without `eval_`) better if it is lower?"""
     return any(
         name == (f"{found}_{lower}" if found else lower)
         for found in job.data.validation_sets() or [""]
@@ -83,7 +98,7 @@ def _is_lower(job: TrainJob, name: str) -> bool:
 
 
 def _is_read(job: TrainJob) -> bool:
-    """Does anything choose by the metric?"""
+    """Does the job use `metric_for_best_model` for anything, or set it itself?"""
     values = job.arguments()
     return bool(
         values.get("load_best_model_at_end")
@@ -95,11 +110,12 @@ def _is_read(job: TrainJob) -> bool:
 
 
 def _own_figures(job: TrainJob) -> bool:
+    """Can code of the user's own compute metrics?"""
     return job.trainer.compute_metrics is not None or job.trainer.class_ is not None
 
 
 def _mentions(job: TrainJob, name: str) -> bool:
-    """Does the user's code name the figure?"""
+    """Does the source of the user's code contain the name of the metric? True if the source cannot be read."""
     import os
 
     from raytrain_nlp.user_code import UserObject
@@ -113,5 +129,5 @@ def _mentions(job: TrainJob, name: str) -> bool:
             if given and (module is None or name in inspect.getsource(module)):
                 return True
         except (InputError, OSError, TypeError):
-            return True  # told by others, or not to be read
+            return True  # reported by other checks, or has no source
     return False

@@ -1,4 +1,4 @@
-"""Model and tokenizer of a job, before a worker starts: found or trained, and fit for the task."""
+"""Finds or trains a job's tokenizer, and checks that its model fits the task, before workers start."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from raytrain_nlp.tasks import build_task
 from raytrain_nlp.user_code import UserObject
 
 _TOKENIZER_WINDOWS = 5
-"""31 MB."""
+"""Windows of streamed data on which a tokenizer is trained: 31 MB."""
 _LEGACY_CONFIG_KEYS = (
     "rope_theta",
     "rope_scaling",
@@ -35,11 +35,13 @@ _LEGACY_CONFIG_KEYS = (
     "output_attentions",
     "pruned_heads",
 )
-"""Keys transformers still takes in a config though its class has other names for them."""
+"""Keys that transformers accepts in a config although they are no fields of its class."""
 
 
 def find_tokenizer(job: TrainJob, files: Files, storage: Path, preprocess: UserObject | None) -> Path:
-    """The tokenizer of a job, in the cache: found, or trained on the good rows of the training split."""
+    """The folder of the job's tokenizer in the cache below `storage`. With `tokenizer: train` the tokenizer is trained
+    on the good rows of the training split, unless the cache has it.
+    """
     cache = cache_dir(storage, "tokenizers")
     if job.model.tokenizer != "train":
         return cache_tokenizer(job.model, cache, build_task(job.task).reads_words)
@@ -71,14 +73,21 @@ def find_tokenizer(job: TrainJob, files: Files, storage: Path, preprocess: UserO
 
 
 def _tokenizer_pieces(job: TrainJob, files: Files) -> Iterator[Piece]:
-    """What `tokenizer: train` reads: all of the training split; of a streamed one its beginning."""
+    """The pieces of files on which a tokenizer is trained: the whole training split, or the beginning of a streamed
+    one.
+    """
     if job.data.streaming:
         return itertools.chain.from_iterable(split_windows(files.train)[:_TOKENIZER_WINDOWS])
     return itertools.chain.from_iterable(map(split_file, files.train))
 
 
 def check_model(job: TrainJob) -> None:
-    """Does the model exist, and can it do the task? Reads its config only."""
+    """Check that the model exists and has a head for the task, and that the user's own code fits. Only the model's
+    config is read.
+
+    Raises:
+        InputError: it does not exist or fit, or `model.config` has a misspelt key.
+    """
     from transformers import AutoConfig
     from transformers.models.auto import modeling_auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -88,7 +97,7 @@ def check_model(job: TrainJob) -> None:
         if job.model.config
         else ("model.name_or_path", job.model.name_or_path)
     )
-    assert name is not None, "a model has one of them"
+    assert name is not None, "config/ requires one of the two keys"
     if job.model.config:
         model_type = name
         if model_type not in CONFIG_MAPPING_NAMES:
@@ -127,8 +136,14 @@ def check_model(job: TrainJob) -> None:
 
 
 def model_facts(job: TrainJob, tokenizer: Any, folder: Path | None = None) -> ModelFacts:
-    """What the model's config says of its inputs; of the model of a folder, where that has a config. Raises
-    `InputError`.
+    """What the model's config and its class say about its inputs.
+
+    Args:
+        folder: an exported model whose config is read instead of the job's model, if the folder has one.
+
+    Raises:
+        InputError: packed blocks are longer than the model has positions, or the tokenizer does not end texts with the
+            token that the head reads.
     """
     from transformers.models.auto import modeling_auto
 
@@ -161,8 +176,12 @@ def model_facts(job: TrainJob, tokenizer: Any, folder: Path | None = None) -> Mo
 
 
 def check_attention(job: TrainJob, tokenizer: Any) -> None:
-    """Raises `InputError` where documents that share a row would see each other, or where that cannot be found out; and
-    where torch's own kernels of flash attention lack what the model asks of them.
+    """Check that the model's attention works for the job.
+
+    Raises:
+        InputError: with `packing: best_fit`, documents in one row would attend to each other, or this cannot be found
+            out; flash attention is asked for in fp32; or flash-attn is not installed and torch's own kernels lack
+            something that the model needs.
     """
     task = build_task(job.task)
     packing, attention = task.packing(job.data.max_length), job.model.attention
@@ -195,14 +214,16 @@ def check_attention(job: TrainJob, tokenizer: Any) -> None:
 
 
 def _in_half_precision(job: TrainJob) -> bool:
-    """Where DeepSpeed has a configuration of its own, that may say it."""
+    """Does the job compute in bf16 or fp16? True as well if it has a DeepSpeed JSON of its own, which may say so."""
     values, deepspeed = job.arguments(), job.deepspeed
     own = deepspeed is not None and (deepspeed.config is not None or deepspeed.config_file is not None)
     return bool(own or values.get("bf16") or values.get("fp16") or job.model.dtype in ("bfloat16", "float16"))
 
 
 def _misspelt(config: dict[str, Any]) -> list[Problem]:
-    """Keys that look like a field of the model's config and are none; transformers would take and ignore them."""
+    """A problem for each key of `model.config` that resembles a field of the model's config class but is none, which
+    transformers would ignore.
+    """
     from transformers import CONFIG_MAPPING
 
     cls = CONFIG_MAPPING[config["model_type"]]

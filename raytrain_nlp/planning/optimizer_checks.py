@@ -1,5 +1,5 @@
-"""Optimizer and scheduler of a job, made once for nothing: packages that are missing, arguments that are wrong or read
-by nobody.
+"""Checks the optimizer and the scheduler of a job by building them once: missing packages, wrong arguments, and
+arguments that nothing reads.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ _PACKAGES = {
     "paged": "bitsandbytes",
     "rmsprop_bnb": "bitsandbytes",
 }
-"""Beginning of an optimizer's name -> the module it is in: told at once where nothing else needs asking."""
+"""Beginning of an optimizer's name -> the module that it needs."""
 _STEPS = 1000
-"""Of a schedule, where those of the run are not counted yet."""
+"""Steps of a schedule that is built before those of the run are counted."""
 
 
 def missing_package(optim: str) -> Problem | None:
+    """A problem if the package that `training.optim` needs is not installed. Imports nothing."""
     module = next((module for name, module in _PACKAGES.items() if optim.startswith(name)), None)
     if module is None or importlib.util.find_spec(module) is not None:
         return None
@@ -50,7 +51,11 @@ def missing_package(optim: str) -> Problem | None:
 
 
 def check_optimizer(arguments: Any, job: TrainJob) -> list[Problem]:
-    """Can the optimizer be made, and does it read every argument it is given?"""
+    """Problems of an optimizer that cannot be built, or that does not read one of its arguments.
+
+    Args:
+        arguments: the job's `transformers.TrainingArguments`.
+    """
     import torch
     from transformers import Trainer
 
@@ -76,9 +81,9 @@ def check_optimizer(arguments: Any, job: TrainJob) -> list[Problem]:
         made, kwargs = Trainer.get_optimizer_cls_and_kwargs(arguments)
         if isinstance(made, type) and issubclass(made, torch.optim.Optimizer) and not low_rank:
             made([torch.nn.Parameter(torch.zeros(2, 2))], **kwargs)
-    except Exception as error:  # packages that are missing, arguments that are none, values out of range  # noqa: BLE001
+    except Exception as error:  # missing packages, unknown arguments, values out of range  # noqa: BLE001
         if "model" in str(error) and (low_rank or "lomo" in name):
-            return []  # the packages are there; the rest needs the model
+            return []  # the packages are installed; nothing more can be checked without the model
         what = f"{name} cannot be made: {first_line(error)}"
         if "optim_args" in values and not isinstance(error, ImportError) and "install" not in str(error):
             return [Problem("training.optim_args", what, "Correct them.")]
@@ -90,7 +95,9 @@ def check_optimizer(arguments: Any, job: TrainJob) -> list[Problem]:
 
 
 def _unread(arguments: Any, text: str | None) -> Iterator[str]:
-    """Keys of `optim_args` that change nothing, whatever their value."""
+    """The keys of `optim_args` (`text`, `key=value,...`) that change none of the optimizer's arguments, for three very
+    different values.
+    """
     from transformers import Trainer
 
     for pair in filter(None, (text or "").replace(" ", "").split(",")):
@@ -100,7 +107,7 @@ def _unread(arguments: Any, text: str | None) -> Iterator[str]:
             arguments.optim_args = args
             try:
                 made.append(repr(Trainer.get_optimizer_cls_and_kwargs(arguments)[1]))
-            except Exception:  # it is read, and is no such value  # noqa: BLE001
+            except Exception:  # the key is read, as its value is refused  # noqa: BLE001
                 break
         else:
             if len(set(made)) == 1:
@@ -109,7 +116,12 @@ def _unread(arguments: Any, text: str | None) -> Iterator[str]:
 
 
 def check_scheduler(job: TrainJob, total_steps: int | None = None) -> list[Problem]:
-    """Can the scheduler be made with its arguments, and does it give a number at each step?"""
+    """A problem if the scheduler cannot be built with its arguments, or gives no number at one of the steps that are
+    tried: first, last, and around warmup.
+
+    Args:
+        total_steps: optimizer steps of the run; None while they are not counted.
+    """
     values = job.arguments()
     if not any(key in values for key in _SCHEDULER_KEYS) or "scheduler" in (job.deepspeed.config or {}):
         return []
@@ -143,7 +155,7 @@ def check_scheduler(job: TrainJob, total_steps: int | None = None) -> list[Probl
         for place in sorted({0, 1, warmup // 2, warmup, (warmup + steps) // 2, steps - 1, steps}):
             for rate in getattr(made, "lr_lambdas", ()):
                 float(rate(place))
-    except Exception as error:  # a name, a value or a missing argument, in whatever words  # noqa: BLE001
+    except Exception as error:  # an unknown name, a wrong value or a missing argument  # noqa: BLE001
         where = "training.lr_scheduler_kwargs" if kwargs else "training.lr_scheduler_type"
         return [
             Problem(
@@ -158,5 +170,5 @@ def check_scheduler(job: TrainJob, total_steps: int | None = None) -> list[Probl
 
 
 def first_line(error: Exception) -> str:
-    """What a library says, short."""
+    """The first line of an error's message, at most 300 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,6 +1,6 @@
-"""Resolve: from a job to what its workers need - files found, tokens prepared, labels known, steps counted.
+"""Resolves a job into what its workers need: tokens are prepared, labels found, batches planned, steps counted.
 
-Everything here runs in the driver, before a worker starts, and tells all problems of one kind at once.
+All of it runs in the driver before workers start. Problems of one kind are reported together.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from raytrain_nlp.planning.split_plans import (
     build_split,
     build_train_plan,
     count_total_steps,
-    tell_store,
-    tell_unique,
+    duplicates_note,
+    store_notes,
 )
 from raytrain_nlp.planning.truncation import cut_notes, cut_rows
 from raytrain_nlp.planning.window_prefetch import WindowPreparer
@@ -50,12 +50,22 @@ from raytrain_nlp.user_code import UserObject
 from raytrain_nlp.worker.spec import WorkerSpec
 
 SMALL_BYTES = 32 << 20
-"""Data up to this size are prepared in the driver: starting the cluster's workers for them would take longer."""
+"""Bytes of files up to which the driver tokenizes by itself, because starting tasks on the cluster would take
+longer.
+"""
 
 
 def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, verbose: bool = False) -> Resolved:
-    """Prepare the tokens of a job (or find them prepared) and plan its run. Raises `InputError` for what data and model
-    say.
+    """Prepare the tokens of a job, or find them in the cache, and plan its run.
+
+    Args:
+        files: the files of the job, found.
+        storage: local root of the job's storage path.
+        map_pieces: maps a function over pieces of files, in this process or on the cluster.
+        verbose: see `WorkerSpec.verbose`.
+
+    Raises:
+        InputError: the data, the model or the values of the job do not fit each other.
     """
     preprocess = (
         UserObject(job.trainer.preprocess, "trainer.preprocess", os.getcwd()) if job.trainer.preprocess else None
@@ -72,7 +82,7 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
     if problems := check_model_names(job, labels, tokenizer):
         raise InputError(problems)
     splits = _plan_splits(job, tokens, labels, build_context(tokenizer, labels, facts), files.sources)
-    for store in tokens.stores.values():  # with what has been made of them besides
+    for store in tokens.stores.values():  # with the files that planning has added, such as blocks
         storage_of(storage).push_tree(store.folder, last=MANIFEST)
     spec = _spec_of(job, storage, tokenizer_dir, labels, splits, verbose)
     if problems := check_schedule(job, spec.total_steps):
@@ -82,7 +92,7 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
 
 @dataclass(frozen=True)
 class _Reading:
-    """How rows become tokens, for all splits."""
+    """What turns rows into tokens, in all splits."""
 
     tokenizer_dir: Path
     tokenizer: Any
@@ -92,23 +102,31 @@ class _Reading:
 
 @dataclass
 class _Tokens:
+    """The prepared tokens of a job."""
+
     stores: dict[str, TokenStore]
-    """By split: `train`, and `validation` or `validation.NAME` of each of several sets."""
+    """Tokens by split: `train`, and `validation` or `validation.NAME` for each of several sets."""
     tokenized_rows: int = 0
+    """Rows that were tokenized now and not found in the cache."""
     windows: WindowPreparer | None = None
-    """Instead of a store of `train`, where rows are streamed."""
+    """Prepares the training rows if they are streamed; `stores` then has no `train`."""
     unique: UniqueRows | None = None
-    """The rows of `train` that are used, where copies are not."""
+    """The rows of `train` that are used, with `data.drop_duplicates`."""
 
 
 @dataclass
 class _Splits:
+    """The planned splits of a job."""
+
     train: SplitSpec | WindowedSpec
     validations: dict[str, SplitSpec]
+    """Validation splits by the names that `_Tokens.stores` has."""
     unseen: dict[str, list[dict[str, Any]]]
-    """Validation rows whose label no training row has, by split."""
+    """By validation split, an entry of quarantine.jsonl for each row whose label no training row has."""
     steps_per_epoch: int
+    """Optimizer steps of an epoch; of streamed rows `max_steps`."""
     dropped_rows: int
+    """Rows of each epoch that `dataloader_drop_last` leaves out."""
 
 
 def _check_tokenizer(job: TrainJob, tokenizer: Any) -> None:
@@ -209,14 +227,14 @@ def _resolved(
     )
     single = spec.validation and len(splits.validations) == 1 and task.single_class
     for split, store in tokens.stores.items():
-        notes = [*notes, *tell_store(store, task, f"data.{split}"), *cut_notes(split, store.manifest, facts)]
+        notes = [*notes, *store_notes(store, task, f"data.{split}"), *cut_notes(split, store.manifest, facts)]
     mixture = splits.train.plan.mixture if isinstance(splits.train, SplitSpec) else None
     left_out = {split: found["left_out"] for split, found in manifests.items()}
     copies: list[tuple[str, Path | None, list[dict[str, Any]]]] = []
     if tokens.unique:
         left_out["train"] += tokens.unique.copies + tokens.unique.leaked
         copies = [("train", tokens.unique.left_out, [])]
-        notes = [*notes, tell_unique(tokens.unique)]
+        notes = [*notes, duplicates_note(tokens.unique)]
     return Resolved(
         spec,
         rows={s: tokens.stores[s].data_rows(count) if task.joins_rows else count for s, count in used.items()},

@@ -1,4 +1,4 @@
-"""What resolving a job has found: what its workers are given, what became of its rows, what its user should know."""
+"""The result of resolving a job: what its workers receive, what became of its rows, and notes for the user."""
 
 from __future__ import annotations
 
@@ -18,40 +18,46 @@ from raytrain_nlp.storage.atomic import replacing
 from raytrain_nlp.worker.spec import WorkerSpec
 
 _SAMPLED_ROWS, _MOST_COMPARED = 200_000, 5_000_000
+"""Rows of a split whose lengths are looked at, and rows of all splits up to which copies are counted."""
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """What `resolve` found out."""
+    """A resolved job. Dicts are by split: `train`, and `validation` or `validation.NAME` for each of several sets."""
 
     spec: WorkerSpec
     rows: dict[str, int]
-    """Rows used, for each split; blocks, where the task packs."""
+    """Rows that are used; blocks if the task packs."""
     features: dict[str, int]
-    """What they have become, where the task joins rows of tokens; else nothing."""
+    """Features that the rows have become, in a task where a row may become several (question answering); else empty."""
     left_out: dict[str, int]
-    """Rows the user's `preprocess` left out, and those of which nothing is learned."""
+    """Rows for which the user's `preprocess` returned None, rows without a token to learn, and dropped copies."""
     bad_rows: dict[str, int]
+    """Rows that cannot be used, validation rows with labels unknown in training included."""
     tokenized_rows: int
-    """Rows tokenized now, not found in the cache."""
+    """Rows that were tokenized now and not found in the cache."""
     dropped_rows: int
+    """Rows of each epoch that `dataloader_drop_last` leaves out."""
     majority_accuracy: float | None
-    """What always answering the most frequent label would score on the validation rows."""
+    """Accuracy (0 to 1) of always answering the most frequent label of the validation rows; None if the task has no
+    single class for each row, or the job not exactly one validation set.
+    """
     quarantine: list[tuple[str, Path | None, list[dict[str, Any]]]]
+    """Split, file of left-out rows beside the tokens (or None), and further entries, for `write_quarantine`."""
     windows: WindowPreparer | None = None
-    """What prepares the training rows, where they are streamed; the counts above then leave them out."""
+    """Prepares the training rows if they are streamed; the counts above are then without them."""
     notes: list[str] = field(default_factory=list)
     """What the user should know of the job before it starts, a line each."""
     shares: list[str] = field(default_factory=list)
-    """Of a mixture, how much is seen of each source, a line each."""
+    """How much of each source of a mixture is used, a line each; else empty."""
     stores: dict[str, TokenStore] = field(default_factory=dict)
-    """The tokens of each split; none of streamed rows."""
+    """The tokens of each split; streamed rows have none here."""
     cut_rows: dict[str, int] = field(default_factory=dict)
-    """Rows of which tokens were left out, as they had more than they may have."""
+    """Rows (and targets) that were truncated to `data.max_length` or the model's positions."""
 
     def count_duplicates(self) -> Duplicates | None:
-        """Copies among training rows, and validation rows that are training rows; None of streamed rows, and of more
-        than can be compared in some seconds.
+        """Counts of copies among the training rows, and of validation rows that are training rows too. None if the rows
+        are streamed, or more than five million.
         """
         if "train" not in self.stores or sum(store.num_rows for store in self.stores.values()) > _MOST_COMPARED:
             return None
@@ -59,7 +65,7 @@ class Resolved:
         return count_duplicates(self.stores["train"], held)
 
     def counts(self) -> dict[str, Any]:
-        """Rows by what became of them; of streamed ones those of the windows prepared so far."""
+        """The counts of rows by the names of `TrainResult`; for streamed rows those of the windows prepared so far."""
         streamed = self.windows.counts if self.windows else {}
         return {
             **{
@@ -72,8 +78,8 @@ class Resolved:
         }
 
     def lengths(self) -> dict[str, dict[str, float]]:
-        """Tokens of a row (of a block, where the task packs) in each split, of a sample of a large one; of rows that
-        were cut also those before.
+        """For each split the mean and percentiles (`p5`, `p50`, `p95`, `p100`) of the tokens of a row, or of a block if
+        the task packs, from a sample of a large split. If rows were truncated, also the figures of `cut_lengths`.
         """
         found = {}
         for split, spec in (("train", self.spec.train), *_splits(self.spec).items()):
@@ -86,11 +92,13 @@ class Resolved:
 
 
 def write_quarantine(resolved: Resolved, path: Path) -> None:
-    """All rows left out of the run, one JSON object a line: split, source, line, reason, row."""
-    path.unlink(missing_ok=True)  # of the driver before this one
+    """Write all rows that the run leaves out to `path`, a JSON object for each: split, source, line, reason, row. No
+    file is written if there are none.
+    """
+    path.unlink(missing_ok=True)  # an earlier driver's file
     if not any(file or unseen for _, file, unseen in resolved.quarantine):
         return
-    with replacing(path, errors="backslashreplace") as out:  # a lone surrogate then is a JSON escape
+    with replacing(path, errors="backslashreplace") as out:  # a lone surrogate becomes a JSON escape
         for split, file, unseen in resolved.quarantine:
             if file is not None:
                 with file.open(encoding="utf-8") as lines:
@@ -101,7 +109,7 @@ def write_quarantine(resolved: Resolved, path: Path) -> None:
 
 
 def _splits(spec: WorkerSpec) -> dict[str, SplitSpec]:
-    """The validation splits by their names in the job: `validation`, or `validation.NAME` of each of several sets."""
+    """The validation splits by name: `validation`, or `validation.NAME` for each of several sets."""
     if spec.named_validations:
         return {f"validation.{name}": part for name, part in spec.named_validations.items()}
     return {"validation": spec.validation} if spec.validation else {}

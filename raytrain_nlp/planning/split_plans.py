@@ -1,4 +1,6 @@
-"""From a split's tokens to its batches: which rows, packed or not, how many of them in an optimizer update."""
+"""From a split's tokens to the plan of its batches: which rows are used, whether they are packed, and how many make a
+global batch.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from raytrain_nlp.tasks.base import CollateContext, Task
 
 
 def build_context(tokenizer: Any, labels: list[str], facts: ModelFacts) -> CollateContext:
-    """What collating needs of tokenizer, labels and model."""
+    """What the collators need to know of the tokenizer, the labels and the model."""
     pad_ids = (tokenizer.pad_token_id, tokenizer.pad_token_type_id)
     inputs = [name for name in tokenizer.model_input_names if facts.token_types or name != "token_type_ids"]
     return CollateContext(*pad_ids, tokenizer.padding_side, inputs, labels, tokenizer.mask_token_id, len(tokenizer))
@@ -37,10 +39,17 @@ def build_split(
     most_rows: int | None,
     sources: dict[str, list[str]] | None = None,
 ) -> SplitSpec:
-    """One split: its rows, packed into blocks where the task packs, in batches.
+    """The spec of one split: its rows (packed into blocks if the task packs) and the plan of its batches.
 
     Args:
-        sources: the files of each source of a mixture.
+        store: the tokens of the split.
+        rows_file: .npy file with the numbers of the rows that are used; None: all rows.
+        split: `train`, `validation` or `validation.NAME`.
+        most_rows: rows that are used at most; None: no limit. A mixture ignores it.
+        sources: name of a source -> its files, for a training split that mixes several.
+
+    Raises:
+        InputError: the split has too few tokens for a block.
     """
     chosen = np.load(rows_file) if rows_file else None
     number = store.num_rows if chosen is None else len(chosen)
@@ -66,28 +75,36 @@ def build_split(
 
 
 def build_train_plan(job: TrainJob, rows: int, packed: bool) -> PlanSpec:
+    """The plan of the training batches, for `rows` rows, or blocks if they are packed."""
     arguments = job.arguments()
     seed = arguments.get("data_seed") or arguments["seed"]
     strategy, drop_last = arguments["train_sampling_strategy"], arguments.get("dataloader_drop_last", False)
     if packed and strategy == "group_by_length":
-        strategy = "random"  # blocks are of one length
+        strategy = "random"  # blocks have equal lengths
     return PlanSpec(rows, seed, strategy, job.global_batch_size, job.data.batch_tokens, drop_last)
 
 
 def _eval_plan(job: TrainJob, rows: int) -> PlanSpec:
+    """The plan of an evaluation: batches of rows of similar length, which saves padding."""
     size = job.arguments().get("per_device_eval_batch_size", 8) * job.workers.num_workers
     return PlanSpec(rows, 0, "group_by_length", size)
 
 
 def count_total_steps(job: TrainJob, steps_per_epoch: int) -> int:
+    """Optimizer steps of the run: `max_steps`, or else those of `num_train_epochs`."""
     arguments = job.arguments()
     if arguments.get("max_steps", -1) > 0:
         return arguments["max_steps"]
     return int(np.ceil(arguments.get("num_train_epochs", 3.0) * steps_per_epoch))
 
 
-def tell_store(store: TokenStore, task: Task, where: str) -> list[str]:
-    """What the user should know of rows that are left out, or have become several."""
+def store_notes(store: TokenStore, task: Task, where: str) -> list[str]:
+    """Notes for the user on rows of a split that are left out because nothing is learned from them, or that have become
+    several rows of tokens.
+
+    Args:
+        where: the key or option that names the split's files.
+    """
     manifest, notes = store.manifest, []
     if count := manifest["unlearned"]:
         first = first_told(store.folder, left_out=True)
@@ -100,8 +117,8 @@ def tell_store(store: TokenStore, task: Task, where: str) -> list[str]:
     return notes
 
 
-def tell_unique(found: UniqueRows) -> str:
-    """What the user should know of training rows that are left out as copies."""
+def duplicates_note(found: UniqueRows) -> str:
+    """A note for the user on training rows that are left out as copies (`data.drop_duplicates`)."""
     return (
         f"data.train: {found.copies + found.leaked:,} rows are left out: {found.copies:,} copies of others, "
         f"{found.leaked:,} with the text of a validation row. They are in quarantine.jsonl"

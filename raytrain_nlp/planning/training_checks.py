@@ -1,8 +1,8 @@
-"""What `transformers` says of the section `training` without a model: contradictions, optimizer, scheduler, compiler,
-packages.
+"""Checks the section `training` with transformers' own classes, without a model: contradictions, optimizer, scheduler,
+compiler, packages.
 
-A job of plain numbers says nothing that needs asking; `transformers.TrainingArguments` takes seconds to import and is
-left alone then.
+`transformers.TrainingArguments` takes seconds to import. It is not imported for a job that sets only keys whose values
+`config/` has checked completely (`SETTLED`).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ SETTLED = {
     "generation_num_beams",
     "ddp_timeout",
 }
-"""Fields of which `config.training` and `config.job` have said all there is to say."""
+"""Keys of `training` that `config.training` and `config.job` check completely."""
 _SETTLED_VALUES = {
     "optim": {"adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"},
     "lr_scheduler_type": {
@@ -80,20 +80,20 @@ _SETTLED_VALUES = {
         "polynomial",
     },
 }
-"""Values that need neither a package nor an argument."""
+"""Values of other keys that need neither a package nor arguments."""
 _RECOMPUTING = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
 _FOR_METRICS = ("inputs", "loss")
-"""Of `include_for_metrics`."""
+"""Names that `include_for_metrics` may hold."""
 _MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-"""Of `torch.compile`."""
+"""Modes of `torch.compile`."""
 
 
 def check_training_values(job: TrainJob) -> list[Problem]:
-    """All that `TrainingArguments` and the classes it names would refuse, a problem for each."""
+    """A problem for each value that `TrainingArguments`, or a class or package that it names, would refuse."""
     values = job.arguments()
     shares = any(
         0 < (values.get(key) or 1) < 1 for key in ("eval_steps", "save_steps", "logging_steps")
-    )  # of all steps: their multiples are its business
+    )  # shares of all steps, whose multiples `TrainingArguments` checks
     if not shares and all(
         key in SETTLED or (isinstance(value, str) and value in _SETTLED_VALUES.get(key, ()))
         for key, value in values.items()
@@ -121,7 +121,9 @@ def check_training_values(job: TrainJob) -> list[Problem]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What a library leaves in the environment, and what it warns of, stays inside: workers are started from here."""
+    """Suppress warnings while inside, and restore the environment variables afterwards: workers would inherit what a
+    library sets.
+    """
     before = dict(os.environ)
     try:
         with warnings.catch_warnings():
@@ -134,8 +136,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _ask_arguments(job: TrainJob) -> tuple[Any, list[Problem]]:
-    """The arguments as of one process on CPU, and everything they refuse: what is refused is left out and the rest
-    asked again.
+    """The job's `TrainingArguments`, built as for one process on CPU without DeepSpeed, and a problem for each
+    combination of values that they refuse. After each problem one of its values is left out and the rest tried again.
+    The arguments are None if even that fails.
     """
     from raytrain_nlp.tasks import build_task
     from raytrain_nlp.worker.arguments import build_arguments
@@ -152,13 +155,13 @@ def _ask_arguments(job: TrainJob) -> tuple[Any, list[Problem]]:
             return build_arguments(here, "unused", generates), None
         except InputError as error:
             return None, error.problems[0].what
-        except Exception as error:  # what they say of themselves in other words  # noqa: BLE001
+        except Exception as error:  # an error of transformers that `build_arguments` does not translate  # noqa: BLE001
             return None, f"transformers refuses it: {first_line(error)}"
 
     def refuses(same: str, values: dict[str, Any]) -> bool:
         return ask(values)[1] == same
 
-    values = {key: value for key, value in job.arguments().items() if key not in ("tf32", "fp16")}  # of GPUs
+    values = {key: value for key, value in job.arguments().items() if key not in ("tf32", "fp16")}  # they need a GPU
     for _ in range(len(values)):
         arguments, refused = ask(values)
         if refused is None:
@@ -184,7 +187,7 @@ def _ask_arguments(job: TrainJob) -> tuple[Any, list[Problem]]:
 
 
 def _smallest(values: dict[str, Any], fails: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """The values that are needed for a failure."""
+    """The values without which `fails` is no longer true, found by leaving out one after the other."""
     for key in list(values):
         without = {name: value for name, value in values.items() if name != key}
         if fails(without):
@@ -216,7 +219,7 @@ def _check_compiler(values: dict[str, Any]) -> list[Problem]:
 
 
 def _check_metric_inputs(values: dict[str, Any]) -> list[Problem]:
-    """`transformers` looks for these names, and passes over others without a word."""
+    """A problem for each unknown name in `include_for_metrics`, which transformers would silently ignore."""
     given = values.get("include_for_metrics") or []
     unknown = [name for name in given if name not in _FOR_METRICS]
     hints = {name: nearest(str(name), _FOR_METRICS) or f"Use {' or '.join(_FOR_METRICS)}." for name in unknown}
@@ -224,7 +227,9 @@ def _check_metric_inputs(values: dict[str, Any]) -> list[Problem]:
 
 
 def _check_recomputing(arguments: Any, values: dict[str, Any]) -> list[Problem]:
-    """What `torch.utils.checkpoint` would say of its arguments in the first forward."""
+    """A problem if `torch.utils.checkpoint` refuses the arguments for it, which it would do in the first forward
+    pass.
+    """
     import torch
     from torch.utils.checkpoint import checkpoint
 
@@ -238,7 +243,7 @@ def _check_recomputing(arguments: Any, values: dict[str, Any]) -> list[Problem]:
         return [Problem(where, f"every_n_layers should be a number of layers, from 1 on ({every!r})", "Correct it.")]
     try:
         checkpoint(torch.nn.Identity(), torch.ones(1, requires_grad=True), **({"use_reentrant": False} | given))
-    except Exception as error:  # whatever it raises over them  # noqa: BLE001
+    except Exception as error:  # torch may raise anything over them  # noqa: BLE001
         return [Problem(where, f"torch.utils.checkpoint refuses them ({first_line(error)})", "Correct them.")]
     return []
 
@@ -263,7 +268,7 @@ def _check_generation(values: dict[str, Any]) -> list[Problem]:
 
     try:
         Seq2SeqTrainer.load_generation_config(given)
-    except Exception as error:  # no such file, no JSON, values that contradict  # noqa: BLE001
+    except Exception as error:  # no such file, no JSON, contradicting values  # noqa: BLE001
         return [
             Problem(
                 "training.generation_config", f"cannot be read ({given}: {first_line(error)})", "Check folder and file."

@@ -1,4 +1,4 @@
-"""Rows that were cut to the tokens they may have: how many, how long they were, and what let them be no longer."""
+"""Counts rows that were truncated when they were tokenized, from the manifest of their token store."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from raytrain_nlp.modeling.facts import ModelFacts
 
 
 def cut_rows(manifest: dict[str, Any]) -> int:
-    """Rows of a token store that were cut, or whose target was; a row of which both were counts once for each."""
+    """The number of truncated rows and truncated targets; a row with both counts twice.
+
+    Args:
+        manifest: the manifest of a token store (`TokenStore.manifest`).
+    """
     return sum(sum(manifest.get(name, {}).values()) for name in ("cut", "cut_targets"))
 
 
 def cut_lengths(manifest: dict[str, Any]) -> dict[str, float]:
-    """Figures of the rows that were cut, of their tokens before: `cut` rows, the longest, the mean; nothing where none
-    was.
+    """Figures of the truncated rows; empty if there are none.
+
+    Returns:
+        `cut`: number of rows; `longest_before` and `mean_before`: tokens that they had before.
     """
     counts = {int(length): count for length, count in manifest.get("cut", {}).items()}
     if not counts:
@@ -28,7 +34,12 @@ def cut_lengths(manifest: dict[str, Any]) -> dict[str, float]:
 
 
 def cut_notes(split: str, manifest: dict[str, Any], facts: ModelFacts) -> list[str]:
-    """What the user should know of a split, a line for rows and one for targets."""
+    """Notes for the user on truncated rows and on truncated targets, a line each.
+
+    Args:
+        split: `train`, `validation` or `validation.NAME`.
+        facts: of the model, whose number of positions may be the reason.
+    """
     notes = []
     for name, what, limit in (("cut", "rows", facts.positions), ("cut_targets", "targets", facts.target_positions)):
         counts = {int(length): count for length, count in manifest.get(name, {}).items()}

@@ -1,8 +1,8 @@
-"""`data.streaming`: the first window is prepared before the workers start, the others beside training, never far ahead
-of it.
+"""Prepares the windows of a training split with `data.streaming`: the first before the workers start, the others while
+they train, a few windows ahead of them.
 
-A thread of the driver prepares them (`WindowPreparer.running`). What it raises is written where the workers that wait
-for a window look, so that they end, and is raised by the driver when they have.
+A thread of the driver prepares them (`WindowPreparer.running`). An error in it is written to a file of the run that
+workers read while they wait for a window, so they end; the driver then raises the error.
 """
 
 from __future__ import annotations
@@ -28,15 +28,21 @@ from raytrain_nlp.planning.truncation import cut_rows
 from raytrain_nlp.tasks import build_task
 
 _AHEAD = 2
-"""Windows prepared before training needs them: as the next is up to twice as large, one might come late."""
+"""Windows that are prepared ahead of training. One might be too few, as the next window is up to twice as large."""
 _JUDGED_ROWS = 10_000
-"""A share of bad rows is no share of the data while fewer rows than these have been read."""
+"""Rows that must have been read before `data.max_bad_rows`, if it is a share, is compared with their bad ones."""
 _POLL_S = 0.5
 Mapping = Callable[[threading.Event], contextlib.AbstractContextManager[MapPieces]]
+"""Opens a `MapPieces` that runs beside training and ends when the event is set."""
 
 
 class WindowPreparer:
-    """Prepares the windows of a training split in order, and counts what is in them."""
+    """Prepares the windows of a training split in order, and counts their rows.
+
+    Args:
+        windows: the pieces of files of each window.
+        total_steps: optimizer steps of the run; no more windows are prepared than these need.
+    """
 
     def __init__(self, spec: WindowedSpec, windows: list[list[Piece]], prepare: PrepareSpec, total_steps: int):
         self.spec = spec
@@ -44,20 +50,24 @@ class WindowPreparer:
         self._next = 0
         self._lines: dict[str, int] = {}
         self._read = self._bad = 0
-        """Of all windows so far: rows, and bad ones among them."""
+        """Rows of all windows so far, and the bad ones among them."""
         self._joins = build_task(spec.split.task).joins_rows
         self.counts = {"rows": 0, "bad_rows": 0, "left_out": 0, "cut_rows": 0, "tokenized_rows": 0}
         self.counts |= {"features": 0} if self._joins else {}
-        """Of all windows so far; rows are blocks where the task packs."""
+        """Counts of rows in all windows so far, by the names of `Resolved`; rows are blocks if the task packs."""
         self.error: InputError | RunError | None = None
 
     def attach(self, paths: RunPaths) -> WindowedSpec:
-        """The spec for the workers of a run: preparer and readers leave each other word in its folder."""
+        """The spec for the workers of a run, which names two files of the run's folder: in one the preparer tells of a
+        failure, in the other a waiting worker names the window that it needs.
+        """
         self.spec = replace(self.spec, failure=str(paths.feed_error), wanted=str(paths.feed_wants))
         return self.spec
 
     def prepare_first(self, map_pieces: MapPieces) -> None:
-        """Prepare up to the first window with rows. Raises `InputError` where none has any, or too many are bad."""
+        """Prepare windows up to the first one with rows. Raises `InputError` if no window has any, or if too many rows
+        are bad.
+        """
         while not self.counts["rows"]:
             if self._next == self.spec.count:
                 raise InputError(Problem("data.train", "has no rows", "Give a file with rows."))
@@ -65,10 +75,15 @@ class WindowPreparer:
 
     @contextlib.contextmanager
     def running(self, find_step: Callable[[], int], quarantine: Path, mapping: Mapping) -> Iterator[None]:
-        """While inside, keep ahead of training, which stands at `find_step()`. A failure stops training, and is raised
-        at the end.
+        """While inside, a thread prepares windows ahead of training. If it fails, the workers end, and its error is
+        raised on leaving.
+
+        Args:
+            find_step: the step at which training is.
+            quarantine: file to which bad rows of the windows are appended.
+            mapping: opens the function that tokenizes pieces beside training.
         """
-        for file in (self.spec.failure, self.spec.wanted):  # of the driver before this one
+        for file in (self.spec.failure, self.spec.wanted):  # an earlier driver's files
             Path(file).unlink(missing_ok=True)
         stop = threading.Event()
 
@@ -79,7 +94,7 @@ class WindowPreparer:
                 if self._next < self.spec.count and not self._enough():
                     with mapping(stop) as map_pieces:
                         self._keep_ahead(find_step, quarantine, map_pieces, stop)
-            except Exception as error:  # noqa: BLE001 - it is raised by the driver, below
+            except Exception as error:  # noqa: BLE001 - the main thread raises it, below
                 if stop.is_set():
                     return
                 self.error = (
@@ -100,7 +115,12 @@ class WindowPreparer:
                 raise self.error
 
     def sample(self, total_bytes: int) -> tuple[Split, float]:
-        """The newest window, opened, and about how many times as large all data are as the windows so far."""
+        """The newest prepared window, and an estimate of how many times larger all training data are than the windows
+        prepared so far (at least 1).
+
+        Args:
+            total_bytes: bytes of all training files.
+        """
         read = FIRST_BYTES * (2**self._next - 1)
         newest = find_window(self.spec, self._next - 1)
         assert newest is not None, "it has been prepared"
@@ -121,9 +141,11 @@ class WindowPreparer:
             self._tell_bad_rows(self._next - 1, quarantine)
 
     def _enough(self) -> bool:
+        """Are there enough windows for all steps of the run?"""
         return WindowedSplit(self.spec).steps_known() >= self._total_steps
 
     def _advance(self, map_pieces: MapPieces) -> None:
+        """Prepare the next window, or find it in the cache, and count its rows."""
         folder = window_folder(self.spec, self._next)
         fresh = find_tokens(folder) is None
         prepare_pieces(self._windows[self._next], self._prepare, folder, map_pieces, self._check, self._lines)
@@ -148,7 +170,7 @@ class WindowPreparer:
         self._next += 1
 
     def _check(self, manifest: dict[str, Any], folder: Path) -> None:
-        """Bad rows over `data.max_bad_rows`, of all rows read so far."""
+        """Raises `InputError` if the bad rows of all windows so far, this one included, exceed `data.max_bad_rows`."""
         bad, most = self._bad + manifest["bad_rows"], self._prepare.max_bad_rows
         total = self._read + manifest["rows"] + manifest["bad_rows"]
         judged = most >= 1 or total >= _JUDGED_ROWS or self._next == self.spec.count - 1
@@ -158,6 +180,7 @@ class WindowPreparer:
             raise InputError(Problem("data.train", what, "Mend the rows, or raise data.max_bad_rows."))
 
     def _tell_bad_rows(self, number: int, quarantine: Path) -> None:
+        """Append the bad rows of window `number` to the run's quarantine file."""
         source = window_folder(self.spec, number) / QUARANTINE
         with source.open(encoding="utf-8") as lines, contextlib.ExitStack() as stack:
             out = None

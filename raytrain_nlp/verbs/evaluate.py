@@ -208,7 +208,7 @@ def _resolve(
     from raytrain_nlp.planning.label_names import name_evaluated
     from raytrain_nlp.planning.labels import find_known_rows
     from raytrain_nlp.planning.models import model_facts
-    from raytrain_nlp.planning.split_plans import build_context, build_split, tell_store
+    from raytrain_nlp.planning.split_plans import build_context, build_split, store_notes
     from raytrain_nlp.planning.truncation import cut_notes
     from raytrain_nlp.tasks import build_task
     from raytrain_nlp.user_code import UserObject
@@ -228,7 +228,7 @@ def _resolve(
     observer.stage("preparing tokens")
     folder = cache_dir(run.storage, "tokens") / prepare.key(files)
     store = TokenStore(prepare_tokens(files, prepare, folder, _mapper(files, connection), "--data"))
-    for note in tell_store(store, task, "--data"):
+    for note in store_notes(store, task, "--data"):
         observer.warn(note)
     rows_file, unseen = find_known_rows(store, run.labels, job.data.max_bad_rows)
     rows = min(store.num_rows - len(unseen), store.rows_of(job.data.max_validation_rows))
