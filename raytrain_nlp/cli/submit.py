@@ -100,12 +100,12 @@ def status(submission_id: Identity, address: Address = None, force: Force = Fals
 
 def logs(submission_id: Identity, address: Address = None, force: Force = False) -> None:
     """Follow a job; the exit code is the job's."""
-    from raytrain_nlp.verbs.submit import follow, judged, open_client, status_of
+    from raytrain_nlp.verbs.submit import check_succeeded, follow, open_client, status_of
 
     client = open_client(address, force)
     status_of(submission_id, client)
     follow(submission_id, client, _echo)
-    judged(status_of(submission_id, client))
+    check_succeeded(status_of(submission_id, client))
 
 
 def stop(submission_id: Identity, address: Address = None, force: Force = False, as_json: AsJson = False) -> None:

@@ -1,5 +1,5 @@
-"""The flow of a prediction through Ray Data: pieces of files are read and tokenized by tasks on CPUs, ahead of the
-actors that hold the model and write the parts.
+"""The Ray Data pipeline of a prediction: tasks on CPUs read and tokenize pieces of files, ahead of the actors that hold
+the model and write the parts.
 """
 
 from __future__ import annotations
@@ -22,15 +22,25 @@ if TYPE_CHECKING:
     from raytrain_nlp.prediction.batches import PredictSpec
 
 _AT_ONCE, _AHEAD = 2, 4
-"""Chunks that an actor works on at a time, one on its device and one that is written; and those with the ones that wait
-at it.
+"""Chunks on which an actor works at a time (one on its device, one being written), and chunks that are sent to it at a
+time, those that wait included.
 """
 
 
 def make_parts(
     spec: PredictSpec, files: list[SourceFile], layout: Layout, done: list[str], verbose: bool, observer: Observer
 ) -> float | None:
-    """Make the parts that are missing; returns rows a second. Raises `RunError`."""
+    """Make the parts that are missing.
+
+    Args:
+        done: names of the parts that exist.
+
+    Returns:
+        Rows per second (see `Rate`); None if no part was missing.
+
+    Raises:
+        RunError: a predictor failed. Parts that are finished stay.
+    """
     from ray.exceptions import RayError
 
     from raytrain_nlp.launch.parallel_map import data_context
@@ -55,25 +65,32 @@ def make_parts(
 
 
 class Rate:
-    """Rows a second, by the clocks of the predictors: parts reach the driver in bursts."""
+    """Rows per second of all predictors together. Seconds are measured in the predictors, as their results reach the
+    driver in bursts.
+    """
 
     def __init__(self) -> None:
         self.rows = 0
         self._seconds = 0.0
 
     def add(self, rows: int, seconds: float) -> None:
-        """A part was made, `seconds` after its predictor began with the first of its own."""
+        """Count a finished part.
+
+        Args:
+            rows: rows of the part.
+            seconds: between the start of its predictor's first part and the end of this one.
+        """
         self.rows += rows
         self._seconds = max(self._seconds, seconds)
 
     @property
     def per_second(self) -> float | None:
-        """None before the first part."""
+        """Rows so far by the seconds of the predictor that has worked longest; None before the first part."""
         return self.rows / self._seconds if self._seconds > 0 else None
 
 
 def _results(spec: PredictSpec, files: list[SourceFile], layout: Layout, done: list[str]) -> Iterator[dict[str, Any]]:
-    """What predictors say of each part, while they go on."""
+    """The predictors' result for each part, as they come in: `part`, `rows` and `seconds`."""
     import ray.data
 
     from raytrain_nlp.prediction.actor import Predictor
@@ -81,7 +98,8 @@ def _results(spec: PredictSpec, files: list[SourceFile], layout: Layout, done: l
 
     items, workers = _items(files, layout, done), spec.job.workers
     pieces = ray.data.from_items(items, override_num_blocks=len(items))
-    # a copy of the process's; a chunk is a block, which goes to the next free actor as soon as it is read
+    # `context` is this dataset's own copy. With blocks this small each chunk is a block by itself, which goes to the
+    # next free actor as soon as it is read
     pieces.context.target_max_block_size = 1
     chunks = pieces.flat_map(functools.partial(read_chunks, spec=spec), num_cpus=spec.job.data.feed_cpus_per_worker)
     predicted = chunks.map_batches(
@@ -100,7 +118,7 @@ def _results(spec: PredictSpec, files: list[SourceFile], layout: Layout, done: l
 
 
 def _items(files: list[SourceFile], layout: Layout, done: list[str]) -> list[dict[str, Any]]:
-    """Each piece with its number and the names of its parts that are there."""
+    """The pieces of the files, each with its number and the names of its parts that exist."""
     from raytrain_nlp.data.reading.sources import split_file
     from raytrain_nlp.prediction.files import piece_of_part
 
@@ -112,7 +130,7 @@ def _items(files: list[SourceFile], layout: Layout, done: list[str]) -> list[dic
 
 
 def _resources(job: TrainJob) -> dict[str, Any]:
-    """What an actor takes, as arguments of `map_batches`."""
+    """The resources of a predictor, as arguments of `map_batches`."""
     each = job.workers.resources_per_worker
     taken: dict[str, Any] = {"num_cpus": each.get("CPU", 1)}
     if job.workers.use_gpu:

@@ -1,4 +1,6 @@
-"""The parts of a prediction that was interrupted: whose they are, which are there, and how they become the output."""
+"""The part files of a prediction: which exist, whether they belong to the same prediction, and joining them into the
+output.
+"""
 
 from __future__ import annotations
 
@@ -15,28 +17,32 @@ if TYPE_CHECKING:
     from raytrain_nlp.data.reading.sources import SourceFile
 
 _SAMPLES, _SAMPLE = 16, 1 << 16
-"""Of a large file so many pieces of so many bytes are looked at: two trainings differ everywhere."""
-
-
+"""Number and bytes of the samples that are hashed of a large file of weights. They suffice, as weights of two trainings
+differ everywhere.
+"""
 _PIECES, _LEAST_PIECE, _MOST_PIECE = 256, 1 << 20, 16 << 20
-"""How many pieces an input should have, each read by one task, and the bytes of the smallest and the largest."""
+"""Number of pieces that an input should have, each read by one task, and the least and most bytes of a piece."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which rows of the input a part holds."""
+    """How the rows of the input are divided into parts: files into pieces, pieces into chunks, each of which is a part."""
 
     piece_bytes: int
+    """Bytes of a piece, about."""
     chunk_rows: int
+    """Rows of a chunk."""
 
     @classmethod
     def of(cls, files: list[SourceFile], chunk_rows: int) -> Layout:
-        """That of an input: pieces follow from its size alone, so that they are the same when it is read again."""
+        """The layout of an input. It depends on the size of the input only, so it is the same when a killed prediction
+        is run again.
+        """
         size = sum(file.size for file in files)
         return cls(min(max(size // _PIECES, _LEAST_PIECE), _MOST_PIECE), chunk_rows)
 
 
-def what_parts_hold(
+def describe_prediction(
     run: Run,
     weights: Weights,
     job: TrainJob,
@@ -46,8 +52,9 @@ def what_parts_hold(
     layout: Layout,
     dtype: str | None,
 ) -> dict[str, Any]:
-    """What parts depend on: those of another model, input or code are not mixed with ours. Says nothing of times, which
-    copies do not keep.
+    """Everything on which the content of the parts depends, as JSON values. Parts are used only by a prediction with an
+    equal description, so those of another model, input or code are never mixed in. Times of files are not in it, because
+    a copy of the input may have others.
     """
     from raytrain_nlp.data.reading.sources import fingerprint_files
     from raytrain_nlp.user_code import UserObject
@@ -73,6 +80,7 @@ def what_parts_hold(
 
 
 def _digest(weights: Weights) -> str:
+    """A hash of the files of the weights: their names, sizes and samples of their content."""
     digest = hashlib.sha256()
     for file in sorted(path for path in weights.folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
         size = file.stat().st_size
@@ -85,12 +93,17 @@ def _digest(weights: Weights) -> str:
 
 
 def find_parts(target: str, parts: str, what: dict[str, Any], overwrite: bool) -> list[str]:
-    """Names of the parts that are there already, of the same model and input; those of another are deleted with
-    `overwrite` alone.
+    """The names of the parts that this prediction has made before. Parts of another prediction are deleted if
+    `overwrite` is set.
+
+    Args:
+        target: the output file.
+        parts: the folder of the parts.
+        what: what `describe_prediction` has returned.
 
     Raises:
-        InputError: the output is there, or parts of another prediction are, or it cannot be written. No part has been
-            lost.
+        InputError: the output or parts of another prediction exist and `overwrite` is not set, or the output cannot be
+            written. No part has been lost.
     """
     import fsspec
 
@@ -116,7 +129,7 @@ def find_parts(target: str, parts: str, what: dict[str, Any], overwrite: bool) -
                 file.write(json.dumps(what).encode())
     except InputError:
         raise
-    except Exception as error:  # storage backends raise whatever they like  # noqa: BLE001
+    except Exception as error:  # fsspec's backends may raise anything  # noqa: BLE001
         raise InputError(
             Problem(
                 "--output",
@@ -128,7 +141,7 @@ def find_parts(target: str, parts: str, what: dict[str, Any], overwrite: bool) -
 
 
 def _read_note(filesystem: Any, path: str) -> Any:
-    """What the parts say of themselves; None where they say nothing that can be read."""
+    """The description beside the parts (`predict.json`); None if there is none, or if it is damaged."""
     try:
         with filesystem.open(path, "rb") as file:
             return json.loads(file.read())
@@ -136,9 +149,18 @@ def _read_note(filesystem: Any, path: str) -> Any:
         return None
 
 
-def put_together(target: str, parts: str, kind: str, done: set[str], prefix: str) -> dict[str, Any]:
-    """Make the output of all parts, and a file of the rows that could not be parsed beside it; then the parts go.
-    Returns counts, by the names of `PredictResult`."""
+def join_parts(target: str, parts: str, kind: str, done: set[str], prefix: str) -> dict[str, Any]:
+    """Write the output from all parts, and beside it a file with the rows that could not be parsed; then delete the
+    parts.
+
+    Args:
+        kind: format of the output: parquet, jsonl or csv.
+        done: names of the parts that an earlier call has made.
+        prefix: see `predict`.
+
+    Returns:
+        Counts and the quarantine file, by the names of `PredictResult`.
+    """
     from raytrain_nlp.prediction.actor import ERROR
     from raytrain_nlp.prediction.files import BAD, list_parts, open_output, read_part, remove_tree, write_parts
 

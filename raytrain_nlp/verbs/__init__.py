@@ -1,1 +1,3 @@
-"""The Python API behind the command line, a module a verb. `raytrain_nlp/__init__.py` names the functions."""
+"""The Python API behind the command line, one module for each verb. `raytrain_nlp/__init__.py` exports the
+functions.
+"""

@@ -1,4 +1,6 @@
-"""A few real steps of a job, and what they say about all of it: time, rate, cost, memory. No run is left behind."""
+"""`check --calibrate`: trains a few steps of a job and estimates time, throughput, cost and memory of the whole run. It
+leaves no run behind.
+"""
 
 from __future__ import annotations
 
@@ -25,44 +27,52 @@ if TYPE_CHECKING:
     from raytrain_nlp.worker.spec import WorkerSpec
 
 STEPS = 20
+"""Steps that are trained, where the user does not say."""
 _WARM_STEPS = 5
-"""Left out: libraries are still being loaded, and buffers made."""
+"""First steps that are not timed, because libraries are still loaded and buffers allocated in them."""
 _EVAL_STEPS = 20
+"""Evaluation batches that are scored at most."""
 _SAMPLED_STEPS = 500
+"""Steps of the plan whose padded tokens are averaged."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a few steps took, and what all of them will take."""
+    """What the trained steps took, and an estimate of the whole run."""
 
     steps: int
-    """Steps timed, without those left out at the start."""
+    """Number of timed steps, without the first ones, which are not timed."""
     step_seconds: float
-    """Of a mean step of the whole job: measured steps weighted by the padded tokens that the plan's steps have."""
+    """Seconds of a mean step of the whole run, estimated from the padded tokens of the timed steps and of the
+    plan's.
+    """
     rows_per_second: float
+    """Rows of a mean step, of all workers, by `step_seconds`."""
     start_seconds: float
-    """From the start to the end of the first step."""
+    """Seconds from the start to the end of the first step."""
     evaluation_seconds: float
-    """Of one evaluation of all validation rows; 0 without one."""
+    """Seconds of one evaluation of all validation rows; 0 if there are none."""
     evaluations: int
+    """Number of evaluations in the whole run."""
     total_seconds: float
-    """Start, all steps and all evaluations; without checkpoints and export."""
+    """Seconds of the start, all steps and all evaluations; without checkpoints and export."""
     peak_memory: list[int]
-    """Most bytes of each rank."""
+    """Peak memory of each rank, in bytes."""
     cost: float | None = None
-    """At `price` an hour."""
+    """Price of the whole run, in the unit of `price`; None if no price was given."""
     tokens_per_second: float = 0.0
-    """Of all workers, without padding, as the steps that were timed had them."""
+    """Tokens of all workers without padding, mean of the timed steps."""
     epoch_seconds: float = 0.0
-    """Steps of one epoch, without evaluations."""
+    """Seconds of the steps of one epoch, without evaluations."""
     epoch_cost: float | None = None
+    """Price of one epoch, without evaluations."""
     mfu: float | None = None
-    """Model FLOPs utilization of the first worker's GPU; None where its peak is not known, and on CPU."""
+    """Model FLOPs utilization of the first worker's GPU (0 to 1); None on CPU, or if the GPU's peak is not known."""
     times: dict[str, float] = field(default_factory=dict)
-    """Seconds of a step by phase, as `time/PHASE` in a run's log; means of the steps that were timed."""
+    """Seconds of a step by phase, under the names `time/PHASE` of a run's log; means of the timed steps."""
 
     def rows_for_people(self) -> dict[str, str]:
-        """Name and text of each line of the table."""
+        """Name -> text of each line of the table that `check` prints."""
         evaluation = f", {self.evaluations} evaluations of {self.evaluation_seconds:.1f} s" if self.evaluations else ""
         mfu = f", MFU {self.mfu:.1%}" if self.mfu is not None else ""
         phases = ", ".join(
@@ -85,17 +95,18 @@ class Calibration:
 
 
 def calibrate(job: TrainJob, resolved: Resolved, steps: int, price: float | None, observer: Observer) -> Calibration:
-    """Train `steps` steps of a resolved job, score some validation batches, and delete what that leaves.
+    """Train `steps` steps of a resolved job, score some validation batches, and delete the files of both.
 
     Args:
-        price: of an hour of all workers together.
+        steps: at most those of the run are trained.
+        price: the price of an hour of all workers together; None: no cost is computed.
 
     Raises:
-        RunError: the steps failed as the run itself would.
+        RunError: training failed, as the run itself would.
     """
     spec = resolved.spec
     steps = min(steps, spec.total_steps)
-    # below the storage path, which all nodes share
+    # a folder below the storage path, because all nodes can read and write there
     paths = RunPaths(f"{spec.storage_path}/.calibration-{uuid.uuid4().hex[:8]}", job.name)
     short = _shortened(job, steps)
     eval_steps = min(spec.eval_steps, _EVAL_STEPS)
@@ -115,11 +126,11 @@ def calibrate(job: TrainJob, resolved: Resolved, steps: int, price: float | None
         events = [event for event, _ in read_events(paths.events)]
     finally:
         paths.store.delete_tree(paths.storage)
-    return _read(events, job, resolved, started, eval_steps, price)
+    return _estimate(events, job, resolved, started, eval_steps, price)
 
 
 def _shortened(job: TrainJob, steps: int) -> TrainJob:
-    """The job for so many steps: each step logged, nothing saved, scored once at the end."""
+    """The job with `steps` steps, each of them logged, without checkpoints, and with one evaluation at the end."""
     values = public_values(job)
     unwanted = ("load_best_model_at_end", "save_steps", "eval_steps", "num_train_epochs", PROFILE_STEPS)
     training = {key: value for key, value in values.get("training", {}).items() if key not in unwanted}
@@ -133,7 +144,7 @@ def _shortened(job: TrainJob, steps: int) -> TrainJob:
     return load_job({**values, "checkpoint": {}, "early_stopping": None, "tracking": {}})
 
 
-def _read(
+def _estimate(
     events: list[dict[str, Any]],
     job: TrainJob,
     resolved: Resolved,
@@ -141,6 +152,12 @@ def _read(
     eval_steps: int,
     price: float | None,
 ) -> Calibration:
+    """The calibration, from the events of the trained steps.
+
+    Args:
+        started: when the calibration began, in seconds since the epoch.
+        eval_steps: evaluation batches that were scored.
+    """
     spec = resolved.spec
     ends = {
         event["step"]: event["time"] / 1000 for event in events if event["kind"] == "log" and "loss" in event["metrics"]
@@ -188,7 +205,7 @@ def _read(
 
 
 def _mean(logs: list[dict[str, float]], name: str) -> float | None:
-    """Of a figure over the logs that have it."""
+    """The mean of a figure over the logs that have it; None if none has."""
     values = [log[name] for log in logs if name in log]
     return sum(values) / len(values) if values else None
 
@@ -198,8 +215,12 @@ def _phases(logs: list[dict[str, float]]) -> list[str]:
 
 
 def _mean_step(seconds: dict[int, float], job: TrainJob, resolved: Resolved) -> tuple[float, float]:
-    """Seconds and rows of a mean step of the plan, from those of the steps that were timed."""
-    if resolved.windows:  # the plan of rows that are not there yet is not known
+    """Seconds and rows of a mean step of the whole run.
+
+    Args:
+        seconds: number of a timed step, from 1 on -> its seconds.
+    """
+    if resolved.windows:  # streamed rows: later windows have no plan yet, so the timed steps stand for all
         split, _ = resolved.windows.sample(0)
         return float(np.mean(list(seconds.values()))), float(
             split.plan.spec.global_batch_size or len(split.plan.batch(0, 0))
@@ -216,8 +237,12 @@ def _mean_step(seconds: dict[int, float], job: TrainJob, resolved: Resolved) -> 
 
 
 def predict_mean(timed: np.ndarray, seconds: np.ndarray, mean: float) -> float:
-    """Seconds of a step with `mean` padded tokens, by a line through the timed steps that falls neither with tokens nor
-    below 0.
+    """Seconds of a step with `mean` padded tokens, from a straight line fitted to the timed steps. The line is made not
+    to fall with more tokens and not to be negative at 0 tokens; if all steps have about the same tokens, the mean.
+
+    Args:
+        timed: padded tokens of each timed step, shape [steps].
+        seconds: seconds of each timed step, shape [steps].
     """
     if np.ptp(timed) > 0.1 * timed.mean():
         slope, constant = np.polyfit(timed, seconds, 1)
@@ -230,8 +255,8 @@ def predict_mean(timed: np.ndarray, seconds: np.ndarray, mean: float) -> float:
 
 
 def _step_cost(split: Split, job: TrainJob) -> Callable[[int], int]:
-    """Padded tokens of a step as its time counts them: of the fullest rank in each micro-batch, on which the others
-    wait.
+    """Returns a function of a step (from 0 on): the padded tokens that determine its time. In each micro-batch these
+    are the tokens of the rank with the most, as the others wait for it.
     """
     lengths = split.plan.lengths
 
@@ -243,7 +268,9 @@ def _step_cost(split: Split, job: TrainJob) -> Callable[[int], int]:
 
 
 def _count_evaluations(job: TrainJob, spec: WorkerSpec) -> int:
-    """Evaluations of the run; one at its end where none is asked for and there are validation rows."""
+    """The number of evaluations in the run. If the job asks for none but has validation rows, there is one at the
+    end.
+    """
     if spec.validation is None:
         return 0
     values = job.arguments()

@@ -1,4 +1,4 @@
-"""`check`: everything a driver can know before a worker starts, and the plan that follows from it."""
+"""`check`: validates a job, its data and its model before workers start, and reports the plan of the run."""
 
 from __future__ import annotations
 
@@ -35,51 +35,61 @@ if TYPE_CHECKING:
     from raytrain_nlp.verbs.fitting import Fitted
 
 _SAMPLED_STEPS = 200
+"""Steps whose padding is looked at."""
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """The plan of a job that passed all checks."""
+    """The plan of a job that has passed all checks. Dicts of rows are by split: `train`, `validation` or
+    `validation.NAME`.
+    """
 
     name: str
     rows: dict[str, int]
+    """Rows that are used; blocks if the task packs."""
     bad_rows: dict[str, int]
+    """Rows that cannot be used; `train` writes them to quarantine.jsonl."""
     labels: list[str]
+    """The names of the classes in the order of their ids; empty if the task has none."""
     steps_per_epoch: int
     total_steps: int
+    """Optimizer steps of the run."""
     tokens_per_epoch: int
+    """Tokens of the training rows without padding."""
     padding_share: float
-    """Padding of all tokens in training batches, estimated on evenly spread steps."""
+    """Share of padding among the tokens of training batches (0 to 1), estimated from evenly spaced steps."""
     parameters: int
     trainable_parameters: int
     workers: str
-    """How many, and what they compute on."""
+    """A line that says how many workers there are and on what they compute."""
     num_workers: int
     zero_stage: int
     memory: MemoryPlan
-    """Of one rank, by part."""
+    """Peak memory of one rank, by part."""
     streamed: bool = False
     """Are rows and tokens of training estimated from the beginning of the data?"""
     nodes: dict[str, int] = field(default_factory=dict)
-    """Nodes of each type that the autoscaler of a cluster file would start."""
+    """Node type -> number of nodes that the autoscaler of a cluster file would start."""
     features: dict[str, int] = field(default_factory=dict)
-    """What rows have become, where a row may become several (question answering); else nothing."""
+    """Features that the rows have become, in a task where a row may become several (question answering); else empty."""
     cut_rows: dict[str, int] = field(default_factory=dict)
-    """Rows that have more tokens than they may have."""
+    """Rows (and targets) that were truncated to `data.max_length` or the model's positions."""
     setting: Choice | None = None
-    """What the memory planner chose of what the job leaves open."""
+    """The setting that the memory planner chose for keys that the job leaves to `auto`; None if there are none."""
     calibration: Calibration | None = None
-    """What a few real steps took, where they were asked for."""
+    """What a few trained steps took, with `calibrate`."""
     duplicates: Duplicates | None = None
-    """Copies among training rows, and validation rows that are training rows; not counted of streamed or very many
-    rows."""
+    """Counts of copies among the training rows, and of validation rows that are training rows too; None if rows are
+    streamed or too many to compare.
+    """
 
     def to_dict(self) -> dict[str, Any]:
+        """The report as plain values, as `--json` prints it."""
         setting = self.setting.to_dict() if self.setting else None
         return {**asdict(replace(self, setting=None)), "memory": self.memory.to_dict(), "setting": setting}
 
     def rows_for_people(self) -> dict[str, str]:
-        """Name and text of each line of the table."""
+        """Name -> text of each line of the table that `raytrain-nlp check` prints."""
         about, epoch = ("about ", "streamed") if self.streamed else ("", f"{self.steps_per_epoch:,} an epoch")
         return {
             "job": self.name,
@@ -148,11 +158,15 @@ def check(
     """Check a job and return its plan. Prepared tokens stay in the cache, where `train` finds them.
 
     Args:
-        cluster: a file of `ray up`; the job is for that cluster, not for this machine.
-        worker_memory: what a worker has (`80GB`: of its GPU, without one of its share of a machine); default: what is
-            found here.
-        calibrate: train a few steps, for the time of all of them.
-        price: of an hour of all workers together, for the cost.
+        job: path of a job file, a dict of its sections, or a `TrainJob`.
+        overrides: `dotted.key=value`, as `--set`.
+        cluster: a cluster file of `ray up`; the job is planned for that cluster, not for this machine.
+        worker_memory: memory of a worker, such as `80GB`: that of its GPU, or without a GPU its share of the machine's.
+            Default: what this machine has.
+        calibrate: train a few steps, to estimate the time of the whole run.
+        calibration_steps: how many; default: 20.
+        price: price of an hour of all workers together, to estimate the cost.
+        observer: is told what happens; default: nobody.
 
     Raises:
         InputError: with all problems found.
@@ -168,7 +182,7 @@ def check(
     found = settled(load_job(job, overrides), find=functools.partial(place_of_file, cluster) if cluster else None)
     job = found.job
     nodes = plan_nodes(job, cluster) if cluster else {}
-    here = calibrate or (worker_memory is None and cluster is None)  # else the workers are another machine's
+    here = calibrate or (worker_memory is None and cluster is None)  # else the job will run on another machine
     problems = (
         check_storage(job)
         + (check_workers(job) if here else [])
@@ -201,9 +215,7 @@ def check(
             )
 
         if not calibrate:
-            with contextlib.closing(
-                Connection(job)
-            ) as connection:  # a Ray is started only where there is much to prepare
+            with contextlib.closing(Connection(job)) as connection:  # starts Ray only if there is much to tokenize
                 resolved = prepare(job, files, storage, connection, observer)
             return planned(resolved)[1]
         from raytrain_nlp.verbs.calibrate import STEPS
@@ -294,6 +306,7 @@ def _report(
 
 
 def _padding_share(split: Split, job: TrainJob) -> float:
+    """See `CheckReport.padding_share`."""
     lengths, tokens, padded = split.plan.lengths, 0, 0
     for step in np.unique(np.linspace(0, split.plan.steps_per_epoch - 1, _SAMPLED_STEPS).astype(int)):
         for micro in split_batch(

@@ -1,4 +1,6 @@
-"""`doctor`: does this machine have what a run needs? One finding a line: well or not, and what to do."""
+"""`doctor`: checks whether this machine has what a run needs. Each finding is a line: ok or a problem, and what to
+do.
+"""
 
 from __future__ import annotations
 
@@ -43,23 +45,25 @@ print(len(ray.nodes()), have.get("CPU", 0), have.get("GPU", 0))
 
 @dataclass(frozen=True)
 class Finding:
-    """One line."""
+    """What one check has found, for one line."""
 
     name: str
     ok: bool
     what: str
     todo: str = ""
+    """What to do, if it is not ok."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def doctor(storage_path: str = "runs", tracking_uri: str | None = None) -> Iterator[Finding]:
-    """Look at everything, one finding after the other. Changes nothing; what it writes into `storage_path` it removes.
+    """Run all checks and yield their findings one after the other. Nothing is changed; a file that is written to
+    measure the storage is removed again.
 
     Args:
-        storage_path: a job's `storage_path`.
-        tracking_uri: a job's `tracking.tracking_uri`; None: SQLite below `storage_path`.
+        storage_path: the `storage_path` that jobs will have.
+        tracking_uri: their `tracking.tracking_uri`; None: an SQLite database below `storage_path`.
     """
     checks: list[Callable[[], Finding]] = [
         _python, _packages, _accelerator, _compiler, _memory, _shared_memory, _open_files, _ray,
@@ -79,7 +83,7 @@ def _python() -> Finding:
 
 
 def _packages() -> Finding:
-    """Are all requirements of this package there, in the versions it was tested with?"""
+    """Are all requirements of this package installed, in versions that it allows?"""
     from packaging.requirements import Requirement
 
     wrong, seen = [], []
@@ -130,7 +134,7 @@ def _accelerator() -> Finding:
 
 
 def _compiler() -> Finding:
-    """DeepSpeed compiles its own ops; this package needs none of them on CPU."""
+    """Is there a compiler for DeepSpeed's CUDA ops? On CPU none is needed."""
     found = [name for name in ("g++", "nvcc", "ninja") if shutil.which(name)]
     needed = shutil.which("nvidia-smi") is not None
     missing = [name for name in ("g++", "nvcc") if name not in found]
@@ -157,7 +161,7 @@ def _memory() -> Finding:
 
 
 def _shared_memory() -> Finding:
-    """Ray's object store and our workers' averages of gradients live in it."""
+    """Has /dev/shm room for Ray's object store and, on CPU, for the gradients that workers average there?"""
     if not Path("/dev/shm").is_dir():
         return Finding("shared memory", True, "no /dev/shm here; Ray uses files")
     free = shutil.disk_usage("/dev/shm").free
@@ -211,7 +215,7 @@ def _ray() -> Finding:
 
 
 def _storage(storage_path: str) -> Finding:
-    """Write and read a file, as a checkpoint would be."""
+    """Can the storage be written, how fast, and has it room? A file is written through to the disk."""
     if not open_storage(storage_path).shared:
         return _bucket(storage_path)
     folder = Path(storage_path).expanduser()
@@ -242,7 +246,7 @@ def _storage(storage_path: str) -> Finding:
 
 
 def _bucket(storage_path: str) -> Finding:
-    """Write and delete an object."""
+    """Can a bucket be written, and how fast? An object is uploaded and deleted."""
     todo = "Check bucket, keys and network; pip install s3fs or gcsfs."
     with tempfile.TemporaryDirectory() as folder:
         block = Path(folder) / "block"
@@ -293,7 +297,7 @@ def _tracker(uri: str | None, storage: str) -> Finding:
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str] | None:
-    """A process of its own, which may crash or hang; None where it took too long."""
+    """Run a command, which may crash or hang; None if it does not end in time."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:

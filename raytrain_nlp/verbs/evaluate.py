@@ -1,5 +1,5 @@
-"""`evaluate`: the figures of a run's weights on any dataset, by the trainer that scored them while training; every row
-once.
+"""`evaluate`: computes the metrics of a run's weights on any dataset, with the trainer that evaluated them in training.
+Each row is scored once.
 """
 
 from __future__ import annotations
@@ -36,24 +36,29 @@ _TODO = " Run it again."
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """What an evaluation found."""
+    """The result of an evaluation."""
 
     run_dir: str
     weights: str
-    """`model`, or the name of a checkpoint."""
+    """The weights that were scored: `model`, or the name of a checkpoint."""
     metrics: dict[str, float]
-    """`eval_*`, by their names in training."""
+    """The metrics, by the names that they have in training (`eval_*`)."""
     rows: int
+    """Rows that were scored."""
     bad_rows: int
-    """Rows left out: unreadable, or of a label training never saw; they are in `quarantine`."""
+    """Rows that were left out because they cannot be read, or have a label that is none of the run's."""
     report: dict[str, Any] = field(default_factory=dict)
-    """`classes`: precision, recall, f1-score and support of each; `confusion_matrix`: a row for each true class, in the
-    order of `labels`.
+    """For tasks with classes. `classes`: precision, recall, f1-score and support of each class; `confusion_matrix`: a
+    row for each true class, a column for each predicted one, in the order of `labels`.
     """
     labels: list[str] = field(default_factory=list)
+    """The names of the classes in the order of their ids."""
     scores: str | None = None
-    """JSON Lines: what was found for each row."""
+    """The file with the result of each row (JSON Lines), if it was asked for."""
     quarantine: str | None = None
+    """The file with the rows that cannot be read or used (JSON Lines); None if there are none. Rows with a label that is
+    none of the run's are not in it.
+    """
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -76,13 +81,15 @@ def evaluate(
 
     Args:
         run: folder of a run, or of a sweep (its best trial).
-        data: as `data.validation` of a job; default: the run's own.
-        checkpoint: None: the run's `model/`, or its newest good checkpoint; else `best`, `last` or a step.
-        scores: write what was found for each row to this file.
+        data: files, as `data.validation` of a job, or names of the run's validation sets; default: the run's own data.
+        checkpoint: `best`, `last` or a step; None: the run's `model/`, or if there is none its newest good checkpoint.
+        scores: a file for the result of each row (JSON Lines).
         harness: score a causal language model on these tasks of lm-evaluation-harness instead (names with commas
             between them); the figures are `harness/TASK/METRIC`, and `rows` is 0.
         harness_arguments: further arguments of `lm_eval`, e.g. `["--num_fewshot", "5"]`.
         overrides: `dotted.key=value` of the job, e.g. `workers.num_workers=1`.
+        verbose: show what Ray and the libraries print.
+        observer: is told what happens; default: nobody.
 
     Raises:
         InputError: run, checkpoint or data are wrong; nothing has been started.
@@ -147,8 +154,8 @@ def evaluate(
 
 
 def _job_of(run: Run, data: str | list[str] | None, overrides: Iterable[str]) -> TrainJob:
-    """The run's job for an evaluation: its weights sharded only where they were whole nowhere while training
-    (ZeRO-3).
+    """The run's job for an evaluation. Weights are sharded only if they were in training (ZeRO-3), as they may not fit
+    on one device; else ZeRO is off.
     """
     values = without_values(public_values(run.job), run.chosen)
     if data is not None:
@@ -171,8 +178,8 @@ def _job_of(run: Run, data: str | list[str] | None, overrides: Iterable[str]) ->
 
 
 def _given_data(run: Run, data: list[str]) -> dict[str, Any]:
-    """`data:` for what is named: files, or validation sets of the run, of which as many rows are scored as while
-    training.
+    """The section `data` for given files or names of the run's validation sets. `max_validation_rows` of the run holds
+    only for its own sets.
     """
     sets = {name: source for name, source in run.job.data.validation_sets().items() if name}
     if unknown := [
@@ -198,7 +205,9 @@ def _resolve(
     observer: Observer,
     keep_rows: bool,
 ) -> tuple[Any, int, str | None]:
-    """What the workers need; rows left out, and the file that tells them."""
+    """The `ScoringSpec` for the workers, the number of rows left out, and the file that lists those which cannot be read
+    or used (None if there are none).
+    """
     from raytrain_nlp.data.prepare import QUARANTINE, prepare_tokens
     from raytrain_nlp.data.shards import MANIFEST, TokenStore
     from raytrain_nlp.data.split import Split
@@ -262,7 +271,9 @@ def _resolve(
 
 
 def _mapper(files: list[SourceFile], connection: Connection) -> MapPieces:
-    """Where pieces of the files are prepared: in this process where they are small, else on the cluster."""
+    """Returns a function that tokenizes pieces of the files: in this process if the files are small, else on the
+    cluster.
+    """
     from raytrain_nlp.planning.resolve import SMALL_BYTES
 
     small = sum(file.size for file in files) <= SMALL_BYTES
@@ -278,7 +289,7 @@ def _mapper(files: list[SourceFile], connection: Connection) -> MapPieces:
 
 
 def _on_base(job: TrainJob, run: Run) -> TrainJob:
-    """The job with the base model of its adapter as a folder, where the run built it from its config."""
+    """The job, which for an adapter on a base model from scratch names the folder that has this base model."""
     if job.lora is None or job.model.config is None:
         return job
     return job.model_copy(update={"model": job.model.model_copy(update={"name_or_path": run.base, "config": None})})

@@ -1,5 +1,5 @@
-"""`export`: a run's weights as a plain Hugging Face directory, from `model/` or from any checkpoint, also one sharded
-by ZeRO-3.
+"""`export`: writes a run's weights as a plain Hugging Face directory, from `model/` or from a checkpoint, which may be
+sharded by ZeRO-3.
 """
 
 from __future__ import annotations
@@ -32,27 +32,30 @@ DTYPES = {
     "bfloat16": "bfloat16",
     "float16": "float16",
 }
+"""Values of `dtype` -> names of torch's types."""
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written."""
+    """The exported model."""
 
     output: str
+    """The folder that was written."""
     source: str
-    """`model`, or the name of a checkpoint."""
+    """Where the weights come from: `model`, or the name of a checkpoint."""
     adapter: bool
-    """Is it an adapter, which needs its base model?"""
+    """Is it a LoRA adapter, which needs its base model?"""
     dtype: str
-    """Type of the weights."""
+    """Type of the weights, such as `bfloat16`."""
     size_bytes: int
     model_version: str | None = None
-    """Version of the registered model."""
+    """Version of the model in MLflow's registry, if it was registered."""
     serve_file: str | None = None
-    """What `serve run` takes."""
+    """The file to give to `serve run`, with `serve`."""
     gguf_file: str | None = None
+    """The GGUF file, with `gguf`."""
     commit_url: str | None = None
-    """The upload to the hub."""
+    """URL of the commit on the hub, with `push`."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -79,8 +82,8 @@ def export(
     Args:
         run: folder of a run, or of a sweep (its best trial).
         output: folder to write; must be absent or empty.
-        checkpoint: None: the run's `model/`, or its newest good checkpoint; else `best`, `last` or a step.
-        merge_lora: the base model with the adapter merged into its weights.
+        checkpoint: `best`, `last` or a step; None: the run's `model/`, or if there is none its newest good checkpoint.
+        merge_lora: write the base model with the adapter merged into its weights.
         dtype: fp32, bf16 or fp16; default: as trained.
         register: register the model in MLflow under this name, as a `transformers` flavour.
         serve: write the files that serve the model beside it: of Ray Serve, and of vLLM for a causal language model.
@@ -89,6 +92,7 @@ def export(
         private: a repository that `push` makes is private.
         license: for the card, by the hub's identifier; default: that of a base model in a folder.
         overwrite: replace what is in `output`.
+        observer: is told what happens; default: nobody.
 
     Raises:
         InputError: there is no such run or checkpoint, or the folder is taken; nothing has been written.
@@ -175,7 +179,13 @@ def _is_merged(run: Run, merge_lora: bool) -> bool:
 def write_weights(
     run: Run, weights: Weights, folder: Path, dtype: str | None, merge_lora: bool, stage: Callable[[str], None]
 ) -> None:
-    """Model and tokenizer in a new folder."""
+    """Write model and tokenizer to `folder`, which must not exist.
+
+    Args:
+        dtype: name of the torch type that weights are converted to; None: as trained.
+        merge_lora: merge an adapter into its base model.
+        stage: is told what takes time.
+    """
     from raytrain_nlp.modeling.export import cast_folder, write_model
     from raytrain_nlp.modeling.lora import merge_adapter
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
@@ -202,18 +212,19 @@ def write_weights(
 
 
 def _empty_model(run: Run, task: Task, tokenizer: Any) -> Any:
+    """The run's model, with its adapter if it has one, without weights."""
     from raytrain_nlp.modeling.lora import apply_lora
     from raytrain_nlp.modeling.model import build_empty_model
 
     model = build_empty_model(run.job.model, task, run.labels, tokenizer)
     if run.job.lora is None:
         return model
-    model.name_or_path = run.base  # what PEFT writes into the adapter's config
+    model.name_or_path = run.base  # PEFT writes it into the adapter's config
     return apply_lora(model, {**run.job.lora, "init_lora_weights": False}, task, gradient_checkpointing=False)
 
 
 def _trained_dtype(run: Run) -> str:
-    """The type `model/` has, too: what the forward pass saw."""
+    """The type in which weights were used in the forward pass, which `model/` has too."""
     arguments = run.job.arguments()
     if run.job.deepspeed.enabled and (arguments.get("bf16") or arguments.get("fp16")):
         return "bfloat16" if arguments.get("bf16") else "float16"
@@ -227,6 +238,7 @@ def _torch_dtype(name: str) -> Any:
 
 
 def _dtype_of(folder: Path) -> str:
+    """The type of the first tensor in a folder's weights."""
     from safetensors import safe_open
 
     for file in sorted(folder.glob("*.safetensors")):

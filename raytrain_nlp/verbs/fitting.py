@@ -1,5 +1,5 @@
-"""What a job leaves to the memory planner, settled: its data are there, so that a step can be planned, and no worker
-has started.
+"""Lets the memory planner choose the keys that a job leaves to `auto`, after its tokens are prepared (their lengths
+decide what a step needs) and before workers start.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from raytrain_nlp.planning.library_checks import check_model_names, check_values
 from raytrain_nlp.planning.resolved import Resolved
 
 _ASKED = {ACCUMULATION: "training.per_device_train_batch_size", CHECKPOINTING: CHECKPOINTING}
-"""Chosen key -> the key that is `auto` in a job that leaves it open."""
+"""Key that the planner sets -> key that a job sets to `auto` for it."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A job with nothing left open, and what its workers get."""
+    """A job without `auto` keys, and what its workers receive."""
 
     job: TrainJob
     resolved: Resolved
     choice: Choice | None = None
-    """None: nothing was open, or a resumed run keeps what it has."""
+    """The planner's choice; None if there was nothing to choose, or a resumed run keeps its setting."""
 
     @property
     def values(self) -> dict[str, Any]:
-        """Dotted key -> chosen value."""
+        """Dotted key -> chosen value; empty without a choice."""
         return self.choice.values if self.choice else {}
 
 
@@ -45,14 +45,15 @@ def fit_job(
     kept: Mapping[str, Any] | None = None,
     train_bytes: int = 0,
 ) -> Fitted:
-    """Choose what is open, by what fits.
+    """Choose the fastest setting that fits for the keys that the job leaves to `auto`.
 
     Args:
-        available: finds the bytes that a worker has; asked only where something is open.
-        base: finds the bytes of a worker's process without a model.
-        kept: the record of the run that is continued: its micro-batches and checkpointing stay, unless they no longer
-            fit; its ZeRO stage always does, as checkpoints have the shape of it.
-        train_bytes: of the files of streamed rows.
+        available: returns the memory of a worker in bytes, or None if it is not known; called only if there is
+            something to choose.
+        base: returns the memory of a worker's process without a model, in bytes.
+        kept: the record of the run that is resumed. Its micro-batch size and gradient checkpointing are kept unless
+            they no longer fit; its ZeRO stage is always kept, as checkpoints depend on it.
+        train_bytes: bytes of the training files, if rows are streamed.
     """
     planned = (kept or {}).get("setting") or {}
     reopened = [key for key in _ASKED if key in planned.get("values", {}) and key not in job.auto]
@@ -77,28 +78,25 @@ def fit_job(
 
 
 def with_choice(job: TrainJob, resolved: Resolved, choice: Choice) -> Fitted:
-    """The job and what its workers get, with what was chosen.
-
-    Raises:
-        InputError: the libraries refuse every setting.
-    """
+    """The job and what its workers receive, with the chosen values. Raises `InputError` if they contradict the job."""
     job = with_values(job, choice.values)
     spec = replace(resolved.spec, job=with_values(resolved.spec.job, choice.values))
     return Fitted(job, replace(resolved, spec=spec), choice)
 
 
 def with_values(job: TrainJob, values: Mapping[str, Any]) -> TrainJob:
-    """The job with values of dotted keys, which were open."""
+    """The job with values for dotted keys that it left to `auto`."""
     return load_job(put_values(job.model_dump(exclude_unset=True, by_alias=True), values))
 
 
 def _reopened(job: TrainJob, keys: list[str]) -> TrainJob:
+    """The job of a resumed run, in which keys that were chosen before are left to `auto` again."""
     values = without_values(job.model_dump(exclude_unset=True, by_alias=True), keys)
     return load_job(put_values(values, {_ASKED[key]: "auto" for key in keys}))
 
 
 def _refused(job: TrainJob, resolved: Resolved) -> bool:
-    """Would the libraries refuse it? The job as it stands has passed: only what depends on the setting can say so."""
+    """Do the libraries refuse the job with a setting's values? Without them it has passed the same checks."""
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
 
     spec = resolved.spec

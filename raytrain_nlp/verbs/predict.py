@@ -1,5 +1,5 @@
-"""`predict`: a run's model over files of rows with Ray Data; each row once, in the order of the input, also after a
-kill.
+"""`predict`: runs a run's model over files of rows with Ray Data. Each row is predicted once and written in the order of
+the input, also if the prediction is killed and run again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from raytrain_nlp.config.auto import without_values
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.host.signals import stoppable
 from raytrain_nlp.prediction.flow import make_parts
-from raytrain_nlp.prediction.parts import Layout, find_parts, put_together, what_parts_hold
+from raytrain_nlp.prediction.parts import Layout, find_parts, join_parts, describe_prediction
 from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.run.saved_run import Run, Weights, find_run, find_weights
 from raytrain_nlp.storage.atomic import temporary_folder
@@ -30,30 +30,34 @@ if TYPE_CHECKING:
     from raytrain_nlp.prediction.batches import PredictSpec
 
 CHUNK_ROWS = 512
-"""Rows of a part: what a kill may cost, and among how many rows those of like length are found."""
+"""Rows of a part. A kill loses parts that are being made; batches are formed of rows of similar length within a part."""
 _FAST_CHUNK_ROWS = 2_048
-"""The same where a GPU scores rows, of which it makes thousands a second."""
+"""Rows of a part if a GPU predicts without generating text, which it does for thousands of rows a second."""
 _FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".csv": "csv"}
 
 
 @dataclass(frozen=True)
 class PredictResult:
-    """What was written."""
+    """The result of a prediction."""
 
     output: str
+    """The file that was written."""
     rows: int
+    """Rows in it."""
     errors: int
-    """Rows without a prediction; the column `error` says why."""
+    """Rows without a prediction; their column `error` says why."""
     bad_rows: int
     """Rows that could not be parsed; they are in `quarantine`."""
     found_rows: int
-    """Of `rows`, those an interrupted prediction had made before."""
+    """Rows that an interrupted prediction had made before."""
     seconds: float
+    """Seconds of the whole call."""
     rows_per_second: float | None = None
-    """From the first part that was made to the last, without the start; of a single part from when its predictor had
-    the model.
+    """Rows predicted by this call, by the seconds that the predictors worked on them, without their start; None if there
+    were none.
     """
     quarantine: str | None = None
+    """The file with the rows that could not be parsed (JSON Lines); None if there are none."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,25 +78,27 @@ def predict(
     verbose: bool = False,
     observer: Observer | None = None,
 ) -> PredictResult:
-    """Add a run's predictions to the rows of files. Run again after a kill, it makes what is missing.
+    """Add a run's predictions to the rows of files. If it is killed, the same call predicts the rows that are missing.
 
     Args:
         run: folder of a run, or of a sweep (its best trial).
         input: file, glob, folder, `s3://`, `hf://`, or a list of them.
-        output: a file: .parquet, .jsonl or .csv.
-        checkpoint: None: the run's `model/`, or its newest good checkpoint; else `best`, `last` or a step.
+        output: the file to write, whose suffix is .parquet, .jsonl or .csv.
+        checkpoint: `best`, `last` or a step; None: the run's `model/`, or if there is none its newest good checkpoint.
         generation: arguments of `generate` for tasks that write text, e.g. max_new_tokens.
-        batch_size: most rows of a forward; default: on a GPU as many as have 16,384 tokens together (those that may be
-            generated included), on CPUs the job's per_device_eval_batch_size.
-        prefix: before the names of the added columns.
-        overwrite: replace `output`, and what an interrupted prediction of another model or input left; what this one
-            has made is kept.
+        batch_size: rows of a forward pass at most. Default: on a GPU as many as have 16,384 tokens together (including
+            those that may be generated), on CPUs the job's per_device_eval_batch_size.
+        prefix: is put before the names of the added columns.
+        overwrite: replace `output`, and delete parts of an interrupted prediction with another model or input. Parts of
+            this prediction are kept.
         overrides: `dotted.key=value` of the job, e.g. `workers.num_workers=4`; `training.bf16=false` computes in fp32
             on a GPU, too.
+        verbose: show what Ray and the libraries print.
+        observer: is told what happens; default: nobody.
 
     Raises:
         InputError: run, input or output are wrong; nothing has been written.
-        RunError: the prediction failed; what is done is kept.
+        RunError: the prediction failed; finished parts are kept.
 
     Example:
         >>> import raytrain_nlp
@@ -124,7 +130,7 @@ def predict(
     done = find_parts(
         target,
         parts,
-        what_parts_hold(found, weights, job, files, options, prefix, layout, weights_dtype(job)),
+        describe_prediction(found, weights, job, files, options, prefix, layout, weights_dtype(job)),
         overwrite,
     )
     with _scratch(found, weights) as scratch, connect_ahead(job, verbose, say=observer.stage) as connection:
@@ -133,14 +139,15 @@ def predict(
         connection()
         rate = make_parts(spec, files, layout, done, verbose, observer)
     observer.stage("putting the parts together")
-    made = put_together(target, parts, kind, set(done), prefix)
+    made = join_parts(target, parts, kind, set(done), prefix)
     return PredictResult(target, **made, seconds=time.monotonic() - started, rows_per_second=rate)
 
 
 @contextlib.contextmanager
 def _scratch(run: Run, weights: Weights) -> Iterator[Path]:
-    """Where the weights of a checkpoint are put together, for all nodes. Those of `model/` are used where they are: the
-    run may be somebody else's.
+    """The folder for weights consolidated from a checkpoint, which all nodes can read; removed afterwards. For the
+    weights in `model/`, which are read in place, it is the run's folder, and nothing is written (the run may belong to
+    somebody else).
     """
     if weights.checkpoint is None:
         yield run.paths.run
@@ -161,7 +168,9 @@ def job_for_prediction(run: Run, overrides: Iterable[str]) -> TrainJob:
 
 
 def input_files(specs: str | list[str], job: TrainJob, prefix: str) -> list[Any]:
-    """The files of the input, whose columns are there and leave the names of predictions free. Raises `InputError`."""
+    """The files of the input. Raises `InputError` if they lack a column that the task reads, or have one that a
+    prediction would add.
+    """
     from raytrain_nlp.config.data import sources_of
     from raytrain_nlp.data.reading.sources import find_files
     from raytrain_nlp.planning.inputs import check_choice, check_columns, check_free, check_repeated

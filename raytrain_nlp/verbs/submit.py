@@ -1,4 +1,4 @@
-"""`submit`: a job file to a running cluster by Ray's job API; its log followed here, its exit code ours."""
+"""`submit`: submits a job file to a running cluster with Ray's job API, follows its log, and returns its exit code."""
 
 from __future__ import annotations
 
@@ -22,21 +22,24 @@ from raytrain_nlp.errors import InputError, Problem, RunError
 
 _TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _LARGEST = 5
+"""Files and folders that a message about a too large working folder names."""
 _POLL_S = 1.0
 _RETRY_S = 60.0
+"""Seconds without an answer of the cluster after which following a log is given up."""
 _DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 
 @dataclass(frozen=True)
 class SubmitResult:
-    """A submitted job."""
+    """The state of a submitted job."""
 
     submission_id: str
     status: str
     """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
     exit_code: int | None
-    """Of the job's process, once it has ended."""
+    """Exit code of the job's process; None until it has ended."""
     message: str
+    """What Ray says about the state."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -60,15 +63,15 @@ def submit(
 
     Args:
         job: a job file below `working_dir`.
-        address: of the cluster's dashboard; default: RAY_API_SERVER_ADDRESS, or this machine.
+        address: address of the cluster's dashboard; default: RAY_API_SERVER_ADDRESS, or this machine.
         arguments: further arguments of the verb, e.g. --resume.
-        working_dir: copied to the cluster, without what .gitignore names.
-        env: names of environment variables that are passed on; no others are.
-        ship: send this package along; the libraries it needs must be installed there.
-        wait: follow its log, and return when it has ended.
-        submission_id: the job's name on the cluster; default: one of Ray's.
-        force: also to a server on the network that asks for no token.
-        echo: is given each line of the log.
+        working_dir: folder that is copied to the cluster, without what .gitignore names.
+        env: names of the environment variables that are passed on.
+        ship: send this package along; the libraries it needs must be installed on the cluster.
+        wait: follow the job's log, and return when the job has ended.
+        submission_id: the job's name on the cluster; default: Ray makes one.
+        force: submit to a server on the network even without a token.
+        echo: is called with each line of the log.
 
     Raises:
         InputError: the job file, the address or an environment variable is wrong, or the folder is too large.
@@ -77,7 +80,7 @@ def submit(
     folder = Path(working_dir).resolve()
     values, variables, url = _check_job(job, folder), _check_env(env), find_address(address)
     kind, arguments = "sweep" if values.get("kind") == "sweep" else "train", [*arguments]
-    arguments += _storage(values, arguments, url)
+    arguments += _storage_override(values, arguments, url)
     client = open_client(address, force)
     check_size(folder)
     runtime_env: dict[str, Any] = {"working_dir": str(folder), "env_vars": variables}
@@ -87,7 +90,7 @@ def submit(
         runtime_env["py_modules"] = [str(Path(raytrain_nlp.__file__).parent)]
     relative = str(Path(job).resolve().relative_to(folder))
     entrypoint = shlex.join(["python", "-m", "raytrain_nlp.cli.main", kind, relative, *arguments])
-    with _told("the job cannot be submitted"):
+    with _as_run_error("the job cannot be submitted"):
         found = client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env, submission_id=submission_id)
     echo(f"submitted as {found}")
     if not wait:
@@ -99,16 +102,23 @@ def submit(
             f"no longer followed; the job goes on. raytrain-nlp logs {found} follows it again, raytrain-nlp stop "
             f"{found} ends it."
         ) from None
-    return judged(status_of(found, client))
+    return check_succeeded(status_of(found, client))
 
 
 def open_client(address: str | None, force: bool = False) -> Any:
-    """Ray's client. With a token it authenticates by itself; without one only a server of this machine is trusted,
-    unless forced.
+    """Ray's job client.
+
+    Args:
+        address: address of the cluster's dashboard; None: see `find_address`.
+        force: connect to a server on the network even without a token.
+
+    Raises:
+        InputError: the server is not on this machine, there is no token, and `force` is not set.
+        RunError: the server does not answer.
     """
     url = find_address(address)
     if has_token():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's client otherwise sends none, and is refused
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # else Ray's client does not send the token
     elif not force and not _is_loopback(url):
         todo = "Set RAY_AUTH_TOKEN to the cluster's token (ray get-auth-token there), or add --force."
         raise InputError(
@@ -121,23 +131,23 @@ def open_client(address: str | None, force: bool = False) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
-    with _told(f"the cluster at {url} does not answer"):
+    with _as_run_error(f"the cluster at {url} does not answer"):
         return JobSubmissionClient(url)
 
 
 def find_address(address: str | None) -> str:
-    """Of the cluster's dashboard."""
+    """The address of the cluster's dashboard: the given one, RAY_API_SERVER_ADDRESS, or this machine's."""
     return address or os.environ.get("RAY_API_SERVER_ADDRESS") or _DEFAULT_ADDRESS
 
 
 def has_token() -> bool:
-    """Where Ray looks for its token."""
+    """Is there an authentication token where Ray looks for one?"""
     return any(os.environ.get(name) for name in _TOKENS) or (Path.home() / ".ray" / "auth_token").exists()
 
 
 def status_of(submission_id: str, client: Any) -> SubmitResult:
-    """How a job stands. Raises `RunError` where there is none of this name."""
-    with _told(f"there is no word of the job '{submission_id}'"):
+    """The state of a job. Raises `RunError` if there is no job of this name, or no answer."""
+    with _as_run_error(f"there is no word of the job '{submission_id}'"):
         info = client.get_job_info(submission_id)
     return SubmitResult(
         submission_id,
@@ -148,20 +158,25 @@ def status_of(submission_id: str, client: Any) -> SubmitResult:
 
 
 def stop_job(submission_id: str, client: Any) -> SubmitResult:
-    """End a job, and wait until it has ended."""
-    with _told(f"the job '{submission_id}' cannot be stopped"):
+    """Stop a job, and wait until it has ended. Raises `RunError` if that fails."""
+    with _as_run_error(f"the job '{submission_id}' cannot be stopped"):
         client.stop_job(submission_id)
     while (result := status_of(submission_id, client)).status in ("PENDING", "RUNNING"):
         time.sleep(_POLL_S)
     return result
 
 
-def judged(result: SubmitResult) -> SubmitResult:
-    """The result of a job that ended well; `InputError` or `RunError` of another."""
+def check_succeeded(result: SubmitResult) -> SubmitResult:
+    """Return the result of a job that has succeeded.
+
+    Raises:
+        InputError: the job's process ended with exit code 2: its input was wrong.
+        RunError: it failed in another way, was stopped, or has not ended.
+    """
     if result.status == "SUCCEEDED":
         return result
     message = " ".join(result.message.split())[-300:]
-    if result.exit_code == 2:  # its own line of the log says what is wrong
+    if result.exit_code == 2:  # a line in the job's log says what is wrong
         raise InputError(Problem(result.submission_id, "was refused on the cluster", "See the lines above."))
     raise RunError(
         f"the job {result.submission_id} ended as "
@@ -170,13 +185,13 @@ def judged(result: SubmitResult) -> SubmitResult:
 
 
 def follow(submission_id: str, client: Any, echo: Callable[[str], None]) -> None:
-    """Give each line of the job's log to `echo`, until the job has ended; a connection that breaks is taken up
-    again.
+    """Call `echo` with each line of the job's log until the job has ended. A broken connection is made again; raises
+    `RunError` if there is no answer for a minute.
     """
     shown, deadline = 0, time.monotonic() + _RETRY_S
 
     def show(lines: list[str], before: int) -> None:
-        """Lines of the log, of which `before` went before; those that were shown already are not shown again."""
+        """Echo lines of the log that have not been shown yet. `before`: number of lines in the log before these."""
         nonlocal shown
         for number, line in enumerate(lines, before + 1):
             if number > shown:
@@ -184,7 +199,7 @@ def follow(submission_id: str, client: Any, echo: Callable[[str], None]) -> None
                 shown = number
 
     while True:
-        with contextlib.suppress(Exception):  # the connection; whether the job lives is asked below
+        with contextlib.suppress(Exception):  # a broken connection; the job's state is asked for below
             asyncio.run(_tail(submission_id, client, show))
         try:
             if status_of(submission_id, client).status in ("SUCCEEDED", "FAILED", "STOPPED"):
@@ -206,7 +221,7 @@ async def _tail(submission_id: str, client: Any, show: Callable[[list[str], int]
 
 
 def check_size(folder: Path) -> None:
-    """Refuse a folder that Ray would not take, naming what is large in it. Raises `InputError`."""
+    """Raises `InputError` if a folder is too large for Ray to upload, and names what is largest in it."""
     sizes: dict[str, int] = {}
     for path in packed_files(folder):
         part = path.relative_to(folder).parts[0]
@@ -225,7 +240,7 @@ def check_size(folder: Path) -> None:
 
 
 def _check_job(job: str, folder: Path) -> dict[str, Any]:
-    """What the job file says."""
+    """The values in the job file. Raises `InputError` if it cannot be read, or is not below `folder`."""
     values = read_values(job)
     if not Path(job).resolve().is_relative_to(folder):
         raise InputError(
@@ -238,9 +253,13 @@ def _check_job(job: str, folder: Path) -> dict[str, Any]:
     return values
 
 
-def _storage(values: dict[str, Any], arguments: list[str], url: str) -> list[str]:
-    """The job's working folder is a copy that ends with it: runs may not live there. On this machine they go where
-    `train` puts them.
+def _storage_override(values: dict[str, Any], arguments: list[str], url: str) -> list[str]:
+    """Arguments that make a relative storage path absolute. On the cluster a relative path would be in the copy of the
+    working folder, which is deleted when the job ends. If the cluster is on this machine, the path becomes the one that
+    `train` would use here.
+
+    Raises:
+        InputError: the path is relative, and the cluster is elsewhere.
     """
     given = [part.partition("=")[2] for part in arguments if part.startswith("storage_path=")]
     job = values.get("job")
@@ -274,8 +293,8 @@ def _is_loopback(url: str) -> bool:
 
 
 @contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Whatever Ray's client raises, as one line."""
+def _as_run_error(what: str) -> Iterator[None]:
+    """Turn any error of Ray's client into a `RunError` with one line, which begins with `what`."""
     try:
         yield
     except (InputError, RunError):

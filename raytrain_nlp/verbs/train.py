@@ -1,4 +1,4 @@
-"""`train`: one run from job to model. The driver's side; the workers' side is `worker/loop.py`."""
+"""`train`: one run from job to model, in the driver. What the workers do is in `worker/loop.py`."""
 
 from __future__ import annotations
 
@@ -42,44 +42,54 @@ if TYPE_CHECKING:
 
 
 STATUS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
-"""MLflow's words for how a run ended, and those of its record."""
+"""MLflow's status of a run that has ended -> `status` in the run's record."""
 Launch = Callable[[TrainJob, Any, RunPaths], dict[str, Any]]
-"""Runs a spec on workers and returns what the first one returns: a `Fit`, or a turn on workers that stay."""
+"""Runs a `WorkerSpec` on workers and returns what the first worker returns: a `Fit`, or a worker pool that stays."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished run."""
+    """A finished run. Dicts of rows are by split: `train`, and `validation` or `validation.NAME` for each of several
+    validation sets.
+    """
 
     run_dir: str
     mlflow_run_id: str | None
     metrics: dict[str, float]
+    """The final `eval_*` and `train_*` figures, under their Hugging Face names."""
     checkpoint: str | None
+    """The last checkpoint; None if none was saved."""
     model_dir: str
+    """The trained model, as a plain Hugging Face directory."""
     global_step: int
     epoch: float
     world_size: int
     rows: dict[str, int] = field(default_factory=dict)
-    """Rows used, for each split."""
+    """Rows that were used; blocks if the task packs."""
     features: dict[str, int] = field(default_factory=dict)
-    """Features they have become, where a row may become several (question answering), for each split."""
+    """Features that the rows have become, in a task where a row may become several (question answering); else empty."""
     bad_rows: dict[str, int] = field(default_factory=dict)
-    """Rows in quarantine.jsonl, for each split."""
+    """Rows that could not be used; they are in quarantine.jsonl."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """Rows the user's `preprocess` returned None for, for each split."""
+    """Rows for which the user's `preprocess` returned None, rows without a token to learn, and dropped copies."""
     cut_rows: dict[str, int] = field(default_factory=dict)
-    """Rows of which tokens were left out, as they had more than data.max_length, for each split."""
+    """Rows (and targets) that were truncated to data.max_length or the model's positions."""
     dropped_rows: int = 0
     """Rows of each epoch that dataloader_drop_last left out."""
     tokenized_rows: int = 0
-    """Rows tokenized by this run; 0 where all were found prepared."""
+    """Rows that this run tokenized; 0 if it found all of them prepared."""
     labels: list[str] = field(default_factory=list)
+    """The names of the classes in the order of their ids; empty if the task has none."""
     majority_accuracy: float | None = None
-    """Score of always answering the most frequent label of the validation rows."""
+    """Accuracy (0 to 1) of always answering the most frequent label of the validation rows; None if that has no meaning
+    for the task.
+    """
     best_step: int | None = None
+    """Step of the best model, if the job chooses one."""
     restarts: int = 0
+    """How often workers were started again, by all drivers of the run."""
     tracking_uri: str | None = None
-    """Where MLflow has the run, without a password; None where nothing is tracked."""
+    """MLflow's tracking URI without passwords; None if the run is not tracked."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -102,10 +112,12 @@ def train(
         overrides: `dotted.key=value`, as `--set`.
         resume: continue the run of this name from its newest good checkpoint.
         overwrite: delete the run of this name first.
+        verbose: show what Ray and the libraries print.
+        observer: is told what happens; default: nobody.
 
     Raises:
         InputError: the job, its data or its model are wrong; nothing has been started.
-        RunError: the run failed. What was committed can be resumed.
+        RunError: the run failed. It can be resumed from its newest checkpoint.
 
     Example:
         >>> import raytrain_nlp
@@ -150,7 +162,7 @@ def _train(
     with connect_ahead(job, verbose, say=observer.stage) as connection, measured(job, paths.storage) as base:
         resolved = prepare(job, files, paths.storage, connection, observer, verbose)
         if not is_local():
-            connection()  # which knows what its GPUs are
+            connection()  # the cluster knows how much memory its GPUs have
         fitted = fit(job, resolved, observer, functools.partial(find_available, job), base, kept, files.train)
         connection()
         return run_resolved(
@@ -166,8 +178,8 @@ def _train(
 
 
 def measured(job: TrainJob, storage: Path) -> contextlib.AbstractContextManager[Callable[[], int]]:
-    """What a worker's process needs by itself, measured beside the driver where the job leaves something to the memory
-    planner.
+    """Yields a function that returns the memory of a worker's process without a model, in bytes. It is measured
+    in a subprocess if the job leaves keys to the memory planner; else it is a constant estimate.
     """
     return process_measured(job, storage) if job.auto else contextlib.nullcontext(lambda: devices.CONTEXT_BYTES)
 
@@ -181,7 +193,9 @@ def fit(
     kept: dict[str, Any] | None = None,
     train_files: Iterable[SourceFile] = (),
 ) -> Fitted:
-    """Let the memory planner choose what the job leaves open, and tell it (`verbs/fitting.py`)."""
+    """Let the memory planner choose the keys that the job leaves to `auto`, and tell the observer what it chose. The
+    arguments are those of `verbs.fitting.fit_job`.
+    """
     from raytrain_nlp.verbs.fitting import fit_job
 
     if job.auto:
@@ -195,8 +209,16 @@ def fit(
 def prepare(
     job: TrainJob, files: Files, storage: Path, connection: Connection | None, observer: Observer, verbose: bool = False
 ) -> Resolved:
-    """Tokens found or made, the run planned; with the cluster where there is much to make, to which there is a
-    `connection` or is to be one.
+    """Check the job's values, prepare its tokens (or find them in the cache), and plan the run.
+
+    Args:
+        files: the files of the job, found.
+        storage: local root of the job's storage path.
+        connection: connects to the cluster, which tokenizes large files; None: already connected.
+        verbose: show what Ray prints.
+
+    Raises:
+        InputError: the job, its data and its model do not fit each other.
     """
     from raytrain_nlp.planning.library_checks import check_values, notes_of
     from raytrain_nlp.planning.resolve import SMALL_BYTES, resolve
@@ -215,7 +237,7 @@ def prepare(
             return map(function, items)
         if connection:
             connection()
-        return _counted(map_on_cluster(function, items, verbose), len(items), observer)
+        return _with_progress(map_on_cluster(function, items, verbose), len(items), observer)
 
     resolved = resolve(job, files, storage, map_pieces, verbose)
     for note in resolved.notes:
@@ -238,11 +260,18 @@ def run_resolved(
     chosen: dict[str, Any] | None = None,
     setting: dict[str, Any] | None = None,
 ) -> TrainResult:
-    """The run itself, under the lock of its folder. A trial of a sweep is not `tracked` here: the sweep's driver
-    follows it.
+    """Run a resolved job on workers, while holding the lock of the run's folder.
 
-    `chosen`: what the job as it was written left to the machine; a resumed run keeps it. `setting`: what the memory
-    planner said of its part of that; None: what stands in the record stays.
+    Args:
+        tracked: whether this driver sends the run's events to MLflow; for a trial the sweep's driver does.
+        fit: starts the workers; default: `Fit`, or `ElasticFit` for an elastic job.
+        chosen: values of keys that the job file left to `auto`, for the record; a resumed run keeps them.
+        setting: what the memory planner has said about its choice, for the record; None: the record's stays.
+
+    Raises:
+        InputError: another driver has the run, or its data have changed since it began.
+        RunError: the run failed.
+        Stopped: the user stopped it.
     """
     from raytrain_nlp.planning.resolved import write_quarantine
 
@@ -280,7 +309,7 @@ def run_resolved(
 
 
 def run_params(job: TrainJob) -> dict[str, Any]:
-    """What the tracker keeps as parameters of a run."""
+    """The parameters of a run for the tracker: the values of the job, and all its training arguments."""
     return {**flatten(public_values(job)), **flatten(job.arguments(), "training.")}
 
 
@@ -295,7 +324,9 @@ def _run(
     fit: Launch,
     flush: Callable[[], None],
 ) -> TrainResult:
-    """Track, follow and fit; whatever happens, the record and the tracker learn how it ended."""
+    """Run the workers while the tracker and the observer follow their events. However it ends, the status is written to
+    the record and the tracker.
+    """
     spec = resolved.spec
     if resolved.windows:
         spec = replace(spec, train=resolved.windows.attach(paths))
@@ -304,7 +335,7 @@ def _run(
     )
     paths.store.delete([paths.failure])
     forget(paths)
-    load_libraries()  # while no other thread imports anything
+    load_libraries()  # before threads are started that could import the same modules at the same time
     with _Tracking(job, paths, record, job_text, tracked, observer) as tracking:
         with (
             followed(paths, observer),
@@ -314,7 +345,7 @@ def _run(
             try:
                 outcome = fit(job, spec, paths)
             finally:
-                flush()  # the last events of the workers, which the tracker is to have before it closes
+                flush()  # fetches the workers' last events, before the tracker is closed
         if "error" in outcome:
             raise outcome["error"]
         if has_moved(outcome):
@@ -335,8 +366,8 @@ def _run(
 
 
 class _Tracking:
-    """A run's tracker and mirrors while inside; they and its record are told how it ended: by what leaves, or by
-    `end_at_once`.
+    """The tracker of a run and its mirrors (TensorBoard, W&B), running while inside. On leaving, they and the run's
+    record get the status of the run; `end_at_once` does it for a process that ends without leaving.
     """
 
     def __init__(
@@ -350,11 +381,12 @@ class _Tracking:
 
     @property
     def run_id(self) -> str | None:
-        """The MLflow run, once there is one."""
+        """The id of the MLflow run; None until it exists, or if the run is not tracked."""
         return self._tracker.run_id if self._tracker else None
 
     @property
     def uri(self) -> str | None:
+        """MLflow's tracking URI without passwords; None if the run is not tracked."""
         return redact(self._tracker.uri) if self._tracker else None
 
     def __enter__(self) -> _Tracking:
@@ -373,17 +405,18 @@ class _Tracking:
             self._record.update(mlflow_run_id=self.run_id)
 
     def note_stop(self) -> None:
+        """Write to the record that the user has stopped the run."""
         self._record.update(status=STATUS["KILLED"])
 
     def end_at_once(self) -> None:
-        """In another thread, a moment before the process ends."""
+        """Record the stop and end the tracker quickly. It is called in another thread, just before the process ends."""
         self.note_stop()
         if self._tracker:
             self._tracker.end_at_once("KILLED")
 
 
 def _windows_beside(job: TrainJob, resolved: Resolved, paths: RunPaths) -> contextlib.AbstractContextManager[None]:
-    """Streamed rows are prepared while inside."""
+    """While inside, prepare further windows of streamed rows; nothing to do if rows are not streamed."""
     if resolved.windows is None:
         return contextlib.nullcontext()
     return resolved.windows.running(
@@ -394,7 +427,9 @@ def _windows_beside(job: TrainJob, resolved: Resolved, paths: RunPaths) -> conte
 
 
 def _finished(paths: RunPaths, job: TrainJob, observer: Observer) -> TrainResult | None:
-    """The result of a run that has ended well already; figures its tracker could not take then are sent now."""
+    """The result of a run that has already ended well, else None. Events that MLflow did not receive then are sent
+    now.
+    """
     record = read_json(paths.record) or {}
     if record.get("status") != "finished" or "result" not in record:
         return None
@@ -405,7 +440,8 @@ def _finished(paths: RunPaths, job: TrainJob, observer: Observer) -> TrainResult
     return TrainResult(**{**record["result"], "mlflow_run_id": tracker.run_id})
 
 
-def _counted(results: Iterable[dict[str, Any]], total: int, observer: Observer) -> Iterator[dict[str, Any]]:
+def _with_progress(results: Iterable[dict[str, Any]], total: int, observer: Observer) -> Iterator[dict[str, Any]]:
+    """Yield the results, and tell the observer how many of `total` there are."""
     for number, result in enumerate(results, 1):
         observer.stage(f"preparing tokens: {number} of {total} parts")
         yield result

@@ -86,7 +86,7 @@ def begin(place: str, what: dict[str, Any] = MINE, overwrite: bool = False) -> l
 
 
 def test_finished_parts_are_found_again_also_with_overwrite(place: str) -> None:
-    from raytrain_nlp.prediction.parts import put_together
+    from raytrain_nlp.prediction.parts import join_parts
 
     assert begin(place) == []
     made = [write_part(place, number, 2) for number in range(3)]
@@ -98,7 +98,7 @@ def test_finished_parts_are_found_again_also_with_overwrite(place: str) -> None:
     ):
         begin(place)
     assert begin(place, overwrite=True) == made  # the advice, followed
-    assert put_together(f"{place}/out.jsonl", f"{place}/out.jsonl.parts", "jsonl", set(made), "") == {
+    assert join_parts(f"{place}/out.jsonl", f"{place}/out.jsonl.parts", "jsonl", set(made), "") == {
         "rows": 6, "errors": 0, "bad_rows": 0, "found_rows": 6, "quarantine": None
     }  # fmt: skip
     assert names(place) == ["out.jsonl"] and content(f"{place}/out.jsonl").count(b"\n") == 6
@@ -130,7 +130,7 @@ def test_parts_that_do_not_say_whose_they_are_are_nobodys(place: str, note: byte
 
 def test_what_parts_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Content, never times: a copy from a bucket is made anew for each command."""
-    from raytrain_nlp.prediction.parts import Layout, what_parts_hold
+    from raytrain_nlp.prediction.parts import Layout, describe_prediction
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "user_preprocess_of_parts.py").write_text("def f(row):\n    return row\n")
@@ -152,7 +152,7 @@ def test_what_parts_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         **more: Any,
     ) -> dict[str, Any]:
         job = load_job({**values, **more})
-        return what_parts_hold(
+        return describe_prediction(
             Run(paths, job, [], weights, {}, tmp_path, None),
             Weights(name, weights),
             job,

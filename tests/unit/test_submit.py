@@ -54,11 +54,11 @@ def test_code_is_not_offered_to_a_network_without_a_token(folder: Path, monkeypa
 
 def test_runs_do_not_go_to_the_folder_that_ends_with_the_job(folder: Path) -> None:
     values = {"storage_path": "runs"}
-    assert submit._storage(values, [], "http://127.0.0.1:8265") == ["--set", f"storage_path={folder / 'runs'}"]
-    assert submit._storage({"job": {"storage_path": "/mnt/x"}}, [], "http://192.0.2.1:8265") == []
-    assert submit._storage(values, ["--set", "storage_path=s3://bucket/runs"], "http://192.0.2.1:8265") == []
+    assert submit._storage_override(values, [], "http://127.0.0.1:8265") == ["--set", f"storage_path={folder / 'runs'}"]
+    assert submit._storage_override({"job": {"storage_path": "/mnt/x"}}, [], "http://192.0.2.1:8265") == []
+    assert submit._storage_override(values, ["--set", "storage_path=s3://bucket/runs"], "http://192.0.2.1:8265") == []
     with pytest.raises(InputError, match="storage_path: is relative"):
-        submit._storage(values, [], "http://192.0.2.1:8265")
+        submit._storage_override(values, [], "http://192.0.2.1:8265")
 
 
 def test_a_folder_too_large_names_what_is_large_and_ignored_files_do_not_count(
@@ -114,8 +114,8 @@ def test_each_line_is_shown_once_though_the_connection_breaks(monkeypatch: pytes
 )
 def test_the_exit_code_is_the_jobs(status: str, code: int | None, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
-        submit.judged(submit.SubmitResult("id", status, code, "no\nmemory"))
-    assert submit.judged(submit.SubmitResult("id", "SUCCEEDED", 0, "")).status == "SUCCEEDED"
+        submit.check_succeeded(submit.SubmitResult("id", status, code, "no\nmemory"))
+    assert submit.check_succeeded(submit.SubmitResult("id", "SUCCEEDED", 0, "")).status == "SUCCEEDED"
 
 
 def test_named_variables_and_no_others_are_passed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
