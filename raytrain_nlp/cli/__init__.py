@@ -1,1 +1,1 @@
-"""The command line: `raytrain-nlp VERB JOB`. One file a verb; nothing heavy is imported before a verb runs."""
+"""The command line: `raytrain-nlp VERB JOB`, one file for each verb. Large libraries are imported when a verb runs."""

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 HELP = (
-    "Validate the job, its data and its model, prepare the tokens, print the plan: steps, memory, on request time. "
+    "Validate the job, its data and its model, prepare the tokens, and print the plan: steps, memory, on request time. "
     "Starts no training."
 )
 
@@ -23,12 +23,12 @@ def run(
     cluster: Annotated[
         str | None,
         typer.Option(
-            "--cluster", metavar="FILE", help="Of `ray up`: say which of its nodes the job will use, and how many."
+            "--cluster", metavar="FILE", help="Plan for a cluster file of `ray up`: which nodes, and how many of them."
         ),
     ] = None,
     worker_memory: Annotated[
         str | None,
-        typer.Option("--worker-memory", metavar="SIZE", help="What a worker has, e.g. 80GB. Default: as found here."),
+        typer.Option("--worker-memory", metavar="SIZE", help="Memory of a worker, e.g. 80GB. Default: as found here."),
     ] = None,
     calibrate: Annotated[
         bool,

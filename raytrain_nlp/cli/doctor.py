@@ -7,21 +7,21 @@ from typing import Annotated
 
 import typer
 
-HELP = "Look at this machine: versions, accelerator, Ray, tracker, storage. A line each: ok or problem, and what to do."
+HELP = "Check this machine: versions, accelerator, Ray, tracker, storage. A line each: ok or problem, and what to do."
 
 
 def run(
     storage_path: Annotated[
-        str, typer.Option("--storage-path", metavar="FOLDER", help="Where runs would live.")
+        str, typer.Option("--storage-path", metavar="FOLDER", help="Folder or bucket for runs.")
     ] = "runs",
     tracking_uri: Annotated[
-        str | None, typer.Option("--tracking-uri", metavar="URI", help="An MLflow server to ask.")
+        str | None, typer.Option("--tracking-uri", metavar="URI", help="MLflow server to check.")
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")
     ] = False,
 ) -> None:
-    """Examine this machine; exit code 1 where something is wrong."""
+    """Check this machine. The exit code is 1 if there is a problem."""
     from raytrain_nlp.verbs.doctor import doctor
 
     findings = []

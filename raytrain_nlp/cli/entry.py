@@ -1,4 +1,4 @@
-"""What the command `raytrain-nlp` starts: ready for a Ctrl-C before anything that takes time is imported."""
+"""The entry point of the command `raytrain-nlp`. It handles Ctrl-C from the beginning, also during slow imports."""
 
 from __future__ import annotations
 

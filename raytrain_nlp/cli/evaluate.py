@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-HELP = "Score a run on a dataset: the task's figures, every row once; of classes a report of each."
+HELP = "Score a run on a dataset: the task's metrics, each row scored once, a report of each class."
 
 
 def run(
@@ -26,7 +26,7 @@ def run(
         ),
     ] = None,
     scores: Annotated[
-        str | None, typer.Option("--scores", metavar="FILE", help="Write what was found for each row, as JSON Lines.")
+        str | None, typer.Option("--scores", metavar="FILE", help="Write the result of each row, as JSON Lines.")
     ] = None,
     harness: Annotated[
         str | None,
@@ -42,7 +42,7 @@ def run(
     as_json: Annotated[
         bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show what Ray and the libraries say.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show what Ray and the libraries print.")] = False,
 ) -> None:
     """Evaluate a run."""
     from raytrain_nlp.cli.terminal import TerminalObserver, print_evaluation

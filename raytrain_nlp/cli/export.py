@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 HELP = (
-    "Write a run's model as a plain Hugging Face directory: from its end or any checkpoint, adapter merged on request."
+    "Write a run's model as a plain Hugging Face directory: the final model or a checkpoint, adapter merged on request."
 )
 
 
@@ -22,9 +22,7 @@ def run(
             "--checkpoint", metavar="WHICH", help="best, last or a step. Default: the model the run ended with."
         ),
     ] = None,
-    merge_lora: Annotated[
-        bool, typer.Option("--merge-lora", help="The base model with the adapter merged in.")
-    ] = False,
+    merge_lora: Annotated[bool, typer.Option("--merge-lora", help="Merge the adapter into the base model.")] = False,
     dtype: Annotated[
         str | None, typer.Option("--dtype", metavar="TYPE", help="fp32, bf16 or fp16. Default: as trained.")
     ] = None,

@@ -16,16 +16,16 @@ from raytrain_nlp.config.reference.job_schema import MODELINE
 from raytrain_nlp.errors import InputError, Problem, nearest
 
 HELP = (
-    "Write a commented job file to start from: of an example by NAME, or for your own rows by DATA, which is looked "
-    "at. Without either, list the examples."
+    "Write a commented job file to start from: that of an example (NAME), or one proposed for your own rows (DATA). "
+    "Without either, list the examples."
 )
 
 _DATA = re.compile(r"[/\\*?:]|\.\w+$")
-"""What a source of rows has in it, and no name of an example."""
+"""Matches sources of rows, but no name of an example."""
 
 
 def complete_name(incomplete: str) -> list[str]:
-    """Names of examples for the shell; it adds files itself."""
+    """Completes names of examples in the shell, which adds names of files itself."""
     return [name for name in (*find_examples(), *FILE_NAMES.values()) if name.startswith(incomplete)]
 
 
@@ -43,24 +43,26 @@ def run(
         typer.Argument(metavar="PATH", help="File or folder to write; - for standard output. Default: NAME.yaml."),
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", metavar="TYPE", help="Of DATA: the task, not the first.")
+        str | None, typer.Option("--task", metavar="TYPE", help="For DATA: the task. Default: the first that fits.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", metavar="MODEL", help="Of DATA: hub name or folder. Default: what fits.")
+        str | None,
+        typer.Option("--model", metavar="MODEL", help="For DATA: hub name or folder. Default: one that fits."),
     ] = None,
     validation: Annotated[
-        str | None, typer.Option("--validation", metavar="DATA", help="Rows that are scored. Default: those beside.")
+        str | None,
+        typer.Option("--validation", metavar="DATA", help="For DATA: validation rows. Default: a file beside it."),
     ] = None,
     split: Annotated[
         float | None,
-        typer.Option("--split", metavar="SHARE", help="Set a share of DATA's rows aside for it, in two new files."),
+        typer.Option("--split", metavar="SHARE", help="For DATA: set a share of its rows aside for validation."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")
     ] = False,
 ) -> None:
-    """Write an example or a proposal, or list the examples."""
+    """Write the job file of an example, or a proposed one, or list the examples."""
     examples, own = find_examples(), Options(task, model, validation, split)
     if path == "-" and as_json:
         what = "does not go with -, which gives standard output to the job file"
@@ -75,7 +77,7 @@ def run(
     if name is None:
         titles = {each: _title(file) for each, file in examples.items()}
         print("\n".join(f"{each:<28}{title}" for each, title in titles.items()))
-        print("\nOf your own rows: raytrain-nlp init FILE")
+        print("\nFor your own rows: raytrain-nlp init FILE")
         result: dict[str, Any] = {"examples": titles}
     elif name not in known:
         todo = nearest(name, known) or f"The names are {', '.join(examples)}; or name a file with rows."
@@ -101,9 +103,9 @@ def _is_data(name: str) -> bool:
 
 
 def _title(example: Path) -> str:
-    """The first sentence of a job file."""
+    """The first sentence of the comment at the beginning of an example."""
     lines = example.read_text(encoding="utf-8").partition("#\n")[0].splitlines()
     comment = " ".join(line[1:].strip() for line in lines if not line.startswith(MODELINE))
     sentence = re.match(r".*?[.?!](?= |$)", comment)
-    assert sentence is not None, "each of them begins with one"
+    assert sentence is not None, "each example begins with a sentence"
     return sentence[0].rstrip(".")

@@ -1,4 +1,6 @@
-"""The job files that `init` writes: examples, the line that names their schema to editors, what is there already."""
+"""The job files that `init` writes: the examples, the line that names the JSON schema for editors, and not overwriting
+files that exist.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +12,32 @@ from raytrain_nlp.config.reference.job_schema import FILE, MODELINE
 from raytrain_nlp.errors import InputError, Problem
 
 FILE_NAMES = {"text-classification": "quickstart"}
-"""Task -> its job file, where that has another name."""
+"""Task -> name of its example, if that is not the task's."""
 
 
 def target_of(path: str | None, name: str) -> Path:
-    """The job file to write: in a folder under its own name. A folder need not be there yet where it ends with `/`."""
+    """The job file to write.
+
+    Args:
+        path: a file, or a folder, in which the file is called `NAME.yaml`. A folder that does not exist yet must end
+            with `/`. Default: `NAME.yaml` in the current directory.
+    """
     target = Path(path or f"{name}.yaml")
     return target / f"{name}.yaml" if target.is_dir() or (path or "").endswith("/") else target
 
 
 def schema_line(target: Path) -> str:
-    """The first line of a job file that is to lie at `target`: it names to editors the schema that is installed with
-    this package, relative to the file where both lie below the current directory.
+    """The first line of the job file `target`, a comment from which editors take the JSON schema that is installed with
+    this package. The path is relative if file and schema are both below the current directory.
     """
     schema, folder, here = examples_folder() / FILE, target.absolute().parent, Path.cwd()
     if schema.is_relative_to(here) and folder.is_relative_to(here):
         return f"{MODELINE}{os.path.relpath(schema, folder)}\n"
-    return f"{MODELINE}{schema.as_uri() if ' ' in str(schema) else schema}\n"  # a line ends at its first space
+    return f"{MODELINE}{schema.as_uri() if ' ' in str(schema) else schema}\n"  # editors read up to the first space
 
 
 def find_examples() -> dict[str, Path]:
-    """The job files by name, tasks first."""
+    """The job files of the examples by name; those of tasks come first."""
     from raytrain_nlp.config.tasks import TASK_TYPES
 
     jobs = {file.stem: file for file in sorted(examples_folder().glob("*.yaml"))}
@@ -38,14 +45,16 @@ def find_examples() -> dict[str, Path]:
 
 
 def examples_folder() -> Path:
-    """Of the job files and their schema: in the installed package, or the repository's in an editable installation."""
+    """The folder of the examples and the schema: `jobs` in the installed package, or in the repository if the
+    installation is editable.
+    """
     package = Path(str(files("raytrain_nlp")))
     return package / "jobs" if (package / "jobs").is_dir() else package.parent / "jobs"
 
 
 def example_texts(example: Path, target: Path) -> dict[Path, str]:
-    """What to write: the job file as `target`, beside it the files it names; `jobs/` in them becomes the folder they
-    come to lie in.
+    """The files to write for an example and their texts: the job file `target` first, and the files that it names, in
+    the same folder. Their paths in the texts are changed accordingly.
     """
     sources = {target: example, **{target.parent / file.name: file for file in _companions(example)}}
     texts = {path: file.read_text(encoding="utf-8") for path, file in sources.items()}
@@ -58,8 +67,11 @@ def example_texts(example: Path, target: Path) -> dict[Path, str]:
 
 
 def write_texts(texts: dict[Path, str], force: bool) -> None:
+    """Write files, of which the first is the job file. Raises `InputError` if one exists (unless `force`) or cannot be
+    written.
+    """
     job, *others = texts
-    # a second job may share the code of the first
+    # other files may exist with the same content, as two examples may share them
     refuse_taken(
         [job, *(path for path in others if path.exists() and path.read_bytes() != texts[path].encode())], force
     )
@@ -74,6 +86,7 @@ def write_texts(texts: dict[Path, str], force: bool) -> None:
 
 
 def refuse_taken(paths: list[Path], force: bool) -> None:
+    """Raises `InputError` for each file that exists, unless `force`."""
     taken = [path for path in paths if path.exists() and not force]
     if taken:
         raise InputError(
@@ -82,14 +95,16 @@ def refuse_taken(paths: list[Path], force: bool) -> None:
 
 
 def _companions(example: Path) -> list[Path]:
-    """The files other than job files that a job file names."""
+    """The JSON and Python files beside an example that it names."""
     text = example.read_text(encoding="utf-8")
     others = sorted(file for file in example.parent.iterdir() if file.suffix in (".json", ".py"))
     return [file for file in others if f"jobs/{file.name}" in text or f"jobs.{file.stem}:" in text]
 
 
 def _module_of(path: Path) -> str:
-    """A Python file as `trainer:` names it: seen from the current directory."""
+    """The name of the module in a Python file, as `trainer:` needs it: relative to the current directory. Raises
+    `InputError` if the file could not be imported from there.
+    """
     try:
         parts = path.resolve().relative_to(Path.cwd().resolve()).with_suffix("").parts
     except ValueError:

@@ -15,13 +15,13 @@ from raytrain_nlp.config.reference.keys import LIBRARY_SECTIONS, Key, find_keys,
 from raytrain_nlp.config.training import RENAMED
 from raytrain_nlp.errors import InputError, Problem, nearest
 
-HELP = "Every key of a job file: type, default and what it is. Without a name the sections; `keys sweep`: of a sweep."
+HELP = "Explain keys of a job file: type, default, meaning. Without NAME the sections; `keys sweep`: keys of a sweep."
 _NARROWEST, _WIDEST, _UNKNOWN_WIDTH = 60, 120, 100
 _INDENT = "    "
 
 
 def complete_name(incomplete: str) -> list[str]:
-    """Names of keys for the shell, section by section."""
+    """Completes names of keys in the shell, one section at a time."""
     names = {key.name for key in (*list_keys(), *sweep_keys())} | {"sweep"}
     return sorted(name for name in names if name.startswith(incomplete) and "." not in name[len(incomplete) :])
 
@@ -43,7 +43,7 @@ def run(
         bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")
     ] = False,
 ) -> None:
-    """Tell keys."""
+    """Print the keys that NAME names, or the sections."""
     if schema or markdown:
         return print(render_schema() if schema else render_page(), end="")
     keys = [key for key in list_keys() if "." not in key.name] if name is None else _found(name)
@@ -55,14 +55,18 @@ def run(
         print("\n" + _wrapped(f"Not set in a job, although {_libraries(refused)} has it:", width, ""))
         print("\n".join(_wrapped(f"{key.name}: {key.text}", width, _INDENT) for key in refused))
     if name is None:
-        print("\nThose of a section:  raytrain-nlp keys NAME\nThose of a sweep:    raytrain-nlp keys sweep")
+        print("\nKeys of a section:  raytrain-nlp keys NAME\nKeys of a sweep:    raytrain-nlp keys sweep")
     if as_json:
         print(json.dumps({"keys": [key.to_dict() for key in keys]}))
 
 
 def render_key(key: Key, width: int, whole: bool = True) -> str:
-    """A key in lines of at most `width` signs; not `whole`: without the second sentence of a library, and the names of
-    a long list.
+    """The text about a key.
+
+    Args:
+        width: characters of a line at most.
+        whole: if not set, only the first sentence of a library's own text is shown, and long lists of values are
+            shortened.
     """
     default = " (required)" if key.default is None else f", default {key.default}" if key.default else ""
     beside = f" [{key.of}]" if key.of else ""
@@ -72,12 +76,12 @@ def render_key(key: Key, width: int, whole: bool = True) -> str:
 
 
 def render_schema() -> str:
-    """The JSON schema as the file of the repository has it."""
+    """The JSON schema of job files, as in `jobs/job.schema.json`."""
     return json.dumps(build_job_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
 def render_page() -> str:
-    """All keys as Markdown: a table of each section. What libraries say of their own keys is left to them."""
+    """All keys as a Markdown page with a table for each section, without the texts of keys that are a library's own."""
     lines = [
         "# Every key of a job file",
         "",
@@ -122,11 +126,12 @@ def _table(keys: list[Key], library: str | None = None) -> list[str]:
 
 
 def _is_ours(key: Key) -> bool:
+    """Is a key's text written by this package, and not by a library?"""
     return library_remark(key.section, _last(key)) is None
 
 
 def _last(key: Key) -> str:
-    """A key within its section."""
+    """The name of a key within its section."""
     return key.name.partition(".")[2] or key.name
 
 
@@ -135,6 +140,7 @@ def _cell(text: str) -> str:
 
 
 def _found(name: str) -> list[Key]:
+    """The keys of a name. Raises `InputError` if there are none."""
     keys, last = find_keys(name.strip().rstrip(".:")), name.rpartition(".")[2]
     if keys:
         return keys

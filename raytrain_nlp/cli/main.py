@@ -1,4 +1,4 @@
-"""Entry point: verbs, exit codes, and the only place that prints errors."""
+"""The verbs of the command line and their exit codes. Errors are printed here and nowhere else."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ GROUPS = {
     "After training": ("evaluate", "predict", "export", "report"),
     "On a cluster": ("submit", "status", "logs", "stop"),
 }
-"""The verbs by what one wants to do, as `--help` lists them."""
+"""Heading -> verbs, as `--help` lists them."""
 
 
 class Verbs(typer.core.TyperGroup):
-    """The verbs, whose list has a heading for each group."""
+    """Typer's group of verbs; `--help` lists them under the headings of `GROUPS`."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         for heading, names in GROUPS.items():
@@ -72,41 +72,45 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Options before the verb."""
+    """Options that come before the verb."""
 
 
 def main() -> None:
-    """0 = done, 1 = the run failed, 2 = the user's input is wrong, 130 = stopped by Ctrl-C (by another signal 128 + its
-    number).
+    """Run the command line and exit with a code: 0 = done, 1 = the run failed, 2 = the user's input is wrong, 130 =
+    stopped by Ctrl-C (by another signal: 128 + its number).
     """
     with signals.handled(to_the_end=True):
         try:
             code = app(standalone_mode=False)
         except InputError as error:
-            code = _tell(2, *error.problems)
+            code = _print_errors(2, *error.problems)
         except Stopped as error:
-            code = _tell(signals.exit_code(), error)
+            code = _print_errors(signals.exit_code(), error)
         except RunError as error:
-            code = _tell(1, error)
+            code = _print_errors(1, error)
         except (KeyboardInterrupt, typer.Abort):
-            code = _tell(signals.exit_code(), "stopped.")
-        except Exception as error:  # a fault of ours, or of the machine: the traceback is for the report  # noqa: BLE001
+            code = _print_errors(signals.exit_code(), "stopped.")
+        except Exception as error:  # a bug, or a fault of the machine: the traceback is for the report  # noqa: BLE001
             if hasattr(error, "format_message"):  # a usage error of typer's
                 _exit_usage(error)
             traceback.print_exc()
-            code = _tell(1, f"unexpected {type(error).__name__}: {error}")
+            code = _print_errors(1, f"unexpected {type(error).__name__}: {error}")
         sys.exit(code)
 
 
-def _tell(code: int, *problems: object) -> int:
-    """A line for each; those of a stop, which the user wanted, are no errors."""
+def _print_errors(code: int, *problems: object) -> int:
+    """Print each problem as a line to standard error, and return `code`. A stop by the user has no `error:` before
+    it.
+    """
     for problem in problems:
         print(f"{'error: ' if code < 128 else ''}{_one_line(problem)}", file=sys.stderr)
     return code
 
 
 def _exit_usage(error: Any) -> NoReturn:
-    """A wrong verb, flag or argument as one line like every other; no arguments at all show the help."""
+    """Print a wrong verb, flag or argument as one line like other errors, and exit with 2. Without any arguments, print
+    the help.
+    """
     if "NoArgs" in type(error).__name__:
         error.show()
     else:

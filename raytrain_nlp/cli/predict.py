@@ -13,7 +13,7 @@ from raytrain_nlp.errors import InputError, Problem
 
 STANDARD = "-"
 HELP = (
-    "Add a run's predictions to the rows of files: each row once, in their order. Run again after a kill, it goes on."
+    "Add a run's predictions to the rows of files: each row once, in their order. Run again after a kill, it continues."
 )
 
 
@@ -51,12 +51,12 @@ def run(
         typer.Option(
             "--batch-size",
             min=1,
-            help="Most rows of a forward. Default: on a GPU by tokens; else per_device_eval_batch_size.",
+            help="Rows of a forward pass at most. Default: on a GPU by tokens; else per_device_eval_batch_size.",
         ),
     ] = None,
-    prefix: Annotated[str, typer.Option("--prefix", help="Before the names of the added columns.")] = "",
+    prefix: Annotated[str, typer.Option("--prefix", help="Put this before the names of the added columns.")] = "",
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace FILE, and what an interrupted prediction left.")
+        bool, typer.Option("--overwrite", help="Replace FILE, and parts of another prediction.")
     ] = False,
     set_: Annotated[
         list[str] | None,
@@ -65,7 +65,7 @@ def run(
     as_json: Annotated[
         bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show what Ray and the libraries say.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show what Ray and the libraries print.")] = False,
 ) -> None:
     """Predict."""
     options = _options(generation or [])
@@ -115,7 +115,7 @@ def _pipe(run: str, sources: list[str], output: str, prefix: str, as_json: bool,
 
 
 def _options(given: list[str]) -> dict[str, Any]:
-    """`key=value` as a dict; values are YAML."""
+    """A list of `key=value` as a dict; values are YAML. Raises `InputError` for another form."""
     options = {}
     for text in given:
         key, equals, value = text.partition("=")

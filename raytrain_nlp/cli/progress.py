@@ -1,4 +1,4 @@
-"""Progress for who calls the Python API in a terminal or a notebook: what the command line shows."""
+"""Shows the progress of the command line to users who call the Python API in a terminal or a notebook."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 
 def with_progress(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A verb that shows what it does where somebody looks on, and no `observer` is given."""
+    """Decorate a verb so that it shows its progress if it is called in a terminal or a notebook without an
+    `observer`.
+    """
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -22,7 +24,9 @@ def with_progress(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_watched() -> bool:
-    """Is standard error a terminal, or this a notebook? Elsewhere (a script's log, a test) the API says nothing."""
+    """Is standard error a terminal, or is this a notebook? Elsewhere (a script's log, a test) the API prints
+    nothing.
+    """
     shell = sys.modules.get("IPython")
     notebook = shell is not None and type(shell.get_ipython()).__name__ == "ZMQInteractiveShell"
     return notebook or (sys.stderr is not None and sys.stderr.isatty())

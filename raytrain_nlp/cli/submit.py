@@ -1,4 +1,4 @@
-"""`raytrain-nlp submit JOB`, and `status`, `logs`, `stop` of what was submitted."""
+"""`raytrain-nlp submit JOB`, and `status`, `logs` and `stop` for submitted jobs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 HELP = "Run a job file on a Ray cluster: pack this folder, submit, follow the log. The exit code is the job's."
-STATUS_HELP = "How a submitted job stands."
+STATUS_HELP = "Show the state of a submitted job."
 LOGS_HELP = "Follow the log of a submitted job."
 STOP_HELP = "End a submitted job and all its processes."
 
@@ -18,7 +18,7 @@ Address = Annotated[
         "--address", metavar="URL", help="The cluster's dashboard. Default: RAY_API_SERVER_ADDRESS, or this machine."
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Also to a server on the network that asks for no token.")]
+Force = Annotated[bool, typer.Option("--force", help="Connect to a server on the network even without a token.")]
 Identity = Annotated[str, typer.Argument(metavar="ID", help="What `submit` printed.")]
 AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")]
 
@@ -40,7 +40,9 @@ def run(
     ] = None,
     working_dir: Annotated[
         str,
-        typer.Option("--working-dir", metavar="FOLDER", help="Copied to the cluster, without what .gitignore names."),
+        typer.Option(
+            "--working-dir", metavar="FOLDER", help="Folder to copy to the cluster, without what .gitignore names."
+        ),
     ] = ".",
     installed: Annotated[
         bool, typer.Option("--installed", help="Do not send raytrain_nlp along: it is installed there.")
@@ -53,7 +55,7 @@ def run(
         typer.Option("--kuberay", help="Print the job as a RayJob manifest of KubeRay instead, for kubectl apply."),
     ] = False,
     image: Annotated[
-        str, typer.Option("--image", metavar="NAME", help="Of the pods, with --kuberay: one that has this package.")
+        str, typer.Option("--image", metavar="NAME", help="With --kuberay: image of the pods, with this package.")
     ] = "raytrain-nlp:latest",
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return once it is submitted.")] = False,
     force: Force = False,
@@ -85,7 +87,7 @@ def run(
 
 
 def status(submission_id: Identity, address: Address = None, force: Force = False, as_json: AsJson = False) -> None:
-    """Show how a job stands."""
+    """Show the state of a job."""
     from raytrain_nlp.verbs.submit import open_client, status_of
 
     result = status_of(submission_id, open_client(address, force))
@@ -99,7 +101,7 @@ def status(submission_id: Identity, address: Address = None, force: Force = Fals
 
 
 def logs(submission_id: Identity, address: Address = None, force: Force = False) -> None:
-    """Follow a job; the exit code is the job's."""
+    """Follow the log of a job. The exit code is the job's."""
     from raytrain_nlp.verbs.submit import check_succeeded, follow, open_client, status_of
 
     client = open_client(address, force)

@@ -25,7 +25,7 @@ def run(
     as_json: Annotated[
         bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show what Ray and the libraries say.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show what Ray and the libraries print.")] = False,
 ) -> None:
     """Run a sweep."""
     from raytrain_nlp.cli.sweep_table import TerminalSweepObserver, print_sweep

@@ -1,4 +1,4 @@
-"""A sweep for a person: a live table of its trials, plain lines where there is no terminal, and one table at the
+"""Shows a sweep in the terminal: a live table of its trials (plain lines if there is no terminal), and a table at the
 end.
 """
 
@@ -18,13 +18,14 @@ from raytrain_nlp.tuning.results import SweepResult
 from raytrain_nlp.tuning.trial_records import FAILED, RUNNING, TrialRecord
 
 _ROWS = 30
+"""Trials in the live table at most."""
 
 
 class TerminalSweepObserver(TerminalObserver, SweepObserver):
-    """The newest trials with their values and figures."""
+    """Shows the newest trials of a sweep, with their hyperparameters and metrics."""
 
     _sweep: Sweep
-    """Set when it begins."""
+    """The sweep; set by `begin`."""
 
     def begin(self, sweep: Sweep, concurrent: int) -> None:
         self._sweep = sweep
@@ -76,7 +77,7 @@ class TerminalSweepObserver(TerminalObserver, SweepObserver):
 
 
 def print_sweep(result: SweepResult) -> None:
-    """The table of the trials, and what the sweep left."""
+    """Print the table of all trials, and the files and figures of the sweep."""
     if result.table:
         left_out = (
             "mlflow_run_id",

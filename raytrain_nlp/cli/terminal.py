@@ -1,4 +1,4 @@
-"""What a person sees: one live line while a run goes on, one table at its end. Standard error carries the live line."""
+"""What the command line shows: a live line on standard error while a run goes on, and a table at its end."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ from raytrain_nlp.verbs.train import TrainResult
 
 T = TypeVar("T", bound="TerminalObserver")
 _MOST_CLASSES = 12
-"""Of a confusion matrix in the terminal."""
+"""Classes up to which the confusion matrix is printed."""
 _WIDEST = 10_000
-"""Signs a line of a table may have."""
+"""Characters of a line of a table at most."""
 
 
 class TerminalObserver(Observer):
-    """One line: stage, then step, epoch, loss, tokens/s, time left. Without a terminal a line every few seconds."""
+    """Shows one line: the stage, later step, epoch, loss, tokens/s and time left. Without a terminal it prints a line
+    every ten seconds.
+
+    Args:
+        verbose: no live line, as libraries print as well.
+    """
 
     _PLAIN_S = 10.0
 
@@ -41,7 +46,7 @@ class TerminalObserver(Observer):
 
     @property
     def seconds(self) -> float:
-        """Since the command began to work."""
+        """Seconds since this observer was created."""
         return time.monotonic() - self._began
 
     def __enter__(self: T) -> T:
@@ -106,7 +111,11 @@ class TerminalObserver(Observer):
 
 
 def print_result(result: TrainResult, seconds: float | None = None) -> None:
-    """The table at the end of a run, and what one does next."""
+    """Print the table at the end of a run, and the command that comes next.
+
+    Args:
+        seconds: duration of the command.
+    """
     rows = {
         "run": result.run_dir,
         "model": result.model_dir,
@@ -140,12 +149,16 @@ def print_result(result: TrainResult, seconds: float | None = None) -> None:
 
 
 def mlflow_page(uri: str) -> str:
-    """What opens the page: a server's address, or the command that serves a database."""
+    """How to open a run in MLflow: the address of its server, or the command that serves its database.
+
+    Args:
+        uri: the tracking URI.
+    """
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
 def print_next(command: str, remark: str = "") -> None:
-    """The command that comes next, on a line that can be copied."""
+    """Print the command that comes next, on a line of its own that can be copied."""
     print_rows({"next:": f"{command}{f'   # {remark}' if remark else ''}"})
 
 
@@ -154,19 +167,19 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def print_plan(report: Any) -> None:
-    """The table of `check`."""
+    """Print the table of `check` (a `CheckReport`)."""
     print_rows(report.rows_for_people())
 
 
 def print_rows(rows: dict[str, str]) -> None:
-    """Names and texts, a line each, however long: a path that is cut cannot be copied."""
+    """Print names and texts, a line each. Lines are not wrapped, however long, so that paths can be copied."""
     console, width = Console(soft_wrap=True, highlight=False, markup=False), max(map(len, rows), default=0)
     for name, value in rows.items():
         console.print(f"{name:<{width}}  {value}")
 
 
 def _print_table(table: Table) -> None:
-    """All of a table, where the terminal is narrower, too: it wraps the lines then."""
+    """Print a table in its full width, even if the terminal is narrower and wraps its lines."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.width = max(
         console.width, Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
@@ -185,7 +198,7 @@ def _duration(seconds: float) -> str:
 
 
 def print_evaluation(result: Any) -> None:
-    """Figures, then a line for each class, then the confusion matrix where it fits."""
+    """Print an `EvaluateResult`: the metrics, a line for each class, and the confusion matrix of few classes."""
     print_rows(
         {
             "run": result.run_dir,

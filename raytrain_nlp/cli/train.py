@@ -23,7 +23,7 @@ def run(
     as_json: Annotated[
         bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show what Ray and the libraries say.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show what Ray and the libraries print.")] = False,
 ) -> None:
     """Train a job."""
     from raytrain_nlp.cli.terminal import TerminalObserver, print_result

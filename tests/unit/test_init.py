@@ -134,7 +134,7 @@ def test_standard_output_is_what_the_file_would_be(name: str, folder: Path) -> N
 
 def test_without_a_task_all_are_listed_tasks_first() -> None:
     *lines, _, last = init().stdout.splitlines()
-    assert last == "Of your own rows: raytrain-nlp init FILE"
+    assert last == "For your own rows: raytrain-nlp init FILE"
     assert [line.split()[0] for line in lines[: len(TASK_TYPES)]] == list(TASK_TYPES)
     assert sorted(line.split()[0] for line in lines) == EXAMPLES
     assert next(line for line in lines if line.startswith("lora")).endswith(

@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 from raytrain_nlp.cli.job_files import find_examples, refuse_taken
 from raytrain_nlp.cli.main import GROUPS, app
 from raytrain_nlp.cli.propose import model as model_choice
-from raytrain_nlp.cli.propose.columns import look
+from raytrain_nlp.cli.propose.columns import read_sample
 from raytrain_nlp.cli.propose.holdout import split_paths, write_splits
 from raytrain_nlp.cli.propose.job import Draft, find_splits
 from raytrain_nlp.cli.propose.model import choose_model
@@ -73,7 +73,7 @@ def test_a_file_becomes_a_job_that_loads(kind: str) -> None:
 def test_odd_values_are_of_some_kind() -> None:
     rows = [{"a": float("inf"), "b": float("nan"), "c": None, "d": [], "e": {}, "f": [{"role": "x"}], "text": "w"}] * 3
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    kinds = {name: column.kind for name, column in look(find_files(["rows.jsonl"], "DATA")).columns.items()}
+    kinds = {name: column.kind for name, column in read_sample(find_files(["rows.jsonl"], "DATA")).columns.items()}
     assert (kinds["a"], kinds["b"], kinds["c"], kinds["f"], kinds["text"]) == (
         "number",
         "number",
@@ -221,10 +221,10 @@ def test_where_the_hub_is_there_the_model_fits_machine_and_language(
     Path("rows.jsonl").write_text(
         "".join(json.dumps({"text": f"{signs} " * 9 + str(i), "label": i % 2}) + "\n" for i in range(50))
     )
-    looked = look(find_files(["rows.jsonl"], "DATA"))
-    proposal = propose_task(looked)
+    sample = read_sample(find_files(["rows.jsonl"], "DATA"))
+    proposal = propose_task(sample)
     assert proposal is not None
-    choice = choose_model(proposal, looked, find_examples()["text-classification"], None)
+    choice = choose_model(proposal, sample, find_examples()["text-classification"], None)
     assert choice is not None and choice.model == {"name_or_path": name}
     draft = Draft("rows.jsonl", find_examples(), Options())
     assert f"name_or_path: {name}" in draft.render("# line\n", Path("rows.yaml"))

@@ -1,1 +1,1 @@
-"""`raytrain-nlp from-hf`: commands of transformers' example scripts as jobs."""
+"""`raytrain-nlp from-hf`: turns commands of transformers' example scripts into jobs."""

@@ -1,4 +1,4 @@
-"""`accelerate launch`: its flags, and the file that `accelerate config` writes, as keys of a job."""
+"""Reads the flags of `accelerate launch`, and the file that `accelerate config` writes, as keys of a job."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KINDS = {
     "XLA": "tpu",
     "TPU": "tpu",
 }
-"""`distributed_type` of the file -> the flag that says the same."""
+"""`distributed_type` in the file -> the flag with the same meaning."""
 _SHARDED = {
     "FULL_SHARD": 3,
     "HYBRID_SHARD": 3,
@@ -34,7 +34,7 @@ _SHARDED = {
     "NO_SHARD": 0,
     "3": 0,
 }
-"""Strategy of FSDP -> the stage of ZeRO that shards the same."""
+"""FSDP's sharding strategy, by name or number -> the ZeRO stage that shards the same."""
 _SAID = {
     "m",
     "module",
@@ -66,14 +66,18 @@ _SAID = {
     "offload_optimizer_nvme_path",
     "offload_param_nvme_path",
 }
-"""What is so in every job, or is read with another key. A flag among them that is given on the command line alone is
-named.
-"""
+"""Names without a note, because every job is so, or because they are read together with another name."""
 _NAMED = ("num_machines", "machine_rank", "rdzv_backend", "same_network", "downcast_bf16", "enable_cpu_affinity")
+"""Those of them that get a note if they are given as flags, and not only in the file."""
 
 
 def read_accelerate(command: Command, options: list[tuple[str, str]], found: Processes) -> None:
-    """Take over what is given; flags go before the file, the script's own flags before both."""
+    """Take the launcher's settings over into `command` and `found`. Flags take precedence over the file, and the flags
+    of the script over both.
+
+    Args:
+        options: the launcher's flags: names without dashes, and values (empty for switches).
+    """
     given = dict(options)
     values = {**_read_file(command, given.get("config_file")), **{name: value or True for name, value in given.items()}}
     if (count := values.get("num_processes")) is not None:
@@ -95,11 +99,11 @@ def read_accelerate(command: Command, options: list[tuple[str, str]], found: Pro
         _read_deepspeed(command, values)
     elif _on(values.get("use_fsdp")):
         _read_fsdp(command, values)
-    _name_the_rest(command, values, given)
+    _note_others(command, values, given)
 
 
 def _read_file(command: Command, file: str | None) -> dict[str, Any]:
-    """The file's values under the names of the flags."""
+    """The values of the file that `accelerate config` has written, under the names of the flags."""
     if file is None:
         default = (
             Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
@@ -141,7 +145,7 @@ def _read_compiler(command: Command, values: dict[str, Any]) -> None:
 
 
 def _read_deepspeed(command: Command, values: dict[str, Any]) -> None:
-    """`DeepSpeedPlugin` as the launcher sets it up; its own defaults where nothing is given."""
+    """Take over DeepSpeed's settings, with the defaults of accelerate's `DeepSpeedPlugin`."""
     if "deepspeed" in command.values:
         command.note("use_deepspeed", "The script's --deepspeed goes before.")
         return
@@ -166,6 +170,7 @@ def _read_deepspeed(command: Command, values: dict[str, Any]) -> None:
 
 
 def _number(command: Command, name: str, flag: str, values: dict[str, Any], kind: type) -> None:
+    """Take over the number `name` of the launcher as the script's `flag`, unless the script sets that itself."""
     if (value := values.get(name)) in (None, "auto"):
         return
     try:
@@ -178,6 +183,7 @@ def _number(command: Command, name: str, flag: str, values: dict[str, Any], kind
 
 
 def _read_fsdp(command: Command, values: dict[str, Any]) -> None:
+    """Take over FSDP's settings as the ZeRO stage that shards the same."""
     if "deepspeed" in command.values:
         return
     strategy = str(values.get("fsdp_sharding_strategy") or "FULL_SHARD").upper()
@@ -192,7 +198,8 @@ def _read_fsdp(command: Command, values: dict[str, Any]) -> None:
     command.note("use_fsdp", f"Sharding is DeepSpeed's here: {strategy} became ZeRO stage {stage}.")
 
 
-def _name_the_rest(command: Command, values: dict[str, Any], given: dict[str, str]) -> None:
+def _note_others(command: Command, values: dict[str, Any], given: dict[str, str]) -> None:
+    """Add a note for each setting that has no counterpart in a job. `given`: those given as flags."""
     read = {
         "num_processes",
         "gpu_ids",

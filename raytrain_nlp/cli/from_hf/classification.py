@@ -1,4 +1,6 @@
-"""run_classification.py and run_xnli.py: text classification by other flags than run_glue.py's."""
+"""What run_classification.py and run_xnli.py make of their flags; they classify texts as run_glue.py does, but have
+other flags.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,12 @@ _XNLI = "facebook/xnli"
 
 
 def name_splits(command: Command, source: str) -> dict[str, Any]:
-    """The splits of a dataset that the command names; of several all rows."""
+    """The sources of training and validation rows: the splits of the dataset that the command names, which may be
+    several.
+
+    Args:
+        source: the dataset as `hf://NAME`.
+    """
     found = {}
     for split in ("train", "validation"):
         names = [name.strip() for name in command.get(f"{split}_split_name", split).split(",")]
@@ -21,7 +28,7 @@ def name_splits(command: Command, source: str) -> dict[str, Any]:
 
 
 def fill_texts(command: Command, job: Sections) -> None:
-    """Columns, and the kind of label, of run_classification.py."""
+    """Fill in the columns and the problem type of run_classification.py."""
     task = job["task"]
     job["data"].setdefault("max_length", 128)
     names = command.get("text_column_names")
@@ -51,7 +58,9 @@ def fill_texts(command: Command, job: Sections) -> None:
 
 
 def data_of_xnli(command: Command) -> dict[str, Any]:
-    """The rows of run_xnli.py: of one language, or learned in one and scored in another."""
+    """The section `data` of run_xnli.py: rows of one language, or training rows of one and validation rows of
+    another.
+    """
     language = command.get("language")
     if language is None:
         command.problem("language", "is missing", "Name the language of the validation rows.")
@@ -63,5 +72,6 @@ def data_of_xnli(command: Command) -> dict[str, Any]:
 
 
 def fill_xnli(command: Command, job: Sections) -> None:
+    """Fill in the columns and the length of run_xnli.py."""
     job["data"].setdefault("max_length", 128)
     job["task"]["text_columns"] = ["premise", "hypothesis"]

@@ -1,4 +1,4 @@
-"""A command of transformers' example scripts, read as `HfArgumentParser` reads it: launcher, script, typed values of
+"""Reads a command of transformers' example scripts as `HfArgumentParser` does: launcher, script, and typed values of
 its flags.
 """
 
@@ -38,28 +38,30 @@ _OTHERS = {
     "run_object_detection.py": "images",
     "run_instance_segmentation.py": "images",
 }
-"""Scripts of transformers that are not read, and what they are for."""
+"""Scripts of transformers that are not supported -> what they are for."""
 _NEAR = {
     "run_language_modeling.py": "run_clm.py or run_mlm.py",
     "run_plm.py": "run_mlm.py",
     "run_fim.py": "run_clm.py",
     "finetune_trainer.py": "run_summarization.py or run_translation.py",
 }
-"""What is nearest to them."""
+"""Scripts that are not supported -> the nearest supported ones."""
 
 
 @dataclass
 class Command:
-    """What a command says, and what is found out while it becomes a job."""
+    """A command that has been read, and what is noted while it is turned into a job."""
 
     script: str
+    """File name of the script, e.g. run_glue.py."""
     task: str
+    """The script's entry in `flags.SCRIPTS`."""
     values: dict[str, Any] = field(default_factory=dict)
-    """Flags by their present names, typed."""
+    """Name of a flag -> its typed value; for flags of earlier releases the name that they have now."""
     written: dict[str, str] = field(default_factory=dict)
-    """Present name -> the one in the command, where that is another."""
+    """Name of a flag -> its name in the command, for scripts without `Trainer` that name it differently."""
     num_workers: int | list[int] | str = 1
-    """Of a range the least and the most; `auto`: one for each GPU."""
+    """Number of workers; a list is the least and the most; `auto` is one for each GPU."""
     use_gpu: bool = False
     """Does the launcher ask for GPUs?"""
     sharding: dict[str, Any] = field(default_factory=dict)
@@ -67,30 +69,39 @@ class Command:
     workers: dict[str, Any] = field(default_factory=dict)
     """Keys of `workers:` that the launcher sets."""
     tracking: dict[str, Any] = field(default_factory=dict)
-    """Keys of `tracking:` that variables set."""
+    """Keys of `tracking:` that environment variables set."""
     notes: list[str] = field(default_factory=list)
+    """What the job does not have, or not in quite the same way, a line each."""
     problems: list[Problem] = field(default_factory=list)
+    """What keeps the command from becoming a job."""
 
     def get(self, name: str, default: Any = None) -> Any:
-        """A flag's value, or the script's own default."""
+        """The value of a flag; `default`, the script's own, if it is not given."""
         return self.values.get(name, default)
 
     def note(self, flag: str, reason: str) -> None:
-        """Say what of the command is not, or not quite, in the job."""
+        """Note that the job does not have a flag, or not in quite the same way."""
         self.remark(f"--{self.written.get(flag, flag)}", reason)
 
     def remark(self, word: str, reason: str) -> None:
-        """The same of a word that is no flag."""
+        """`note` for a word of the command that is not a flag, such as an environment variable."""
         if (line := f"{word}: {reason}") not in self.notes:
             self.notes.append(line)
 
     def problem(self, flag: str, what: str, todo: str = "") -> None:
-        """Say what keeps the command from becoming a job."""
+        """Add a problem of a flag, which keeps the command from becoming a job."""
         self.problems.append(Problem(f"--{self.written.get(flag, flag)}", what, todo))
 
 
 def read_command(argv: Sequence[str]) -> Command:
-    """Launcher, script and flags. Raises `InputError` where there is no script; other problems are in the command."""
+    """Read the launcher, the script and its flags.
+
+    Args:
+        argv: the words of the command.
+
+    Raises:
+        InputError: there is no supported script. Other problems are collected in `Command.problems`.
+    """
     names = [
         _module(token) if before in ("-m", "--module") else PurePath(token).name
         for token, before in zip(argv, ["", *argv])
@@ -108,18 +119,18 @@ def read_command(argv: Sequence[str]) -> Command:
 
 
 def _sibling(name: str) -> str:
-    """The script with `Trainer` that does what another does in a loop of its own."""
+    """The script with `Trainer` that does the same as a `_no_trainer.py` script; any other name unchanged."""
     return name.replace(SUFFIX, ".py")
 
 
 def _module(name: str) -> str:
-    """The file of a module that `python -m` starts, where it is a script that is read."""
+    """The file name of a module given to `python -m`, if it is one of transformers' scripts; else `name`."""
     file = f"{name.rpartition('.')[2]}.py"
     return file if _sibling(file) in (*SCRIPTS, *_OTHERS) else name
 
 
 def _no_script(argv: Sequence[str], names: Sequence[str]) -> Problem:
-    """What is there instead of a script that is read."""
+    """The problem of a command without a supported script."""
     scripts = f"Known scripts: {', '.join(SCRIPTS)}."
     other = next((name for name in names if name in _OTHERS), None) or next(
         (token for token in argv if token.endswith(".py") and "xla_spawn" not in token), None
@@ -148,7 +159,7 @@ def _read_flags(command: Command, flags: dict[str, Flag], tokens: Sequence[str])
         given, equals, inline = token.partition("=")
         name = given.lstrip("-").replace("-", "_")
         flag, negated = _find_flag(command, flags, name, given)
-        if flag is None:  # with what follows: it may be a secret
+        if flag is None:  # skip its values as well; they may be secrets that no message should show
             i = end
             continue
         limit = 0 if equals or negated else len(tokens) if flag.many else 1
@@ -163,8 +174,13 @@ def _read_flags(command: Command, flags: dict[str, Flag], tokens: Sequence[str])
 
 
 def _find_flag(command: Command, flags: dict[str, Flag], name: str, given: str) -> tuple[Flag | None, bool]:
-    """The flag of a name, of `no_` and the name of a switch, or of the beginning of one name, as argparse takes
-    them.
+    """The flag that a word of the command names, and whether it is negated. As with argparse, a word may be a name,
+    `no_` and the name of a switch, or an unambiguous beginning of a name. None if there is no such flag, which is added
+    to the problems.
+
+    Args:
+        name: the word without dashes, with underscores.
+        given: the word as it is written.
     """
     if name in flags:
         return flags[name], False
@@ -193,7 +209,7 @@ def _find_flag(command: Command, flags: dict[str, Flag], name: str, given: str) 
 
 
 def _set_value(command: Command, flag: Flag, given: str, texts: list[str]) -> None:
-    """The typed value of a flag; what is wrong with it goes to the problems."""
+    """Put the typed value of a flag into `command.values`; a wrong value is added to the problems."""
     if not texts and not flag.switch:
         command.problem(given, "has no value", "Write one after it.")
         return
@@ -210,13 +226,14 @@ def _set_value(command: Command, flag: Flag, given: str, texts: list[str]) -> No
 
 
 def _typed(flag: Flag, texts: list[str]) -> Any:
+    """The value of a flag from its words. Raises `ValueError` (or pydantic's `ValidationError`)."""
     if not texts:
         return True
     if flag.many and not (flag.text and len(texts) == 1):
         return flag.type.validate_python(texts)
     if flag.mapping and texts[0].lstrip().startswith("{"):
         return flag.type.validate_python(json.loads(texts[0]))
-    if flag.switch and flag.text:  # either a word or a switch
+    if flag.switch and flag.text:  # its value may be a boolean or another word
         try:
             return _BOOLEAN.validate_python(texts[0])
         except ValidationError:
@@ -225,12 +242,14 @@ def _typed(flag: Flag, texts: list[str]) -> Any:
 
 
 def _is_flag(token: str) -> bool:
-    """As argparse has it: a dash begins a flag, but not a negative number or a text with spaces."""
+    """Does a word begin a flag for argparse? It begins with a dash and is no negative number and no text with
+    spaces.
+    """
     return (
         token.startswith("-") and len(token) > 1 and not _NUMBER.fullmatch(token) and " " not in token.partition("=")[0]
     )
 
 
 def _shown(text: str) -> str:
-    """A value as a message may show it: tokens of the hub are masked."""
+    """A value for a message: cut if it is long, with tokens of the hub masked."""
     return re.sub(r"hf_\w{4,}", "hf_***", text if len(text) <= 80 else f"{text[:80]}...")

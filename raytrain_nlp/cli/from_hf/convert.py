@@ -1,6 +1,6 @@
-"""A command of transformers' example scripts as a job: `raytrain-nlp from-hf -- run_glue.py ARGS...`.
+"""Turns a command of transformers' example scripts into a job: `raytrain-nlp from-hf -- run_glue.py ARGS...`.
 
-Every flag becomes a key of the job, or a note that says why it has none.
+Each flag becomes a key of the job, or a note that says why there is no such key.
 """
 
 from __future__ import annotations
@@ -25,15 +25,19 @@ from raytrain_nlp.paths import check_run_name
 _ON_GPU_ONLY = ("fp16", "fp16_full_eval", "tf32")
 _TRACKERS = ("tensorboard", "wandb")
 _ALWAYS = ("none", "mlflow")
+"""Values of `--report_to` that need no key, as MLflow always tracks a job."""
 _BY_METRIC = ("reduce_lr_on_plateau", "greedy")
 """Schedulers that read the metric of the best model."""
 
 
 def from_hf(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The job that equals a command, and a note `--flag: reason` for each flag that has no equal.
+    """The job that does the same as a command, and a note `--flag: reason` for each flag that a job does not have.
 
-    `argv` are the words of the command, e.g. `["python", "run_glue.py", "--task_name", "mrpc", ...]`. Raises
-    `InputError` with every problem: unknown flags, wrong values, and whatever `load_job` says of the job.
+    Args:
+        argv: the words of the command, e.g. `["python", "run_glue.py", "--task_name", "mrpc", ...]`.
+
+    Raises:
+        InputError: with all problems: unknown flags, wrong values, and those of the job (`load_job`).
 
     Example:
         >>> import raytrain_nlp
@@ -62,7 +66,7 @@ def from_hf(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _fill_keys(command: Command, job: Sections) -> None:
-    """Flags whose value is the value of a key; notes for those without one."""
+    """Fill in keys whose values are those of flags, and add notes for flags without a key."""
     flags = {flag.name: flag for flag in own_loop_flags(command.task).values()} | flags_of(command.task)
     for name, value in command.values.items():
         target = flags[name].target
@@ -77,15 +81,15 @@ def _fill_keys(command: Command, job: Sections) -> None:
 
 
 def _fill_training(command: Command, job: Sections) -> None:
-    """What `training:` and `checkpoint:` say in other words than the script."""
+    """Fill in `training` and `checkpoint` where a job says something in another way than the script."""
     training, checkpoint = job["training"], job["checkpoint"]
     if training.get("logging_steps") == 0 and training.get("logging_strategy", "steps") != "steps":
-        del training["logging_steps"]  # then the script does not read it
+        del training["logging_steps"]  # the script does not read it then
     if training.get("eval_strategy") == "no":
         del training["eval_strategy"]
         if command.get("do_eval", False):
             command.note("eval_strategy", "The script evaluates once, after training; a job after each epoch.")
-    if training.get("eval_strategy") == "steps":  # the script's default, ours is smaller
+    if training.get("eval_strategy") == "steps":  # written out, as the script's default is larger than a job's
         training["eval_steps"] = training.get("eval_steps") or training.get("logging_steps", 500)
     elif training.pop("eval_steps", None) is not None:
         command.note("eval_steps", "Without --eval_strategy steps the script does not read it.")
@@ -116,7 +120,7 @@ def _fill_training(command: Command, job: Sections) -> None:
 
 
 def _fill_run(command: Command, job: Sections) -> None:
-    """Where the run lives, who runs it, who follows it."""
+    """Fill in the run's name and storage path, its trackers, DeepSpeed and workers."""
     folder = command.get("output_dir", "trainer_output")
     parent, base = os.path.split(folder.rstrip("/") or "/")
     job["storage_path"] = parent or "."
@@ -132,7 +136,7 @@ def _fill_run(command: Command, job: Sections) -> None:
                 "report_to", f"{tracker} is not supported; MLflow is always there, tensorboard and wandb on request."
             )
     if (run_name := command.get("run_name")) not in (None, job["name"]):
-        job["tracking"]["tags"] = {"run_name": run_name}  # the name of a run is that of its folder
+        job["tracking"]["tags"] = {"run_name": run_name}  # a job's run is named like its folder
     deepspeed = command.get("deepspeed")
     if deepspeed is not None:
         job["deepspeed"] = {"config": deepspeed} if isinstance(deepspeed, dict) else {"config_file": deepspeed}
@@ -148,7 +152,7 @@ def _fill_run(command: Command, job: Sections) -> None:
     if job["workers"]["use_gpu"] and not any(
         job["training"].get(key) or _enabled(deepspeed, key) for key in ("bf16", "fp16")
     ):
-        job["training"]["bf16"] = False  # the script trains in fp32; a job that says nothing would not
+        job["training"]["bf16"] = False  # the script trains in fp32, but a job's default on GPUs is bf16
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -156,8 +160,11 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _enabled(deepspeed: Any, precision: str) -> bool:
-    """Does a DeepSpeed configuration ask for `fp16` or `bf16`? Whether it can be read at all is checked with the
-    job.
+    """Does a DeepSpeed JSON enable a precision?
+
+    Args:
+        deepspeed: its content or its file; one that cannot be read counts as no, and `load_job` reports it.
+        precision: `fp16` or `bf16`.
     """
     try:
         config = (
@@ -171,8 +178,13 @@ def _enabled(deepspeed: Any, precision: str) -> bool:
 
 
 def _check(command: Command, job: Sections, misread: bool) -> None:
-    """Raise whatever is wrong with the command or the job; a key that came from a flag by the name of the flag."""
-    if misread:  # what is missing, or contradicts, may only be misspelt
+    """Raises `InputError` with the problems of the command and of the job. A key that comes from a flag is named by the
+    flag.
+
+    Args:
+        misread: whether flags could not be read. Missing flags are then not reported, as they may only be misspelt.
+    """
+    if misread:
         problems = [problem for problem in command.problems if problem.what != "is missing"] + check_training(
             job.get("training", {})
         )[1]
@@ -193,7 +205,9 @@ def _check(command: Command, job: Sections, misread: bool) -> None:
 
 
 def _problems_of_job(job: Sections, known: bool) -> list[Problem]:
-    """What `load_job` says; without what is missing where that is `known` from the command."""
+    """The problems that `load_job` finds; without those of missing values if the command's problems are already
+    `known`.
+    """
     try:
         load_job(job)
     except InputError as error:

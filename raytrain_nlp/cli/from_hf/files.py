@@ -1,7 +1,7 @@
-"""What a command leaves to its files: the columns of the training data, the length and config of a model in a folder.
+"""Reads what a command does not say from its files: columns of the training data, length and config of a model's
+folder.
 
-Only files on this machine are looked at, and only a little of them; everything here answers None where nothing is to be
-learnt.
+Only the beginnings of files on this machine are read. The functions return None if there is nothing to find out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 _ROWS = 100
 _ARRAY_BYTES = 64 << 20
 _WITHOUT_END = ("t5", "mt5", "umt5", "longt5", "xlnet", "transfo-xl", "bloom", "mpt", "mamba", "rwkv", "funnel")
-"""Model types whose configs may name a number of positions, and whose attention has no end."""
+"""Model types without a limit on positions, although their configs may name one."""
 _AFTER_PADDING = (
     "roberta",
     "xlm-roberta",
@@ -30,11 +30,11 @@ _AFTER_PADDING = (
     "roberta-prelayernorm",
     "ibert",
 )
-"""Those that count positions from behind the id of padding."""
+"""Model types whose first position is the one after the id of the padding token."""
 
 
 def first_rows(path: str) -> list[dict[str, Any]] | None:
-    """The first rows of a CSV, JSON or JSON Lines file."""
+    """The first 100 rows of a CSV, JSON or JSON Lines file; None if it cannot be read."""
     file = Path(os.path.expanduser(path))
     reader = {".csv": _csv, ".json": _json, ".jsonl": _json}.get(file.suffix.lower())
     try:
@@ -60,7 +60,7 @@ def _json(file: Path) -> list[Any] | None:
 
 
 def is_number(value: Any) -> bool:
-    """Is it a number with a fraction, as `datasets` would see it in JSON or CSV?"""
+    """Would `datasets` read a value of a JSON or CSV file as a floating point number?"""
     if isinstance(value, str) and "." in value:
         try:
             return float(value) == float(value)
@@ -70,14 +70,16 @@ def is_number(value: Any) -> bool:
 
 
 def model_length(folder: str | None) -> int | None:
-    """`model_max_length` of a tokenizer in a folder."""
+    """`model_max_length` of the tokenizer in a folder, in tokens."""
     length = (_json_of(folder, "tokenizer_config.json") or {}).get("model_max_length")
     return length if isinstance(length, int) and length > 0 else None
 
 
 def model_positions(config: dict[str, Any]) -> int | None:
-    """The most tokens that a model of a config has positions for; None where its positions have no end, or are not
-    known.
+    """The number of tokens for which a model has positions; None if there is no limit, or it is not known.
+
+    Args:
+        config: the content of `config.json`.
     """
     if config.get("model_type") in _WITHOUT_END:
         return None
@@ -92,11 +94,11 @@ def model_positions(config: dict[str, Any]) -> int | None:
     if count is None or count <= 0:
         return None
     padded = config.get("pad_token_id", 1) if config.get("model_type") in _AFTER_PADDING else None
-    return count - (padded + 1) if isinstance(padded, int) else count  # the first ones are never used
+    return count - (padded + 1) if isinstance(padded, int) else count  # positions up to padding's id are unused
 
 
 def model_config(folder: str) -> dict[str, Any] | None:
-    """`config.json` of a folder, without what only describes a saved model."""
+    """The content of `config.json` in a folder, without the keys that only describe how the model was saved."""
     config = _json_of(folder, "config.json")
     described = ("architectures", "transformers_version", "_name_or_path", "dtype", "torch_dtype")
     return {key: value for key, value in config.items() if key not in described} if config else None

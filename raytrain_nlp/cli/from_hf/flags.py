@@ -1,8 +1,7 @@
-"""The flags of transformers' example scripts as data: the type of each, and the key of a job it becomes or why it has
-none.
+"""The flags of transformers' example scripts as tables: the type of each flag, and its target in a job.
 
-A flag's target is a job key; or `# reason`, where a job has no such key; or empty, where `from_hf` and `hf_tasks` read
-it by name.
+The target is a dotted key; or `# reason` if a job has no such key; or empty if other modules of this folder read the
+flag by its name.
 """
 
 from __future__ import annotations
@@ -21,11 +20,12 @@ SCRIPTS = {
     "run_ner.py": "token-classification", "run_classification.py": "classification", "run_xnli.py": "xnli",
     "run_qa.py": "question-answering", "run_seq2seq_qa.py": "seq2seq-question-answering",
 }  # fmt: skip
+"""Supported scripts -> their entry in the tables below: the type of a task, or one of `TASKS`."""
 TASKS = {"classification": "text-classification", "xnli": "text-classification"}
-"""Scripts with flags of their own for a task that another script has, too."""
+"""Entries of scripts that have other flags than the main script of their task -> the type of the task."""
 SEQ2SEQ = ("summarization", "translation", "seq2seq-question-answering")
 SECRETS = {"token", "use_auth_token", "hub_token", "push_to_hub_token"}
-"""Flags whose value is never shown."""
+"""Flags whose values no message shows."""
 
 _TOKEN = "# Secrets do not belong in a job file; set HF_TOKEN in the environment."
 _PREDICT = "# A job trains and evaluates; to predict, load the model it leaves in storage_path/name/model."
@@ -40,6 +40,7 @@ _HEADS = "# A head for another number of labels is refused, not replaced."
 _AMP = "# Mixed precision is always torch's own; set training.bf16 or training.fp16."
 
 _Table = dict[str, tuple[Any, str]]
+"""Name of a flag -> its type and its target."""
 
 _ALL: _Table = {
     "model_name_or_path": (str, "model.name_or_path"),
@@ -204,7 +205,7 @@ _TRAINING = {
     **dict.fromkeys(("hub_model_id", "hub_strategy", "hub_always_push", "hub_private_repo", "hub_revision"), _HUB),
     **dict.fromkeys(("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), _TRACKIO),
 }
-"""Fields of `TrainingArguments` with a target other than `training.` and their name."""
+"""Fields of `TrainingArguments` whose target is not `training.NAME` -> their target."""
 _OLD_NAMES = {
     "evaluation_strategy": "eval_strategy", "per_gpu_train_batch_size": "per_device_train_batch_size",
     "per_gpu_eval_batch_size": "per_device_eval_batch_size", "no_cuda": "use_cpu", "torch_dtype": "dtype",
@@ -215,7 +216,7 @@ _OLD_SWITCHES = {
     "adafactor": ("optim", "adafactor"),
     "evaluate_during_training": ("eval_strategy", "steps"),
 }
-"""Flags that are now a value of another one."""
+"""Switches of earlier releases -> the flag and the value that replace them."""
 _OLD: _Table = {
     "warmup_ratio": (float, ""),
     "overwrite_output_dir": (bool, "# `raytrain-nlp train JOB --overwrite` replaces a run of the same name."),
@@ -248,14 +249,15 @@ TRUE_HERE = {
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag: where its value goes, and of what type it is."""
+    """A flag: the type of its value, and its target."""
 
     name: str
-    """Under which the value is kept; the new name of an old flag."""
+    """Key of its value in `Command.values`; for a flag of an earlier release the name that it has now."""
     type: TypeAdapter[Any]
     target: str
+    """See the module."""
     constant: str | bool | None = None
-    """What a switch that became a value, or turns another one off, stands for."""
+    """The value that a switch sets, if that is not True."""
 
     @functools.cached_property
     def _json_types(self) -> set[str]:
@@ -269,7 +271,7 @@ class Flag:
 
     @property
     def switch(self) -> bool:
-        """Is it true without a value?"""
+        """May it be given without a value, which means True?"""
         return "boolean" in self._json_types
 
     @property
@@ -284,13 +286,21 @@ class Flag:
 
 
 def script_flags(task: str) -> tuple[str, ...]:
-    """The flags of a task's script besides those of `TrainingArguments`."""
+    """Names of the flags that a script has besides those of `TrainingArguments`.
+
+    Args:
+        task: the script's entry in `SCRIPTS`.
+    """
     return (*_ALL, *_OF_TASK[task])
 
 
 @functools.cache
 def flags_of(task: str) -> dict[str, Flag]:
-    """Every flag of a task's script, old names included."""
+    """All flags of a script by name, names of earlier releases included.
+
+    Args:
+        task: the script's entry in `SCRIPTS`.
+    """
     flags = {
         name: Flag(name, TypeAdapter(kind), target)
         for name, (kind, target) in {**_ALL, **_OF_TASK[task], **_OLD}.items()

@@ -1,8 +1,8 @@
-"""What stands before the script in a command: variables, `srun`, `python -m`, `torchrun`, `deepspeed`, `accelerate
+"""Reads what comes before the script in a command: variables, `srun`, `python -m`, `torchrun`, `deepspeed`, `accelerate
 launch`.
 
-Processes and nodes become workers, what a launcher hands on to the `Trainer` becomes keys of the job; the rest is named
-in a note.
+Processes and nodes become workers, and settings that a launcher passes on to the `Trainer` become keys of the job.
+Other flags get a note.
 """
 
 from __future__ import annotations
@@ -32,20 +32,24 @@ _LAUNCHERS = {
     "mpirun": "srun",
     "mpiexec": "srun",
 }
+"""Programs and modules -> the launcher whose flags they take; schedulers are read alike, as `srun`."""
 _SHORT = {
     "torchrun": {"r": "redirects", "t": "tee", "m": "module"},
     "deepspeed": {"H": "hostfile", "i": "include", "e": "exclude", "m": "module"},
     "accelerate": {"m": "module", "q": "quiet"},
     "srun": {"n": "ntasks", "np": "ntasks", "N": "nodes", "c": "cpus_per_task", "G": "gpus"},
 }
+"""Launcher -> short flags -> their long names."""
 _SAID = ("m", "module", "u", "no_python", "use_env")
-"""Words that say how the script is started, not what it does."""
+"""Flags without a note, as they say only how the script is started."""
 _PLACED = "A flag of the launcher; Ray places, connects and restarts the workers."
 
 
 def read_launcher(command: Command, tokens: Sequence[str]) -> None:
-    """Take over what the words before the script say; they are what the shell passes on, without the script's own
-    name.
+    """Take the settings of the launchers before the script over into `command`.
+
+    Args:
+        tokens: the words of the command before the script.
     """
     found = Processes()
     words = list(read_variables(command, tokens, found))
@@ -55,7 +59,7 @@ def read_launcher(command: Command, tokens: Sequence[str]) -> None:
 
 
 def _parts(words: Sequence[str]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Each launcher with its options, in order: name without dashes, value or an empty text."""
+    """Each launcher among the words, with its flags in order: names without dashes, and values (empty for switches)."""
     at = [
         i
         for i, word in enumerate(words)
@@ -116,16 +120,17 @@ def _read_deepspeed(command: Command, options: list[tuple[str, str]], found: Pro
             command.note(name, "Write a range: workers.num_workers: [MIN, MAX].")
         elif name not in _SAID:
             command.note(name, _PLACED)
-    found.all_gpus = True  # where no number is given
+    found.all_gpus = True  # `_settle` reads it only if no number is given
 
 
 def _included(text: str) -> int:
-    """GPUs in `host:0,1@other:2`; 0 where a host has no list."""
+    """The number of GPUs in `host:0,1@other:2`; 0 if a host has no list of GPUs."""
     parts = [part.partition(":")[2] for part in text.split("@")]
     return sum(len(part.split(",")) for part in parts) if all(parts) else 0
 
 
 def _slots(file: str) -> list[int]:
+    """The slots of each host in a hostfile; empty if it cannot be read."""
     try:
         lines = Path(os.path.expanduser(file)).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
@@ -153,7 +158,7 @@ def _read_srun(command: Command, options: list[tuple[str, str]], found: Processe
 
 
 def _settle(command: Command, found: Processes) -> None:
-    """The number of workers: what starts processes says it, a scheduler else, named GPUs else."""
+    """Set the number of workers: what a launcher says, else what a scheduler says, else the number of named GPUs."""
     least, most = found.nodes or (found.task_nodes or 1,) * 2
     if found.total is not None:
         command.num_workers = found.total

@@ -1,4 +1,4 @@
-"""Lengths of a job made from a command, within what its model has positions for."""
+"""Limits the lengths in a job made from a command to the positions of its model."""
 
 from __future__ import annotations
 
@@ -29,14 +29,16 @@ _LENGTHS = {
         ("task", "max_target_length", "max_target_length"),
     ),
 }
-"""Keys of a job that are lengths, and their flags."""
+"""Script's entry -> section, key and flag of each length."""
 _STRIDED, _STRIDE, _LEAST = ("question-answering",), 128, 8
-"""Whose rows are windows; tokens that these share, as run_qa.py has them; those of a question and special ones."""
+"""Tasks that read long contexts in windows; run_qa.py's default of the tokens that two windows share; and the least
+tokens of a window besides these.
+"""
 
 
 def fit_positions(command: Command, job: dict[str, Any]) -> None:
-    """Lengths within what a model in a folder has positions for: beyond them it cannot run, and the scripts cut, resize
-    or stop.
+    """Lower the lengths in a job to the positions of its model, if the model's config is in the job or in a folder.
+    Longer rows could not be computed; the scripts truncate, resize or stop in that case.
     """
     model = job["model"]
     config = model.get("config") or model_config(model.get("name_or_path") or "")

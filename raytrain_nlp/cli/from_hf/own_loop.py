@@ -1,7 +1,8 @@
-"""Examples with a loop of their own (`run_glue_no_trainer.py`): the same job as their sibling's with `Trainer`.
+"""Example scripts with a training loop of their own (`run_glue_no_trainer.py`). They become the same job as the script
+with `Trainer` for the same task, called their sibling here.
 
-They are read by their own flags, kept under the sibling's names. They always train and evaluate, after each epoch, and
-save a model at the end alone unless `--checkpointing_steps` is given.
+Their flags are stored under the sibling's names. These scripts always train, evaluate after each epoch, and save only
+the final model unless `--checkpointing_steps` is given.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ _SHARED = (
     "gradient_accumulation_steps", "lr_scheduler_type", "output_dir", "seed", "push_to_hub", "hub_model_id",
     "hub_token", "resume_from_checkpoint", "report_to",
 )  # fmt: skip
-"""Fields of `TrainingArguments` that these scripts have, too."""
+"""Fields of `TrainingArguments` that these scripts have as flags."""
 _RENAMED = {"max_train_steps": "max_steps", "num_warmup_steps": "warmup_steps"}
+"""Flags of these scripts -> their siblings' flags."""
 _LENGTHS = {"max_length": "max_seq_length"}
-"""Where the sibling has the second."""
+"""The same, for siblings that have the second flag."""
 _OWN_LENGTH, _OWN_LENGTH_TASKS = 128, ("text-classification", "token-classification", "multiple-choice")
-"""Tokens of a row where the command does not say."""
+"""Default tokens of a row, and the tasks whose scripts have it."""
 _FAST = "# transformers 5 takes the fast tokenizer where there is one."
+# flags that siblings do not have
 _OTHERS = {
     "use_slow_tokenizer": (bool, _FAST),
     "checkpointing_steps": (str, ""),
@@ -41,20 +44,24 @@ _OTHERS = {
 
 @functools.cache
 def own_loop_flags(task: str) -> dict[str, Flag]:
-    """Every flag of a script with a loop of its own; `name` is that of the sibling's flag."""
+    """All flags of a script with a loop of its own, by the name that they have there; `Flag.name` is the sibling's.
+
+    Args:
+        task: the sibling's entry in `flags.SCRIPTS`.
+    """
     known = flags_of(task)
     flags = {name: known[name] for name in (*script_flags(task), *_SHARED)}
     flags |= {name: known[of] for name, of in _RENAMED.items()}
     flags |= {name: known[of] for name, of in _LENGTHS.items() if of in known and name not in flags}
     for name, (kind, target) in _OTHERS.items():
-        flags.setdefault(name, Flag(f"own_{name}", TypeAdapter(kind), target))  # `Trainer` has a --debug of its own
+        flags.setdefault(name, Flag(f"own_{name}", TypeAdapter(kind), target))  # `own_`: siblings have another --debug
     if "keep_linebreaks" in flags:
         flags["no_keep_linebreaks"] = replace(flags["keep_linebreaks"], constant=False)
     return flags
 
 
 def settle_own_loop(command: Command) -> None:
-    """What these scripts do without a flag, in the words of their siblings."""
+    """Set the siblings' flags to what these scripts do by default."""
     values = command.values
     values |= {"do_train": True, "do_eval": True, "eval_strategy": "epoch"}
     if command.task in _OWN_LENGTH_TASKS:

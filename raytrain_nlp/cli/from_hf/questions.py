@@ -13,13 +13,15 @@ _SAMPLES = ("max_train_samples", "max_eval_samples")
 
 
 def fill_questions(command: Command, job: dict[str, Any]) -> None:
-    """Columns as the scripts pick them: by their names, else the first three."""
+    """Fill in columns and length. The scripts take the columns question, context and answers if they exist, else the
+    first three.
+    """
     task = job["task"]
     known = model_length(command.get("tokenizer_name") or command.get("model_name_or_path"))
     job["data"]["max_length"] = min(filter(None, (command.get("max_seq_length") or DEFAULT_LENGTH, known)))
     file = command.get("train_file") if command.get("dataset_name") is None else None
     rows = first_rows(file) if file else None
-    names = list(rows[0]) if rows and "data" not in rows[0] else []  # the rows are below `data` there
+    names = list(rows[0]) if rows and "data" not in rows[0] else []  # in SQuAD's files the rows are below `data`
     for (key, usual), first in zip(_COLUMNS.items(), names[:3], strict=False):
         if usual not in names:
             task.setdefault(key, first)

@@ -1,4 +1,6 @@
-"""What each example script makes of its own flags: model, data, columns and lengths, with the script's defaults."""
+"""What each example script makes of its own flags: model, data, columns and lengths, with the script's defaults. The
+functions `fill_*` change the sections of the job that they are given.
+"""
 
 from __future__ import annotations
 
@@ -19,25 +21,25 @@ _SUMMARY_COLUMNS = {
     "xglue": ("news_body", "news_title"), "xsum": ("document", "summary"), "wiki_summary": ("article", "highlights"),
     "multi_news": ("document", "summary"),
 }  # fmt: skip
-"""Columns of texts and summaries of the datasets that run_summarization.py knows."""
+"""Datasets that run_summarization.py knows -> their columns of texts and of summaries."""
 _LONGEST = {"causal-lm": 1024, "masked-lm": 512}
-"""Blocks where neither command nor tokenizer is at hand: run_clm.py's own limit, and the positions of BERT and
-RoBERTa.
+"""Tokens of a block if neither the command nor a tokenizer in a folder says them: run_clm.py's own limit, and the
+positions of BERT and RoBERTa.
 """
 _LONGEST_ROWS = {"multiple-choice": 1024, "token-classification": 512}
-"""Tokens of a row where the command says nothing: run_swag.py's own limit, and the positions of BERT and RoBERTa."""
+"""Tokens of a row if the command does not say them: run_swag.py's own limit, and the positions of BERT and RoBERTa."""
 _OWN_DATA = {"multiple-choice": ("allenai/swag", "regular")}
-"""What a script trains on where its command names nothing: dataset of the hub and its config."""
+"""Dataset of the hub, and its config, on which a script trains if its command names no data."""
 _NAMED_TASKS = ("text-classification",)
-"""Whose `--task_name` is that of a dataset."""
+"""Tasks whose `--task_name` is the name of a dataset (GLUE)."""
 SCORED_FIRST = "matched"
-"""Of several validation sets the one that the script scores while training, and by which it chooses."""
+"""The validation set of MNLI that the script scores during training, and by which it chooses the best model."""
 
 Sections = dict[str, Any]
 
 
 def fill_model(command: Command, job: Sections) -> None:
-    """`model:`, pretrained or from scratch."""
+    """Fill in `model`, pretrained or from scratch."""
     name, kind, config_name = (command.get(flag) for flag in ("model_name_or_path", "model_type", "config_name"))
     overrides = command.get("config_overrides")
     if overrides is not None and (name or config_name):
@@ -66,7 +68,7 @@ def fill_model(command: Command, job: Sections) -> None:
 
 
 def _overrides(command: Command, text: str) -> Sections:
-    """`n_embd=10,scale_attn_weights=false` as values."""
+    """The values of `n_embd=10,scale_attn_weights=false`; other forms are added to the command's problems."""
     values: Sections = {}
     for part in filter(None, text.split(",")):
         key, equals, value = part.partition("=")
@@ -89,7 +91,7 @@ def _scalar(text: str) -> Any:
 
 
 def fill_data(command: Command, job: Sections) -> None:
-    """`data:`. What a script does not read beside another source is named."""
+    """Fill in `data`, and note sources that the script would not read."""
     evaluates = command.get("do_eval", False) or command.get("eval_strategy", "no") != "no"
     if command.task == "xnli":
         job["data"] |= {split: name for split, name in data_of_xnli(command).items() if evaluates or split == "train"}
@@ -135,8 +137,8 @@ def fill_data(command: Command, job: Sections) -> None:
 
 
 def _validations_of_mnli(command: Command, source: str) -> str | Sections:
-    """The script scores the matched rows while training, and the mismatched ones too where it is to evaluate
-    afterwards.
+    """The validation data of MNLI. The script scores the matched rows during training, and with `--do_eval` the
+    mismatched rows as well afterwards.
     """
     if not command.get("do_eval", False):
         return f"{source}_matched"
@@ -149,7 +151,9 @@ def _validations_of_mnli(command: Command, source: str) -> str | Sections:
 
 
 def _note_split(command: Command, job: Sections, validation: bool, from_hub: bool) -> None:
-    """run_clm.py and run_mlm.py take validation rows from the training rows where there are no others."""
+    """Note that run_clm.py and run_mlm.py take validation rows from the training rows if there are no others, which a
+    job does not.
+    """
     flag = "validation_split_percentage"
     percentage = command.get(flag, 5)
     if not validation:
@@ -170,7 +174,7 @@ def _note_split(command: Command, job: Sections, validation: bool, from_hub: boo
 
 
 def fill_task(command: Command, job: Sections) -> None:
-    """What is left of `task:` and lengths."""
+    """Fill in the rest of `task`, and the lengths."""
     _TASKS[command.task](command, job)
 
 
@@ -270,12 +274,13 @@ def _fill_translation(command: Command, job: Sections) -> None:
 
 
 def _fill_choices(command: Command, job: Sections) -> None:
-    """The columns of SWAG, which the script reads of any file."""
+    """Fill in the columns of SWAG, which the script reads in any file, and the length."""
     job["task"] |= {"context_column": "sent1", "start_column": "sent2"}
     _fill_length(command, job, "The script takes the tokenizer's model_max_length, at most 1024")
 
 
 def _fill_length(command: Command, job: Sections, rule: str) -> None:
+    """Fill in `data.max_length`. If it is only a guess, a note says so, which begins with the script's `rule`."""
     known = model_length(command.get("tokenizer_name") or command.get("model_name_or_path"))
     asked = command.get("max_seq_length")
     job["data"]["max_length"] = min(filter(None, (asked or _LONGEST_ROWS[command.task], known)))
@@ -284,7 +289,9 @@ def _fill_length(command: Command, job: Sections, rule: str) -> None:
 
 
 def _fill_tags(command: Command, job: Sections) -> None:
-    """Columns as the script picks them: by their names, else the first two."""
+    """Fill in columns and length. The script takes the columns tokens and ner_tags if they exist, else the first
+    two.
+    """
     _fill_length(command, job, "The script takes the tokenizer's model_max_length; 512 is written")
     file = command.get("train_file") if command.get("dataset_name") is None else None
     rows = first_rows(file) if file else None

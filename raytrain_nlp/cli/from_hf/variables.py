@@ -1,4 +1,4 @@
-"""Variables before a command, and the number of processes that each part of it says."""
+"""Reads environment variables before a command, and helps to read numbers of processes and precision."""
 
 from __future__ import annotations
 
@@ -17,23 +17,26 @@ _ENVIRONMENT = "Set it in the environment of `raytrain-nlp`."
 
 @dataclass
 class Processes:
-    """How many processes a command starts, as far as each of its parts says."""
+    """What the parts of a command say about the number of processes; None: nothing."""
 
     total: int | None = None
+    """Processes on all nodes together."""
     per_node: int | None = None
+    """Processes on each node."""
     nodes: tuple[int, int] | None = None
-    """The least and the most."""
+    """The least and the most nodes."""
     tasks: int | None = None
-    """Of a scheduler: processes, or one a node where another launcher starts them there."""
+    """Tasks that a scheduler (`srun`) starts: the processes themselves, or a launcher on each node."""
     task_nodes: int | None = None
+    """Nodes on which a scheduler starts tasks."""
     devices: int | None = None
-    """GPUs that are named."""
+    """GPUs that `CUDA_VISIBLE_DEVICES` names."""
     all_gpus: bool = False
-    """One process for each GPU there is."""
+    """Is there one process for each GPU of a node?"""
 
 
 def read_variables(command: Command, tokens: Sequence[str], found: Processes) -> Iterator[str]:
-    """The words that are no `NAME=value` before the first word that starts a program."""
+    """Take over the variables (`NAME=value`) before the first program of a command, and yield all other words."""
     started = False
     for token in tokens:
         match = None if started else _VARIABLE.fullmatch(token)
@@ -73,7 +76,7 @@ def _read_variable(command: Command, name: str, value: str, found: Processes) ->
 
 
 def take_precision(command: Command, value: str) -> None:
-    """What the launcher sets goes after the script's own flags."""
+    """Take over a launcher's mixed precision; the script's own flags take precedence."""
     if value in ("fp16", "bf16"):
         command.values.setdefault(value, True)
     elif value not in ("no", ""):
@@ -81,7 +84,7 @@ def take_precision(command: Command, value: str) -> None:
 
 
 def read_count(command: Command, name: str, value: str) -> int | None:
-    """A number of processes; what is none is named."""
+    """A number of processes or nodes, from 1 on; for any other value None, and a note."""
     if value.isdecimal() and int(value):
         return int(value)
     command.note(name, "is no plain number; set workers.num_workers.")

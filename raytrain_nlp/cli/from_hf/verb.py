@@ -10,14 +10,14 @@ import typer
 
 HELP = "Print the job file that equals a command of transformers' example scripts (run_glue.py, run_clm.py, ...)."
 SETTINGS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
-"""All that follows the script's name is the script's, with or without `--` before it."""
+"""Typer leaves all flags to the script, whether there is a `--` before it or not."""
 
 
 def run(
     command: Annotated[
         list[str],
         typer.Argument(
-            metavar="-- SCRIPT ARGS...", help="The command as it stands in a shell; a launcher before it is understood."
+            metavar="-- SCRIPT ARGS...", help="The command as in a shell; it may begin with a launcher (torchrun, ...)."
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the job as one JSON object.")] = False,
@@ -32,7 +32,7 @@ def run(
 
 
 def render_job(job: dict[str, Any], notes: list[str]) -> str:
-    """The job as YAML, a comment where it differs from the script by default, the notes at the end."""
+    """The job as YAML. Comments say where it differs from the script by default; the notes follow at the end."""
     import yaml
 
     remarks = _remarks(job)
@@ -49,7 +49,7 @@ def render_job(job: dict[str, Any], notes: list[str]) -> str:
 
 
 def _remarks(job: dict[str, Any]) -> dict[str, list[str]]:
-    """Where a job and its script differ without a flag being the cause: section -> what to know."""
+    """Section -> remarks on differences between the job and the script that come from defaults, not from a flag."""
     training = job.get("training", {})
     remarks: dict[str, list[str]] = {"data": [], "training": [], "workers": []}
     if "validation" in job["data"] and "eval_strategy" not in training:

@@ -1,1 +1,1 @@
-"""From a file of rows to the job that trains on it: what its columns are, which task they are for, which model fits."""
+"""Proposes a job for a file of rows: finds out what its columns are, which task they are for, and which model fits."""

@@ -1,4 +1,4 @@
-"""The columns of a file, as its first rows have them: what kind of values, how many different ones, how long."""
+"""Finds out from the first rows of a file what its columns hold: kind of values, number of different ones, lengths."""
 
 from __future__ import annotations
 
@@ -24,50 +24,55 @@ Kind = Literal[
     "other",
 ]
 _MOST_ROWS = 20_000
+"""Rows that are read at most."""
 _PIECE_BYTES = 4 << 20
-_FAR = 0.95
-"""The share of rows that are not longer than `Column.far_tokens`."""
+_PERCENTILE = 0.95
+"""The percentile in `Column.p95_tokens`."""
 _TOKENS_PER_WORD, _SIGNS_PER_TOKEN = 1.5, 4
-"""Of common tokenizers, with room to spare; numbers and addresses have more, by their signs."""
+"""Tokens of a word with common tokenizers, estimated high, and characters of a token, for text with few spaces such as
+numbers and addresses.
+"""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the rows that were looked at."""
+    """A column in a sample of rows."""
 
     name: str
     kind: Kind
     values: tuple[str, ...]
-    """Different values as labels are compared, in the order of their number, the most frequent first."""
+    """The different values (of a list its items) as texts, the most frequent first; empty for mappings and chats."""
     words: float
-    """Of a text, on average; of a list its items."""
-    far_tokens: int
-    """About how many all but the longest twentieth have at most."""
+    """Mean number of words of a text, or of items of a list."""
+    p95_tokens: int
+    """Estimated tokens of a value: 95 % of the values have at most as many."""
     filled: int
-    """Rows that have it."""
+    """Rows that have a value in this column."""
     names: tuple[str, ...] = ()
-    """Of a mapping: its keys."""
+    """The keys of a mapping."""
 
     @property
     def repeats(self) -> float:
-        """How often a value occurs on average."""
+        """Mean number of occurrences of a value."""
         return self.filled / max(len(self.values), 1)
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What was seen of a source."""
+class Sample:
+    """The first rows of a source of rows, in figures."""
 
     columns: dict[str, Column]
+    """Columns by name."""
     rows: int
+    """Number of rows in the sample."""
     whole: bool
-    """Were these all rows?"""
+    """Are these all rows of the source?"""
     ascii: float
-    """Share of the signs of all texts that are ASCII."""
+    """Share of ASCII among the characters of the first texts (0 to 1)."""
 
 
-def look(files: list[SourceFile]) -> Looked:
-    """Read the first rows of a split. Raises `InputError` where a file is damaged."""
+def read_sample(files: list[SourceFile]) -> Sample:
+    """Read the first 20,000 rows of files. Raises `InputError` if a file is damaged."""
     found = itertools.chain.from_iterable(
         read_rows(piece) for file in files for piece in split_file(file, _PIECE_BYTES)
     )
@@ -76,10 +81,11 @@ def look(files: list[SourceFile]) -> Looked:
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: _column(name, [row[name] for row in rows if row.get(name) is not None]) for name in names}
     text = "".join(itertools.islice((value for row in rows for value in row.values() if isinstance(value, str)), 2_000))
-    return Looked(columns, len(rows), whole, sum(map(str.isascii, text)) / max(len(text), 1))
+    return Sample(columns, len(rows), whole, sum(map(str.isascii, text)) / max(len(text), 1))
 
 
 def _column(name: str, values: list[Any]) -> Column:
+    """The figures of a column from its values, without None."""
     kind = _kind_of(values)
     counts: dict[str, int] = {}
     lists = kind in ("list of texts", "list of whole numbers")
@@ -96,19 +102,22 @@ def _column(name: str, values: list[Any]) -> Column:
         kind,
         tuple(sorted(counts, key=lambda label: -counts[label])),
         sum(words) / max(len(words), 1),
-        tokens[int(_FAR * (len(tokens) - 1))] if tokens else 0,
+        tokens[int(_PERCENTILE * (len(tokens) - 1))] if tokens else 0,
         len(values),
         tuple(keys) if kind in ("mapping of texts", "mapping") else (),
     )
 
 
 def _tokens_in(text: str) -> int:
-    """About how many; each sign beyond ASCII may be one, as those of languages without spaces are."""
+    """The estimated number of tokens of a text. A character beyond ASCII counts as a token, as in languages without
+    spaces it may be one.
+    """
     plain = len(text.encode("ascii", "ignore"))
     return int(max(len(text.split()) * _TOKENS_PER_WORD, plain / _SIGNS_PER_TOKEN + len(text) - plain))
 
 
 def _texts_in(values: list[Any], kind: Kind) -> Iterable[str]:
+    """The texts in the values of a column: of a chat those of all its messages, of a mapping each of its texts."""
     if kind == "text":
         return values
     if kind == "mapping of texts":
@@ -121,7 +130,7 @@ def _kind_of(values: list[Any]) -> Kind:
         return "other"
     if all(isinstance(value, bool) for value in values):
         return "true or false"
-    if all(isinstance(value, str) for value in values):  # in a CSV file numbers are texts, too
+    if all(isinstance(value, str) for value in values):  # numbers of a CSV file are texts as well
         texts = [value.strip() for value in values if value.strip()]
         return _number_kind(texts) or "text"
     if all(isinstance(value, (int, float)) for value in values):

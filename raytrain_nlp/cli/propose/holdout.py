@@ -1,4 +1,4 @@
-"""Set rows of a source aside for validation: two files of JSON lines, the same ones for the same rows."""
+"""Sets rows of a source aside for validation: writes two JSON Lines files, which are the same for the same rows."""
 
 from __future__ import annotations
 
@@ -16,14 +16,22 @@ SPLITS = ("train", "validation")
 
 
 def split_paths(folder: Path, name: str) -> list[Path]:
-    """Where the rows of training and of validation go."""
+    """The files for training and validation rows."""
     return [folder / f"{name}.{split}.jsonl" for split in SPLITS]
 
 
 def write_splits(source: str, share: float, paths: list[Path]) -> tuple[int, int, int]:
-    """Each row goes to one of two files, by its number; how many went to which, and how many cannot be read.
+    """Write each row of a source to one of two files, chosen by a hash of the row's number.
 
-    Raises `InputError` where one of the files would be empty.
+    Args:
+        share: share of the rows for validation (0 to 1).
+        paths: the files for training and validation rows.
+
+    Returns:
+        The number of rows for training, of rows for validation, and of rows that cannot be read.
+
+    Raises:
+        InputError: one of the files would be empty.
     """
     counts, bad = [0, 0], 0
     with contextlib.ExitStack() as stack:
@@ -44,5 +52,5 @@ def write_splits(source: str, share: float, paths: list[Path]) -> tuple[int, int
 
 
 def _place(number: int) -> float:
-    """Of a row, evenly between 0 and 1."""
+    """A hash of a row's number, evenly distributed between 0 and 1."""
     return int.from_bytes(hashlib.sha256(str(number).encode()).digest()[:8], "big") / 2**64

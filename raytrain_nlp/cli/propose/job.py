@@ -1,4 +1,4 @@
-"""The commented job file for a source of rows: columns, task, model and sizes put together, with the reason of each."""
+"""Writes the commented job file for a source of rows from its columns, task, model and sizes, with the reasons."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from raytrain_nlp.cli.propose.columns import Looked, look
+from raytrain_nlp.cli.propose.columns import Sample, read_sample
 from raytrain_nlp.cli.propose.model import Choice, choose_model
 from raytrain_nlp.cli.propose.options import Options
 from raytrain_nlp.cli.propose.tasks import Proposal, propose_task
@@ -16,24 +16,34 @@ from raytrain_nlp.data.reading.sources import find_files
 from raytrain_nlp.errors import InputError, Problem
 
 _MORE_FROM_SCRATCH = 1.5
-"""A small vocabulary cuts words into more parts."""
+"""Factor for the estimated tokens if a tokenizer is trained: its small vocabulary splits words into more tokens."""
 _LONGEST, _BLOCK = 512, 128
+"""Tokens of a row or block at most, and of a block for a small model from scratch."""
 _POSITIONS = ("max_position_embeddings", "n_positions")
 _SPLITS = ("validation", "test")
 _NAMED = re.compile(r"train(ing)?", re.I)
 
 
 class Draft:
-    """A job proposed for the rows of a source. Raises `InputError` where the rows are for no task."""
+    """A job proposed for the rows of a source.
+
+    Args:
+        source: file, folder, glob or address of rows, as `data.train` of a job.
+        examples: job files of the examples by name.
+        options: the flags of `init`.
+
+    Raises:
+        InputError: no row can be read, or no task and model fit them.
+    """
 
     def __init__(self, source: str, examples: dict[str, Path], options: Options):
         self.source = source
         self.train, self.validation = (source, options.validation) if options.validation else find_splits(source)
-        self.looked = look(find_files([self.train], "DATA"))
-        if not self.looked.rows:
+        self.sample = read_sample(find_files([self.train], "DATA"))
+        if not self.sample.rows:
             raise InputError(Problem("DATA", f"no row of it can be read ({self.train})", "See README, data formats."))
-        self.proposal = _task_of(self.train, self.looked, options.task)
-        choice = choose_model(self.proposal, self.looked, examples[self.proposal.type], options.model)
+        self.proposal = _task_of(self.train, self.sample, options.task)
+        choice = choose_model(self.proposal, self.sample, examples[self.proposal.type], options.model)
         if choice is None:
             what = "holds chats, which need a tokenizer with a chat template, and the hub cannot be reached"
             raise InputError(
@@ -42,12 +52,12 @@ class Draft:
         self.choice: Choice = choice
         self.name = re.sub(r"[^A-Za-z0-9._-]+", "-", _stem(self.train)).strip("-._") or "run"
 
-    def told(self) -> list[str]:
-        """What was seen, for people: a line each."""
-        count = f"{self.looked.rows:,}{'' if self.looked.whole else ' or more'} rows"
-        width = max(map(len, self.looked.columns), default=0)
+    def summary(self) -> list[str]:
+        """Lines for the user: rows, columns, task and model."""
+        count = f"{self.sample.rows:,}{'' if self.sample.whole else ' or more'} rows"
+        width = max(map(len, self.sample.columns), default=0)
         lines = [f"{self.source}: {count}"]
-        for column in self.looked.columns.values():
+        for column in self.sample.columns.values():
             of = f"{len(column.values):,} different" if column.values else ", ".join(column.names)
             words = f", {column.words:.0f} words on average" if column.words else ""
             lines.append(f"  {column.name:<{width}}  {column.kind}{f', {of}' if of else ''}{words}")
@@ -62,8 +72,8 @@ class Draft:
         return lines
 
     def render(self, first_line: str, target: Path) -> str:
-        """The text of the job file that is to lie at `target`."""
-        seen = f"{self.looked.rows:,}" if self.looked.whole else f"first {self.looked.rows:,}"
+        """The text of the job file `target`, which begins with `first_line`."""
+        seen = f"{self.sample.rows:,}" if self.sample.whole else f"first {self.sample.rows:,}"
         lines = [
             first_line.rstrip("\n"),
             f"# {self.proposal.type} on {self.source}, proposed by `raytrain-nlp init` from its {seen} rows.",
@@ -89,7 +99,7 @@ class Draft:
         task = dict(self.proposal.task)
         target = self.proposal.target
         if target is not None:
-            task["max_target_length"] = self._tokens(target.far_tokens)
+            task["max_target_length"] = self._tokens(target.p95_tokens)
             if self.choice.model.get("name_or_path", "").startswith("google-t5/"):
                 task["source_prefix"] = "summarize: "
         if self.proposal.windows:
@@ -100,10 +110,11 @@ class Draft:
 
     @property
     def max_length(self) -> int:
-        return self._tokens(sum(column.far_tokens for column in self.proposal.texts))
+        """`data.max_length`: tokens of a row."""
+        return self._tokens(sum(column.p95_tokens for column in self.proposal.texts))
 
     def _tokens(self, expected: int) -> int:
-        """For texts of so many: a multiple of 32 with room for special ones."""
+        """A length with room for `expected` tokens and special tokens: a multiple of 32, from 32 to 512."""
         tokens = expected * (_MORE_FROM_SCRATCH if self.choice.from_scratch else 1) + 4
         return min(max(-(-int(tokens) // 32) * 32, 32), _LONGEST)
 
@@ -131,7 +142,7 @@ class Draft:
         return lines if self.validation else [*lines, "  # validation: FILE             # without it nothing is scored"]
 
     def _training(self) -> dict[str, Any]:
-        rows = self.looked.rows if self.looked.whole else 10 * self.looked.rows
+        rows = self.sample.rows if self.sample.whole else 10 * self.sample.rows
         training = {**self.choice.training, "num_train_epochs": 5 if rows < 2_000 else 3 if rows < 50_000 else 1}
         return {**training, "load_best_model_at_end": True} if self.validation else training
 
@@ -144,7 +155,9 @@ _TRAINING_REMARKS = {
 
 
 def find_splits(source: str) -> tuple[str, str | None]:
-    """Training and validation data: those of a folder with splits, or of a file with one beside it that is named so."""
+    """The training and validation data of a source: splits of a folder, or a file and the validation file beside it
+    with the same name but for the split. None if there are no validation data.
+    """
     if Path(source).is_dir():
         for train in (source, f"{source}:train"):
             try:
@@ -170,17 +183,18 @@ def _is_there(source: str) -> bool:
     return True
 
 
-def _task_of(source: str, looked: Looked, task: str | None) -> Proposal:
-    if found := propose_task(looked, task):
+def _task_of(source: str, sample: Sample, task: str | None) -> Proposal:
+    """The proposed task. Raises `InputError` if none fits."""
+    if found := propose_task(sample, task):
         return found
-    columns = ", ".join(f"{column.name} ({column.kind})" for column in looked.columns.values())
+    columns = ", ".join(f"{column.name} ({column.kind})" for column in sample.columns.values())
     what = f"has no columns for {task}" if task else "has no columns that a task could read"
     todo = f"Start from an example: raytrain-nlp init {task or 'text-classification'}."
     raise InputError(Problem("DATA", f"{what} ({source}: {columns or 'none'})", todo))
 
 
 def _stem(source: str) -> str:
-    """The name of a source without its folder, suffixes and the word train."""
+    """The name of a source without its folder, its suffixes and the word train."""
     name = source.rstrip("/").rpartition("/")[2].split(":")[0]
     name = re.sub(
         r"(\.(jsonl|ndjson|json|csv|tsv|parquet|arrow|feather|txt|text|conllu?|bio|iob2?|gz))+$", "", name, flags=re.I
@@ -189,6 +203,7 @@ def _stem(source: str) -> str:
 
 
 def _section(name: str, values: dict[str, Any], remarks: dict[str, str] | None = None) -> list[str]:
+    """The lines of a section of the job file, with remarks as comments."""
     lines = [f"{name}:"]
     for key, value in values.items():
         line = f"  {key}: {_flow(value)}"

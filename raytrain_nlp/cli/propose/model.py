@@ -1,4 +1,4 @@
-"""Which model fits this machine and the rows: one of the hub where that can be reached, else one from scratch."""
+"""Chooses a model that fits this machine and the rows: one of the hub if it can be reached, else one from scratch."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 import yaml
 
-from raytrain_nlp.cli.propose.columns import Looked
+from raytrain_nlp.cli.propose.columns import Sample
 from raytrain_nlp.cli.propose.tasks import Proposal
 from raytrain_nlp.cluster.gpus import local_gpus, smallest_memory
 from raytrain_nlp.storage.hub import why_unreachable
 
 _LARGE = 20 << 30
-"""Memory of a GPU from which the second model of a row is proposed."""
+"""Bytes of a GPU's memory from which on the larger model is proposed."""
 _MOSTLY = 0.9
-"""Share of ASCII signs below which texts are taken for those of several languages."""
+"""Share of ASCII characters below which a multilingual model is proposed."""
 _HUB: dict[str, tuple[str, str, str, float]] = {
     "text-classification": ("distilbert-base-uncased", "bert-base-uncased", "distilbert-base-multilingual-cased", 5e-5),
     "multiple-choice": ("distilbert-base-uncased", "bert-base-uncased", "bert-base-multilingual-cased", 5e-5),
@@ -34,32 +34,38 @@ _HUB: dict[str, tuple[str, str, str, float]] = {
         2e-5,
     ),
 }
-"""Kind of rows -> a model for CPUs and small GPUs, one for GPUs with room, one of several languages; learning rate."""
+"""Task (or `chat`) -> a model for CPUs and small GPUs, one for large GPUs, a multilingual one; and a learning rate."""
 _OTHERS = ("bert-base-uncased", "bert-base-uncased", "bert-base-multilingual-cased", 3e-5)
-"""Of tasks without a line, whose models are encoders."""
+"""The same for other tasks, whose models are encoders."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The sections of a job that follow from the model."""
+    """The chosen model, and the sections of the job that depend on it."""
 
     model: dict[str, Any]
+    """The section `model`."""
     training: dict[str, Any]
+    """Keys of the section `training`."""
     remarks: list[str]
-    """Why this model, in lines."""
+    """Why this model was chosen, as lines of a comment."""
     from_scratch: bool = False
 
 
-def choose_model(proposal: Proposal, looked: Looked, example: Path, named: str | None) -> Choice | None:
-    """The model, by its name where there is one. `example` is the job file of the task, whose small model from scratch
-    is taken where the hub cannot be reached; None where no model from scratch could read such rows.
+def choose_model(proposal: Proposal, sample: Sample, example: Path, named: str | None) -> Choice | None:
+    """Choose a model. None if the hub cannot be reached and no model from scratch could read such rows (chats).
+
+    Args:
+        example: the example's job file for the task, whose small model from scratch is taken if the hub cannot be
+            reached.
+        named: the model that the user names.
     """
     small, large, multilingual, rate = _HUB.get("chat" if proposal.needs_chat_template else proposal.type, _OTHERS)
     small, large, multilingual = (_filled(name, proposal) for name in (small, large, multilingual))
     if named:
         return Choice({"name_or_path": named}, {"learning_rate": rate}, ["Named by --model."])
     memory = smallest_memory(local_gpus()) or 0
-    fits = multilingual if looked.ascii < _MOSTLY else large if memory >= _LARGE else small
+    fits = multilingual if sample.ascii < _MOSTLY else large if memory >= _LARGE else small
     where = f"a GPU of {memory / (1 << 30):.0f} GB" if memory else "a machine without a GPU"
     if why_unreachable() is None:
         return Choice(
@@ -78,6 +84,6 @@ def choose_model(proposal: Proposal, looked: Looked, example: Path, named: str |
 
 
 def _filled(name: str, proposal: Proposal) -> str:
-    """A name with the languages of a translation."""
+    """The name of a model, with the languages of a translation filled in."""
     languages = (str(proposal.task.get(key, "")) for key in ("source_lang", "target_lang"))
     return name.format(*(re.split("[-_]", language)[0] for language in languages))

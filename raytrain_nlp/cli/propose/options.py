@@ -1,4 +1,4 @@
-"""What the command line says of a proposal beyond the rows."""
+"""The flags of `raytrain-nlp init DATA`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from raytrain_nlp.errors import InputError, Problem, nearest
 
 @dataclass(frozen=True)
 class Options:
-    """The flags of `init DATA`; None: it is for the proposal to say."""
+    """The flags of `init DATA`. None: the flag is not given, and the proposal decides."""
 
     task: str | None = None
     model: str | None = None
@@ -19,11 +19,11 @@ class Options:
     """Share of the rows that is set aside for validation."""
 
     def given(self) -> list[str]:
-        """Those that are set, as they are written."""
+        """The flags that are given, as they are written: `--task`, ..."""
         return [f"--{flag}" for flag, value in asdict(self).items() if value is not None]
 
     def check(self) -> None:
-        """Raises `InputError` for what is wrong with them by themselves."""
+        """Raises `InputError` for an unknown task, a share that is none, or flags that exclude each other."""
         if self.task and self.task not in TASK_TYPES:
             todo = nearest(self.task, TASK_TYPES) or f"The tasks are {', '.join(TASK_TYPES)}."
             raise InputError(Problem("--task", f"there is no such task ({self.task})", todo))

@@ -1,7 +1,8 @@
-"""Which task the columns of a file are for. Each function looks for one kind of rows; the first that finds some wins.
+"""Finds the task that the columns of a file are for. Each function in `FINDERS` recognizes the columns of one kind of
+rows; the first that does decides.
 
-A new task whose rows have a shape of their own has a function here, before those that would take its columns for
-something else.
+A new task whose rows look different from those of other tasks needs a function here. Its place in `FINDERS` is before
+functions that would mistake its columns for another task's.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from raytrain_nlp.cli.propose.columns import Column, Looked
+from raytrain_nlp.cli.propose.columns import Column, Sample
 
 _LABELS = (
     "label",
@@ -40,39 +41,46 @@ _SHORT = ("summary", "highlights", "abstract", "headline", "title", "target")
 _ENDING = re.compile(r"(ending|choice|option|answer)_?\d+")
 _LANGUAGE = re.compile(r"[a-z]{2}([_-][A-Za-z]{2,4})?")
 _MOST_CLASSES = 50
-"""Of a column that is not named like a label."""
+"""Different values that a column of labels has at most, if its name does not say that it holds labels."""
 _LEAST_REPEATS = 3
+"""Mean occurrences of a value in a column of labels at least, if its name does not say that it holds labels."""
 _SHOWN = 6
+"""Values of a label column that a remark names."""
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A task for the columns of a file."""
+    """A task proposed for the columns of a file."""
 
     task: dict[str, Any]
-    """The section `task:`."""
+    """The section `task`."""
     remarks: dict[str, str]
-    """Key of the section -> why it has its value, for a comment."""
+    """Key of the section -> a comment on its value."""
     texts: list[Column]
-    """What the model reads of a row."""
+    """Columns of a row that the model reads."""
     target: Column | None = None
-    """What it writes, where that is text of its own."""
+    """Column of the text that an encoder-decoder model learns to write."""
     needs_chat_template: bool = False
+    """Must the tokenizer have a chat template?"""
     packs: bool = False
-    """Is all text one stream, cut into blocks?"""
+    """Are texts packed into blocks?"""
     windows: bool = False
-    """Is a long text read in windows, which share `doc_stride` tokens?"""
+    """Is a long text split into windows, which share `doc_stride` tokens?"""
     left_out: list[str] = field(default_factory=list)
-    """Columns of text that nothing reads."""
+    """Columns of text that the task does not read."""
 
     @property
     def type(self) -> str:
         return str(self.task["type"])
 
 
-def propose_task(looked: Looked, task_type: str | None = None) -> Proposal | None:
-    """The task of the columns, or of these a task of one type; None where nothing fits."""
-    columns = {name: column for name, column in looked.columns.items() if column.filled}
+def propose_task(sample: Sample, task_type: str | None = None) -> Proposal | None:
+    """The task for the columns of a sample; None if no task fits.
+
+    Args:
+        task_type: only a task of this type is proposed.
+    """
+    columns = {name: column for name, column in sample.columns.items() if column.filled}
     for find in FINDERS:
         found = find(columns)
         if found and task_type in (None, found.type):
@@ -91,7 +99,7 @@ def _chats(columns: dict[str, Column]) -> Proposal | None:
 
 
 def _tags(columns: dict[str, Column]) -> Proposal | None:
-    """Words and tags: two lists of one length."""
+    """Token classification: lists of words, and lists of as many tags."""
     words = next((column for column in columns.values() if column.kind == "list of texts"), None)
     lists = [column for column in columns.values() if column.kind in ("list of texts", "list of whole numbers")]
     alike = {column.name: column for column in lists if words and column.words == words.words and column is not words}
@@ -103,7 +111,7 @@ def _tags(columns: dict[str, Column]) -> Proposal | None:
 
 
 def _questions(columns: dict[str, Column]) -> Proposal | None:
-    """As SQuAD has them: a question, a context, and where in it the answers stand."""
+    """Question answering as in SQuAD: a question, a context, and answers with their place in the context."""
     answers = next((column for column in columns.values() if {"text", "answer_start"} <= {*column.names}), None)
     question, context = _first(_texts(columns), ("question", "query")), _first(_texts(columns), _CONTEXTS)
     if answers is None or question is None or context is None:
@@ -188,7 +196,7 @@ def _plain(columns: dict[str, Column]) -> Proposal | None:
 
 
 def _masked(columns: dict[str, Column]) -> Proposal | None:
-    """Asked for by name only: `_plain` comes first."""
+    """Proposed only if the user asks for masked-lm, as `_plain` comes before it."""
     if (found := _plain(columns)) is None:
         return None
     return replace(found, task={**found.task, "type": "masked-lm"}, remarks={"text_column": _length(found.texts[0])})
@@ -209,7 +217,7 @@ FINDERS: list[Callable[[dict[str, Column]], Proposal | None]] = [
 
 
 def _label(columns: dict[str, Column]) -> Column | None:
-    """By its name, or by few values that recur; of several the one with the fewest."""
+    """The column of labels: one that is named like labels, else the one with the fewest values, which must recur."""
     named = _first(columns, _LABELS)
     if named and len(named.values) > 1 and (named.repeats >= 2 or named.kind == "number"):
         return named

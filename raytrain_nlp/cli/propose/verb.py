@@ -1,4 +1,4 @@
-"""`raytrain-nlp init DATA [PATH]`: look at rows, write the job for them."""
+"""`raytrain-nlp init DATA [PATH]`: proposes a job for rows, and writes its file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ from raytrain_nlp.cli.propose.options import Options
 
 
 def propose(data: str, path: str | None, options: Options, force: bool, as_json: bool) -> None:
-    """Tell what the rows are, and write the job; to standard output where `path` is `-`."""
+    """Print what the rows are, and write the job file that is proposed for them.
+
+    Args:
+        data: file, folder, glob or address of rows.
+        path: file or folder to write; `-`: standard output; None: NAME.yaml.
+        force: replace files that exist.
+
+    Raises:
+        InputError: the flags are wrong, files exist, or no task and model fit the rows.
+    """
     options.check()
     draft, shown = Draft(os.path.expanduser(data), find_examples(), options), path == "-"
     target = Path(f"{draft.name}.yaml") if shown else target_of(path, draft.name)
@@ -26,7 +35,7 @@ def propose(data: str, path: str | None, options: Options, force: bool, as_json:
         draft.train, draft.validation = map(str, splits)
         left = f", {bad:,} that cannot be read left out" if bad else ""
         lines = [f"rows: {kept:,} for training, {aside:,} for validation{left}"]
-    print("\n".join([*draft.told(), *lines]), file=sys.stderr if shown else sys.stdout)
+    print("\n".join([*draft.summary(), *lines]), file=sys.stderr if shown else sys.stdout)
     text = draft.render(schema_line(target), target)
     if shown:
         return print(text, end="")
