@@ -26,7 +26,9 @@ _PIECES, _LEAST_PIECE, _MOST_PIECE = 256, 1 << 20, 16 << 20
 
 @dataclass(frozen=True)
 class Layout:
-    """How the rows of the input are divided into parts: files into pieces, pieces into chunks, each of which is a part."""
+    """How the rows of the input are divided into parts: files into pieces, pieces into chunks, each of which is a
+    part.
+    """
 
     piece_bytes: int
     """Bytes of a piece, about."""
@@ -53,8 +55,8 @@ def describe_prediction(
     dtype: str | None,
 ) -> dict[str, Any]:
     """Everything on which the content of the parts depends, as JSON values. Parts are used only by a prediction with an
-    equal description, so those of another model, input or code are never mixed in. Times of files are not in it, because
-    a copy of the input may have others.
+    equal description, so those of another model, input or code are never mixed in. Times of files are not in it,
+    because a copy of the input may have others.
     """
     from raytrain_nlp.data.reading.sources import fingerprint_files
     from raytrain_nlp.user_code import UserObject

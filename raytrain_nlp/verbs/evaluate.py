@@ -56,8 +56,8 @@ class EvaluateResult:
     scores: str | None = None
     """The file with the result of each row (JSON Lines), if it was asked for."""
     quarantine: str | None = None
-    """The file with the rows that cannot be read or used (JSON Lines); None if there are none. Rows with a label that is
-    none of the run's are not in it.
+    """The file with the rows that cannot be read or used (JSON Lines); None if there are none. Rows with a label that
+    is none of the run's are not in it.
     """
 
     def to_dict(self) -> dict[str, Any]:
@@ -205,8 +205,8 @@ def _resolve(
     observer: Observer,
     keep_rows: bool,
 ) -> tuple[Any, int, str | None]:
-    """The `ScoringSpec` for the workers, the number of rows left out, and the file that lists those which cannot be read
-    or used (None if there are none).
+    """The `ScoringSpec` for the workers, the number of rows left out, and the file that lists those which cannot be
+    read or used (None if there are none).
     """
     from raytrain_nlp.data.prepare import QUARANTINE, prepare_tokens
     from raytrain_nlp.data.shards import MANIFEST, TokenStore

@@ -1,5 +1,5 @@
-"""`predict`: runs a run's model over files of rows with Ray Data. Each row is predicted once and written in the order of
-the input, also if the prediction is killed and run again.
+"""`predict`: runs a run's model over files of rows with Ray Data. Each row is predicted once and written in the order
+of the input, also if the prediction is killed and run again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from raytrain_nlp.config.auto import without_values
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.host.signals import stoppable
 from raytrain_nlp.prediction.flow import make_parts
-from raytrain_nlp.prediction.parts import Layout, find_parts, join_parts, describe_prediction
+from raytrain_nlp.prediction.parts import Layout, describe_prediction, find_parts, join_parts
 from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.run.saved_run import Run, Weights, find_run, find_weights
 from raytrain_nlp.storage.atomic import temporary_folder
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from raytrain_nlp.prediction.batches import PredictSpec
 
 CHUNK_ROWS = 512
-"""Rows of a part. A kill loses parts that are being made; batches are formed of rows of similar length within a part."""
+"""Rows of a part. A kill loses parts that are being made; batches are formed of rows of similar length within a
+part.
+"""
 _FAST_CHUNK_ROWS = 2_048
 """Rows of a part if a GPU predicts without generating text, which it does for thousands of rows a second."""
 _FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".csv": "csv"}
@@ -53,8 +55,8 @@ class PredictResult:
     seconds: float
     """Seconds of the whole call."""
     rows_per_second: float | None = None
-    """Rows predicted by this call, by the seconds that the predictors worked on them, without their start; None if there
-    were none.
+    """Rows predicted by this call, by the seconds that the predictors worked on them, without their start; None if
+    there were none.
     """
     quarantine: str | None = None
     """The file with the rows that could not be parsed (JSON Lines); None if there are none."""

@@ -1,7 +1,8 @@
 """Reads what a command does not say from its files: columns of the training data, length and config of a model's
 folder.
 
-Only the beginnings of files on this machine are read. The functions return None if there is nothing to find out.
+Only files on this machine are read: the first rows of data, or a JSON array as a whole, up to 64 MB. The functions
+return None if there is nothing to find out.
 """
 
 from __future__ import annotations

@@ -289,8 +289,8 @@ def _fill_length(command: Command, job: Sections, rule: str) -> None:
 
 
 def _fill_tags(command: Command, job: Sections) -> None:
-    """Fill in columns and length. The script takes the columns tokens and ner_tags if they exist, else the first
-    two.
+    """Fill in columns and length. The script takes the columns tokens and TASK_NAME_tags (ner_tags by
+    default) if they exist, else the first two.
     """
     _fill_length(command, job, "The script takes the tokenizer's model_max_length; 512 is written")
     file = command.get("train_file") if command.get("dataset_name") is None else None
