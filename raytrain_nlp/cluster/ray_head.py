@@ -32,6 +32,7 @@ class HeadSettings:
     """The settings of a Ray of the driver's own; passed to the process as JSON."""
 
     num_cpus: int
+    """Logical CPUs."""
     forked: list[str] | None = None
     """Modules that the fork server imports, besides those that every run needs; Ray's worker processes are forks of it.
     None: Ray starts its processes as usual."""

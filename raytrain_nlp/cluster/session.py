@@ -41,6 +41,7 @@ def check_workers(job: TrainJob) -> list[Problem]:
 
 
 def is_connected() -> bool:
+    """Is this process connected to a Ray? Does not import Ray."""
     ray = sys.modules.get("ray")
     return ray is not None and ray.is_initialized()
 
@@ -71,4 +72,5 @@ def set_owned(owned: bool) -> None:
 
 
 def worker_cpus(job: TrainJob) -> float:
+    """Logical CPUs that one worker reserves."""
     return job.workers.resources_per_worker.get("CPU", 1)

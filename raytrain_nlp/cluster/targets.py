@@ -28,6 +28,7 @@ class Place:
     """A place where workers could run."""
 
     where: str
+    """What messages call it."""
     gpus: tuple[float, ...] = ()
     """Number of GPUs of each machine that has any, or that may be added with any."""
     kinds: tuple[str, ...] = ()
@@ -55,6 +56,7 @@ def find_place() -> Place:
 
 
 def this_machine() -> Place:
+    """This machine, with the GPUs that the installed torch can use."""
     found = gpus.local_gpus()
     remark = "torch is built for CPUs only" if gpus.torch_without_gpu() else ""
     kinds = tuple(dict.fromkeys(gpu.name for gpu in found))

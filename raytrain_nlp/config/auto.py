@@ -40,8 +40,8 @@ def without_values(sections: Mapping[str, Any], keys: Iterable[str]) -> dict[str
 
 
 def written_out(sections: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections of a recorded job with the values its workers had, although old records do not contain those that
-    were defaults then.
+    """The sections of a recorded job with the values that its workers had. Old records leave out keys that had their
+    default then; these are added.
     """
     workers, zero = sections.get("workers") or {}, sections.get("deepspeed") or {}
     missing = {key: value for key, value in _AS_BEFORE.items() if key.partition(".")[2] not in workers}
@@ -51,7 +51,8 @@ def written_out(sections: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def choices_of(record: Any) -> dict[str, Any]:
-    """The values that a continued run or sweep keeps for keys its job leaves open, by dotted key.
+    """The values in a record of the keys that a job may leave to the machine, by dotted key. A continued run or sweep
+    goes on with them where its job leaves the keys open.
 
     Args:
         record: the JSON of a run's or a sweep's record; anything else counts as an empty record.

@@ -206,7 +206,7 @@ def _made_twice(config: dict[str, Any], values: dict[str, Any]) -> list[Problem]
                 problems.append(
                     Problem(
                         f"deepspeed.config.{section}",
-                        f"goes before training.{name} ({kind} and {values[name]})",
+                        f"takes precedence over training.{name} ({kind} and {values[name]})",
                         "Remove one of them.",
                     )
                 )

@@ -42,12 +42,16 @@ def is_whole(number: float | Decimal) -> bool:
 
 
 def is_integer(text: str) -> bool:
+    """Is the text a whole number in decimal digits, with or without a minus?"""
     return text.removeprefix("-").isdecimal()
 
 
 def sorted_labels(labels: Iterable[str]) -> list[str]:
-    """Distinct labels in the order of their ids: by number where all are integers, otherwise by text. Of several words
-    for the same truth value one is kept.
+    """Labels in the order of their ids: by number where all are integers, otherwise by text. Of several words for the
+    same truth value one is kept.
+
+    Args:
+        labels: canonical texts, each once.
     """
     labels = list(labels)
     if len(truths := {_TRUTHS.get(label) for label in labels}) < len(labels) and None not in truths:
@@ -106,4 +110,5 @@ def is_ragged(lists: Iterable[Any]) -> bool:
 
 
 def is_multi_hot(row: list[Any]) -> bool:
+    """Are all values of a label list 0 or 1, as numbers or truth values?"""
     return all(isinstance(value, (bool, int, float)) and value in (0, 1) for value in row)

@@ -65,11 +65,13 @@ class MixturePlan(Plan):
 
     @functools.cached_property
     def steps_per_epoch(self) -> int:
+        """Global batches in an epoch; the same for every epoch."""
         full, rest = divmod(int(self._per_epoch.sum()), self._size)
         return full + (1 if rest and not self.spec.drop_last else 0)
 
     @property
     def dropped_rows(self) -> int:
+        """Rows that an epoch takes from the sources and that are in no batch."""
         return int(self._per_epoch.sum()) % self._size if self.spec.drop_last else 0
 
     @property

@@ -61,6 +61,7 @@ class TokenStore:
 
     @property
     def num_rows(self) -> int:
+        """Number of rows here; a row of the data may have become several."""
         return self.manifest["rows"]
 
     @functools.cached_property

@@ -34,6 +34,7 @@ class SplitSpec:
     packing: Packing | None
     plan: PlanSpec
     token_counts: tuple[int, ...] | None
+    """`Plan.token_counts`, counted by the driver; None without `batch_tokens`."""
     task: TaskConfig
     """The job's `task:` section."""
     context: CollateContext
@@ -46,12 +47,14 @@ class MicroBatch:
     step: int
     """The global batch it belongs to, counted over all epochs."""
     micro: int
+    """Index among this rank's micro-batches of the global batch."""
     rows: np.ndarray
     """Row ids in the split, int64 [rows]. Empty where this rank has no part of the batch; its tensors then hold some
     row of the batch, with weight 0."""
     weight: int
     """The number of rows or predicted tokens that the loss of this micro-batch is the mean of."""
     global_rows: int
+    """Rows of the global batch."""
     global_tokens: int
     """Tokens of the global batch, without padding."""
     tokens: int
@@ -59,6 +62,7 @@ class MicroBatch:
     padded_tokens: int
     """Tokens of this micro-batch, with padding."""
     tensors: dict[str, Any]
+    """Arguments of the model's forward by name, shape [rows, longest row] for tokens."""
 
 
 class Split:
@@ -82,6 +86,7 @@ class Split:
         self.task = build_task(spec.task)
 
     def store_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Row ids of the store, given row ids of the split; not with packing."""
         return rows if self._rows is None else self._rows[rows]
 
     def fetch(self, rows: np.ndarray) -> dict[str, list[Any]]:

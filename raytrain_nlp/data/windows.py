@@ -38,6 +38,7 @@ class WindowedSpec:
     folder: str
     """Folder that holds the tokens of each window, in a folder named by its number."""
     count: int
+    """Number of windows."""
     split: SplitSpec
     """The spec of every window, except for its folders, number of rows and seed."""
     failure: str = ""
@@ -47,6 +48,7 @@ class WindowedSpec:
 
     @property
     def context(self) -> object:
+        """What collating needs, the same for all windows."""
         return self.split.context
 
 
@@ -71,6 +73,7 @@ def split_windows(files: Iterable[SourceFile]) -> list[list[Piece]]:
 
 
 def window_folder(spec: WindowedSpec, number: int) -> Path:
+    """The folder for the tokens of a window."""
     return Path(spec.folder) / f"{number:05d}"
 
 
@@ -105,6 +108,7 @@ class WindowedSplit:
 
     @property
     def tokens_per_step(self) -> float:
+        """Approximate number of tokens in a global batch of the first window."""
         return self._window(0).tokens_per_step
 
     def micro_batches(self, step: int, world_size: int, rank: int, accumulation: int) -> list[MicroBatch]:

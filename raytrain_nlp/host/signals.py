@@ -60,6 +60,7 @@ class _Watch:
         self._before: dict[int, _Handler] = {}
 
     def install(self) -> None:
+        """Install the handlers and start the watcher. Signals that this process ignores stay ignored."""
         taken = [
             number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN
         ]  # ignored under nohup, and in background jobs of a shell
@@ -69,6 +70,7 @@ class _Watch:
         self._thread.start()
 
     def keep(self) -> None:
+        """Install the handlers again."""
         for number in self._before:
             signal.signal(number, self._handle)
 

@@ -336,8 +336,8 @@ def test_a_second_optimizer_beside_that_of_the_deepspeed_json_is_told() -> None:
     }
     lines = problems(job(deepspeed={"config": config}, training={"optim": "sgd", "lr_scheduler_type": "cosine"}))
     assert [line.partition(" (")[0] for line in lines] == [
-        "deepspeed.config.optimizer: goes before training.optim",
-        "deepspeed.config.scheduler: goes before training.lr_scheduler_type",
+        "deepspeed.config.optimizer: takes precedence over training.optim",
+        "deepspeed.config.scheduler: takes precedence over training.lr_scheduler_type",
     ]
     assert (
         problems(job(deepspeed={"config": config}, training={"optim": "adamw_torch", "lr_scheduler_type": "linear"}))

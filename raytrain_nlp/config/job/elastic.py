@@ -21,14 +21,18 @@ def check_elastic(job: TrainJob) -> list[Problem]:
     for key in ("train_batch_size", "gradient_accumulation_steps"):
         if config.get(key, "auto") != "auto":
             problems.append(
-                Problem(f"deepspeed.config.{key}", "is settled, but the number of workers is not", 'Write "auto".')
+                Problem(
+                    f"deepspeed.config.{key}",
+                    "is a fixed number, but the number of workers is a range",
+                    'Write "auto".',
+                )
             )
     zero = config.get("zero_optimization", {})
     if zero.get("round_robin_gradients"):
         problems.append(
             Problem(
                 "deepspeed.config.zero_optimization.round_robin_gradients",
-                "orders values by the number of workers",
+                "makes the order of gradients depend on the number of workers, which is a range",
                 "Remove it.",
             )
         )

@@ -32,31 +32,7 @@ def check_evaluation(job: TrainJob, values: dict[str, Any]) -> list[Problem]:
     if values["eval_strategy"] == "steps":
         values.setdefault("eval_steps", values["logging_steps"])
     if values.get("load_best_model_at_end"):
-        where = (
-            "early_stopping"
-            if job.early_stopping and "load_best_model_at_end" not in job.training
-            else "training.load_best_model_at_end"
-        )
-        if not evaluates:
-            problems.append(Problem(where, "needs evaluations", "Set training.eval_strategy and data.validation."))
-        elif values["save_strategy"] not in (values["eval_strategy"], "best"):
-            problems.append(
-                Problem(
-                    where,
-                    f"needs a checkpoint at each evaluation (eval_strategy '{values['eval_strategy']}', save_strategy "
-                    f"'{values['save_strategy']}')",
-                    "Make the two strategies equal, or save_strategy: best.",
-                )
-            )
-        elif values["save_strategy"] == "steps" and _remainder(values.get("save_steps", 500), values["eval_steps"]):
-            problems.append(
-                Problem(
-                    where,
-                    f"needs save_steps to be a multiple of eval_steps ({values.get('save_steps', 500):g} and "
-                    f"{values['eval_steps']:g})",
-                    "Correct one.",
-                )
-            )
+        problems += _check_best_model(job, values)
     if job.early_stopping and not evaluates and not problems:
         problems.append(
             Problem("early_stopping", "needs evaluations", "Set training.eval_strategy and data.validation.")
@@ -64,6 +40,23 @@ def check_evaluation(job: TrainJob, values: dict[str, Any]) -> list[Problem]:
     if (values.get("load_best_model_at_end") or job.early_stopping) and values.get("metric_for_best_model") is None:
         values["metric_for_best_model"] = "loss"
     return problems
+
+
+def _check_best_model(job: TrainJob, values: dict[str, Any]) -> list[Problem]:
+    """Problems of loading the best model at the end, which needs a checkpoint at each evaluation."""
+    asked = job.early_stopping and "load_best_model_at_end" not in job.training
+    where = "early_stopping" if asked else "training.load_best_model_at_end"
+    evaluates, saves = values["eval_strategy"], values["save_strategy"]
+    if evaluates == "no":
+        return [Problem(where, "needs evaluations", "Set training.eval_strategy and data.validation.")]
+    if saves not in (evaluates, "best"):
+        what = f"needs a checkpoint at each evaluation (eval_strategy '{evaluates}', save_strategy '{saves}')"
+        return [Problem(where, what, "Make the two strategies equal, or save_strategy: best.")]
+    steps = values.get("save_steps", 500)
+    if saves == "steps" and _remainder(steps, values["eval_steps"]):
+        what = f"needs save_steps to be a multiple of eval_steps ({steps:g} and {values['eval_steps']:g})"
+        return [Problem(where, what, "Correct one.")]
+    return []
 
 
 def _remainder(save_steps: float, eval_steps: float) -> Fraction:

@@ -58,7 +58,7 @@ def _check_key(config: SweepJob, key: str, entry: SearchKey) -> list[Problem]:
         problems.append(Problem(where, f"is a grid, the searcher is {searcher}", todo))
     if searcher == "grid" and entry.searched and entry.steps() is None:
         todo = "Use grid, int or quniform, or another searcher."
-        problems.append(Problem(where, "has no end of values, which a grid cannot try", todo))
+        problems.append(Problem(where, "has infinitely many values, which a grid cannot try", todo))
     ends = {other: end for other, of in config.search_space.items() for end in of.ends()}
     if entry.multiply and tie(config.job, ends, entry.multiply) is None:
         what = f"is tied to {entry.multiply[0]}, which has no number"

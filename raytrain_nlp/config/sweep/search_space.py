@@ -82,6 +82,7 @@ class SearchKey(Section):
 
     @property
     def choices(self) -> list[Any] | None:
+        """The values of `choice` or `grid`; None for a range or a tie."""
         return self.choice or self.grid
 
     @property

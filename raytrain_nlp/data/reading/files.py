@@ -80,6 +80,7 @@ def saved_parts(state: str) -> tuple[list[str], list[str]]:
 
 
 def format_of(path: str) -> str | None:
+    """The format of a file by its suffix; None for an unknown one."""
     name = path.lower().removesuffix(".gz")
     return next((kind for suffix, kind in FORMATS.items() if name.endswith(suffix)), None)
 

@@ -31,4 +31,5 @@ class Blank:
 
 
 def bad_row(line: int, reason: str, text: bytes) -> BadRow:
+    """A bad row with the first 500 bytes of its text; bytes that are not UTF-8 are escaped."""
     return BadRow(line, reason, text[:500].decode("utf-8", "backslashreplace"))
