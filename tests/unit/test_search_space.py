@@ -138,7 +138,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         ({"scheduler": {"type": "asha", "grace": 1}}, "scheduler.grace: unknown key."),
         ({"scheduler": {"type": "pbt"}}, "search_space.lora.r: cannot change while a model trains, as pbt would have "
                                          "it."),
-        ({"searcher": {"type": "grid"}, "search_space": {"training.learning_rate": {"uniform": [0.1, 0.2]}}}, "search_space.training.learning_rate: has no end"),  # noqa: E501
+        ({"searcher": {"type": "grid"}, "search_space": {"training.learning_rate": {"uniform": [0.1, 0.2]}}}, "search_space.training.learning_rate: has infinitely many values"),  # noqa: E501
         ({"job": {"task": {"type": "text-classification"}}}, "job.model: is missing."),
     ],
 )  # fmt: skip
