@@ -30,7 +30,7 @@ def run(
         str | None, typer.Option("--register", metavar="NAME", help="Register it in MLflow under this name.")
     ] = None,
     serve: Annotated[
-        bool, typer.Option("--serve", help="Add the files that serve it: Ray Serve; of a language model vLLM, too.")
+        bool, typer.Option("--serve", help="Add files to serve it with Ray Serve, a language model with vLLM too.")
     ] = False,
     gguf: Annotated[
         str | None, typer.Option("--gguf", metavar="TYPE", help="Add a GGUF file: auto, f32, f16, bf16 or q8_0.")

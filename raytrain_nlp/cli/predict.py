@@ -99,7 +99,7 @@ def run(
 
 
 def _pipe(run: str, sources: list[str], output: str, prefix: str, as_json: bool, arguments: dict[str, Any]) -> None:
-    """From standard input, or files, to standard output, in this process."""
+    """Predict the rows of standard input or of files in this process, and write them to standard output."""
     if output != STANDARD or (STANDARD in sources and len(sources) > 1) or as_json:
         what = "stands for standard input and output, which go together: rows in, the same rows out"
         raise InputError(Problem(STANDARD, what, "Write e.g. `... --input - --output - < in.jsonl > out.jsonl`."))

@@ -66,7 +66,7 @@ def check_name(job: TrainJob, paths: RunPaths, resume: bool, overwrite: bool) ->
             ]
         if paths.run.exists() and not all(is_of_a_start(path, paths) for path in paths.run.iterdir()):
             return [
-                Problem("name", f"the folder exists and is no run of ours ({paths.address})", "Choose another name.")
+                Problem("name", f"the folder exists and is not that of a run ({paths.address})", "Choose another name.")
             ]
         return []
     if resume and overwrite:

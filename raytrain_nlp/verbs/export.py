@@ -162,7 +162,7 @@ def export(
 
 
 def _check_next_steps(run: Run, merge_lora: bool, gguf: str | None, push: str | None) -> list[Problem]:
-    """What converter or hub would refuse, before anything is written."""
+    """The problems that the GGUF converter or the hub would have with the model, found before anything is written."""
     from raytrain_nlp.tasks import build_task
 
     problems = check_push(push) if push else []
@@ -173,6 +173,7 @@ def _check_next_steps(run: Run, merge_lora: bool, gguf: str | None, push: str | 
 
 
 def _is_merged(run: Run, merge_lora: bool) -> bool:
+    """Will the export hold whole weights, and not an adapter?"""
     return merge_lora or not (run.paths.model / "adapter_config.json").exists() and run.paths.model.exists()
 
 

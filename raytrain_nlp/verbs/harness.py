@@ -1,4 +1,4 @@
-"""`evaluate --harness`: a run's language model on benchmarks of lm-evaluation-harness."""
+"""`evaluate --harness`: scores a run's language model on benchmarks of lm-evaluation-harness."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ def _scratch(run: Run, weights: Weights) -> Iterator[Path]:
 def job_for_prediction(run: Run, overrides: Iterable[str]) -> TrainJob:
     """The run's job for a machine that only predicts: its workers are chosen anew, and no weights are sharded."""
     job = load_job({**without_values(public_values(run.job), run.chosen), "deepspeed": {"zero_stage": 0}}, overrides)
-    if job.lora is not None and job.model.config is not None:  # the base that the run built from its config
+    if job.lora is not None and job.model.config is not None:  # an adapter on a base model from scratch
         job = job.model_copy(update={"model": job.model.model_copy(update={"name_or_path": run.base, "config": None})})
     return job
 

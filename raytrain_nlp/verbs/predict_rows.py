@@ -1,4 +1,4 @@
-"""Predictions of rows in memory, in this process and without Ray: for a notebook, a pipe, a service of one's own."""
+"""Predicts rows in memory, in this process and without Ray: for a notebook, a pipe, or a service of one's own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from raytrain_nlp.prediction.task_model import RowPredictor
 
 CHUNK_ROWS = 256
-"""Rows that are read before the first of them is predicted: among so many, rows of like length share a batch."""
+"""Rows that are read before the first of them is predicted. Batches are formed of rows of similar length among them."""
 STANDARD = "-"
 """The name of standard input and output on a command line."""
 
@@ -36,14 +36,16 @@ def load_predictor(
     overrides: Iterable[str] = (),
     observer: Observer | None = None,
 ) -> RowPredictor:
-    """The model of a run, ready to predict rows in this process. A job without GPUs has the process see none.
+    """Load the model of a run to predict rows in this process. If the job uses no GPU, the process sees none
+    afterwards.
 
     Args:
         run: folder of a run, or of a sweep (its best trial).
-        checkpoint: None: the run's `model/`, or its newest good checkpoint; else `best`, `last` or a step.
+        checkpoint: `best`, `last` or a step; None: the run's `model/`, or if there is none its newest good checkpoint.
         generation: arguments of `generate` for tasks that write text, e.g. max_new_tokens.
-        batch_size: most rows of a forward pass; default: as `predict`.
+        batch_size: rows of a forward pass at most; default: as in `predict`.
         overrides: `dotted.key=value` of the job.
+        observer: is told what happens; default: nobody.
 
     Raises:
         InputError: there is no such run or checkpoint.
@@ -76,13 +78,14 @@ def load_predictor(
 
 @dataclass(frozen=True)
 class StreamResult:
-    """What went through a pipe."""
+    """Counts of the rows that `predict_stream` has read."""
 
     rows: int
+    """Rows in the output."""
     errors: int
-    """Rows without a prediction; their `error` says why."""
+    """Rows without a prediction; their key `error` says why."""
     bad_rows: int
-    """Rows that could not be parsed; each was told, and is not in the output."""
+    """Rows that could not be parsed. They are not in the output; the observer was warned of each."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -95,10 +98,13 @@ def predict_stream(
     prefix: str,
     observer: Observer,
 ) -> StreamResult:
-    """Write each row with its prediction as a line of JSON, in order, soon after it was read.
+    """Write each row with its prediction as a line of JSON, in the order of the rows, chunk by chunk while they are
+    read.
 
     Args:
-        prefix: before the names of the added keys.
+        output: a file opened for writing bytes.
+        prefix: is put before the names of the added keys.
+        observer: is warned of rows that could not be parsed.
 
     Raises:
         InputError: a row has a key of that name already; the rows before its chunk have been written.
@@ -128,7 +134,16 @@ def predict_stream(
 
 
 def rows_of_input(sources: list[str], standard_input: BinaryIO, run: str | Path, prefix: str) -> Iterator[Any]:
-    """The rows of files, or of JSON Lines on standard input where `sources` is `-`. Raises `InputError`."""
+    """The rows of files, or those of JSON Lines on standard input.
+
+    Args:
+        sources: files, as `input` of `predict`; or `["-"]` for standard input.
+        run: the run whose task reads the rows.
+        prefix: see `predict_stream`.
+
+    Raises:
+        InputError: the files do not exist, lack a column, or have one that a prediction would add.
+    """
     from raytrain_nlp.data.reading.json_rows import row_of_line
     from raytrain_nlp.data.reading.readers import read_rows
     from raytrain_nlp.data.reading.rows import BadRow, Row

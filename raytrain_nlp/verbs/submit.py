@@ -147,7 +147,7 @@ def has_token() -> bool:
 
 def status_of(submission_id: str, client: Any) -> SubmitResult:
     """The state of a job. Raises `RunError` if there is no job of this name, or no answer."""
-    with _as_run_error(f"there is no word of the job '{submission_id}'"):
+    with _as_run_error(f"the state of the job '{submission_id}' cannot be read"):
         info = client.get_job_info(submission_id)
     return SubmitResult(
         submission_id,

@@ -385,7 +385,7 @@ def test_folder_of_something_else_is_never_overwritten(refusal: Refusal) -> None
     """A folder of the run's name that is no run is refused, also with --overwrite."""
     refusal.run.mkdir(parents=True)
     (refusal.run / "thesis.tex").write_text("x")
-    refusal.check(["name: the folder exists and is no run of ours ({folder}/runs/bad)"], "--overwrite")
+    refusal.check(["name: the folder exists and is not that of a run ({folder}/runs/bad)"], "--overwrite")
 
 
 def test_resume_and_overwrite_exclude_each_other(started: Refusal) -> None:

@@ -262,4 +262,4 @@ def test_a_start_that_was_killed_early_does_not_block_the_name(tmp_path: Path) -
     )
     assert check_name(job, paths, resume=False, overwrite=False) == []
     (paths.run / "notes.txt").touch()
-    assert "is no run of ours" in check_name(job, paths, resume=False, overwrite=False)[0].what
+    assert "is not that of a run" in check_name(job, paths, resume=False, overwrite=False)[0].what
