@@ -39,7 +39,7 @@ def blocks(kind: str) -> list[Block]:
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """Each command as words, with the document that shows it. What redirects input and output, and comments, are left out."""
+    """Each command as words, with the document that shows it, without redirections and comments."""
     return [(block.document, words) for block in blocks("bash") for words in _commands_in(block.text)]
 
 
