@@ -85,7 +85,7 @@ def ask_for_room(job: TrainJob) -> Any | None:
     return _ask(bundles) if left_over(bundles, living_nodes()) else None
 
 
-def listed(resources: dict[str, float]) -> str:
+def resources_text(resources: dict[str, float]) -> str:
     """Resources as text, e.g. `{CPU: 2, GPU: 1}`."""
     return (
         "{"
@@ -117,10 +117,10 @@ def _never(job: TrainJob, bundles: list[dict[str, float]], scaling: Scaling) -> 
         return _too_little(job, nodes, "the cluster has")
     possible = nodes + [kind.resources for kind in scaling.types if kind.most > 0]
     if left_over([worker_of(job)], possible):
-        kinds = "; ".join(f"{kind.name}: {listed(kind.resources)}" for kind in scaling.types)
+        kinds = "; ".join(f"{kind.name}: {resources_text(kind.resources)}" for kind in scaling.types)
         what = (
-            f"no node of the cluster and no type its autoscaler can start holds a worker of {listed(worker_of(job))} "
-            f"({kinds})"
+            f"no node of the cluster and no type its autoscaler can start holds a worker of "
+            f"{resources_text(worker_of(job))} ({kinds})"
         )
         return [Problem("workers.resources_per_worker", what, "Lower it, or add a node type.")]
     most = [kind.resources for kind in scaling.types for _ in range(min(kind.most - existing[kind.name], len(bundles)))]
@@ -140,7 +140,7 @@ def _too_little(job: TrainJob, nodes: list[dict[str, float]], whose: str) -> lis
             problems.append(
                 Problem("workers", f"{count} workers need {wanted:g} {name}{extra}, {whose} {have:g}", _TODO)
             )
-    what = f"{count} workers of {listed(worker_of(job))} and their feeds do not fit on its nodes"
+    what = f"{count} workers of {resources_text(worker_of(job))} and their feeds do not fit on its nodes"
     return problems or [
         Problem("workers", what, "Lower num_workers or resources_per_worker, or add nodes or larger ones.")
     ]
@@ -190,7 +190,7 @@ def _line(job: TrainJob, bundles: list[dict[str, float]]) -> str:
     need = need_of(job)
     have = {name: sum(node.get(name, 0) for node in nodes) for name in need}
     return (
-        f"asked for {_counted(bundles)}; there is {listed(have)} on {len(nodes)} "
+        f"asked for {_counted(bundles)}; there is {resources_text(have)} on {len(nodes)} "
         f"{'node' if len(nodes) == 1 else 'nodes'}"
     )
 
@@ -205,4 +205,6 @@ def _is_refused(group: Any) -> bool:
 
 
 def _counted(bundles: Iterable[dict[str, float]]) -> str:
-    return " + ".join(f"{count} x {text}" for text, count in Counter(listed(bundle) for bundle in bundles).items())
+    return " + ".join(
+        f"{count} x {text}" for text, count in Counter(resources_text(bundle) for bundle in bundles).items()
+    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from raytrain_nlp.cluster.capacity import listed
+from raytrain_nlp.cluster.capacity import resources_text
 from raytrain_nlp.cluster.resources import MOST_LISTED, bundles_of, left_over, nodes_for, read_scaling, worker_of
 from raytrain_nlp.cluster.targets import Place, place_of
 from raytrain_nlp.compat.ray_autoscaler import check_cluster_file
@@ -26,14 +26,14 @@ def plan_nodes(job: TrainJob, path: str) -> dict[str, int]:
     if not left:
         return found
     kinds = "; ".join(
-        f"{kind.name}: {listed(kind.resources)} x {min(kind.most, scaling.most)}" for kind in scaling.types
+        f"{kind.name}: {resources_text(kind.resources)} x {min(kind.most, scaling.most)}" for kind in scaling.types
     )
     if left_over([worker_of(job)], [head, *(kind.resources for kind in scaling.types if kind.most)]):
-        what = f"no node type of {path} holds a worker of {listed(worker_of(job))} ({kinds})"
+        what = f"no node type of {path} holds a worker of {resources_text(worker_of(job))} ({kinds})"
         raise InputError(Problem("workers.resources_per_worker", what, "Lower it, or add a node type."))
     what = (
-        f"{job.workers.num_workers} workers of {listed(worker_of(job))} with their feeds need more nodes than {path} "
-        f"allows ({kinds})"
+        f"{job.workers.num_workers} workers of {resources_text(worker_of(job))} with their feeds need more nodes "
+        f"than {path} allows ({kinds})"
     )
     raise InputError(Problem("workers.num_workers", what, "Lower it, or raise max_workers there."))
 

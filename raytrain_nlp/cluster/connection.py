@@ -16,7 +16,7 @@ from raytrain_nlp.cluster import local_ray
 from raytrain_nlp.cluster.local_ray import LocalRay
 from raytrain_nlp.cluster.ray_head import HeadSettings
 from raytrain_nlp.cluster.session import environment, is_connected, is_local, set_owned, worker_cpus
-from raytrain_nlp.compat.ray import boot_service_actors, errors_unsaid
+from raytrain_nlp.compat.ray import boot_service_actors, raylet_errors_hidden
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.errors import RunError
 from raytrain_nlp.host import signals
@@ -112,7 +112,7 @@ class Connection:
     def _connect(self) -> None:
         import ray
 
-        self._stack.enter_context(errors_unsaid(self._verbose))
+        self._stack.enter_context(raylet_errors_hidden(self._verbose))
         quiet: dict[str, Any] = {} if self._verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._local:
             local_ray.connect(self._local.address(), **quiet)

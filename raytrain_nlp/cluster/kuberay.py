@@ -27,13 +27,14 @@ _MEMORY_GI = {"head": 8, "data": 16, "train": 32}
 _NOTES = f"""\
 # {{name}} as a RayJob (KubeRay 1.3 or newer): kubectl apply -f FILE
 #
-# It needs an image with this package ({{image}}), and a claim '{_CLAIM}' of a volume that many
-# nodes may write (ReadWriteMany: EFS, Filestore, CephFS), which is mounted as the job's storage_path (not for s3:// and gs://,
-# whose keys the pods' service account gives, or --env). Environment variables
-# come from the secret '{_CLAIM}', never from this file. `memory` below is a guess: set what the model takes.
+# It needs an image with this package ({{image}}). Environment variables come from the secret
+# '{_CLAIM}', never from this file. Where storage_path is a folder, it is a volume that many nodes may write
+# (ReadWriteMany: EFS, Filestore, CephFS), bound to the claim '{_CLAIM}'. For s3:// and gs:// the credentials come from
+# the service account of the pods, or from variables named by --env.
+# The values of `memory` below are guesses: set what the model needs.
 #
 # {{workers}}. For pods with a GPU each: --set workers.use_gpu=true --set workers.num_workers=N.
-"""  # noqa: E501
+"""
 
 
 def manifest(

@@ -165,7 +165,7 @@ def make_token() -> None:
 
 
 @contextlib.contextmanager
-def errors_unsaid(verbose: bool) -> Iterator[None]:
+def raylet_errors_hidden(verbose: bool) -> Iterator[None]:
     """Patch: while inside, unless `verbose`, Ray does not print what raylets report, such as the death of one, to the
     driver's standard output, where a JSON answer may go. Neither `log_to_driver` nor `logging_level` prevents that.
     """

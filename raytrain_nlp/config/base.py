@@ -30,7 +30,7 @@ class Section(BaseModel):
     )
 
 
-def also(*forms: dict[str, Any], default: Any = None) -> Callable[[dict[str, Any]], None]:
+def accepts_also(*forms: dict[str, Any], default: Any = None) -> Callable[[dict[str, Any]], None]:
     """`json_schema_extra` for a field whose validator accepts more forms in a job file than the field's type says.
 
     Args:

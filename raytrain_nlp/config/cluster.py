@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from raytrain_nlp.config.base import Section, also
+from raytrain_nlp.config.base import Section, accepts_also
 
 AUTO = {"num_workers", "use_gpu"}
 """Keys of `workers` that may be `auto`."""
@@ -21,15 +21,15 @@ _STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databrick
 class WorkersConfig(Section):
     """The Ray Train workers. Each is one process and one rank."""
 
-    num_workers: int = Field(2, ge=1, le=100_000, json_schema_extra=also(_AUTO, _RANGE, default="auto"))
-    """Number of workers. `auto`, the default: one for each GPU of the machine, or two on CPUs. A range such as `[1, 4]`
+    num_workers: int = Field(2, ge=1, le=100_000, json_schema_extra=accepts_also(_AUTO, _RANGE, default="auto"))
+    """Number of workers. `auto`, the default: one for each GPU of one machine, or two on CPUs. A range such as `[1, 4]`
     trains with as many workers as there is room for, at least 1 and at most 4, and always with the global batches of 4
     workers."""
     min_workers: int | None = Field(None, ge=1)
     """The lower end of the range, where `num_workers` is its upper end."""
-    use_gpu: bool = Field(False, json_schema_extra=also(_AUTO, default="auto"))
-    """true: each worker trains on one GPU, with NCCL. false: on CPU, with gloo. `auto`, the default: on GPUs where the
-    machine or the cluster has one for each worker."""
+    use_gpu: bool = Field(False, json_schema_extra=accepts_also(_AUTO, default="auto"))
+    """true: workers train on GPUs, with NCCL; each has one, unless resources_per_worker says otherwise. false: on CPU,
+    with gloo. `auto`, the default: on GPUs where the machine or the cluster has one for each worker."""
     resources_per_worker: dict[str, float] = {"CPU": 1}
     """Ray resources that each worker reserves."""
     max_failures: int = Field(3, ge=-1)

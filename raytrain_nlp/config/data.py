@@ -35,8 +35,9 @@ class DataConfig(Section):
     of it is seen (`weight`, `rows` or `epochs`)."""
     mixture: MixtureConfig = MixtureConfig()
     validation: Source | dict[str, Source] | None = None
-    """Validation rows, in the same forms as `train`; without them nothing is evaluated. Several sets are written as
-    {name: source}: each is evaluated by itself, and its figures are called eval_NAME_loss and so on."""
+    """Validation rows, in the same forms as `train`, except for a mixture; without them nothing is evaluated. Several
+    sets are written as {name: source}: each is evaluated by itself, and its figures are called eval_NAME_loss and so
+    on."""
     max_length: int = Field(128, ge=2, le=1_000_000)
     """Tokens that a row is truncated to, special tokens included. Default for question answering: 384."""
     streaming: bool = False

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 from pydantic import Field, PrivateAttr, model_serializer, model_validator
 from pydantic_core.core_schema import SerializerFunctionWrapHandler, ValidatorFunctionWrapHandler
 
-from raytrain_nlp.config.base import Section, also
+from raytrain_nlp.config.base import Section, accepts_also
 from raytrain_nlp.config.deepspeed_keys import ZERO, canonical_config
 from raytrain_nlp.errors import Problem
 
@@ -34,7 +34,7 @@ _DEFAULTS = {"bf16": False, "fp16": False}
 class DeepSpeedConfig(Section):
     """DeepSpeed ZeRO. With stage 0 training is plain DDP, without DeepSpeed."""
 
-    zero_stage: Literal[0, 1, 2, 3] = Field(0, json_schema_extra=also({"const": "auto"}))
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, json_schema_extra=accepts_also({"const": "auto"}))
     """1: the optimizer state is sharded over the workers; 2: gradients too; 3: parameters too. `auto`, the default on
     GPUs: the stage with the fastest step among those that fit the memory."""
     offload_optimizer: Literal["cpu"] | None = None

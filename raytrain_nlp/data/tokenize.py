@@ -1,5 +1,5 @@
 """Tokenizing one piece of a file: its rows are read, checked, tokenized and written as shards, in the driver or in a
-Ray task.
+remote function.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def _section_of_training() -> dict[str, Any]:
         "minimum": 0,
         "maximum": training.MOST_PROFILED,
         "default": 0,
-        "description": "Steps of the first rank that are recorded by torch's profiler, from the fourth on.",
+        "description": "Number of steps of the first rank that torch's profiler records, from the fourth on.",
     }
     return _section(fields)
 

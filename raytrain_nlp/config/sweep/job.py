@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from raytrain_nlp.config.base import Section, also
+from raytrain_nlp.config.base import Section, accepts_also
 from raytrain_nlp.config.cluster import TrackingConfig
 from raytrain_nlp.config.job import TrainJob
 from raytrain_nlp.config.sweep.schedulers import Fifo, HyperBand, Pbt, Scheduler, Searcher
@@ -23,7 +23,7 @@ class SweepJob(Section):
     """Name of the sweep. Its folder is storage_path/name."""
     storage_path: str | None = Field(None, min_length=1)
     """Where the sweep is kept. Default: the job's storage_path."""
-    job: dict[str, Any] = Field(json_schema_extra=also({"type": "string"}))
+    job: dict[str, Any] = Field(json_schema_extra=accepts_also({"type": "string"}))
     """The job of every trial: the path of a job file, or its sections."""
     search_space: SearchSpace = Field(min_length=1)
     """Dotted key of the job -> the values that trials may have."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from raytrain_nlp.config.base import Contradictions, Section, also
+from raytrain_nlp.config.base import Contradictions, Section, accepts_also
 from raytrain_nlp.config.tasks.label_names import NUMBERS_TOO, LabelNames
 from raytrain_nlp.errors import Problem
 
@@ -35,7 +35,7 @@ class TextClassification(Section):
         "single_label_classification"
     )
     """As `problem_type` in the configuration of a transformers model."""
-    text_columns: list[str] = Field(["text"], min_length=1, json_schema_extra=also({"type": "string"}))
+    text_columns: list[str] = Field(["text"], min_length=1, json_schema_extra=accepts_also({"type": "string"}))
     """One column with texts, or two with pairs of texts; any number with `text_column_delimiter`."""
     text_column_delimiter: str | None = None
     """Text that joins the columns into one (run_classification.py uses a space). Default: two columns are a pair."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from raytrain_nlp.config.base import also
+from raytrain_nlp.config.base import accepts_also
 from raytrain_nlp.config.labels import label_text
 
 
@@ -28,6 +28,6 @@ def _distinct(value: list[str]) -> list[str]:
     return value
 
 
-NUMBERS_TOO = also({"type": "array", "items": {"type": "number"}, "minItems": 2})
+NUMBERS_TOO = accepts_also({"type": "array", "items": {"type": "number"}, "minItems": 2})
 """`json_schema_extra` of a `label_names` field: the list may also hold numbers."""
 LabelNames = Annotated[list[str], Field(min_length=2), AfterValidator(_distinct), BeforeValidator(_numbers)]

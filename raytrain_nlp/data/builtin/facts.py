@@ -1,8 +1,9 @@
 """`builtin:facts`: questions about people, answered in a paragraph about several of them. Rows {"id", "context",
 "question", "answers"}, in the format of SQuAD.
 
-The rows are made by rules. A paragraph tells facts of the same kind about several people, so that only person and kind
-together lead to the answer. No person (first and last name) of a validation row is in a training row.
+The rows are made by rules. A paragraph tells a few facts about each of three people, often of the same kinds, so that
+only person and kind together lead to the answer. No person (first and last name) of a validation row is in a training
+row.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def shorten(text: str, max_chars: int) -> str:
 
 
 def count_words(text: str) -> int:
-    """Number of words that contain letters; numbers and punctuation are not counted."""
+    """Number of words with at least two letters in a row; numbers and punctuation are not counted."""
     return len(_WORD.findall(text))
 
 

@@ -1,7 +1,7 @@
 """`builtin:python-docs`: Python's own documentation, for language models. Rows {"text"}.
 
 The texts are the topics that `help()` prints, and the docstrings of the standard library. Topics share whole sections,
-so copies are removed by paragraph: no paragraph is in both splits.
+so copies are removed by paragraph: no paragraph of 40 characters or more is in both splits.
 """
 
 from __future__ import annotations

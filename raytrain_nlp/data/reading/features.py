@@ -8,7 +8,7 @@ import contextlib
 import json
 from typing import Any
 
-from raytrain_nlp.data.reading.files import SourceFile, open_source, told_if_damaged
+from raytrain_nlp.data.reading.files import SourceFile, damage_reported, open_source
 
 
 def class_names(file: SourceFile, column: str) -> list[str] | None:
@@ -30,7 +30,7 @@ def class_names(file: SourceFile, column: str) -> list[str] | None:
 def _features(file: SourceFile) -> dict[str, Any]:
     if file.format not in ("parquet", "arrow"):
         return {}
-    with told_if_damaged(file.path, file.format), open_source(file.path) as handle:
+    with damage_reported(file.path, file.format), open_source(file.path) as handle:
         metadata = (_schema(handle, file.format).metadata or {}).get(b"huggingface")
     with contextlib.suppress(ValueError, AttributeError):  # another library has put metadata under this name
         if metadata and (found := json.loads(metadata)["info"]["features"]):

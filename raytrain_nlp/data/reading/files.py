@@ -55,7 +55,7 @@ def open_source(path: str, **kwargs: Any) -> Any:
 
 
 @contextlib.contextmanager
-def told_if_damaged(path: str, kind: str) -> Iterator[None]:
+def damage_reported(path: str, kind: str) -> Iterator[None]:
     """Raise `InputError` for a file that is cut off or does not have its suffix's format, so that rows after the damage
     are not silently lost.
     """

@@ -15,7 +15,7 @@ from fsspec.spec import AbstractBufferedFile
 from raytrain_nlp.data.reading.conll import read_conll
 from raytrain_nlp.data.reading.delimited import MOST_BYTES, read_separated
 from raytrain_nlp.data.reading.encodings import as_utf8, is_json_lines, not_utf8
-from raytrain_nlp.data.reading.files import Piece, open_source, saved_parts, told_if_damaged
+from raytrain_nlp.data.reading.files import Piece, damage_reported, open_source, saved_parts
 from raytrain_nlp.data.reading.json_rows import is_table, row_of_line, rows_of_list, rows_of_whole
 from raytrain_nlp.data.reading.rows import BadRow, Blank, Row, bad_row
 from raytrain_nlp.errors import InputError, Problem
@@ -29,7 +29,7 @@ _SAVED_ROWS = 1_024
 
 def read_rows(piece: Piece) -> Iterator[Row | BadRow | Blank]:
     """The rows of a piece in order. Raises `InputError` where the file as a whole is damaged."""
-    with told_if_damaged(piece.path, piece.format):
+    with damage_reported(piece.path, piece.format):
         yield from _READERS[piece.format](piece)
 
 

@@ -13,11 +13,11 @@ from raytrain_nlp.data.reading.files import (
     FORMATS,
     Piece,
     SourceFile,
+    damage_reported,
     fingerprint_files,
     format_of,
     identify,
     open_source,
-    told_if_damaged,
 )
 from raytrain_nlp.data.reading.folders import STATE, find_in_folder, split_spec, without_stale
 from raytrain_nlp.errors import InputError, Problem, nearest
@@ -138,7 +138,7 @@ def split_file(file: SourceFile, piece_bytes: int | None = None) -> Iterator[Pie
     elif file.format == "parquet":
         import pyarrow.parquet as parquet
 
-        with told_if_damaged(file.path, file.format), open_source(file.path) as handle:
+        with damage_reported(file.path, file.format), open_source(file.path) as handle:
             metadata = parquet.ParquetFile(handle).metadata
             if not metadata.num_row_groups:
                 yield Piece(file.path, file.format, 0, 0)
@@ -154,5 +154,5 @@ def split_file(file: SourceFile, piece_bytes: int | None = None) -> Iterator[Pie
 
 @functools.lru_cache(maxsize=1024)
 def _in_lines(path: str, kind: str, digest: str) -> bool:
-    with told_if_damaged(path, kind), open_source(path) as file:
+    with damage_reported(path, kind), open_source(path) as file:
         return is_split_by_lines(file.read(1 << 16), kind)
