@@ -23,8 +23,13 @@ JobSource = str | Path | Mapping[str, Any] | TrainJob
 def load_job(source: JobSource, overrides: Iterable[str] = ()) -> TrainJob:
     """Read and check a job.
 
-    `overrides` are `dotted.key=value` with a YAML value. Raises `InputError` with every problem found. Relative paths
-    in a job mean the current directory, as on any command line.
+    Args:
+        source: the path of a job file, its sections, or a job. Relative paths in it are relative to the current
+            directory, as on any command line.
+        overrides: `dotted.key=value` with a YAML value, applied to the sections.
+
+    Raises:
+        InputError: with every problem that was found.
 
     Example:
         >>> import raytrain_nlp

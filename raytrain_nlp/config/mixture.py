@@ -55,7 +55,8 @@ class Stage(Section):
     """One stage of a curriculum, with shares of its own."""
 
     until_step: int | None = Field(None, ge=1)
-    """The stage ends before this optimizer update. The last stage has none: it lasts until training ends."""
+    """The stage ends when training has done this many optimizer updates, counted from its beginning. The last stage has
+    none: it lasts until training ends."""
     weights: dict[str, float]
     """Name of a source -> its share. A source that is not named is not seen in this stage."""
 
