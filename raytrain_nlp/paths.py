@@ -11,6 +11,8 @@ storage_path/
   events/                       in object storage: those of each start of the first rank, until the driver has joined them
     tracking.json                 how far the tracker has shipped events.jsonl
     quarantine.jsonl              rows left out, with source, line and reason
+    predictions.json              of the last evaluation: figures of each class, confusion matrix, some rows with predictions
+    evaluations/NAME/evaluation.json  what each `evaluate` found
     checkpoints/checkpoint-STEP/  committed when manifest.json is in it
     model/                        a plain Hugging Face directory
     logs/rank-N.log  logs/driver.log
@@ -61,6 +63,8 @@ class RunPaths:
         self.progress = self.run / "progress.json"
         self.tracking = self.run / "tracking.json"
         self.quarantine = self.run / "quarantine.jsonl"
+        self.predictions = self.run / "predictions.json"
+        self.evaluations = self.run / "evaluations"
         self.checkpoints = self.run / "checkpoints"
         self.model = self.run / "model"
         self.base_model = self.run / "base_model"

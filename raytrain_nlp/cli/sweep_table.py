@@ -13,9 +13,9 @@ from rich.text import Text
 
 from raytrain_nlp.cli.terminal import TerminalObserver, print_next, print_rows
 from raytrain_nlp.config.sweep import Sweep
+from raytrain_nlp.run.trial_records import FAILED, RUNNING, TrialRecord
 from raytrain_nlp.tuning.observer import SweepObserver
 from raytrain_nlp.tuning.results import SweepResult
-from raytrain_nlp.tuning.trial_records import FAILED, RUNNING, TrialRecord
 
 _ROWS = 30
 """Trials in the live table at most."""

@@ -45,7 +45,7 @@ def check_metrics(job: TrainJob, labels: list[str] | None = None) -> list[Proble
     name, known = metric.removeprefix("eval_"), known_metrics(job, labels)
     if (
         _is_among(name, known)
-        and _is_lower(job, name)
+        and is_lower(job, name)
         and "greater_is_better" not in values
         and not name.endswith("loss")
     ):
@@ -80,7 +80,7 @@ def notes_on_metrics(job: TrainJob) -> list[str]:
     name = metric.removeprefix("eval_")
     if not _is_among(name, known_metrics(job)) and _own_figures(job) and not _mentions(job, name):
         notes.append(f"{_WHERE}: your code does not seem to give {metric!r}; the first evaluation ends the run then.")
-    if _is_among(name, known_metrics(job)) and values.get("greater_is_better") is _is_lower(job, name):
+    if _is_among(name, known_metrics(job)) and values.get("greater_is_better") is is_lower(job, name):
         notes.append(
             f"training.greater_is_better is {str(values['greater_is_better']).lower()}, so that the worst {name} is "
             f"taken for the best model."
@@ -88,7 +88,7 @@ def notes_on_metrics(job: TrainJob) -> list[str]:
     return notes
 
 
-def _is_lower(job: TrainJob, name: str) -> bool:
+def is_lower(job: TrainJob, name: str) -> bool:
     """Is a metric (without `eval_`) better if it is lower?"""
     return any(
         name == (f"{found}_{lower}" if found else lower)

@@ -1,28 +1,16 @@
-"""The curves of a report: each a picture with a title, and a sentence for readers who do not know the word."""
+"""The panels of runs: which figures are drawn, with a title, and a sentence for readers who do not know the word."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from raytrain_nlp.reporting.figures import draw
-from raytrain_nlp.reporting.history import History
+from raytrain_nlp.reporting.charts import Chart, Line, Mark, Panel, color_of, thinned
+from raytrain_nlp.reporting.history import History, smoothed
 
-_SMOOTHED = 20
-"""A smoothed point is a mean of about this part of all points before it."""
-_SMALLEST_TOP = 0.01
-"""Shares below it are all the same to the eye: next to nothing."""
-_COLORS = ("#1f6fb4", "#d1603d", "#3a8f5c", "#8a5fb0", "#b08a1f", "#4d6370", "#c0487f", "#6c8f1f")
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One picture."""
-
-    name: str
-    title: str
-    says: str
-    png: bytes
+_FEW = 20
+"""So many points are each a dot."""
+_MOST_FIGURES = 6
+"""Of the evaluations."""
 
 
 @dataclass(frozen=True)
@@ -93,84 +81,92 @@ _WANTED = (
 )
 
 
-def draw_curves(names: list[str], histories: list[History]) -> list[Curve]:
-    """The pictures these runs have figures for; evaluation first after the loss."""
-    curves = [curve for wanted in _WANTED if (curve := _curve(wanted, names, histories))]
-    if evaluation := _evaluation(names, histories):
-        curves.insert(1, evaluation)
-    return curves
-
-
-def _curve(wanted: _Wanted, names: list[str], histories: list[History]) -> Curve | None:
-    shown = [figure for figure in wanted.figures if any(figure in history.figures for history in histories)]
-    if not shown:
-        return None
-
-    def paint(figure: Any) -> None:
-        for axes, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-            _paint_line(axes, name, names, histories, wanted.smooth)
-            axes.set_ylabel(wanted.ylabel if len(shown) == 1 else name.replace("_", " "))
-            if wanted.percent:
-                axes.yaxis.set_major_formatter(lambda value, place: f"{100 * value:.3g}%")
-                axes.set_ylim(0, max(axes.get_ylim()[1], _SMALLEST_TOP))
-
-    return Curve(wanted.name, wanted.title, wanted.says, draw(paint, width=max(9, 2.6 * len(shown)), height=3.6))
-
-
-def _evaluation(names: list[str], histories: list[History]) -> Curve | None:
-    """One small picture for each figure of the evaluations."""
-    figures = list(dict.fromkeys(name for history in histories for name in history.evaluated))[:6]
-    if not figures:
-        return None
-    rows = -(-len(figures) // 2)
-
-    def paint(figure: Any) -> None:
-        axes = figure.subplots(rows, min(len(figures), 2), squeeze=False).ravel()
-        for place, name in zip(axes, figures, strict=False):
-            _paint_line(place, name, names, histories, smooth=False)
-            place.set_title(name, fontsize="medium")
-        for place in axes[len(figures) :]:
-            place.set_axis_off()
-
-    return Curve(
-        "evaluation",
-        "Evaluation",
-        "How well the model does on rows it never learns from.",
-        draw(paint, width=9, height=3.2 * rows),
+def run_panels(names: list[str], histories: list[History]) -> list[Panel]:
+    """The panels these runs have figures for: the loss, the evaluations, the clock, then the rest."""
+    found = [_panel(wanted, names, histories) for wanted in _WANTED]
+    panels = [panel for panel in found if panel]
+    return (
+        panels[:1]
+        + [panel for panel in (_evaluation(names, histories), _clock(names, histories)) if panel]
+        + panels[1:]
     )
 
 
-def _paint_line(axes: Any, name: str, names: list[str], histories: list[History], smooth: bool) -> None:
+def _panel(wanted: _Wanted, names: list[str], histories: list[History]) -> Panel | None:
+    shown = [figure for figure in wanted.figures if any(figure in history.figures for history in histories)]
+    if not shown:
+        return None
+    charts = [
+        over_steps(
+            figure,
+            wanted.ylabel if len(shown) == 1 else figure.removeprefix("time/").replace("_", " "),
+            names,
+            histories,
+            wanted.smooth,
+            wanted.percent,
+            "" if len(shown) == 1 else figure.removeprefix("time/").replace("_", " "),
+        )
+        for figure in shown
+    ]
+    return Panel(wanted.name, wanted.title, wanted.says, list(charts))
+
+
+def _evaluation(names: list[str], histories: list[History]) -> Panel | None:
+    figures = list(dict.fromkeys(name for history in histories for name in history.evaluated))[:_MOST_FIGURES]
+    if not figures:
+        return None
+    charts = [
+        over_steps(name, name, names, histories, title=name.removeprefix("eval_").replace("_", " ")) for name in figures
+    ]
+    says = "How well the model does on rows it never learns from."
+    return Panel("evaluation", "Evaluation", says, list(charts))
+
+
+def over_steps(
+    figure: str,
+    ylabel: str,
+    names: list[str],
+    histories: list[History],
+    smooth: bool = False,
+    percent: bool = False,
+    title: str = "",
+) -> Chart:
+    """A figure over the steps of each run, with its restarts and checkpoints."""
+    lines, restarts, checkpoints = [], [], []
     for number, (label, history) in enumerate(zip(names, histories, strict=True)):
-        steps, values = history.line(name)
-        color = _COLORS[number % len(_COLORS)]
+        steps, values = history.line(figure)
+        color, faint = color_of(number), smooth and len(steps) > _FEW
         if steps:
-            faint = smooth and len(steps) > 20
-            axes.plot(
-                steps,
-                values,
-                color=color,
-                alpha=0.25 if faint else 1,
-                marker="o" if len(steps) <= 20 else None,
-                markersize=4,
-                label=None if faint else label,
-            )
-            if faint:
-                axes.plot(steps, _smoothed(values), color=color, label=label)
-        for step in history.resumed:
-            axes.axvline(step, color=color, linestyle="--", linewidth=1)
-    axes.set_xlabel("step")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    if len(names) > 1:
-        axes.legend(fontsize="small")
+            x, y = thinned(steps, values)
+            lines.append(Line(label, x, y, color, alpha=0.3 if faint else 1, named=not faint, dots=len(steps) <= _FEW))
+        if faint:
+            lines.append(Line(label, *thinned(steps, smoothed(values)), color, width=2))
+        restarts += [
+            Mark(step, color, f"{label} went on from step {step:,}") for step in dict.fromkeys(history.resumed)
+        ]
+        saved = dict.fromkeys(moment.step for moment in history.saved)
+        checkpoints += [Mark(step, color, f"{label}: checkpoint of step {step:,}") for step in saved]
+    return Chart(title, "step", ylabel, lines, restarts, checkpoints, percent)
 
 
-def _smoothed(values: list[float]) -> list[float]:
-    """An exponential mean that starts without a bias to 0 (Kingma and Ba 2015, section 3)."""
-    mean, weight, smoothed = 0.0, 0.0, []
-    new = 1 / max(len(values) / _SMOOTHED, 1)
-    for value in values:
-        mean, weight = (1 - new) * mean + new * value, (1 - new) * weight + new
-        smoothed.append(mean / weight)
-    return smoothed
+def _clock(names: list[str], histories: list[History]) -> Panel | None:
+    """Steps over minutes, where a run was interrupted or saved."""
+    if not any(history.restarts or history.saved for history in histories):
+        return None
+    lines, restarts, checkpoints = [], [], []
+    for number, (label, history) in enumerate(zip(names, histories, strict=True)):
+        color = color_of(number)
+        x, y = ([moment.seconds / 60 for moment in history.clock], [moment.step for moment in history.clock])
+        lines.append(Line(label, *thinned(x, y), color))
+        restarts += [
+            Mark(moment.seconds / 60, color, f"{label} went on from step {moment.step:,}")
+            for moment in history.restarts
+        ]
+        checkpoints += [
+            Mark(moment.seconds / 60, color, f"{label}: checkpoint of step {moment.step:,}") for moment in history.saved
+        ]
+    says = (
+        "When each step was done. Dashed: workers were there again after an interruption, and went on from the last "
+        "checkpoint; triangles: a checkpoint was committed."
+    )
+    return Panel("clock", "Steps over time", says, [Chart("", "minutes", "step", lines, restarts, checkpoints)])

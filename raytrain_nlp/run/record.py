@@ -144,13 +144,18 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def now() -> str:
+    """The time as records have it: that of this host, with its distance from UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
 class RunRecord:
     """The content of `run.json`, of a run whose lock this driver holds."""
 
     def __init__(self, paths: RunPaths):
         self._path = paths.record
         self.values: dict[str, Any] = read_json(paths.record) or {
-            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "created": now(),
             "drivers": 0,
         }
 

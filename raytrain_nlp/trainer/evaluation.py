@@ -89,6 +89,8 @@ class EvaluationMixin(TrainerHost):
             return broadcast_object(output)
         for name, loader in feed.eval_loaders.items():
             if loader is dataloader:
+                best = self.state.best_global_step if self.args.load_best_model_at_end else None
+                feed.begin_scoring(self.state.global_step, best)
                 feed.scored_step = self.state.global_step
                 if output is not None and output.predictions is not None:
                     feed.scored[name] = output.predictions, output.label_ids

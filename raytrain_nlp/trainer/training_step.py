@@ -108,6 +108,17 @@ class Feed:
     """Predictions and labels of the newest evaluation of each validation set, in the order of the rows; filled on the
     first rank only.
     """
+    scored_best: dict[int, dict[str, tuple[Any, Any]]] = field(default_factory=dict)
+    """The same of the best step so far, where the best model is loaded at the end and a newer evaluation has been."""
+
+    def begin_scoring(self, step: int, best_step: int | None) -> None:
+        """Put the newest predictions aside where an evaluation of another step begins and they are the best step's.
+
+        Args:
+            best_step: `TrainerState.best_global_step`; None where no best model is kept.
+        """
+        if self.scored_step not in (None, step) and self.scored_step == best_step:
+            self.scored_best = {best_step: dict(self.scored)}
 
     def known_rows(self, inputs: Any, step: Step) -> contextlib.AbstractContextManager[None]:
         """A context in which attention need not ask the device what is known of the rows: whether one holds several

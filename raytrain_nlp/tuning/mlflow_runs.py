@@ -15,9 +15,9 @@ from raytrain_nlp.config import load_job, public_values
 from raytrain_nlp.config.sweep import Sweep
 from raytrain_nlp.paths import SweepPaths, redact
 from raytrain_nlp.run.record import flatten
+from raytrain_nlp.run.trial_records import FAILED, RUNNING, Book, TrialRecord
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.tracking.tracker import Tracker, default_uri
-from raytrain_nlp.tuning.trial_records import FAILED, RUNNING, Book, TrialRecord
 from raytrain_nlp.verbs.train import run_params
 
 _ENDS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from raytrain_nlp.config.sweep import Sweep
 from raytrain_nlp.run.observer import Observer
-from raytrain_nlp.tuning.trial_records import TrialRecord
+from raytrain_nlp.run.trial_records import TrialRecord
 
 
 class SweepObserver(Observer):

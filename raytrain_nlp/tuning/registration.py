@@ -7,7 +7,7 @@ from collections.abc import Callable
 from raytrain_nlp.config.sweep import Sweep
 from raytrain_nlp.errors import Problem, RaytrainNlpError
 from raytrain_nlp.paths import SweepPaths
-from raytrain_nlp.tuning.trial_records import TrialRecord
+from raytrain_nlp.run.trial_records import TrialRecord
 
 
 def check_registration(plan: Sweep) -> list[Problem]:

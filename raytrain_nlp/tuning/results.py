@@ -13,8 +13,8 @@ import yaml
 from raytrain_nlp.config.sweep import Sweep
 from raytrain_nlp.config.sweep.search_space import tie
 from raytrain_nlp.paths import SweepPaths
+from raytrain_nlp.run.trial_records import FAILED, FINISHED, STOPPED, Book, TrialRecord
 from raytrain_nlp.storage.atomic import replace_folder, replacing
-from raytrain_nlp.tuning.trial_records import FAILED, FINISHED, STOPPED, Book, TrialRecord
 
 if TYPE_CHECKING:
     import pandas

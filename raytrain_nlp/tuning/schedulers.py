@@ -13,7 +13,7 @@ from raytrain_nlp.config.sweep import SweepJob
 from raytrain_nlp.config.sweep.schedulers import Asha, HyperBand, MedianStopping, Pbt
 from raytrain_nlp.config.sweep.search_space import SearchKey
 from raytrain_nlp.errors import InputError, Problem
-from raytrain_nlp.tuning.trial_records import Book
+from raytrain_nlp.run.trial_records import Book
 from raytrain_nlp.worker.spec import WorkerSpec
 
 LAST = "last"

@@ -14,10 +14,10 @@ from ray.tune.search import Searcher
 from raytrain_nlp.cluster.placement_groups import free_orphans
 from raytrain_nlp.config.sweep.search_space import Point
 from raytrain_nlp.paths import trial_name, trial_number
+from raytrain_nlp.run.trial_records import FAILED, FINISHED, STOPPED, Book, TrialRecord
 from raytrain_nlp.tuning.schedulers import LAST
 from raytrain_nlp.tuning.study import Study
 from raytrain_nlp.tuning.trial import NUMBER
-from raytrain_nlp.tuning.trial_records import FAILED, FINISHED, STOPPED, Book, TrialRecord
 
 _LOOK_S = 5.0
 _TUNES_OWN = (

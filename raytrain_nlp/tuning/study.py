@@ -12,7 +12,7 @@ from typing import Any
 from raytrain_nlp.compat.optuna import open_trial
 from raytrain_nlp.config.sweep import SweepJob
 from raytrain_nlp.config.sweep.search_space import Point, SearchKey, grid_points, is_active, ordered
-from raytrain_nlp.tuning.trial_records import FAILED, FINISHED, TrialRecord
+from raytrain_nlp.run.trial_records import FAILED, FINISHED, TrialRecord
 
 _PLAIN = (str, int, float, bool, type(None))
 

@@ -16,13 +16,13 @@ from raytrain_nlp.host.signals import at_once, stoppable
 from raytrain_nlp.paths import SweepPaths, read_json
 from raytrain_nlp.run.record import RunRecord, check_storage, open_run
 from raytrain_nlp.run.sync import fetched, synchronized
+from raytrain_nlp.run.trial_records import FAILED, Book, TrialRecord
 from raytrain_nlp.storage import open_storage, shown
 from raytrain_nlp.tuning.concurrency import plan_concurrency, plan_local
 from raytrain_nlp.tuning.observer import SweepObserver
 from raytrain_nlp.tuning.registration import check_registration, register_best
 from raytrain_nlp.tuning.results import SweepResult, counts_of, table_of, write_best, write_table
 from raytrain_nlp.tuning.sweep_record import check_name, check_scheduler, check_trials, open_sweep, settle_sweep
-from raytrain_nlp.tuning.trial_records import FAILED, Book, TrialRecord
 from raytrain_nlp.tuning.tune_run import run_trials
 from raytrain_nlp.verbs.train import STATUS, prepare
 

@@ -34,10 +34,10 @@ from raytrain_nlp.launch.worker_pool import WorkerPool
 from raytrain_nlp.paths import TRIAL, RunPaths, cache_dir, read_json
 from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.run.record import open_run
+from raytrain_nlp.run.trial_records import FAILED, FINISHED
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.tuning.inherit import Pointer, apply_pointer, donate
 from raytrain_nlp.tuning.schedulers import LAST
-from raytrain_nlp.tuning.trial_records import FAILED, FINISHED
 from raytrain_nlp.verbs.train import fit, measured, prepare, run_resolved
 
 T = TypeVar("T")

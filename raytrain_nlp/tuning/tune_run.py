@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from raytrain_nlp.config.sweep import Sweep
 from raytrain_nlp.paths import SweepPaths, read_json
+from raytrain_nlp.run.trial_records import RUNNING, Book, TrialRecord
 from raytrain_nlp.tuning.observer import SweepObserver
-from raytrain_nlp.tuning.trial_records import RUNNING, Book, TrialRecord
 from raytrain_nlp.tuning.tune_environment import quiet_tune, tune_environment
 
 if TYPE_CHECKING:

@@ -1,35 +1,25 @@
-"""`report`: one self-contained HTML page of one run, several, or a sweep: curves, figures, data, job."""
+"""`report`: one self-contained HTML page of one run, several, or a sweep: verdict, curves, predictions, data, job."""
 
 from __future__ import annotations
 
-import base64
-import csv
-import html
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from raytrain_nlp.config import public_values
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.paths import SweepPaths
-from raytrain_nlp.reporting.curves import Curve, draw_curves
 from raytrain_nlp.reporting.history import History, read_history
 from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.run.saved_run import Run, at_hand, find_run
 from raytrain_nlp.storage import open_storage
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1d2530; background: #fff; max-width: 68rem; margin: 2rem auto; padding: 0 1.2rem }
-h1 { font-size: 1.7rem; margin-bottom: .2rem } h2 { font-size: 1.2rem; margin: 2.2rem 0 .4rem } p { max-width: 46rem; margin: .3rem 0 .8rem; color: #4a5565 }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; display: block; overflow-x: auto }
-th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid #e3e7ec; vertical-align: top } th { font-weight: 600; color: #4a5565 }
-figure { margin: .6rem 0 } img { max-width: 100%; height: auto } pre { background: #f5f7f9; padding: .8rem; overflow-x: auto; font-size: .85rem }
-summary { cursor: pointer; font-weight: 600 } .warn { color: #8a4b00 }
-"""  # noqa: E501
+if TYPE_CHECKING:
+    from raytrain_nlp.reporting.page import Shown
+
+_REFRESH_S = 10
 
 
 @dataclass(frozen=True)
@@ -44,13 +34,18 @@ class ReportResult:
 
 
 def report(
-    runs: Iterable[str | Path] | str | Path, output: str | Path | None = None, *, observer: Observer | None = None
+    runs: Iterable[str | Path] | str | Path,
+    output: str | Path | None = None,
+    *,
+    price: float | None = None,
+    observer: Observer | None = None,
 ) -> ReportResult:
     """Write a page about runs, and its pictures as PNG beside it.
 
     Args:
         runs: folders of runs; several are compared. Of a sweep: its trials, and its best trial as the run.
         output: the page; default: report.html in the first folder; in the current one, where that is in object storage.
+        price: of an hour of all workers together, for the cost.
 
     Raises:
         InputError: a folder is no run's, or the page cannot be written.
@@ -61,184 +56,112 @@ def report(
         '...runs/quickstart/report.html'
     """
     observer = observer or Observer()
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError(Problem("report", "needs matplotlib, not installed", "pip install 'raytrain-nlp[sweep]'."))
-    asked = [runs] if isinstance(runs, (str, Path)) else list(runs)
-    folders = [at_hand(run) for run in asked]
-    found = [find_run(folder) for folder in folders]
-    names = _names(folders)
+    _check(price)
+    asked = _asked(runs)
     observer.stage("reading the runs")
-    histories = [read_history(run) for run in found]
+    shown = _find(asked, price)
+    observer.stage("drawing")
+    from raytrain_nlp.reporting.page import build_page
+
+    built = build_page(shown)
     page = (
         Path(output).expanduser()
         if output is not None
-        else folders[0] / "report.html"
+        else at_hand(asked[0]) / "report.html"
         if open_storage(asked[0]).shared
         else Path("report.html")
     )
-    observer.stage("drawing")
-    curves = draw_curves(names, histories)
-    sweeps = [SweepPaths(folder.parent, folder.name) for folder in folders if (folder / "sweep.json").exists()]
-    text = _page(names, found, histories, curves, sweeps)
+    pictures = {page.with_name(f"{page.stem}-{name}.png"): content for name, content in built.pictures.items()}
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(text, encoding="utf-8")
-        pictures = [page.with_name(f"{page.stem}-{curve.name}.png") for curve in curves]
-        for curve, picture in zip(curves, pictures, strict=True):
-            picture.write_bytes(curve.png)
+        page.write_text(built.html, encoding="utf-8", errors="replace")
+        for picture, content in pictures.items():
+            picture.write_bytes(content)
     except OSError as error:
         raise InputError(
             Problem("--output", f"cannot be written ({page}: {error.strerror})", "Name another file.")
         ) from None
-    return ReportResult(str(page), [str(picture) for picture in pictures])
+    return ReportResult(str(page), list(map(str, pictures)))
+
+
+@contextmanager
+def serve_report(
+    runs: Iterable[str | Path] | str | Path, port: int = 0, *, price: float | None = None
+) -> Iterator[str]:
+    """Serve the page on this machine alone while inside: made anew when it is asked for and a run has gone on, and
+    loaded again by the browser as long as one goes on. Yields its address; leaving ends the server and its threads.
+
+    Args:
+        port: 0: any that is free.
+
+    Raises:
+        InputError: a folder is no run's, or the port is taken.
+    """
+    from raytrain_nlp.reporting.page import build_page
+    from raytrain_nlp.reporting.server import served
+
+    _check(price)
+    asked = _asked(runs)
+    _find(asked, price)  # what is wrong is said before anything is served
+
+    def make() -> str:
+        shown = _find(asked, price)
+        states = [str(run.record.get("status")) for run in shown.runs] + [
+            story.status for story in shown.sweeps.values()
+        ]
+        return build_page(shown, _REFRESH_S if "running" in states else None).html
+
+    def stamp() -> tuple[int, ...]:
+        files = (file for folder in asked for file in _changing(at_hand(folder)) if file.exists())
+        return tuple(file.stat().st_mtime_ns for file in files)
+
+    with served(make, stamp, port) as address:
+        yield address
+
+
+def _check(price: float | None) -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError(Problem("report", "needs matplotlib, not installed", "pip install 'raytrain-nlp[report]'."))
+    if price is not None and price < 0:
+        raise InputError(Problem("--price", f"is below 0 ({price:g})", "Give what an hour of all workers costs."))
+
+
+def _asked(runs: Iterable[str | Path] | str | Path) -> list[str | Path]:
+    return [runs] if isinstance(runs, (str, Path)) else list(runs)
+
+
+def _changing(folder: Path) -> list[Path]:
+    """Files that change while a run or a sweep goes on."""
+    sweep = SweepPaths(folder.parent, folder.name)
+    own = [sweep.record, sweep.run / "run.json", sweep.events, sweep.predictions]
+    return own + sorted(sweep.trials.glob("*/trial.json")) + sorted(sweep.trials.glob("*/events.jsonl"))
+
+
+def _find(asked: list[str | Path], price: float | None) -> Shown:
+    """The runs of these folders, those of sweeps among them. A sweep that goes on need not have a best trial yet."""
+    from raytrain_nlp.reporting.page import Shown
+    from raytrain_nlp.reporting.sweep_story import SweepStory, read_sweep
+
+    folders = [at_hand(run) for run in asked]
+    names: list[str] = []
+    runs: list[Run] = []
+    histories: list[History] = []
+    sweeps: dict[str, SweepStory] = {}
+    for name, folder in zip(_names(folders), folders, strict=True):
+        paths = SweepPaths(folder.parent, folder.name)
+        story = read_sweep(paths) if paths.record.exists() else None
+        if story:
+            sweeps[name] = story
+            if story.best is None and story.status == "running":
+                continue
+        run = find_run(paths.trial(story.best.number).run if story and story.best else folder)
+        names.append(name)
+        runs.append(run)
+        histories.append(read_history(run))
+    return Shown(names, runs, histories, sweeps, price)
 
 
 def _names(folders: list[Path]) -> list[str]:
     """A name for each run that no other has."""
     names = [folder.resolve().name for folder in folders]
     return [name if names.count(name) == 1 else str(folder) for name, folder in zip(names, folders, strict=True)]
-
-
-def _page(
-    names: list[str], runs: list[Run], histories: list[History], curves: list[Curve], sweeps: list[SweepPaths]
-) -> str:
-    title = names[0] if len(names) == 1 else f"{len(names)} runs compared"
-    parts = [f"<h1>{html.escape(title)}</h1>", "<h2>Result</h2>", _table(*_summary(names, runs, histories))]
-    for name, history in zip(names, histories, strict=True):
-        if history.resumed:
-            steps = ", ".join(map(str, history.resumed))
-            parts.append(
-                f"<p>{html.escape(name)} was interrupted and went on from step {steps}; the dashed lines mark "
-                f"where.</p>"
-            )
-    for sweep in sweeps:
-        parts += _sweep(sweep)
-    for curve in curves:
-        image = base64.b64encode(curve.png).decode()
-        parts.append(f"<h2>{html.escape(curve.title)}</h2><p>{html.escape(curve.says)}</p>")
-        parts.append(f'<figure><img alt="{html.escape(curve.title)}" src="data:image/png;base64,{image}"></figure>')
-    parts += [
-        "<h2>Data</h2>",
-        "<p>Rows that could not be used are kept in the run's quarantine.jsonl, each with its place and the "
-        "reason.</p>",
-    ]
-    parts.append(_table(*_data(names, runs)))
-    for name, run, history in zip(names, runs, histories, strict=True):
-        job = yaml.safe_dump(public_values(run.job), sort_keys=False, allow_unicode=True)
-        parts.append(
-            f"<h2>{html.escape(name)}</h2><details><summary>The job</summary><pre>{html.escape(job)}</pre></details>"
-        )
-        versions = "\n".join(f"{key} {value}" for key, value in sorted(run.record.get("versions", {}).items()))
-        parts.append(f"<details><summary>Versions</summary><pre>{html.escape(versions)}</pre></details>")
-        parts += [f'<p class="warn">{html.escape(text)}</p>' for text in history.notices[:20]]
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
-
-
-def _summary(names: list[str], runs: list[Run], histories: list[History]) -> tuple[list[str], list[list[str]]]:
-    """A line for each figure, a column for each run."""
-    columns = []
-    for run, history in zip(runs, histories, strict=True):
-        steps = max((step for line in history.figures.values() for step in line), default=0)
-        metrics = {
-            key: value
-            for key, value in run.result.get("metrics", {}).items()
-            if key.startswith("eval_") and "second" not in key and "runtime" not in key
-        }
-        latest = {name: history.line(name)[1][-1] for name in history.evaluated}
-        majority = run.result.get("majority_accuracy")
-        columns.append(
-            {
-                "how it ended": str(run.record.get("status", "unknown")),
-                "task": run.job.task.type,
-                "model": run.job.model.name_or_path or f"{run.job.model.model_type} from scratch",
-                "workers": f"{run.job.workers.num_workers}, ZeRO "
-                f"{run.job.deepspeed.zero_stage}{', LoRA' if run.job.lora else ''}",
-                "steps": f"{steps:,}",
-                "time": _duration(history.seconds),
-                "restarts": str(len(history.resumed)),
-                **{key: _figure(value) for key, value in sorted((metrics or latest).items())},
-                **(
-                    {"accuracy of always answering the most frequent label": _figure(majority)}
-                    if majority is not None
-                    else {}
-                ),
-            }
-        )
-    keys = dict.fromkeys(key for column in columns for key in column)
-    return ["", *names], [[key, *(column.get(key, "") for column in columns)] for key in keys]
-
-
-def _data(names: list[str], runs: list[Run]) -> tuple[list[str], list[list[str]]]:
-    rows = []
-    for name, run in zip(names, runs, strict=True):
-        given = public_values(run.job)["data"]
-        sets = given.get("validation")
-        for split in (
-            ("train", *(f"validation.{name}" for name in sets)) if isinstance(sets, dict) else ("train", "validation")
-        ):
-            counts = [run.result.get(key, {}).get(split) for key in ("rows", "bad_rows", "left_out", "cut_rows")]
-            features = run.result.get("features", {}).get(split)
-            lengths = run.record.get("lengths", {}).get(split, {})
-            tokens = (
-                f"{lengths['p50']:.0f} (95 % of rows up to {lengths['p95']:.0f}, longest {lengths['p100']:.0f})"
-                if lengths
-                else ""
-            )
-            if lengths.get("cut"):
-                tokens += (
-                    f"; before cutting, those cut had {lengths['mean_before']:.0f} on average, the longest "
-                    f"{lengths['longest_before']:.0f}"
-                )
-            tokens += f"; {features:,} features" if features else ""
-            source = sets[split.partition(".")[2]] if "." in split else given.get(split)
-            if source:
-                rows.append(
-                    [name, split, str(source), *("" if count is None else f"{count:,}" for count in counts), tokens]
-                )
-    return ["run", "split", "source", "rows used", "in quarantine", "left out", "cut", "tokens of a row, median"], rows
-
-
-def _sweep(sweep: SweepPaths) -> list[str]:
-    """The trials' table and the sweep's own pictures."""
-    parts = [
-        "<h2>Trials</h2>",
-        "<p>Each line is one run with other values; the result above and the curves below are those of the best "
-        "one.</p>",
-    ]
-    if sweep.table.exists():
-        with sweep.table.open(encoding="utf-8", newline="") as file:
-            header, *rows = csv.reader(file)
-        kept = [
-            i
-            for i, name in enumerate(header)
-            if "second" not in name and name not in ("eval_runtime", "eval_samples", "mlflow_run_id", "attempts")
-        ]
-        parts.append(_table([header[i] for i in kept], [[_short(row[i]) for i in kept] for row in rows]))
-    for picture in sorted(sweep.plots.glob("*.png")) if sweep.plots.is_dir() else ():
-        image = base64.b64encode(picture.read_bytes()).decode()
-        parts.append(f'<figure><img alt="{html.escape(picture.stem)}" src="data:image/png;base64,{image}"></figure>')
-    return parts
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _short(text: str) -> str:
-    try:
-        return _figure(float(text)) if "." in text or "e" in text else text
-    except ValueError:
-        return text if len(text) <= 120 else f"{text[:117]}..."
-
-
-def _figure(value: float) -> str:
-    return f"{value:.4g}" if isinstance(value, float) and not value.is_integer() else f"{value:,.0f}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

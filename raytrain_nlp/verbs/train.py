@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from raytrain_nlp.memory.available import find_available, process_measured
 from raytrain_nlp.paths import RunPaths, read_json, redact
 from raytrain_nlp.run.interruption import stopped, stops_at_checkpoint
 from raytrain_nlp.run.observer import Observer, followed
-from raytrain_nlp.run.record import RunRecord, check_data, check_name, check_storage, flatten, open_run
+from raytrain_nlp.run.record import RunRecord, check_data, check_name, check_storage, flatten, now, open_run
 from raytrain_nlp.run.stop_request import forget
 from raytrain_nlp.run.sync import fetched, synchronized
 from raytrain_nlp.storage import open_storage, shown
@@ -295,6 +296,9 @@ def run_resolved(
             lengths=resolved.lengths(),
             chosen=chosen or {},
             folder=spec.code_folder,
+            host=socket.gethostname(),
+            plan={"steps": spec.total_steps, "steps_per_epoch": spec.steps_per_epoch},
+            ended=None,
             **({"setting": setting} if setting else {}),
         )
         try:
@@ -398,7 +402,7 @@ class _Tracking:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         status = "FINISHED" if kind is None else "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
-        self._record.update(status=STATUS[status])
+        self._record.update(status=STATUS[status], ended=now())
         for one in self._all:
             one.close(status)
         if self._tracker:

@@ -349,6 +349,7 @@ def _load_model(spec: WorkerSpec, job: TrainJob, paths: RunPaths, arguments: Any
 
 def _finish(trainer: Any, job: TrainJob, paths: RunPaths, world_size: int, spec: WorkerSpec) -> dict[str, Any]:
     """Figures of the weights that are exported, and the export."""
+    from raytrain_nlp.trainer.kept_predictions import write_predictions
     from raytrain_nlp.trainer.metrics import write_generated
     from raytrain_nlp.worker.uploads import send_results
 
@@ -367,7 +368,8 @@ def _finish(trainer: Any, job: TrainJob, paths: RunPaths, world_size: int, spec:
             metrics |= {key: value for key, value in entry.items() if key.startswith(("train_", "eval_"))}
     feed, generated = trainer._feed, []
     missing = {f"eval_{name}_loss" if name else "eval_loss" for name in feed.eval_loaders} - metrics.keys()
-    if feed.eval_loaders and (missing or (generates and (feed.scored_step != step or state.global_step != step))):
+    again = missing or (generates and (feed.scored_step != step or state.global_step != step))
+    if feed.eval_loaders and again:
         metrics |= {key: value for key, value in trainer.evaluate().items() if key.startswith("eval_")}
     for name, (predictions, labels) in feed.scored.items() if generates else ():
         generated.append(paths.run / f"generated_predictions{'_' if name else ''}{name}.jsonl")
@@ -377,7 +379,10 @@ def _finish(trainer: Any, job: TrainJob, paths: RunPaths, world_size: int, spec:
         feed.merge, feed.model_dir = _merge(job, paths, trainer, spec.labels), str(paths.model)
         trainer.save_model(str(paths.model))  # which the user's class may override
     if trainer.is_world_process_zero():
-        send_results(paths, *generated)
+        if feed.scored:
+            scored = feed.scored if again or feed.scored_step == step else feed.scored_best.get(step, {})
+            write_predictions(paths.predictions, step, scored, feed, spec.labels, trainer.processing_class)
+        send_results(paths, *generated, paths.predictions)
     newest = store.list_checkpoints(paths.checkpoints)
     return {
         "metrics": metrics,

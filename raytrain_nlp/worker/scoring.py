@@ -46,6 +46,8 @@ def run_scoring(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _score(spec: ScoringSpec, paths: RunPaths, scratch: str) -> dict[str, Any]:
+    from raytrain_nlp.trainer.kept_predictions import write_predictions
+
     rank = int(os.environ["RANK"])
     for folder in (spec.weights, spec.job.model.name_or_path):
         if folder:
@@ -66,6 +68,10 @@ def _score(spec: ScoringSpec, paths: RunPaths, scratch: str) -> dict[str, Any]:
             task.score_rows(predictions, truth, spec.labels, trainer.processing_class),
         )
         paths.store.push(paths.run / SCORES)
+    feed = trainer._feed
+    write_predictions(paths.predictions, None, feed.scored, feed, spec.labels, trainer.processing_class)
+    if paths.predictions.exists():
+        paths.store.push(paths.predictions)
     return {"metrics": metrics, "report": task.build_report(predictions, truth, spec.labels)}
 
 

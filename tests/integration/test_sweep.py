@@ -19,7 +19,7 @@ import raytrain_nlp
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.checkpoint.state import load_state
 from raytrain_nlp.paths import SweepPaths
-from raytrain_nlp.tuning.trial_records import Book
+from raytrain_nlp.run.trial_records import Book
 
 ROWS, VALID = 96, 32
 STEPS = ROWS // 16

@@ -10,9 +10,9 @@ from support import plain_job
 
 from raytrain_nlp.config.sweep import load_sweep
 from raytrain_nlp.paths import SweepPaths
+from raytrain_nlp.run.trial_records import FAILED, FINISHED, Book
 from raytrain_nlp.tuning.plots import importances, write_plots
 from raytrain_nlp.tuning.study import Study
-from raytrain_nlp.tuning.trial_records import FAILED, FINISHED, Book
 
 SPACE = {
     "training.learning_rate": {"loguniform": [1e-5, 1e-1]},

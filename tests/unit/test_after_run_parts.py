@@ -5,6 +5,7 @@ mirrors of a tracker, the registry.
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 from pathlib import Path
@@ -26,9 +27,10 @@ from raytrain_nlp.memory.planner import MemoryPlan
 from raytrain_nlp.modeling.export import cast_folder, export_model, gather_weights, write_model
 from raytrain_nlp.modeling.load import load_trained
 from raytrain_nlp.paths import RunPaths, read_json, write_json
-from raytrain_nlp.reporting import curves
-from raytrain_nlp.reporting.curves import draw_curves
-from raytrain_nlp.reporting.figures import draw
+from raytrain_nlp.reporting import page as page_module
+from raytrain_nlp.reporting.charts import Chart
+from raytrain_nlp.reporting.curves import run_panels
+from raytrain_nlp.reporting.figures import draw, draw_panel
 from raytrain_nlp.reporting.history import History, read_history
 from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.run.saved_run import Weights
@@ -306,69 +308,54 @@ def test_a_run_started_again_from_nothing_has_a_new_history(paths: RunPaths) -> 
     ).line("loss") == ([1], [5.0])
 
 
-def test_pictures_are_those_there_are_figures_for(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Any] = []
-    monkeypatch.setattr(curves, "draw", lambda paint, width, height: drawn.append(paint) or b"png")
+def test_panels_are_those_there_are_figures_for(paths: RunPaths) -> None:
     found = history_of(
         paths, *(figure(step, loss=1 / step, eval_loss=1.0, tokens_per_second=9.0) for step in range(1, 40))
     )
-    made = draw_curves(["x"], [found])
-    assert [curve.name for curve in made] == ["loss", "evaluation", "throughput"] and all(
-        curve.says and curve.png == b"png" for curve in made
-    )
-    assert draw_curves(["x"], [History()]) == []
-    lines: list[Any] = []
-    axes = SimpleNamespace(
-        plot=lambda steps, values, **style: lines.append((list(steps), list(values), style.get("alpha", 1))),
-        axvline=None,
-        set_xlabel=lambda text: None,
-        set_ylabel=lambda text: None,
-        grid=lambda **_: None,
-        spines=None,
-    )
-
-    class Spines(dict[Any, Any]):
-        def __getitem__(self, names: Any) -> Any:
-            return SimpleNamespace(set_visible=lambda shown: None)
-
-    axes.spines = Spines()
-    drawn[0](SimpleNamespace(subplots=lambda *_, **__: [[axes]]))
-    (logged, smooth) = lines
-    assert logged[1] == [1 / step for step in range(1, 40)] and logged[2] < 1 and len(smooth[1]) == 39
-    assert smooth[1][0] == 1.0 and min(logged[1]) < smooth[1][-1] < 0.1, (
+    made = run_panels(["x"], [found])
+    assert [panel.name for panel in made] == ["loss", "evaluation", "throughput"] and all(panel.says for panel in made)
+    assert run_panels(["x"], [History()]) == []
+    (chart,) = made[0].charts
+    assert isinstance(chart, Chart)
+    (logged, smooth) = chart.lines
+    assert logged.y == [1 / step for step in range(1, 40)] and logged.alpha < 1 and len(smooth.y) == 39
+    assert smooth.y[0] == 1.0 and min(logged.y) < smooth.y[-1] < 0.1, (
         "a mean that starts at the first value and follows"
     )
+    assert draw_panel(made[1]).startswith(b"\x89PNG\r\n")
 
 
 def test_a_picture_is_a_png_of_its_size() -> None:
     content = draw(lambda figure: figure.add_subplot().plot([1, 2]), width=2, height=1)
     assert content.startswith(b"\x89PNG\r\n") and [
         int.from_bytes(content[start : start + 4], "big") for start in (16, 20)
-    ] == [240, 120]
+    ] == [200, 100]
 
 
 def test_the_page_needs_nothing_else_and_runs_no_code_of_a_run(
     tmp_path: Path, paths: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A notice or a name comes from wherever the run does; it is text on the page."""
-    monkeypatch.setattr(curves, "draw", lambda paint, width, height: b"png")
+    monkeypatch.setattr(page_module, "draw_panel", lambda panel: b"png")
     history_of(paths, figure(1, loss=1.0), ("notice", {"text": "<script>alert(1)</script>"}))
     job = load_job(plain_job(tmp_path, "x"))
     record = {"status": "finished", "versions": {"torch": "<b>2</b>"}, "result": {"metrics": {"eval_accuracy": 0.75}}}
-    run = SimpleNamespace(paths=paths, job=job, record=record, result=record["result"])
+    run = SimpleNamespace(
+        paths=paths, job=job, record=record, result=record["result"], labels=["a", "b"], mlflow_run_id=None
+    )
     monkeypatch.setattr(report_module, "find_run", lambda folder: run)
     result = report(paths.run)
     page = Path(result.page).read_text()
     assert (
         Path(result.page) == paths.run / "report.html"
-        and "<script>" not in page
+        and "<script>alert" not in page
         and "&lt;script&gt;alert(1)" in page
         and "&lt;b&gt;2" in page
     )
     assert (
         "0.75" in page
         and "finished" in page
-        and 'src="http' not in page
+        and 'src="http' not in re.sub(r"<script.*?</script>", "", page, flags=re.S)
         and all(Path(picture).read_bytes() == b"png" for picture in result.pictures)
     )
 

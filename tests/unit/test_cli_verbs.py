@@ -38,7 +38,7 @@ from raytrain_nlp.cli.sweep_table import TerminalSweepObserver, print_sweep
 from raytrain_nlp.cli.terminal import TerminalObserver, print_evaluation, print_result, print_rows
 from raytrain_nlp.config.sweep import load_sweep
 from raytrain_nlp.errors import InputError
-from raytrain_nlp.tuning.trial_records import FAILED, FINISHED, TrialRecord
+from raytrain_nlp.run.trial_records import FAILED, FINISHED, TrialRecord
 
 
 class Result(SimpleNamespace):

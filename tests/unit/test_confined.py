@@ -16,10 +16,10 @@ from raytrain_nlp.paths import RunPaths, SweepPaths, cache_dir, write_json
 from raytrain_nlp.run.record import open_run
 from raytrain_nlp.run.saved_run import find_run
 from raytrain_nlp.run.sync import fetch_run
+from raytrain_nlp.run.trial_records import Book
 from raytrain_nlp.storage import open_storage, storage_of
 from raytrain_nlp.storage.names import UnsafeName, below, part, what_is_wrong
 from raytrain_nlp.tuning.inherit import Pointer, apply_pointer
-from raytrain_nlp.tuning.trial_records import Book
 
 BAD = [
     "",

@@ -22,6 +22,7 @@ from raytrain_nlp.errors import CheckpointError, InputError
 from raytrain_nlp.launch.fit import Fit
 from raytrain_nlp.paths import RunPaths, SweepPaths
 from raytrain_nlp.run.record import open_run
+from raytrain_nlp.run.trial_records import FAILED, FINISHED, STOPPED, Book
 from raytrain_nlp.tuning import trial
 from raytrain_nlp.tuning.concurrency import plan_concurrency
 from raytrain_nlp.tuning.inherit import apply_pointer, donate
@@ -31,7 +32,6 @@ from raytrain_nlp.tuning.searcher import NoUseToGoOn
 from raytrain_nlp.tuning.study import Study
 from raytrain_nlp.tuning.sweep_record import check_name, open_sweep
 from raytrain_nlp.tuning.trial import Trial
-from raytrain_nlp.tuning.trial_records import FAILED, FINISHED, STOPPED, Book
 
 SPACE = {
     "training.learning_rate": {"loguniform": [1e-5, 1e-1]},

@@ -26,6 +26,7 @@ from raytrain_nlp.config.sweep import Sweep, load_sweep
 from raytrain_nlp.errors import InputError, RunError
 from raytrain_nlp.paths import SweepPaths
 from raytrain_nlp.run.observer import Observer
+from raytrain_nlp.run.trial_records import FAILED, FINISHED, STOPPED, Book
 from raytrain_nlp.tuning import mlflow_runs, plots, sweep, trial, tune_run
 from raytrain_nlp.tuning.mlflow_runs import Tree
 from raytrain_nlp.tuning.observer import SweepObserver
@@ -34,7 +35,6 @@ from raytrain_nlp.tuning.registration import check_registration, register_best
 from raytrain_nlp.tuning.schedulers import build_scheduler
 from raytrain_nlp.tuning.study import Study
 from raytrain_nlp.tuning.trial import NUMBER, Trial, TrialSettings
-from raytrain_nlp.tuning.trial_records import FAILED, FINISHED, STOPPED, Book
 from raytrain_nlp.tuning.tune_environment import quiet_tune, tune_environment
 from raytrain_nlp.tuning.tune_run import run_trials
 
@@ -427,7 +427,7 @@ def test_the_key_that_matters_is_the_important_one(monkeypatch: pytest.MonkeyPat
 def test_pictures_are_those_the_trials_allow(
     tmp_path: Path, paths: SweepPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plots, "draw", lambda paint, width: b"png")
+    monkeypatch.setattr(plots, "draw_panel", lambda panel, caption: b"png")
     plan, book = plan_of(tmp_path), Book(paths)
     names = [path.name for path in write_plots(plan.config, book, study_of(1), paths.plots)]
     assert names == ["metric-over-steps.png"]

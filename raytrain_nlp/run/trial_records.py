@@ -58,7 +58,7 @@ class Book:
         self._paths = paths
         self.wrong_metric: str | None = None
         """Set once a trial's evaluation does not have the sweep's metric: the reason, as part of a sentence."""
-        self.trials: dict[int, TrialRecord] = {record.number: record for record in _read(paths)}
+        self.trials: dict[int, TrialRecord] = {record.number: record for record in read_trials(paths)}
 
     def begin(self, number: int, params: dict[str, Any]) -> TrialRecord:
         """Record that a trial starts or continues, with these values."""
@@ -100,7 +100,8 @@ class Book:
         return max(scored, key=lambda pair: (sign * pair[0], -pair[1].number))[1]
 
 
-def _read(paths: SweepPaths) -> Iterator[TrialRecord]:
+def read_trials(paths: SweepPaths) -> Iterator[TrialRecord]:
+    """The records in a sweep's folder, in order. Raises `InputError` where one is damaged."""
     known = {entry.name for entry in fields(TrialRecord)}
     for file in sorted(paths.trials.glob(f"trial-*/{TRIAL}")):
         values = read_json(file)
