@@ -38,6 +38,11 @@ def run(
             "--env", metavar="NAME", help="Pass this environment variable on. Repeatable; no others are passed."
         ),
     ] = None,
+    pip: Annotated[
+        str | None,
+        typer.Option("--pip", metavar="FILE", help="A requirements file, which Ray installs for the job on each node."),
+    ] = None,
+    uv: Annotated[str | None, typer.Option("--uv", metavar="FILE", help="The same, installed by uv.")] = None,
     working_dir: Annotated[
         str,
         typer.Option(
@@ -76,6 +81,8 @@ def run(
         arguments=arguments,
         working_dir=working_dir,
         env=env or (),
+        pip=pip,
+        uv=uv,
         ship=not installed,
         wait=not no_wait,
         submission_id=submission_id,

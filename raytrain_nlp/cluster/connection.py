@@ -28,11 +28,17 @@ _SERVICE_PROCESSES = 4
 and one to spare."""
 _SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths in a job are relative to the driver's directory
-    "RAY_TRAIN_METRICS_ENABLED": "0",
     # otherwise Ray Data asks whatever listens at port 9090 of this machine, as if it were Prometheus
     "RAY_DATA_USAGE_DISABLED": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+_OWN_RAY = {"RAY_TRAIN_METRICS_ENABLED": "0"}
+"""Settings for a Ray of the driver's own, which has no dashboard."""
+_CLUSTER = {"RAY_TRAIN_METRICS_ENABLED": "1", "RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}
+"""Settings for a cluster, so that its dashboard shows the run under "Train". Ray keeps the state of all runs in one
+actor, which asks for no CPU.
+"""
 
 
 class Connection:
@@ -66,6 +72,7 @@ class Connection:
             return
         local = is_local()
         settings = {**_SETTINGS, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(self._job.workers.start_timeout_s)}
+        settings |= _OWN_RAY if local else _CLUSTER
         if local:  # after the start, idle processes beyond one for each feed end
             settings |= {
                 **local_ray.SETTINGS,

@@ -9,6 +9,7 @@ _SETTINGS = {
         "RAY_TRAIN_METRICS_ENABLED RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S RAY_TRAIN_ENABLE_PREEMPTION_WATCHER "
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
     ),
+    "ray.train.constants": "RAY_TRAIN_ENABLE_STATE_TRACKING",
     "ray.data._internal.usage.collector": "RAY_DATA_USAGE_DISABLED",
     "ray.dashboard.consts": "RAY_DASHBOARD_AGENT_CHECK_PARENT_INTERVAL_S",
     "ray.dashboard.modules.reporter.reporter_consts": "REPORTER_UPDATE_INTERVAL_MS",

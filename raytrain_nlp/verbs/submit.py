@@ -52,6 +52,8 @@ def submit(
     arguments: Iterable[str] = (),
     working_dir: str | Path = ".",
     env: Iterable[str] = (),
+    pip: str | Path | None = None,
+    uv: str | Path | None = None,
     ship: bool = True,
     wait: bool = True,
     submission_id: str | None = None,
@@ -67,6 +69,8 @@ def submit(
         arguments: further arguments of the verb, e.g. --resume.
         working_dir: folder that is copied to the cluster, without what .gitignore names.
         env: names of the environment variables that are passed on.
+        pip: a requirements file; Ray installs it for the job on each node, over what the node has.
+        uv: the same, installed by uv.
         ship: send this package along; the libraries it needs must be installed on the cluster.
         wait: follow the job's log, and return when the job has ended.
         submission_id: the job's name on the cluster; default: Ray makes one.
@@ -74,16 +78,18 @@ def submit(
         echo: is called with each line of the log.
 
     Raises:
-        InputError: the job file, the address or an environment variable is wrong, or the folder is too large.
+        InputError: the job file, the address, a requirements file or an environment variable is wrong, or the folder is
+            too large.
         RunError: the cluster does not answer, or the job failed.
     """
     folder = Path(working_dir).resolve()
     values, variables, url = _check_job(job, folder), _check_env(env), find_address(address)
     kind, arguments = "sweep" if values.get("kind") == "sweep" else "train", [*arguments]
     arguments += _storage_override(values, arguments, url)
+    packages = _requirements(pip, uv)
     client = open_client(address, force)
     check_size(folder)
-    runtime_env: dict[str, Any] = {"working_dir": str(folder), "env_vars": variables}
+    runtime_env: dict[str, Any] = {"working_dir": str(folder), "env_vars": variables, **packages}
     if ship:
         import raytrain_nlp
 
@@ -103,6 +109,21 @@ def submit(
             f"{found} ends it."
         ) from None
     return check_succeeded(status_of(found, client))
+
+
+def _requirements(pip: str | Path | None, uv: str | Path | None) -> dict[str, list[str]]:
+    """The lines of a requirements file, as a runtime environment takes them. Raises `InputError`."""
+    if pip and uv:
+        raise InputError(Problem("--uv", "contradicts --pip", "Give one of the two."))
+    for installer, file in (("pip", pip), ("uv", uv)):
+        if file:
+            try:
+                lines = Path(file).read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                what = f"cannot be read ({file}: {type(error).__name__})"
+                raise InputError(Problem(f"--{installer}", what, "Name a requirements file.")) from None
+            return {installer: [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]}
+    return {}
 
 
 def open_client(address: str | None, force: bool = False) -> Any:

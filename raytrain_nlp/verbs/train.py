@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from raytrain_nlp.cluster.auto import settled
 from raytrain_nlp.cluster.connection import Connection, connect_ahead
+from raytrain_nlp.cluster.run_metrics import exported
 from raytrain_nlp.cluster.session import check_workers, is_local
 from raytrain_nlp.config import TrainJob, dump_job, load_job, public_values
 from raytrain_nlp.config.load import JobSource
@@ -342,7 +343,7 @@ def _run(
     load_libraries()  # before threads are started that could import the same modules at the same time
     with _Tracking(job, paths, record, job_text, tracked, observer) as tracking:
         with (
-            followed(paths, observer),
+            followed(paths, exported(observer, job.name) if tracked else observer),
             _windows_beside(job, resolved, paths),
             stops_at_checkpoint(paths, tracking.note_stop, tracking.end_at_once),
         ):

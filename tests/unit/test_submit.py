@@ -132,7 +132,10 @@ def test_named_variables_and_no_others_are_passed(folder: Path, monkeypatch: pyt
     monkeypatch.setenv("MINE", "1")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")
     monkeypatch.setattr(submit, "open_client", lambda *_: Recorder())
-    result = submit.submit("job.yaml", env=["MINE"], arguments=["--resume"], wait=False, echo=lambda line: None)
+    Path("more.txt").write_text("# mine\nword2number==1.1\n\n  emoji\n")
+    result = submit.submit(
+        "job.yaml", env=["MINE"], arguments=["--resume"], uv="more.txt", wait=False, echo=lambda line: None
+    )
     assert (
         result.status == "PENDING"
         and given["runtime_env"]["env_vars"] == {"MINE": "1"}
@@ -143,3 +146,8 @@ def test_named_variables_and_no_others_are_passed(folder: Path, monkeypatch: pyt
         == f"python -m raytrain_nlp.cli.main train job.yaml --resume --set storage_path={folder / 'runs'}"
     )
     assert Path(given["runtime_env"]["py_modules"][0]).name == "raytrain_nlp"
+    assert given["runtime_env"]["uv"] == ["word2number==1.1", "emoji"] and "pip" not in given["runtime_env"]
+    with pytest.raises(InputError, match=r"--pip: cannot be read \(none.txt: FileNotFoundError\)"):
+        submit.submit("job.yaml", pip="none.txt")
+    with pytest.raises(InputError, match="--uv: contradicts --pip"):
+        submit.submit("job.yaml", pip="more.txt", uv="more.txt")
