@@ -104,9 +104,7 @@ class Fit:
                 resources_per_worker=dict(job.workers.resources_per_worker),
             ),
             run_config=ray.train.RunConfig(
-                # Ray Train's own state is not used: no checkpoint is reported to it, and each driver gets a new folder,
-                # so that it does not restore another's
-                name=f"driver-{len(list(paths.ray.glob('*'))) if paths.ray.exists() else 0}",
+                name=_name_of_group(paths),
                 storage_path=str(paths.ray),
                 failure_config=ray.train.FailureConfig(max_failures=job.workers.max_failures),
                 worker_runtime_env=None
@@ -178,6 +176,14 @@ class Fit:
                 raise RunError("stopped")
             self._controller = start_controller()
         return self._controller
+
+
+def _name_of_group(paths: RunPaths) -> str:
+    """The name that Ray's dashboard shows, and that of Ray Train's folder. That folder is a new one each time, so that
+    Ray Train does not restore the state of another group: no checkpoint is reported to it.
+    """
+    before = len(list(paths.ray.glob("*"))) if paths.ray.exists() else 0
+    return f"{paths.run.name}-{before + 1}" if before else paths.run.name
 
 
 def load_libraries() -> None:

@@ -20,14 +20,14 @@ from transformers import TrainerCallback
 
 class Waits(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
-        while state.global_step == 5 and not Path("go").exists():
+        while state.global_step == 5 and not Path("GO").exists():
             time.sleep(0.1)
 """
 
 
 def test_the_dashboard_and_prometheus_have_the_run(tmp_path: Path) -> None:
     write_rows(tmp_path / "train.jsonl", 64)
-    (tmp_path / "waits.py").write_text(WAITS)
+    (tmp_path / "waits.py").write_text(WAITS.replace("GO", str(tmp_path / "go")))
     job = tiny_job(
         tmp_path, "seen", training={"max_steps": 8, "logging_steps": 1}, trainer={"callbacks": ["waits:Waits"]}
     )
