@@ -71,7 +71,10 @@ class TerminalObserver(Observer):
 
     def event(self, event: dict[str, Any]) -> None:
         kind = event["kind"]
-        if kind == "start":
+        if event.get("phase") == "worker" and self._first is not None:
+            self._first = None
+            self._console.print("the workers have ended; others go on from the newest checkpoint")
+        elif kind == "start":
             self.stage(f"{event['world_size']} workers are up, loading the model")
         elif kind == "resume":
             self._first = None
@@ -94,13 +97,18 @@ class TerminalObserver(Observer):
         if self._first is None or step < self._first[0]:
             self._first = (step, now)
         done, seconds = step - self._first[0], now - self._first[1]
-        parts = [f"step {step}/{total}"]
-        parts += [f"epoch {progress['epoch']:.2f}"] if "epoch" in progress else []
-        parts += [f"loss {progress['loss']:.4f}"] if "loss" in progress else []
-        parts += [f"{progress['tokens_per_second']:,.0f} tokens/s"] if "tokens_per_second" in progress else []
-        parts += [f"MFU {progress['mfu']:.0%}"] if "mfu" in progress else []
-        parts += [f"{_duration((total - step) * seconds / done)} left"] if done > 0 and step < total else []
-        self._show("  ".join(parts))
+        parts = {"step": f"step {step}/{total}"}
+        if "epoch" in progress:
+            parts["epoch"] = f"epoch {progress['epoch']:.2f}"
+        if "loss" in progress:
+            parts["loss"] = f"loss {progress['loss']:.4f}"
+        if "tokens_per_second" in progress:
+            parts["rate"] = f"{progress['tokens_per_second']:,.0f} tokens/s"
+        if "mfu" in progress:
+            parts["mfu"] = f"MFU {progress['mfu']:.0%}"
+        if done > 0 and step < total:
+            parts["left"] = f"{_duration((total - step) * seconds / done)} left"
+        self._show(_fitting(parts, self._console.width if self._live else None))
 
     def _show(self, line: str, at_once: bool = False) -> None:
         if self._live:
@@ -108,6 +116,18 @@ class TerminalObserver(Observer):
         elif at_once or time.monotonic() - self._printed >= self._PLAIN_S:
             self._printed = time.monotonic()
             self._console.print(line)
+
+
+def _fitting(parts: dict[str, str], width: int | None) -> str:
+    """The parts as one line of at most `width` characters (None: any number): the least important are left out, none is
+    cut.
+    """
+    kept = dict(parts)
+    for name in ("mfu", "epoch", "rate", "left", "loss"):
+        if width is None or len("  ".join(kept.values())) < width:
+            break
+        kept.pop(name, None)
+    return "  ".join(kept.values())
 
 
 def print_result(result: TrainResult, seconds: float | None = None) -> None:
@@ -123,6 +143,7 @@ def print_result(result: TrainResult, seconds: float | None = None) -> None:
         **({"MLflow page": mlflow_page(uri)} if (uri := result.tracking_uri) else {}),
         **({"time": _duration(seconds)} if seconds is not None else {}),
         "steps": f"{result.global_step} ({result.epoch:.4g} epochs, {result.world_size} workers)",
+        **({"ended early": result.ended_early} if result.ended_early else {}),
         "rows": ", ".join(f"{split} {count}" for split, count in result.rows.items()),
         **({"features": _counts(result.features)} if result.features else {}),
         "rows tokenized now": str(result.tokenized_rows),

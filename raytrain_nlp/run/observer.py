@@ -42,20 +42,32 @@ class Observer:
 
 @contextlib.contextmanager
 def followed(paths: RunPaths, observer: Observer) -> Iterator[None]:
-    """While inside, pass the workers' new events and their progress to the observer, from a thread."""
+    """While inside, pass the workers' new events and their progress to the observer, from a thread. Progress that a
+    group of workers left behind is not passed once that group has ended.
+    """
     offset = paths.events.stat().st_size if paths.events.exists() else 0
+    left_behind = _progress_of(paths)
 
     def follow() -> None:
-        nonlocal offset
+        nonlocal offset, left_behind
         for event, behind in read_events(paths.events, offset):
             offset = behind  # before the call: an event whose display fails is not passed again
+            if event.get("phase") == "worker":  # the first event of a group
+                left_behind = _progress_of(paths)
             observer.event(event)
-        with contextlib.suppress(InputError):  # a half-written progress.json, which some file systems show
-            if progress := read_json(paths.progress):
-                observer.progress(progress)
+        progress = _progress_of(paths)
+        if progress and progress != left_behind:
+            observer.progress(progress)
 
     def tell(reason: str) -> None:
         observer.warn(f"what the workers say cannot be shown for now ({reason}). Training goes on.")
 
     with looking("follow", follow, _POLL_S, tell, at_end=True, join_s=_END_S):
         yield
+
+
+def _progress_of(paths: RunPaths) -> dict[str, Any] | None:
+    """The content of `progress.json`; None if there is no such file, or half of one, which some file systems show."""
+    with contextlib.suppress(InputError):
+        return read_json(paths.progress)
+    return None

@@ -88,6 +88,8 @@ class TrainResult:
     """
     best_step: int | None = None
     """Step of the best model, if the job chooses one."""
+    ended_early: str | None = None
+    """Why the run ended before its last step; None if it did not."""
     restarts: int = 0
     """How often workers were started again, by all drivers of the run."""
     tracking_uri: str | None = None

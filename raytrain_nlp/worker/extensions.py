@@ -94,6 +94,21 @@ def build_callbacks(
     return callbacks + [cls(**arguments) for cls, arguments in find_callbacks(job, spec.code_folder)]
 
 
+def ended_early(callbacks: list[TrainerCallback], state: Any, total_steps: int) -> str | None:
+    """Why training has ended before its last step; None if it has not."""
+    if state.global_step >= total_steps:
+        return None
+    for callback in callbacks:
+        if isinstance(callback, EarlyStoppingCallback):
+            tries = callback.early_stopping_patience
+            if callback.early_stopping_patience_counter >= tries:
+                return (
+                    f"after step {state.global_step} of {total_steps}: early_stopping, no better evaluation in {tries} "
+                    f"(best: step {state.best_global_step})"
+                )
+    return f"after step {state.global_step} of {total_steps}: a callback of the job stopped training"
+
+
 def build_trainer(
     job: TrainJob, folder: str, feed: Feed, model: Any, arguments: Any, tokenizer: Any, callbacks: list[TrainerCallback]
 ) -> Any:

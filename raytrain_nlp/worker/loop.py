@@ -351,6 +351,7 @@ def _finish(trainer: Any, job: TrainJob, paths: RunPaths, world_size: int, spec:
     """Figures of the weights that are exported, and the export."""
     from raytrain_nlp.trainer.kept_predictions import write_predictions
     from raytrain_nlp.trainer.metrics import write_generated
+    from raytrain_nlp.worker.extensions import ended_early
     from raytrain_nlp.worker.uploads import send_results
 
     generates = getattr(trainer.args, "predict_with_generate", False)
@@ -389,6 +390,7 @@ def _finish(trainer: Any, job: TrainJob, paths: RunPaths, world_size: int, spec:
         "global_step": state.global_step,
         "epoch": state.epoch,
         "best_step": state.best_global_step,
+        "ended_early": ended_early(trainer.callback_handler.callbacks, state, spec.total_steps),
         "world_size": world_size,
         "checkpoint": shown(newest[-1].path) if newest else None,
     }

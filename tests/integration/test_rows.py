@@ -156,6 +156,9 @@ def test_best_model_and_early_stopping_by_steps(shared_ray: Any, folder: Path) -
     best = min(evaluated, key=evaluated.get)
     assert result.best_step == best and result.metrics["eval_loss"] == pytest.approx(evaluated[best])
     assert result.global_step == best + 20 < 189  # patience 2
+    assert result.ended_early == (
+        f"after step {best + 20} of 189: early_stopping, no better evaluation in 2 (best: step {best})"
+    )
     again = raytrain_nlp.train(
         {
             **job,

@@ -17,7 +17,7 @@ from raytrain_nlp.config import load_job
 from raytrain_nlp.errors import StorageError
 from raytrain_nlp.launch import elastic
 from raytrain_nlp.launch.elastic import ElasticFit
-from raytrain_nlp.paths import RunPaths, read_json
+from raytrain_nlp.paths import RunPaths, read_json, write_json
 from raytrain_nlp.run.observer import Observer, followed
 from raytrain_nlp.storage import uploader
 from raytrain_nlp.storage.uploader import Courier
@@ -165,6 +165,36 @@ def test_an_observer_that_fails_is_told_and_hears_the_rest(tmp_path: Path) -> No
         and len(told) == 1
         and "ValueError: cannot show this" in told[0]
     )
+
+
+def test_progress_of_a_group_that_has_ended_is_not_passed(tmp_path: Path) -> None:
+    """Neither that of a driver before, nor that of a group of this driver's, which wrote it a moment before."""
+    paths = RunPaths(tmp_path, "run")
+    paths.run.mkdir()
+    heard: list[Any] = []
+
+    class Listening(Observer):
+        def event(self, event: dict[str, Any]) -> None:
+            heard.append(event["phase"])
+
+        def progress(self, progress: dict[str, Any]) -> None:
+            heard.append(progress["step"])
+
+    write_json(paths.progress, {"step": 52})
+    with followed(paths, Listening()):
+        events = EventLog(paths.events)
+        events.write("phase", phase="worker")
+        until(lambda: heard == ["worker"], "the group's first event")
+        write_json(paths.progress, {"step": 41})
+        until(lambda: 41 in heard, "the group's progress")
+        events.write("phase", phase="worker")
+        until(lambda: heard[-1] == "worker", "the next group")
+        before = len(heard)
+        events.write("phase", phase="imports")
+        until(lambda: heard[-1] == "imports", "its next event")
+        assert heard[before:] == ["imports"]
+        write_json(paths.progress, {"step": 40})
+        until(lambda: heard[-1] == 40, "its progress")
 
 
 def test_a_private_part_of_ray_that_was_renamed_is_told_once(

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from raytrain_nlp.cli import check as check_verb
 from raytrain_nlp.cli import doctor as doctor_verb
-from raytrain_nlp.cli import entry
+from raytrain_nlp.cli import entry, terminal
 from raytrain_nlp.cli import evaluate as evaluate_verb
 from raytrain_nlp.cli import export as export_verb
 from raytrain_nlp.cli import predict as predict_verb
@@ -68,6 +68,7 @@ TRAINED: dict[str, Any] = {
     "cut_rows": {"train": 0},
     "dropped_rows": 0,
     "best_step": None,
+    "ended_early": None,
     "restarts": 2,
     "tracking_uri": "sqlite:////my runs/mlflow.db",
     "majority_accuracy": 0.5,
@@ -280,6 +281,35 @@ def test_without_a_terminal_there_are_lines_and_not_too_many(capsys: pytest.Capt
         "step 5: eval_loss 0.5",
         "warning: a node [red]leaves",
     ]
+
+
+def test_what_a_dead_group_left_is_not_shown_and_its_end_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with TerminalObserver(verbose=False) as observer:
+        observer.event({"kind": "phase", "phase": "worker"})
+        observer.progress({"step": 7, "total": 50})
+        observer.event({"kind": "phase", "phase": "worker"})
+        observer.event({"kind": "resume", "step": 5, "world_size": 2})
+    assert capsys.readouterr().err.splitlines() == [
+        "step 7/50",
+        "the workers have ended; others go on from the newest checkpoint",
+        "resuming at step 5 with 2 workers",
+    ]
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 120, None])
+def test_a_live_line_neither_wraps_nor_cuts_a_number(width: int | None) -> None:
+    parts = {
+        "step": "step 12345/678901",
+        "epoch": "epoch 12.34",
+        "loss": "loss 0.1234",
+        "rate": "1,234,567 tokens/s",
+        "mfu": "MFU 41%",
+        "left": "12 h 34 min left",
+    }
+    line = terminal._fitting(parts, width)
+    assert width is None or len(line) < width
+    assert line.split("  ") == [part for part in parts.values() if part in line] and line.startswith(parts["step"])
+    assert width is not None or line.split("  ") == list(parts.values())
 
 
 def test_tables_hold_whole_texts(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from support import plain_job
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from raytrain_nlp.config import load_job
 from raytrain_nlp.errors import InputError
+from raytrain_nlp.worker.extensions import ended_early
 
 
 def job_of(folder: Path, **sections: Any) -> Any:
@@ -203,3 +205,14 @@ def test_batches_apart_are_as_wide_as_their_own_rows() -> None:
     assert [batch.tolist() for batch in apart.predictions] == [[[2], [1]], [[5, 6, 7], [8, 9, -100]]] and [
         len(part) for part in apart.losses
     ] == [2, 2]
+
+
+def test_why_a_run_has_ended_before_its_last_step() -> None:
+    stopping = EarlyStoppingCallback(early_stopping_patience=3)
+    state = SimpleNamespace(global_step=40, best_global_step=10)
+    assert ended_early([stopping], state, 40) is None
+    assert ended_early([stopping], state, 100) == "after step 40 of 100: a callback of the job stopped training"
+    stopping.early_stopping_patience_counter = 3
+    assert ended_early([TrainerCallback(), stopping], state, 100) == (
+        "after step 40 of 100: early_stopping, no better evaluation in 3 (best: step 10)"
+    )
