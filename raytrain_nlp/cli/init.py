@@ -90,9 +90,11 @@ def run(
     else:
         texts = example_texts(known[name], target_of(path, name))
         write_texts(texts, force)
-        job, text = next(iter(texts.items()))
-        verb = "sweep" if "kind: sweep" in text else "check"
-        print(f"Written: {', '.join(map(str, texts))}. Next: raytrain-nlp {verb} {job}")
+        (job, text), *_ = texts.items()
+        others = list(texts)[1:]
+        following = [f"raytrain-nlp train {other}" for other in others if other.suffix == ".yaml"]
+        following.append(f"raytrain-nlp {'sweep' if 'kind: sweep' in text else 'check'} {job}")
+        print(f"Written: {', '.join(map(str, texts))}. Next: {', then '.join(following)}")
         result = {"files": [str(file) for file in texts]}
     if as_json:
         print(json.dumps(result))

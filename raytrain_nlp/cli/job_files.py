@@ -54,16 +54,18 @@ def examples_folder() -> Path:
 
 def example_texts(example: Path, target: Path) -> dict[Path, str]:
     """The files to write for an example and their texts: the job file `target` first, and the files that it names, in
-    the same folder. Their paths in the texts are changed accordingly.
+    the same folder. Their paths in the texts are changed accordingly. A job file that it names, of the run it starts
+    from, is left as it is where there is one.
     """
     sources = {target: example, **{target.parent / file.name: file for file in _companions(example)}}
     texts = {path: file.read_text(encoding="utf-8") for path, file in sources.items()}
-    texts[target] = schema_line(target) + texts[target].partition("\n")[2]
+    for path in [path for path, file in sources.items() if file.suffix == ".yaml"]:
+        texts[path] = schema_line(path) + texts[path].partition("\n")[2]
     for path, file in sources.items():
         texts = {key: text.replace(f"jobs/{file.name}", str(path)) for key, text in texts.items()}
         if file.suffix == ".py":
             texts = {key: text.replace(f"jobs.{file.stem}:", f"{_module_of(path)}:") for key, text in texts.items()}
-    return texts
+    return {path: text for path, text in texts.items() if path == target or path.suffix != ".yaml" or not path.exists()}
 
 
 def write_texts(texts: dict[Path, str], force: bool) -> None:
@@ -95,9 +97,10 @@ def refuse_taken(paths: list[Path], force: bool) -> None:
 
 
 def _companions(example: Path) -> list[Path]:
-    """The JSON and Python files beside an example that it names."""
+    """The files that a job file names: of DeepSpeed, with code, the job of a run it starts from."""
     text = example.read_text(encoding="utf-8")
-    others = sorted(file for file in example.parent.iterdir() if file.suffix in (".json", ".py"))
+    others = sorted(file for file in example.parent.iterdir() if file.suffix in (".json", ".py", ".yaml"))
+    others.remove(example)
     return [file for file in others if f"jobs/{file.name}" in text or f"jobs.{file.stem}:" in text]
 
 

@@ -221,7 +221,9 @@ def check_local_model(name: str, where: str, tokenizer: bool = False) -> None:
     path = Path(os.path.expanduser(name))
     if not path.is_dir():
         near = nearest(path.name, [entry.name for entry in path.parent.iterdir()]) if path.parent.is_dir() else ""
-        raise InputError(Problem(where, f"there is no such folder ({name})", near or "Check the path."))
+        raise InputError(
+            Problem(where, f"there is no such folder ({name})", near or _of_a_run(path) or "Check the path.")
+        )
     if not any((path / file).exists() for file in ("config.json", "tokenizer_config.json", "tokenizer.json")):
         raise InputError(
             Problem(
@@ -236,6 +238,15 @@ def check_local_model(name: str, where: str, tokenizer: bool = False) -> None:
                 where, f"the folder has no tokenizer ({name})", "Name one in model.tokenizer, or copy its files there."
             )
         )
+
+
+def _of_a_run(path: Path) -> str:
+    """What to do for a folder that may be the model of a run (`paths.RunPaths.model`) and is not there."""
+    if path.name != "model":
+        return ""
+    if (path.parent / "run.json").exists():
+        return f"The run {path.parent} has not ended: continue it with raytrain-nlp train JOB --resume."
+    return f"Is it the model of a run? Train that one first: raytrain-nlp train JOB, whose name is {path.parent.name}."
 
 
 def _keep(tokenizer: Any, cache: Path) -> Path:

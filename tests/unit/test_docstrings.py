@@ -88,10 +88,9 @@ def test_only_the_words_of_a_docstring_stay():
     3
     """
     assert (
-        docstrings._clean(doc)
-        == "Solve the linear system with LIB inputs, as LIB does, in one go. a : array of numbers"
+        docstrings.clean(doc) == "Solve the linear system with LIB inputs, as LIB does, in one go. a : array of numbers"
     )
-    assert docstrings._clean("Too short.") is None
+    assert docstrings.clean("Too short.") is None
 
 
 def test_fingerprint_is_stable_and_follows_the_versions(monkeypatch):

@@ -21,6 +21,8 @@ from raytrain_nlp.config.data import sources_of
 from raytrain_nlp.config.sweep import load_sweep
 from raytrain_nlp.config.tasks import TASK_TYPES
 from raytrain_nlp.data.builtin import BUILTINS
+from raytrain_nlp.errors import InputError
+from raytrain_nlp.modeling.tokenizer import check_local_model
 
 SWEEPS = {"sweep"}
 EXAMPLES = sorted(find_examples())
@@ -64,7 +66,11 @@ def test_each_name_writes_a_job_that_loads(name: str) -> None:
 def test_what_is_written_needs_no_download(name: str) -> None:
     init(name)
     job = load_example(name)
-    assert job.model.name_or_path is None and job.model.tokenizer == "train"
+    if name in SWEEPS:  # from the model of a run that needs none either
+        base = load_job("masked-lm.yaml")
+        assert job.model.name_or_path == f"{base.storage_path}/{base.name}/model"
+    else:
+        assert job.model.name_or_path is None and job.model.tokenizer == "train"
     train, validation = sources_of(job.data.train), sources_of(job.data.validation)
     assert train == validation and {name.removeprefix("builtin:") for name in train} <= set(BUILTINS)
 
@@ -82,6 +88,36 @@ def test_a_deepspeed_file_is_written_beside_the_job_that_names_it() -> None:
     job = load_job("deep/down/job.yaml")
     assert job.deepspeed.config_file == "deep/down/ds_zero3.json"
     assert job.deepspeed.config["train_batch_size"] == "auto"
+
+
+def test_the_job_of_the_run_that_a_sweep_starts_from_is_written_too_and_never_over_ones_own() -> None:
+    done = init("sweep", "mine/")
+    assert done.stdout.splitlines() == [
+        "Written: mine/sweep.yaml, mine/masked-lm.yaml. Next: raytrain-nlp train mine/masked-lm.yaml, then "
+        "raytrain-nlp sweep mine/sweep.yaml"
+    ]
+    assert "raytrain-nlp train mine/masked-lm.yaml" in Path("mine/sweep.yaml").read_text()
+    first = Path("mine/masked-lm.yaml").read_text().splitlines()[0]
+    assert first == Path("mine/sweep.yaml").read_text().splitlines()[0]  # the schema, seen from there
+    Path("mine/masked-lm.yaml").write_text("changed")
+    assert init("sweep", "mine/", "--force").exit_code == 0
+    assert Path("mine/masked-lm.yaml").read_text() == "changed"
+
+
+@pytest.mark.parametrize(
+    ("there", "todo"),
+    [([], "Train that one first: raytrain-nlp train JOB, whose name is masked-lm."), (["run.json"], "--resume.")],
+)
+def test_a_model_that_is_not_trained_yet_is_told_with_what_to_train(there: list[str], todo: str) -> None:
+    for name in there:
+        Path("runs/masked-lm").mkdir(parents=True)
+        Path("runs/masked-lm", name).write_text("{}")
+    init("sweep")
+    job = load_sweep("sweep.yaml").job
+    with pytest.raises(InputError) as found:
+        check_local_model(str(job.model.name_or_path), "model.name_or_path", tokenizer=True)
+    assert [problem.what for problem in found.value.problems] == ["there is no such folder (runs/masked-lm/model)"]
+    assert str(found.value.problems[0].todo).endswith(todo)
 
 
 @pytest.mark.parametrize("target", ["job.yaml", "my/jobs/job.yaml"])
@@ -129,7 +165,7 @@ def test_standard_output_is_what_the_file_would_be(name: str, folder: Path) -> N
     assert list(folder.iterdir()) == []
     init(name)
     assert shown.stdout == Path(f"{name}.yaml").read_text()
-    assert ("note: it needs" in shown.stderr) == (name in ("deepspeed-json", "custom-trainer"))
+    assert ("note: it needs" in shown.stderr) == (name in ("deepspeed-json", "custom-trainer", "sweep"))
 
 
 def test_without_a_task_all_are_listed_tasks_first() -> None:

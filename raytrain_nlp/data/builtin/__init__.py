@@ -21,6 +21,7 @@ from raytrain_nlp.data.builtin.facts import fact_rows, facts_origin
 from raytrain_nlp.data.builtin.names import name_rows, names_origin
 from raytrain_nlp.data.builtin.number_words import number_rows, numbers_origin
 from raytrain_nlp.data.builtin.python_docs import collect_python_docs, python_docs_origin
+from raytrain_nlp.data.builtin.standard_library import collect_modules, modules_origin
 from raytrain_nlp.data.builtin.summaries import collect_summaries, summaries_origin
 from raytrain_nlp.errors import InputError, Problem, nearest
 from raytrain_nlp.storage.atomic import replacing
@@ -42,6 +43,7 @@ class Builtin:
 BUILTINS = {
     "docstrings": Builtin(collect_docstrings, docstrings_origin),
     "docstrings/endings": Builtin(collect_endings, endings_origin),
+    "docstrings/modules": Builtin(collect_modules, modules_origin),
     "docstrings/summaries": Builtin(collect_summaries, summaries_origin),
     "facts": Builtin(fact_rows, facts_origin),
     "names": Builtin(name_rows, names_origin),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+from collections import Counter
 from typing import Any
 
 from raytrain_nlp.data.builtin.prose import count_words, hash_of, is_held_out, key_of, paragraphs_in, shorten
@@ -43,27 +44,19 @@ _NAMES = re.compile(
 
 
 def collect_docstrings() -> dict[str, list[dict[str, Any]]]:
-    """The rows of both splits, sorted by the hashes of their texts, which mixes the labels."""
-    texts = {label: _texts_of(LIBRARIES[label]) for label in installed_libraries()}
-    owners: dict[str, set[str]] = {}
-    for label, found in texts.items():
-        for key in found:
-            owners.setdefault(key, set()).add(label)
-    rows = []
-    labels = []
-    for label, found in texts.items():
-        own = sorted((text for key, text in found.items() if len(owners[key]) == 1), key=hash_of)
-        if len(own) >= _MIN_ROWS:
-            labels.append(label)
-            rows += [{"text": text, "label": label} for text in own[:_MAX_ROWS]]
+    """The rows of both splits, in the order of the hashes of the texts, which mixes the labels."""
+    splits = labelled_rows(
+        {label: _texts_of(LIBRARIES[label]) for label in installed_libraries()},
+        _MIN_ROWS,
+        _MAX_ROWS,
+        _VALIDATION_PERCENT,
+    )
+    labels = dict.fromkeys(row["label"] for row in splits["train"])
     if len(labels) < 2:
         what = f"it needs the sources of two libraries with docstrings (found: {', '.join(labels) or 'none'})"
         raise InputError(
             Problem("builtin:docstrings", what, f"Install two of {', '.join(LIBRARIES)}, or name your own files.")
         )
-    splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
-    for row in sorted(rows, key=lambda row: hash_of(row["text"])):
-        splits["validation" if is_held_out(row["text"], _VALIDATION_PERCENT) else "train"].append(row)
     return splits
 
 
@@ -90,7 +83,7 @@ def _texts_of(module: str) -> dict[str, str]:
     for source in dense_first(library_files(module)):
         size += len(source)
         for doc in docs_in(source):
-            if text := _clean(doc):
+            if text := clean(doc):
                 key = key_of(text)
                 texts[key] = min(text, texts.get(key, text))
         if len(texts) >= _ENOUGH_TEXTS or size >= _MAX_BYTES:
@@ -98,12 +91,33 @@ def _texts_of(module: str) -> dict[str, str]:
     return texts
 
 
-def _clean(doc: str) -> str | None:
-    """The first words of a docstring, with the names of libraries masked; None where too little is left."""
+def clean(doc: str, names: re.Pattern[str] = _NAMES) -> str | None:
+    """The first words of a docstring without the names of what it belongs to; None if too little is left."""
     words: list[str] = []
-    for paragraph in paragraphs_in(doc):  # joined to one line, since a name may be split over two
-        words += _NAMES.sub(MASK, paragraph).split()
+    for paragraph in paragraphs_in(doc):  # a paragraph is one line: a name may have been broken in two
+        words += names.sub(MASK, paragraph).split()
         if sum(map(len, words)) + len(words) > _MAX_CHARS // 2:
             break
     text = shorten(" ".join(words), _MAX_CHARS)
     return text if len(text) >= _MIN_CHARS and count_words(text) >= _MIN_WORDS else None
+
+
+def labelled_rows(
+    texts: dict[str, dict[str, str]], least: int, most: int, validation_percent: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Rows {"text", "label"} of both splits: of each label at most `most` texts, in the order of their hashes. Texts of
+    two labels are left out, and labels with fewer than `least` texts of their own.
+
+    Args:
+        texts: label -> what identifies a text -> the text.
+    """
+    owners = Counter(key for found in texts.values() for key in found)
+    rows = []
+    for label, found in texts.items():
+        own = sorted((text for key, text in found.items() if owners[key] == 1), key=hash_of)
+        if len(own) >= least:
+            rows += [{"text": text, "label": label} for text in own[:most]]
+    splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
+    for row in sorted(rows, key=lambda row: hash_of(row["text"])):
+        splits["validation" if is_held_out(row["text"], validation_percent) else "train"].append(row)
+    return splits
