@@ -71,6 +71,7 @@ class RunPaths:
         self.logs = self.run / "logs"
         self.profile = self.run / "profile"
         self.places = self.run / "places"
+        self.nodes = self.run / "nodes"
         self.hangs = self.run / "hangs"
         self.failure = self.run / "failure.json"
         self.feed_error = self.run / "feed_error.json"

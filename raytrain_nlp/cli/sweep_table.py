@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raytrain_nlp.cli.terminal import TerminalObserver, print_next, print_rows
+from raytrain_nlp.cli.terminal import TerminalObserver, mlflow_page, print_next, print_rows
 from raytrain_nlp.config.sweep import Sweep
 from raytrain_nlp.run.trial_records import FAILED, RUNNING, TrialRecord
 from raytrain_nlp.tuning.observer import SweepObserver
@@ -108,6 +108,7 @@ def print_sweep(result: SweepResult) -> None:
             "model": result.model_dir,
             **({"model version": result.model_version} if result.model_version else {}),
             "MLflow run": result.mlflow_run_id or "-",
+            **({"MLflow page": mlflow_page(result.tracking_uri)} if result.tracking_uri else {}),
             "rows tokenized": str(result.tokenized_rows),
             **{key: _figure(value) for key, value in sorted(result.best_metrics.items())},
         }

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from raytrain_nlp.host.packages import package_versions
 from raytrain_nlp.modeling.facts import ModelFacts
 from raytrain_nlp.modeling.tokenizer import load_tokenizer
 from raytrain_nlp.paths import cache_dir
+from raytrain_nlp.planning.datasets import describe_datasets
 from raytrain_nlp.planning.inputs import Files
 from raytrain_nlp.planning.label_names import name_labels
 from raytrain_nlp.planning.labels import find_known_rows, find_labels, majority_accuracy
@@ -87,7 +88,8 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
     spec = _spec_of(job, storage, tokenizer_dir, labels, splits, verbose)
     if problems := check_schedule(job, spec.total_steps):
         raise InputError(problems)
-    return _resolved(job, spec, tokens, splits, [*notes, *told], facts)
+    resolved = _resolved(job, spec, tokens, splits, [*notes, *told], facts)
+    return replace(resolved, datasets=describe_datasets(job, files, resolved))
 
 
 @dataclass(frozen=True)

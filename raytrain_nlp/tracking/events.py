@@ -2,6 +2,7 @@
 
     {"kind": "log", "time": ms, "step": n, "metrics": {...}}       figures, by their Hugging Face names
     {"kind": "start" | "resume" | "checkpoint" | "notice" | "phase" | "end", "time": ms, ...}
+    {"kind": "datasets" | "model", "time": ms, ...}                of the driver: what is read, what has been exported
 
 A notice with "artifact" names a file of the run that the tracker is to keep, too.
 

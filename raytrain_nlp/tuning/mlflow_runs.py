@@ -16,8 +16,11 @@ from raytrain_nlp.config.sweep import Sweep
 from raytrain_nlp.paths import SweepPaths, redact
 from raytrain_nlp.run.record import flatten
 from raytrain_nlp.run.trial_records import FAILED, RUNNING, Book, TrialRecord
+from raytrain_nlp.tracking.address import default_uri
 from raytrain_nlp.tracking.events import EventLog
-from raytrain_nlp.tracking.tracker import Tracker, default_uri
+from raytrain_nlp.tracking.tables import log_table
+from raytrain_nlp.tracking.tracker import Tracker
+from raytrain_nlp.tuning.results import table_of
 from raytrain_nlp.verbs.train import run_params
 
 _ENDS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
@@ -41,6 +44,11 @@ class Tree:
     @property
     def run_id(self) -> str | None:
         return self._parent.run_id
+
+    @property
+    def uri(self) -> str:
+        """Where MLflow has the runs, without a password."""
+        return redact(self._parent.uri)
 
     def start(self) -> Tree:
         self._parent.start()
@@ -124,6 +132,7 @@ class Tree:
             **({"best_trial": best.number, "best_run_id": best.mlflow_run_id} if best else {}),
         }.items():
             client.set_tag(self.run_id, f"raytrain_nlp.{key}", str(told))
+        log_table(client, str(self.run_id), table_of(self._sweep, self._book), "trials.json")
         for path in artifacts:
             client.log_artifact(self.run_id, str(path), "plots" if path.suffix == ".png" else None)
 

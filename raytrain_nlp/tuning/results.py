@@ -39,6 +39,8 @@ class SweepResult:
     """Rows tokenized for the whole sweep; 0 where all were found prepared."""
     model_version: str | None = None
     """Version of the registered model."""
+    tracking_uri: str | None = None
+    """Where MLflow has the sweep, without a password."""
     table: list[dict[str, Any]] = field(default_factory=list, repr=False)
     """A row for each trial, as in trials.csv."""
 

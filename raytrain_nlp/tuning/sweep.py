@@ -169,6 +169,7 @@ def _run(
         mlflow_run_id=run_id,
         tokenized_rows=record.values["tokenized_rows"],
         model_version=version,
+        tracking_uri=tree.uri,
         table=rows,
     )
     record.update(result=result.to_dict(), mlflow_run_id=run_id)

@@ -337,9 +337,9 @@ def _run(
     spec = resolved.spec
     if resolved.windows:
         spec = replace(spec, train=resolved.windows.attach(paths))
-    EventLog(paths.events).write(
-        "log", step=0, metrics=flatten({f"data/{key}": value for key, value in resolved.counts().items()})
-    )
+    events = EventLog(paths.events)
+    events.write("datasets", datasets=resolved.datasets)
+    events.write("log", step=0, metrics=flatten({f"data/{key}": value for key, value in resolved.counts().items()}))
     paths.store.delete([paths.failure])
     forget(paths)
     load_libraries()  # before threads are started that could import the same modules at the same time
@@ -357,6 +357,8 @@ def _run(
             raise outcome["error"]
         if has_moved(outcome):
             raise KeyboardInterrupt
+        best = outcome["result"]["best_step"] if job.arguments().get("load_best_model_at_end") else None
+        events.write("model", step=best or outcome["result"]["global_step"], task=job.task.type)
     restarts = sum(event["kind"] in ("start", "resume") for event, _ in read_events(paths.events)) - 1
     result = TrainResult(
         run_dir=paths.address,

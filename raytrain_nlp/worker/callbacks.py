@@ -7,13 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 from transformers import TrainerCallback
 
-from raytrain_nlp.distributed.device import device_figures
 from raytrain_nlp.modeling.rank_symmetry import SharedDraws, forget_gradients
 from raytrain_nlp.storage.atomic import replacing
 from raytrain_nlp.tracking.events import EventLog
+from raytrain_nlp.worker.node_load import NodeLoad, loads_of_others
 from raytrain_nlp.worker.progress import CLOCK
 
 _PROGRESS_S = 0.5
@@ -22,12 +21,11 @@ _PROGRESS_S = 0.5
 class EventCallback(TrainerCallback):
     """On the first rank: every log to the event log, with the machine's load; the step to `progress.json`."""
 
-    def __init__(self, events: EventLog, progress: Path, total_steps: int):
+    def __init__(self, events: EventLog, progress: Path, nodes: Path, total_steps: int):
         self._events, self._progress, self._total_steps = events, progress, total_steps
+        self._load, self._nodes = NodeLoad(), nodes
         self._shown = 0.0
         self._last: dict[str, float] = {}
-        self._process = psutil.Process()
-        psutil.cpu_percent()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._events.write("phase", phase="train")
@@ -53,15 +51,9 @@ class EventCallback(TrainerCallback):
             )
 
     def _system(self) -> dict[str, float]:
-        """MLflow's names for system metrics; megabytes and percent, of this node and this process."""
-        memory = psutil.virtual_memory()
-        return {
-            "system/cpu_utilization_percentage": psutil.cpu_percent(),
-            "system/system_memory_usage_megabytes": memory.used / 1e6,
-            "system/system_memory_usage_percentage": memory.percent,
-            "system/process_memory_megabytes": self._process.memory_info().rss / 1e6,
-            **device_figures(),
-        }
+        """MLflow's names for system metrics; megabytes and percent, of each node and of its first rank's process."""
+        figures = {**self._load.figures(), **loads_of_others(self._nodes)}
+        return {f"system/{name}": value for name, value in figures.items()}
 
 
 class EvalProgress(TrainerCallback):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from transformers import EarlyStoppingCallback, Seq2SeqTrainer, Trainer, TrainerCallback
 
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.errors import InputError, Problem
+from raytrain_nlp.paths import RunPaths
 from raytrain_nlp.tasks.base import Task
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.trainer.override_check import check_overrides
@@ -19,6 +19,7 @@ from raytrain_nlp.trainer.trainer import build_trainer_class
 from raytrain_nlp.trainer.training_step import Feed
 from raytrain_nlp.user_code import UserObject
 from raytrain_nlp.worker.callbacks import EventCallback
+from raytrain_nlp.worker.node_load import LoadOfNode
 from raytrain_nlp.worker.spec import WorkerSpec
 
 _FUNCTIONS = ("compute_loss_func", "preprocess_logits_for_metrics")
@@ -85,10 +86,14 @@ def wrong_arguments(cls: type, arguments: dict[str, Any]) -> str | None:
 
 
 def build_callbacks(
-    job: TrainJob, spec: WorkerSpec, events: EventLog, progress: Path, is_first: bool
+    job: TrainJob, spec: WorkerSpec, events: EventLog, paths: RunPaths, rank: int, local_rank: int
 ) -> list[TrainerCallback]:
     """The callbacks of one rank."""
-    callbacks: list[TrainerCallback] = [EventCallback(events, progress, spec.total_steps)] if is_first else []
+    callbacks: list[TrainerCallback] = []
+    if rank == 0:
+        callbacks.append(EventCallback(events, paths.progress, paths.nodes, spec.total_steps))
+    elif local_rank == 0 and paths.store.shared:
+        callbacks.append(LoadOfNode(paths.nodes, rank))
     if job.early_stopping:
         callbacks.append(EarlyStoppingCallback(**job.early_stopping.model_dump()))
     return callbacks + [cls(**arguments) for cls, arguments in find_callbacks(job, spec.code_folder)]

@@ -184,9 +184,11 @@ def _run_rank(
 
 def _build_commits(paths: RunPaths, job: TrainJob, events: EventLog, rank: int, flush: Callable[[], None]) -> Any:
     from raytrain_nlp.checkpoint.commit import build_commits
+    from raytrain_nlp.checkpoint.store import list_checkpoints
 
     def told(step: int, seconds: float) -> None:
-        events.write("checkpoint", step=step, seconds=round(seconds, 3))
+        kept = [found.manifest.step for found in list_checkpoints(paths.checkpoints)]
+        events.write("checkpoint", step=step, seconds=round(seconds, 3), kept=kept)
 
     return build_commits(
         paths.checkpoints, rank, int(os.environ["WORLD_SIZE"]), job.arguments().get("save_total_limit"), told, flush
@@ -316,7 +318,7 @@ def _build_trainer(
         train_rows,
         lazy_head=LazyHead(model) if job.chunks_loss and not task.rows_weigh else None,
     )
-    callbacks = build_callbacks(job, spec, events, paths.progress, arguments.process_index == 0)
+    callbacks = build_callbacks(job, spec, events, paths, arguments.process_index, arguments.local_process_index)
     trainer = build_trainer(job, spec.code_folder, feed, model, arguments, tokenizer, callbacks)
     trainer.optimizer_cls_and_kwargs = trainer.optimizer_cls_and_kwargs or find_cpu_adam(
         trainer, lambda line: events.write("notice", text=line)

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from support import wait_until
 
 from raytrain_nlp.config.cluster import TrackingConfig
@@ -345,6 +346,167 @@ def test_server_that_comes_back_gets_everything(bench: Bench, refusing: str, mon
     assert tracker.close("FINISHED") is True
     assert bench.figures() == expected(*range(8))
     assert len(bench.warnings) == 1
+
+
+DATASETS = [
+    {
+        "split": split,
+        "context": context,
+        "name": f"{split}.jsonl",
+        "digest": split[:4] * 4,
+        "source_type": "local",
+        "source": {"uri": f"/data/{split}.jsonl"},
+        "profile": {"num_rows": rows},
+    }
+    for split, context, rows in (("train", "training", 100), ("validation", "validation", 20))
+]
+
+
+def write_run(bench: Bench) -> None:
+    """Events of a run: its data, two evaluations with a checkpoint each of which one is kept, the exported model."""
+    bench.log.write("datasets", datasets=DATASETS)
+    bench.log.write("log", step=0, metrics={"data/rows/train": 100})
+    for step in (2, 4):
+        bench.write(step - 1, step)
+        bench.log.write("log", step=step, metrics={"eval_loss": 1 / step, "system/memory": 5})
+        bench.log.write("checkpoint", step=step, seconds=0.1, kept=[step])
+    bench.log.write("model", step=4, task="masked-lm")
+
+
+def logged_models(bench: Bench) -> dict[str, Any]:
+    """By name; each must be there once."""
+    client, run = MlflowClient(tracking_uri=bench.uri), bench.run()
+    found = list(client.search_logged_models([run.info.experiment_id]))
+    assert len(found) == len({model.name for model in found})
+    assert {output.model_id for output in run.outputs.model_outputs} == {model.model_id for model in found}
+    assert len(run.outputs.model_outputs) == len(found) and {model.source_run_id for model in found} <= {
+        run.info.run_id
+    }
+    return {model.name: model for model in found}
+
+
+def test_checkpoints_and_model_have_the_figures_of_their_step_once(bench: Bench) -> None:
+    """Also after a kill at any moment between the sending and the noting; MLflow gets no copy of the weights."""
+    write_run(bench)
+    tracker = bench.tracker()
+    assert tracker.close("FINISHED") is True
+    state = json.loads(bench.paths.tracking.read_text())
+    for _ in range(2):
+        models = logged_models(bench)
+        assert {name: (model.model_type, str(model.status)) for name, model in models.items()} == {
+            "checkpoint-2": ("checkpoint", "READY"),
+            "checkpoint-4": ("checkpoint", "READY"),
+            "model": ("masked-lm", "READY"),
+        }
+        for name, step in {"checkpoint-2": 2, "checkpoint-4": 4, "model": 4}.items():
+            figures = {metric.key: (metric.value, metric.step) for metric in models[name].metrics}
+            assert figures == {
+                "loss": (1 / (step + 1), step),
+                "epoch": (step / 10, step),
+                "eval_loss": (1 / step, step),
+            }
+            (scored,) = [metric for metric in models[name].metrics if metric.key == "eval_loss"]
+            assert (scored.dataset_name, scored.dataset_digest) == ("validation.jsonl", "vali" * 4)
+        assert models["checkpoint-2"].tags["raytrain_nlp.kept"] == "false"
+        assert "raytrain_nlp.kept" not in models["checkpoint-4"].tags
+        folders = {name: model.tags["raytrain_nlp.path"] for name, model in models.items()}
+        assert folders["checkpoint-4"] == str(bench.paths.checkpoints / "checkpoint-4")
+        assert folders["model"] == str(bench.paths.model)
+        assert bench.figures() == {
+            **expected(1, 2, 3, 4),
+            "eval_loss": [(2, 0.5), (4, 0.25)],
+            "system/memory": [(2, 5), (4, 5)],
+        }
+        inputs = {given.tags[0].value: given.dataset for given in bench.run().inputs.dataset_inputs}
+        assert {context: data.name for context, data in inputs.items()} == {
+            "training": "train.jsonl",
+            "validation": "validation.jsonl",
+        }
+        assert (
+            json.loads(inputs["training"].profile) == {"num_rows": 100} and len(bench.run().inputs.dataset_inputs) == 2
+        )
+        bench.paths.tracking.write_text(json.dumps({**state, "offset": 0, "models": {}, "datasets": {}}))
+        assert bench.tracker().close("FINISHED") is True
+    assert bench.warnings == []
+
+
+@pytest.mark.parametrize(("code", "tries"), [("ENDPOINT_NOT_FOUND", 1), ("INTERNAL_ERROR", 3)])
+def test_an_mlflow_without_logged_models_costs_a_line_and_no_figure(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, code: str, tries: int
+) -> None:
+    """Refused, or never taken: told once of each kind, and the figures are sent."""
+    asked: list[str] = []
+
+    def refuse(self: Any, *arguments: Any, **named: Any) -> None:
+        asked.append("models")
+        error = MlflowException("there is no such thing here\nmore")
+        error.error_code = code
+        raise error
+
+    for name in ("search_logged_models", "create_logged_model", "log_inputs"):
+        monkeypatch.setattr(MlflowClient, name, refuse)
+    monkeypatch.setattr("raytrain_nlp.tracking.tracker._POLL_S", 0.01)
+    write_run(bench)
+    bench.write(5)
+    assert bench.tracker().close("FINISHED") is True
+    assert bench.figures()["loss"] == expected(1, 2, 3, 4, 5)["loss"]
+    left_out = [line for line in bench.warnings if "does not take" in line]
+    assert [line.partition("does not take ")[2].partition(":")[0] for line in left_out] == [
+        "data sets", "checkpoints as logged models", "the model as a logged model",
+    ]  # fmt: skip
+    assert len(asked) == 3 * tries and all("there is no such thing here." in line for line in left_out)
+
+
+def test_who_ran_what_is_said_and_runs_open_where_models_are_trained(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("getpass.getuser", lambda: "ada")
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/raytrain-nlp", "--set", "token=secret"])
+    assert bench.tracker().close("FINISHED") is True
+    tags = bench.run().data.tags
+    assert tags["mlflow.user"] == "ada" and tags["mlflow.source.type"] == "LOCAL"
+    assert tags["mlflow.source.name"] == "/usr/bin/raytrain-nlp" and "secret" not in str(tags)
+    client = MlflowClient(tracking_uri=bench.uri)
+    experiment = client.get_experiment(bench.run().info.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    client.set_experiment_tag(experiment.experiment_id, "mlflow.experimentKind", "genai_development")
+    bench.paths.tracking.unlink()
+    assert bench.tracker().close("FINISHED") is True
+    kept = client.get_experiment(experiment.experiment_id).tags["mlflow.experimentKind"]
+    assert kept == "genai_development", "what its owner says stays"
+
+
+def test_events_behind_the_end_are_sent_and_are_no_silence(bench: Bench) -> None:
+    """Workers of a trial that its sweep has stopped write on for a moment after its tracker was told to end."""
+    tracker = bench.tracker()
+    bench.write(0)
+    tracker.finish("KILLED")
+    wait_until(lambda: not tracker._thread.is_alive(), PATIENT_S, "the run is ended, and its thread")
+    assert bench.run().info.status == "KILLED"
+    bench.write(1, 2)
+    assert tracker.close("KILLED") is True and bench.warnings == []
+    assert bench.figures() == expected(0, 1, 2) and bench.run().info.status == "KILLED"
+    assert_threads_end()
+
+
+def test_a_lock_that_passes_is_not_told_and_one_that_lasts_is(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    ship: Callable[[Tracker], None] = Tracker._ship
+    locked = [1]
+
+    def fail(tracker: Tracker) -> None:
+        if locked:
+            locked.pop()
+            raise MlflowException("(sqlite3.OperationalError) database is locked")
+        ship(tracker)
+
+    monkeypatch.setattr(Tracker, "_ship", fail)
+    bench.write(0)
+    assert bench.tracker().close("FINISHED") is True and bench.warnings == []
+    locked.extend([1, 1, 1])
+    bench.write(1)
+    assert bench.tracker().close("FINISHED") is True
+    assert len(bench.warnings) == 1 and "database is locked" in bench.warnings[0]
+    assert bench.figures() == expected(0, 1)
 
 
 def test_names_that_mlflow_refuses_hold_nothing_up(bench: Bench) -> None:

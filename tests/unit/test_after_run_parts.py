@@ -433,6 +433,7 @@ def test_only_whole_models_with_a_pipeline_are_registered(tmp_path: Path) -> Non
 def test_a_model_is_logged_to_its_run_and_registered_under_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
+    """By an MLflow that has no logged models yet."""
     asked: list[Any] = []
 
     class Client:
@@ -454,7 +455,8 @@ def test_a_model_is_logged_to_its_run_and_registered_under_its_name(
             asked.append((name, source, run_id))
             return SimpleNamespace(version=3)
 
-    def save(folder: Path, target: Path, task: str) -> None:
+    def save(folder: Path, target: Path, task: str, run_id: str, model_id: str | None) -> None:
+        assert (run_id, model_id) == ("id", None)
         target.mkdir()
         (target / "MLmodel").write_text(task)
 

@@ -24,7 +24,7 @@ from raytrain_nlp.data.reading.sources import find_files, split_file
 from raytrain_nlp.host.sockets import MOST_BYTES, RAY_BYTES, ray_folder, short_name
 from raytrain_nlp.prediction.files import list_parts, open_output, part_name
 from raytrain_nlp.run.saved_run import at_hand, find_run
-from raytrain_nlp.tracking.tracker import default_uri
+from raytrain_nlp.tracking.address import default_uri
 
 ODD = ["plain", "a b", "what?x=1", "100%", "p%20q", "h#1", "ümläut 中", "a&b=c;d", "x+y", "r #1 100% ü?x=1"]
 

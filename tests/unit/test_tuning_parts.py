@@ -293,6 +293,12 @@ class Server(SimpleNamespace):
             def set_tag(self, run: str, key: str, value: str) -> None:
                 server.tags.setdefault(run, {})[key.removeprefix("raytrain_nlp.")] = value
 
+            def log_text(self, run: str, text: str, name: str) -> None:
+                server.artifacts.append((run, name, len(json.loads(text)["data"])))
+
+            def get_run(self, run: str) -> Any:
+                return SimpleNamespace(data=SimpleNamespace(tags={}))
+
             def log_artifact(self, run: str, path: str, folder: str | None) -> None:
                 server.artifacts.append((run, Path(path).name, folder))
 
@@ -335,7 +341,8 @@ def test_a_sweep_is_one_run_with_a_child_for_each_trial(
     assert {key: server.tags["id-s"][key] for key in ("finished", "stopped", "failed", "running", "best_trial")} == {
         "finished": "1", "stopped": "1", "failed": "1", "running": "0", "best_trial": "0",
     }  # fmt: skip
-    assert server.artifacts == [("id-s", "trials.csv", None), ("id-s", "a.png", "plots")]
+    assert server.artifacts == [("id-s", "trials.json", 3), ("id-s", "trials.csv", None), ("id-s", "a.png", "plots")]
+    assert json.loads(server.tags["id-s"]["mlflow.loggedArtifacts"]) == [{"path": "trials.json", "type": "table"}]
     logged = [json.loads(line) for line in paths.events.read_text().splitlines()]
     assert [event["metrics"]["trials/ended"] for event in logged] == [1, 2, 3]
 

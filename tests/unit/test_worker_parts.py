@@ -32,7 +32,7 @@ from raytrain_nlp.run.stop_request import ask_to_move
 from raytrain_nlp.storage import open_storage
 from raytrain_nlp.storage.folder import Folder
 from raytrain_nlp.tracking.events import EventLog, read_events
-from raytrain_nlp.worker import callbacks, pool_worker, preemption, progress, scoring
+from raytrain_nlp.worker import callbacks, node_load, pool_worker, preemption, progress, scoring
 from raytrain_nlp.worker.callbacks import ClockCallback, EvalProgress, EventCallback, LayerdropCallback
 from raytrain_nlp.worker.cleanup import letting_go
 from raytrain_nlp.worker.logs import rank_log
@@ -76,7 +76,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_figures_go_to_the_event_log_with_the_load_of_the_machine(paths: RunPaths) -> None:
     callback, state = (
-        EventCallback(EventLog(paths.events), paths.progress, 10),
+        EventCallback(EventLog(paths.events), paths.progress, paths.nodes, 10),
         SimpleNamespace(global_step=3, epoch=0.5),
     )
     callback.on_train_begin(None, state, None)
@@ -96,8 +96,28 @@ def test_figures_go_to_the_event_log_with_the_load_of_the_machine(paths: RunPath
     assert evaluated["metrics"] == {"eval_loss": 0.25}, "the load stands beside training figures alone"
 
 
+def test_the_load_of_each_node_is_logged_by_the_first_rank(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = SimpleNamespace(global_step=3, epoch=0.5)
+    for rank, host in ((4, "b"), (8, "c"), (12, "c")):
+        monkeypatch.setattr(node_load.socket, "gethostname", lambda host=host: host)
+        other = node_load.LoadOfNode(paths.nodes, rank)
+        other.on_log(None, state, None, logs={"eval_loss": 1.0})
+        assert not (paths.nodes / f"rank-{rank}.json").exists()
+        other.on_log(None, state, None, logs={"loss": 1.0})
+    gone = json.loads((paths.nodes / "rank-4.json").read_text())
+    (paths.nodes / "rank-20.json").write_text(json.dumps({**gone, "host": "gone", "time": gone["time"] - 1000}))
+    (paths.nodes / "rank-24.json").write_text('{"host": "half')
+    monkeypatch.setattr(node_load.socket, "gethostname", lambda: "a")
+    callback = EventCallback(EventLog(paths.events), paths.progress, paths.nodes, 10)
+    callback.on_log(None, state, None, logs={"loss": 0.5})
+    (log,) = told(paths)
+    memory = {name.split("/")[-2] for name in log["metrics"] if name.endswith("system_memory_usage_percentage")}
+    assert memory == {"system", "b", "c", "c-rank-8"}, "neither of a node that is gone, nor half a file"
+    assert all(log["metrics"][f"system/{host}process_memory_megabytes"] > 0 for host in ("", "b/", "c/", "c-rank-8/"))
+
+
 def test_progress_is_shown_twice_a_second_and_at_the_end(paths: RunPaths, clock: Clock) -> None:
-    callback = EventCallback(EventLog(paths.events), paths.progress, 5)
+    callback = EventCallback(EventLog(paths.events), paths.progress, paths.nodes, 5)
     callback.on_log(
         None,
         SimpleNamespace(global_step=1),

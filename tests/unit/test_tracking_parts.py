@@ -1,0 +1,154 @@
+"""Parts of the tracker: how long its end is waited for, what MLflow's refusals mean, what is said of a run's data."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from support import plain_job
+
+from raytrain_nlp.config import load_job
+from raytrain_nlp.data.reading.sources import SourceFile
+from raytrain_nlp.planning.datasets import describe_datasets
+from raytrain_nlp.planning.inputs import Files
+from raytrain_nlp.tracking import mlflow_run, patience
+from raytrain_nlp.tracking.accepted import is_locked, is_refusal
+from raytrain_nlp.tracking.address import reason_of
+from raytrain_nlp.tracking.events import EventLog
+from raytrain_nlp.tracking.logged_models import figures_of
+from raytrain_nlp.tracking.patience import Patience
+from raytrain_nlp.tracking.tables import log_table
+
+
+class Clock:
+    """The time, and the CPU time of the thread that is waited for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.cpu = 100.0, 1.0
+        monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(patience, "_cpu_of", lambda thread: self.cpu)
+
+
+def waited(clock: Clock, cpu: float = 0.0, answers: bool = False, failures: int = 0) -> tuple[float, bool]:
+    """Seconds that a patience of 10 s lasts, and whether it ends with life; a thread that has `cpu` of a CPU."""
+    waits, began, count = Patience(10), clock.now, 0
+    while waits.lasts(threading.current_thread(), count, failures):
+        clock.now, clock.cpu, count = clock.now + 0.5, clock.cpu + cpu / 2, count + answers
+    return clock.now - began, waits.shows_life
+
+
+def test_a_silent_tracker_is_waited_for_as_long_as_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert waited(Clock(monkeypatch)) == (10, False)
+    assert waited(Clock(monkeypatch), cpu=0.001) == (10, False)  # SQLite's looks at a lock
+    assert waited(Clock(monkeypatch), cpu=0.5, failures=1) == (10, False)  # a server that refuses, asked again
+
+
+def test_one_that_computes_on_a_busy_machine_or_gets_answers_is_waited_for_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert waited(Clock(monkeypatch), cpu=0.05) == (40, True)
+    assert waited(Clock(monkeypatch), answers=True) == (40, True)
+
+
+def test_the_cpu_time_of_a_thread_is_its_own() -> None:
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    began = patience._cpu_of(threading.current_thread())
+    end = time.thread_time() + 0.05
+    while time.thread_time() < end:
+        pass
+    assert patience._cpu_of(threading.current_thread()) > began and patience._cpu_of(thread) < 0.05
+    over.set()
+    thread.join()
+
+
+class Refused(Exception):
+    def __init__(self, text: str, code: str | None = None) -> None:
+        super().__init__(text)
+        if code:
+            self.error_code = code
+
+
+@pytest.mark.parametrize(
+    ("error", "refusal"),
+    [
+        (Refused("404", "ENDPOINT_NOT_FOUND"), True),
+        (Refused("too long", "INVALID_PARAMETER_VALUE"), True),
+        (AttributeError("no attribute 'create_logged_model'"), True),
+        (Refused("busy", "TEMPORARILY_UNAVAILABLE"), False),
+        (Refused("API request failed with exception", "INTERNAL_ERROR"), False),
+        (ConnectionError("refused"), False),
+        (TimeoutError(), False),
+    ],
+)
+def test_what_passes_is_no_refusal(error: Exception, refusal: bool) -> None:
+    assert is_refusal(error) is refusal
+    assert not is_locked(error) and is_locked(Refused("(sqlite3.OperationalError) database is locked"))
+
+
+def test_the_reason_of_an_error_has_one_line_and_no_password() -> None:
+    uri = "http://ada:love%40lace@host"
+    assert reason_of(ValueError(f"{uri} is away\nmore"), uri) == "http://***@host is away"
+    assert reason_of(ValueError("love@lace"), uri) == "***" and reason_of(ValueError(), uri) == "ValueError"
+
+
+def test_figures_of_a_step_are_the_first_ones_up_to_a_place(tmp_path: Path) -> None:
+    log, file = EventLog(tmp_path / "events.jsonl"), tmp_path / "events.jsonl"
+    log.write("log", step=1, metrics={"loss": 5.0})
+    log.write("log", step=2, metrics={"loss": 1.0, "system/cpu": 3})
+    log.write("log", step=2, metrics={"loss": 2.0, "eval_loss": 4.0})
+    until = file.stat().st_size
+    log.write("log", step=2, metrics={"eval_late": 4.0})
+    found = figures_of(file, 2, 3, until)  # from the middle of a line on
+    assert {key: value for key, (value, _) in found.items()} == {"loss": 1.0, "eval_loss": 4.0}
+
+
+def test_a_user_without_a_name_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> str:
+        raise KeyError("uid 1000")
+
+    monkeypatch.setattr(mlflow_run.getpass, "getuser", fail)
+    assert mlflow_run._origin()["mlflow.user"] == "unknown"
+
+
+def test_data_sets_have_names_digests_and_places(tmp_path: Path) -> None:
+    rows = {"train": 90, "validation.a": 5, "validation.b": 6}
+    job = load_job(
+        plain_job(
+            tmp_path,
+            "run",
+            data={
+                "train": ["s3://ada:secret@bucket/x/train.jsonl", "more.jsonl"],
+                "validation": {"a": "hf://glue/mrpc:validation", "b": "builtin:docstrings"},
+            },
+        )
+    )
+    file = SourceFile("x", "jsonl", 1, "digest")
+    files = Files([file], {"validation.a": [file], "validation.b": [file, file]})
+    counts = {name: {} for name in ("features", "bad_rows", "left_out", "cut_rows")}
+    resolved: Any = SimpleNamespace(counts=lambda: {"rows": rows, **counts, "bad_rows": {"train": 2}})
+    train, one, two = describe_datasets(job, files, resolved)
+    assert (train["name"], train["context"], train["source_type"]) == ("train.jsonl and 1 more", "training", "s3")
+    assert "secret" not in str(train["source"]) and train["profile"] == {"num_rows": 90, "quarantined_rows": 2}
+    assert (one["name"], one["source"]) == ("glue/mrpc:validation (a)", {"path": "glue/mrpc:validation"})
+    assert (two["name"], two["source_type"]) == ("builtin:docstrings (b)", "code")
+    assert train["digest"] == one["digest"] != two["digest"] and len(two["digest"]) == 16
+
+
+def test_a_table_replaces_the_one_that_was_logged_before() -> None:
+    texts: dict[str, str] = {}
+    tags: dict[str, str] = {}
+    client = SimpleNamespace(
+        log_text=lambda run, text, name: texts.update({name: text}),
+        get_run=lambda run: SimpleNamespace(data=SimpleNamespace(tags=tags)),
+        set_tag=lambda run, key, value: tags.update({key: value}),
+    )
+    for rows in ([{"a": 1, "b": None}], [{"a": 1, "b": None}, {"a": 2, "b": Path("x")}]):
+        log_table(client, "id", rows, "trials.json")
+    assert texts == {"trials.json": '{"columns": ["a", "b"], "data": [[1, null], [2, "x"]]}'}
+    assert tags == {"mlflow.loggedArtifacts": '[{"path": "trials.json", "type": "table"}]'}
