@@ -91,8 +91,8 @@ def run(
         texts = example_texts(known[name], target_of(path, name))
         write_texts(texts, force)
         (job, text), *_ = texts.items()
-        others = list(texts)[1:]
-        following = [f"raytrain-nlp train {other}" for other in others if other.suffix == ".yaml"]
+        beside = list(texts)[1:]
+        following = [f"raytrain-nlp train {file}" for file in beside if file.suffix == ".yaml"]
         following.append(f"raytrain-nlp {'sweep' if 'kind: sweep' in text else 'check'} {job}")
         print(f"Written: {', '.join(map(str, texts))}. Next: {', then '.join(following)}")
         result = {"files": [str(file) for file in texts]}

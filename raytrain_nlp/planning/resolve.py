@@ -27,7 +27,6 @@ from raytrain_nlp.host.packages import package_versions
 from raytrain_nlp.modeling.facts import ModelFacts
 from raytrain_nlp.modeling.tokenizer import load_tokenizer
 from raytrain_nlp.paths import cache_dir
-from raytrain_nlp.planning.datasets import describe_datasets
 from raytrain_nlp.planning.inputs import Files
 from raytrain_nlp.planning.label_names import name_labels
 from raytrain_nlp.planning.labels import find_known_rows, find_labels, majority_accuracy
@@ -47,6 +46,7 @@ from raytrain_nlp.planning.window_prefetch import WindowPreparer
 from raytrain_nlp.storage import storage_of
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import CollateContext
+from raytrain_nlp.tracking.datasets import describe_datasets
 from raytrain_nlp.user_code import UserObject
 from raytrain_nlp.worker.spec import WorkerSpec
 
@@ -89,7 +89,9 @@ def resolve(job: TrainJob, files: Files, storage: Path, map_pieces: MapPieces, v
     if problems := check_schedule(job, spec.total_steps):
         raise InputError(problems)
     resolved = _resolved(job, spec, tokens, splits, [*notes, *told], facts)
-    return replace(resolved, datasets=describe_datasets(job, files, resolved))
+    return replace(
+        resolved, datasets=describe_datasets(job.data, {"train": files.train, **files.validations}, resolved.counts())
+    )
 
 
 @dataclass(frozen=True)

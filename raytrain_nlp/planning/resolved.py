@@ -55,7 +55,7 @@ class Resolved:
     cut_rows: dict[str, int] = field(default_factory=dict)
     """Rows (and targets) that were truncated to `data.max_length` or the model's positions."""
     datasets: list[dict[str, Any]] = field(default_factory=list)
-    """What the tracker is told of the data of each split (`planning.datasets`)."""
+    """What the tracker is told of the data of each split (`tracking.datasets`)."""
 
     def count_duplicates(self) -> Duplicates | None:
         """Counts of copies among the training rows, and of validation rows that are training rows too. None if the rows

@@ -9,7 +9,7 @@ from support import TINY
 
 from raytrain_nlp.config import load_job
 from raytrain_nlp.data import builtin
-from raytrain_nlp.data.builtin import BUILTINS, builtin_fingerprint
+from raytrain_nlp.data.builtin import BUILTINS, builtin_fingerprint, standard_library
 from raytrain_nlp.data.builtin.names import name_rows
 from raytrain_nlp.data.builtin.python_docs import _documents_of, _new_paragraphs
 from raytrain_nlp.data.builtin.summaries import _row_of
@@ -52,6 +52,25 @@ def test_a_summary_is_the_first_sentence():
     assert _row_of("Return all the rows of a file.") is None
     assert _row_of(f"Rows.\n\n{rest}") is None
     assert _row_of("") is None
+
+
+def test_parts_of_the_standard_library_are_told_apart_without_their_names(monkeypatch):
+    docs = {
+        part: [f"The {part}.things numbered {i} belong to {part}lib and to no other part, {own}." for i in range(100)]
+        for part, own in (("xml", "a tree"), ("http", "a wire"))
+    }
+    docs["rare"] = ["Too few of these docstrings are there to be learned from, by anybody."]
+    monkeypatch.setattr(standard_library, "_docs_of_parts", lambda: docs)
+    splits = standard_library.collect_modules()
+    rows = splits["train"] + splits["validation"]
+    assert {row["label"] for row in rows} == {"http", "xml"} and len(rows) == 200
+    assert rows[0]["text"].startswith("The LIB numbered") and not any("xml" in row["text"] for row in rows)
+    assert [standard_library._part_of(name) for name in ("xml/dom/minidom.py", "_pydecimal.py", "turtle.py")] == [
+        "xml", "decimal", "turtle",
+    ]  # fmt: skip
+    monkeypatch.setattr(standard_library, "_docs_of_parts", dict)
+    with pytest.raises(InputError, match="builtin:docstrings/modules: it needs the sources of Python's standard"):
+        standard_library.collect_modules()
 
 
 def job(tmp_path: Path, **data: object) -> object:

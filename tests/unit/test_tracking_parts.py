@@ -12,16 +12,19 @@ import pytest
 from support import plain_job
 
 from raytrain_nlp.config import load_job
+from raytrain_nlp.config.cluster import TrackingConfig
 from raytrain_nlp.data.reading.sources import SourceFile
-from raytrain_nlp.planning.datasets import describe_datasets
-from raytrain_nlp.planning.inputs import Files
-from raytrain_nlp.tracking import mlflow_run, patience
+from raytrain_nlp.paths import RunPaths, read_json
+from raytrain_nlp.tracking import mlflow_run, patience, tracker
 from raytrain_nlp.tracking.accepted import is_locked, is_refusal
 from raytrain_nlp.tracking.address import reason_of
+from raytrain_nlp.tracking.attachments import Attachments
+from raytrain_nlp.tracking.datasets import describe_datasets
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.tracking.logged_models import figures_of
 from raytrain_nlp.tracking.patience import Patience
 from raytrain_nlp.tracking.tables import log_table
+from raytrain_nlp.tracking.tracker import Tracker
 
 
 class Clock:
@@ -129,10 +132,10 @@ def test_data_sets_have_names_digests_and_places(tmp_path: Path) -> None:
         )
     )
     file = SourceFile("x", "jsonl", 1, "digest")
-    files = Files([file], {"validation.a": [file], "validation.b": [file, file]})
-    counts = {name: {} for name in ("features", "bad_rows", "left_out", "cut_rows")}
-    resolved: Any = SimpleNamespace(counts=lambda: {"rows": rows, **counts, "bad_rows": {"train": 2}})
-    train, one, two = describe_datasets(job, files, resolved)
+    files = {"train": [file], "validation.a": [file], "validation.b": [file, file]}
+    counts: dict[str, Any] = {name: {} for name in ("features", "left_out", "cut_rows")}
+    counts |= {"rows": rows, "bad_rows": {"train": 2}}
+    train, one, two = describe_datasets(job.data, files, counts)
     assert (train["name"], train["context"], train["source_type"]) == ("train.jsonl and 1 more", "training", "s3")
     assert "secret" not in str(train["source"]) and train["profile"] == {"num_rows": 90, "quarantined_rows": 2}
     assert (one["name"], one["source"]) == ("glue/mrpc:validation (a)", {"path": "glue/mrpc:validation"})
@@ -152,3 +155,63 @@ def test_a_table_replaces_the_one_that_was_logged_before() -> None:
         log_table(client, "id", rows, "trials.json")
     assert texts == {"trials.json": '{"columns": ["a", "b"], "data": [[1, null], [2, "x"]]}'}
     assert tags == {"mlflow.loggedArtifacts": '[{"path": "trials.json", "type": "table"}]'}
+
+
+class Client:
+    """MLflow, as far as a tracker asks; it refuses what `refuses` names."""
+
+    def __init__(self) -> None:
+        self.figures: list[tuple[str, float, int]] = []
+        self.ended: list[str] = []
+        self.refuses: dict[str, Exception] = {}
+        self.asked: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def ask(*arguments: Any, **named: Any) -> Any:
+            self.asked.append(name)
+            if name in self.refuses:
+                raise self.refuses[name]
+            return SimpleNamespace(
+                info=SimpleNamespace(run_id="id", experiment_id="0"), tags={}, experiment_id="0", outputs=None
+            )
+
+        return ask
+
+    def search_runs(self, *arguments: Any, **named: Any) -> list[Any]:
+        return []
+
+    def log_batch(self, run: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
+        self.figures += [(metric.key, metric.value, metric.step) for metric in metrics]
+
+    def set_terminated(self, run: str, status: str) -> None:
+        self.ended.append(status)
+
+
+def test_a_tracker_sends_figures_once_and_no_counts_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, warned, paths = Client(), [], RunPaths(tmp_path, "run")
+    paths.run.mkdir()
+    monkeypatch.setattr(tracker, "build_client", lambda uri: client)
+    log = EventLog(paths.events)
+    log.write("log", step=0, metrics={"data/rows/train": 5, "loss": 1.0})
+    log.write("datasets", datasets=[])
+    log.write("log", step=0, metrics={"loss": 2.0})
+    client.refuses = {"log_inputs": Refused("no such endpoint", "ENDPOINT_NOT_FOUND")}
+    following = Tracker(paths, TrackingConfig(tracking_uri="http://host"), {}, "", warned.append).start()
+    assert following.close("FINISHED") and following.run_id == "id"
+    assert client.figures == [("loss", 1.0, 0)] and client.ended == ["FINISHED"]
+    assert read_json(paths.tracking)["offset"] == paths.events.stat().st_size
+    assert len(warned) == 1 and "does not take data sets: no such endpoint" in warned[0]
+
+
+def test_what_fails_in_passing_is_tried_again_a_few_times(tmp_path: Path) -> None:
+    client, told = Client(), []
+    sent = Attachments(RunPaths(tmp_path, "run"), {}, lambda what, error: told.append((what, str(error))))
+    client.refuses = {"log_inputs": Refused("busy", "TEMPORARILY_UNAVAILABLE")}
+    event = {"kind": "datasets", "datasets": []}
+    assert sent.takes(event) and not sent.takes({"kind": "end"}) and sent.takes({"kind": "notice", "artifact": "a"})
+    for _ in range(2):
+        with pytest.raises(Refused):
+            sent.send(client, "id", event, 0)
+    for _ in range(3):
+        sent.send(client, "id", event, 0)
+    assert told == [("data sets", "busy")] and client.asked == ["log_inputs"] * 3, "given up, and not asked again"
