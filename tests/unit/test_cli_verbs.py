@@ -96,6 +96,7 @@ SWEPT: dict[str, Any] = {
     "model_dir": "m",
     "model_version": None,
     "mlflow_run_id": "id",
+    "tracking_uri": "sqlite:////runs/mlflow.db",
     "tokenized_rows": 5,
     "best_metrics": {"eval_loss": 0.125},
     "table": [{"trial": 0, "params.seed": 1}, {"trial": 1, "params.seed": None}],
