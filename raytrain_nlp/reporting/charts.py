@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-COLORS = ("#1f6fb4", "#d1603d", "#3a8f5c", "#8a5fb0", "#b08a1f", "#4d6370", "#c0487f", "#6c8f1f")
+COLORS = ("#2f7fc4", "#d1603d", "#3a8f5c", "#8a5fb0", "#b08a1f", "#4d6370", "#c0487f", "#6c8f1f")
 """Of the runs, in order; the first is also what stands out."""
 BEST = "#d1603d"
 """Of the best trial, wherever a sweep is drawn."""

@@ -138,7 +138,7 @@ def over_steps(
         color, faint = color_of(number), smooth and len(steps) > _FEW
         if steps:
             x, y = thinned(steps, values)
-            lines.append(Line(label, x, y, color, alpha=0.3 if faint else 1, named=not faint, dots=len(steps) <= _FEW))
+            lines.append(Line(label, x, y, color, alpha=0.4 if faint else 1, named=not faint, dots=len(steps) <= _FEW))
         if faint:
             lines.append(Line(label, *thinned(steps, smoothed(values)), color, width=2))
         restarts += [

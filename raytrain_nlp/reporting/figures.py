@@ -33,7 +33,7 @@ def draw(paint: Callable[[Any], None], width: float = 8, height: float = 5) -> b
     canvas.draw()
     content = io.BytesIO()
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    image.quantize(_SHADES).save(content, format="png", optimize=True)
+    image.quantize(_SHADES, Image.Quantize.MAXCOVERAGE).save(content, format="png", optimize=True)
     return content.getvalue()
 
 

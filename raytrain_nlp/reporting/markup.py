@@ -23,9 +23,9 @@ p { max-width: 46rem; margin: .3rem 0 .8rem; color: var(--soft) } ul { color: va
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; display: block;
   overflow-x: auto }
 th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--rule); vertical-align: top }
+td { white-space: nowrap } td.text { white-space: normal; min-width: 14rem; max-width: 34rem }
 th { font-weight: 600; color: var(--soft) } tr.best td { font-weight: 600 } td.num { text-align: right }
 table.matrix td, table.matrix th { padding: .3rem .7rem; text-align: right }
-td.text { min-width: 14rem; max-width: 34rem }
 figure { margin: .6rem 0 } img { max-width: 100%; height: auto }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: .4rem 1rem }
 .charts > div { min-width: 0 } .charts.live { display: none }
@@ -37,6 +37,7 @@ a { color: rgb(var(--accent)) }
 @media (max-width: 40rem) { body { margin: 1rem auto; padding: 0 .8rem } h1 { font-size: 1.4rem } }
 """
 
+_LONG = 36
 esc = html.escape
 """Text as HTML, also between quotation marks."""
 
@@ -49,10 +50,15 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], best: int | None
     """A table of texts; the row `best` stands out."""
     head = "".join(f"<th>{esc(cell)}</th>" for cell in header)
     body = "".join(
-        f"<tr{' class=best' if number == best else ''}>{''.join(f'<td>{esc(cell)}</td>' for cell in row)}</tr>"
+        f"<tr{' class=best' if number == best else ''}>{''.join(map(_cell, row))}</tr>"
         for number, row in enumerate(rows)
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cell(text: str) -> str:
+    """A field of a table: only long ones break into lines."""
+    return f"<td{' class=text' if len(text) > _LONG else ''}>{esc(text)}</td>"
 
 
 def folded(title: str, inside: str) -> str:

@@ -16,10 +16,15 @@ from raytrain_nlp.reporting.limits import RULES
 from raytrain_nlp.reporting.markup import STYLE, cell, duration, esc, folded, heading, still, table
 from raytrain_nlp.reporting.sweep_panels import sweep_panels
 from raytrain_nlp.reporting.sweep_story import SweepStory, next_steps
-from raytrain_nlp.reporting.verdict import judge
+from raytrain_nlp.reporting.verdict import best_of, judge
 from raytrain_nlp.run.saved_run import Run
 
 _NOTICES = 20
+_NO_STILL = (
+    "<noscript><p>Scripts are off: the page that `report` writes without --serve has a picture here.</p></noscript>"
+)
+_FIRST = ("loss", "evaluation")
+"""Panels that everybody looks at; the others follow the predictions."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,13 @@ class Page:
     pictures: dict[str, bytes]
 
 
-def build_page(shown: Shown, refresh_s: int | None = None) -> Page:
+def build_page(shown: Shown, refresh_s: int | None = None, stills: bool = True) -> Page:
     """The whole page.
 
     Args:
         refresh_s: the browser is to load it again after so many seconds.
+        stills: draw the pictures that show where scripts are off, which takes seconds; without Bokeh they are drawn
+            anyway.
     """
     sweeping = {
         name: [replace(panel, name=f"{panel.name}-{number}" if number else panel.name) for panel in _panels_of(story)]
@@ -61,12 +68,13 @@ def build_page(shown: Shown, refresh_s: int | None = None) -> Page:
     }
     running = run_panels(shown.names, shown.histories)
     panels = [panel for found in sweeping.values() for panel in found] + running
-    pictures = {panel.name: draw_panel(panel) for panel in panels}
     live, script = interactive.charts_html(panels) if panels and interactive.available() else ({}, "")
+    pictures = {panel.name: draw_panel(panel) for panel in panels} if stills or not live else {}
 
     def drawn(panel: Panel) -> str:
         moving = f'<div class="charts live">{"".join(live[panel.name])}</div>' if live else ""
-        picture = f'<figure class="still">{still(pictures[panel.name], panel.title)}</figure>'
+        png = pictures.get(panel.name)
+        picture = f'<figure class="still">{still(png, panel.title)}</figure>' if png else _NO_STILL
         return heading(panel.title, panel.says) + moving + picture
 
     parts = [f"<h1>{esc(shown.title)}</h1>", *_verdicts(shown)]
@@ -79,7 +87,9 @@ def build_page(shown: Shown, refresh_s: int | None = None) -> Page:
         if (found := tables.differing_keys(shown.names, shown.runs))
         else []
     )
-    parts += map(drawn, running)
+    first = [panel for panel in running if panel.name in _FIRST]
+    parts += [*map(drawn, first), *_predictions(shown)]
+    parts += map(drawn, [panel for panel in running if panel not in first])
     if shown.runs:
         parts += _sections(shown)
     head = (
@@ -104,9 +114,11 @@ def _panels_of(story: SweepStory) -> list[Panel]:
 def _verdicts(shown: Shown) -> list[str]:
     parts = [f'<p class="verdict">{esc(story.verdict())}</p>' for story in shown.sweeps.values()]
     several = len(shown.names) > 1
-    for name, run, history in zip(shown.names, shown.runs, shown.histories, strict=True):
-        found = judge(run, history)
-        before = f"<b>{esc(name)}:</b> " if several else ""
+    verdicts = [judge(run, history) for run, history in zip(shown.runs, shown.histories, strict=True)]
+    if best := best_of(shown.names, verdicts):
+        parts.append(f'<p class="verdict">{esc(best)}</p>')
+    for name, found, history in zip(shown.names, verdicts, shown.histories, strict=True):
+        before = f"<b>{esc(name)}:</b> " if several else "<b>Its best trial:</b> " if name in shown.sweeps else ""
         parts.append(f'<p class="verdict">{before}{esc(found.sentence)}</p>')
         if found.limit:
             parts.append(f"<p>To try next: {esc(found.limit.advice)}</p>")
@@ -168,17 +180,22 @@ def _sweep(name: str, story: SweepStory) -> list[str]:
     return parts
 
 
-def _sections(shown: Shown) -> list[str]:
-    """What follows the curves."""
-    names, runs, histories = shown.names, shown.runs, shown.histories
+def _predictions(shown: Shown) -> list[str]:
+    """Of each run what it said of validation rows, and what `evaluate` found later."""
     parts = []
-    for name, run in zip(names, runs, strict=True):
-        of = f" of {name}" if len(names) > 1 else ""
+    for name, run in zip(shown.names, shown.runs, strict=True):
+        of = f" of {name}" if len(shown.names) > 1 else ""
         parts += [heading(f"Predictions{of}", "On validation rows, by the weights that were exported.")]
         parts.append(predictions.predictions_html(run))
         if found := predictions.evaluations(run):
             parts += [heading(f"Evaluations{of}", "What `evaluate` found later."), found]
-    parts += [heading("Time and cost"), tables.costs(names, runs, histories, shown.price)]
+    return parts
+
+
+def _sections(shown: Shown) -> list[str]:
+    """What follows the curves."""
+    names, runs, histories = shown.names, shown.runs, shown.histories
+    parts = [heading("Time and cost"), tables.costs(names, runs, histories, shown.price)]
     if found := tables.planned(names, runs, histories):
         parts += [heading("The plan, and what was"), found]
     says = "Rows that could not be used are kept in the run's quarantine.jsonl, each with its place and the reason."

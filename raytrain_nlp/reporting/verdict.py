@@ -89,6 +89,18 @@ def find_figure(run: Run, history: History) -> Figure | None:
     return None
 
 
+def best_of(names: list[str], verdicts: list[Verdict]) -> str:
+    """Which of compared runs is the best, by how much; empty of one run, and of runs without a figure in common."""
+    figures = [(verdict.figure, name) for verdict, name in zip(verdicts, names, strict=True) if verdict.figure]
+    if len(figures) < 2 or len({figure.name for figure, _ in figures}) > 1:
+        return ""
+    ranked = sorted(figures, key=lambda pair: pair[0].value * (1 if pair[0].lower else -1))
+    (first, name), (second, other) = ranked[:2]
+    if first.value == second.value:
+        return f"{name} and {other} are alike: {first.shown} {number(first.value)}."
+    return f"{name} is the best, with {first.shown} {number(first.value)}; {other} follows with {number(second.value)}."
+
+
 def _goes_on(run: Run) -> bool:
     return run.record.get("status") == "running"
 

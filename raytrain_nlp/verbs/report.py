@@ -109,7 +109,7 @@ def serve_report(
         states = [str(run.record.get("status")) for run in shown.runs] + [
             story.status for story in shown.sweeps.values()
         ]
-        return build_page(shown, _REFRESH_S if "running" in states else None).html
+        return build_page(shown, _REFRESH_S if "running" in states else None, stills=False).html
 
     def stamp() -> tuple[int, ...]:
         files = (file for folder in asked for file in _changing(at_hand(folder)) if file.exists())

@@ -15,7 +15,7 @@ from raytrain_nlp.planning.metric_checks import is_lower
 from raytrain_nlp.reporting.history import History, Moment, read_history, smoothed
 from raytrain_nlp.reporting.limits import RULES, find_limit
 from raytrain_nlp.reporting.sweep_story import next_steps, read_sweep
-from raytrain_nlp.reporting.verdict import find_figure, judge
+from raytrain_nlp.reporting.verdict import Verdict, best_of, find_figure, judge
 from raytrain_nlp.run.saved_run import find_run
 from raytrain_nlp.run.trial_records import read_trials
 
@@ -111,6 +111,21 @@ def test_without_classes_the_model_before_training_is_the_measure(tmp_path: Path
         find_run(write_events(tmp_path, "on", logs[1:], job=job, status="running", result={})), history
     )
     assert figure is not None and (figure.name, figure.value, figure.step) == ("eval_perplexity", 12.0, 18)
+
+
+def test_of_compared_runs_the_best_is_named(tmp_path: Path) -> None:
+    def verdict(name: str, **metrics: float) -> Any:
+        run = find_run(write_run(tmp_path, name, result={"metrics": metrics}))
+        return judge(run, read_history(run))
+
+    good, bad, other = (verdict("good", eval_accuracy=0.9), verdict("bad", eval_accuracy=0.7), judge_nothing())
+    assert best_of(["a", "b"], [bad, good]) == "b is the best, with accuracy 0.9; a follows with 0.7."
+    assert best_of(["a", "b"], [good, good]) == "a and b are alike: accuracy 0.9."
+    assert best_of(["a"], [good]) == "" == best_of(["a", "b"], [good, other])
+
+
+def judge_nothing() -> Verdict:
+    return Verdict("Nothing was evaluated.", None, None)
 
 
 @pytest.mark.parametrize(
