@@ -9,8 +9,6 @@ COLORS = ("#2f7fc4", "#d1603d", "#3a8f5c", "#8a5fb0", "#b08a1f", "#4d6370", "#c0
 """Of the runs, in order; the first is also what stands out."""
 BEST = "#d1603d"
 """Of the best trial, wherever a sweep is drawn."""
-_POINTS = 600
-"""Of a line, at most: more than a page has pixels for."""
 
 
 def color_of(number: int) -> str:
@@ -105,7 +103,7 @@ class Panel:
     charts: list[Chart | Bars | Parallel]
 
 
-def thinned(x: Sequence[float], y: Sequence[float], most: int = _POINTS) -> tuple[list[float], list[float]]:
+def thinned(x: Sequence[float], y: Sequence[float], most: int) -> tuple[list[float], list[float]]:
     """A line with at most about `most` points: of each stretch its lowest and its highest, so that no peak is lost."""
     if len(x) <= most:
         return list(x), list(y)

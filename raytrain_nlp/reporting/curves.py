@@ -9,6 +9,8 @@ from raytrain_nlp.reporting.history import History, smoothed
 
 _FEW = 20
 """So many points are each a dot."""
+_POINTS = 600
+"""Of the lines of one chart together: each is drawn many times over, and a page is to stay small."""
 _MOST_FIGURES = 6
 """Of the evaluations."""
 
@@ -137,10 +139,11 @@ def over_steps(
         steps, values = history.line(figure)
         color, faint = color_of(number), smooth and len(steps) > _FEW
         if steps:
-            x, y = thinned(steps, values)
+            most = _POINTS // len(names)
+            x, y = thinned(steps, values, most)
             lines.append(Line(label, x, y, color, alpha=0.4 if faint else 1, named=not faint, dots=len(steps) <= _FEW))
         if faint:
-            lines.append(Line(label, *thinned(steps, smoothed(values)), color, width=2))
+            lines.append(Line(label, *thinned(steps, smoothed(values), most), color, width=2))
         restarts += [
             Mark(step, color, f"{label} went on from step {step:,}") for step in dict.fromkeys(history.resumed)
         ]
@@ -157,7 +160,7 @@ def _clock(names: list[str], histories: list[History]) -> Panel | None:
     for number, (label, history) in enumerate(zip(names, histories, strict=True)):
         color = color_of(number)
         x, y = ([moment.seconds / 60 for moment in history.clock], [moment.step for moment in history.clock])
-        lines.append(Line(label, *thinned(x, y), color))
+        lines.append(Line(label, *thinned(x, y, _POINTS // len(names)), color))
         restarts += [
             Mark(moment.seconds / 60, color, f"{label} went on from step {moment.step:,}")
             for moment in history.restarts

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import yaml
 
 from raytrain_nlp.config import public_values
-from raytrain_nlp.reporting import interactive, predictions, tables
+from raytrain_nlp.reporting import predictions, tables
 from raytrain_nlp.reporting.charts import Panel
 from raytrain_nlp.reporting.curves import run_panels
-from raytrain_nlp.reporting.figures import draw_panel
+from raytrain_nlp.reporting.drawings import Drawings
 from raytrain_nlp.reporting.history import History
 from raytrain_nlp.reporting.limits import RULES
 from raytrain_nlp.reporting.markup import STYLE, cell, duration, esc, folded, heading, still, table
@@ -20,9 +20,6 @@ from raytrain_nlp.reporting.verdict import best_of, judge
 from raytrain_nlp.run.saved_run import Run
 
 _NOTICES = 20
-_NO_STILL = (
-    "<noscript><p>Scripts are off: the page that `report` writes without --serve has a picture here.</p></noscript>"
-)
 _FIRST = ("loss", "evaluation")
 """Panels that everybody looks at; the others follow the predictions."""
 
@@ -59,8 +56,7 @@ def build_page(shown: Shown, refresh_s: int | None = None, stills: bool = True) 
 
     Args:
         refresh_s: the browser is to load it again after so many seconds.
-        stills: draw the pictures that show where scripts are off, which takes seconds; without Bokeh they are drawn
-            anyway.
+        stills: as `Drawings`.
     """
     sweeping = {
         name: [replace(panel, name=f"{panel.name}-{number}" if number else panel.name) for panel in _panels_of(story)]
@@ -68,28 +64,20 @@ def build_page(shown: Shown, refresh_s: int | None = None, stills: bool = True) 
     }
     running = run_panels(shown.names, shown.histories)
     panels = [panel for found in sweeping.values() for panel in found] + running
-    live, script = interactive.charts_html(panels) if panels and interactive.available() else ({}, "")
-    pictures = {panel.name: draw_panel(panel) for panel in panels} if stills or not live else {}
-
-    def drawn(panel: Panel) -> str:
-        moving = f'<div class="charts live">{"".join(live[panel.name])}</div>' if live else ""
-        png = pictures.get(panel.name)
-        picture = f'<figure class="still">{still(png, panel.title)}</figure>' if png else _NO_STILL
-        return heading(panel.title, panel.says) + moving + picture
-
+    drawings = Drawings(panels, stills)
     parts = [f"<h1>{esc(shown.title)}</h1>", *_verdicts(shown)]
     if shown.runs:
         parts += [heading("Result"), tables.summary(shown.names, shown.runs, shown.histories)]
     for name, story in shown.sweeps.items():
-        parts += [*_sweep(name, story), *map(drawn, sweeping[name])]
+        parts += [*_sweep(name, story), *map(drawings.html, sweeping[name])]
     parts += (
         [heading("What differs", "Keys of the jobs."), found]
         if (found := tables.differing_keys(shown.names, shown.runs))
         else []
     )
     first = [panel for panel in running if panel.name in _FIRST]
-    parts += [*map(drawn, first), *_predictions(shown)]
-    parts += map(drawn, [panel for panel in running if panel not in first])
+    parts += [*map(drawings.html, first), *_predictions(shown)]
+    parts += map(drawings.html, [panel for panel in running if panel not in first])
     if shown.runs:
         parts += _sections(shown)
     head = (
@@ -97,11 +85,9 @@ def build_page(shown: Shown, refresh_s: int | None = None, stills: bool = True) 
         + (f'<meta http-equiv="refresh" content="{refresh_s}">' if refresh_s else "")
         + f"<title>{esc(shown.title)}</title><style>{STYLE}</style>"
     )
-    if live:
-        seen = 'if (window.Bokeh) document.documentElement.classList.add("scripts")'
-        head += f"<script>{interactive.library()}</script><script>{seen}</script>"
-    body = "".join(parts) + script
-    return Page(f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{body}</body></html>\n', pictures)
+    body = "".join(parts) + drawings.script
+    page = f'<!doctype html>\n<html lang="en"><head>{head}{drawings.head}</head><body>{body}</body></html>\n'
+    return Page(page, drawings.pictures)
 
 
 def _panels_of(story: SweepStory) -> list[Panel]:

@@ -27,7 +27,7 @@ from raytrain_nlp.memory.planner import MemoryPlan
 from raytrain_nlp.modeling.export import cast_folder, export_model, gather_weights, write_model
 from raytrain_nlp.modeling.load import load_trained
 from raytrain_nlp.paths import RunPaths, read_json, write_json
-from raytrain_nlp.reporting import page as page_module
+from raytrain_nlp.reporting import drawings
 from raytrain_nlp.reporting.charts import Chart
 from raytrain_nlp.reporting.curves import run_panels
 from raytrain_nlp.reporting.figures import draw, draw_panel
@@ -336,7 +336,7 @@ def test_the_page_needs_nothing_else_and_runs_no_code_of_a_run(
     tmp_path: Path, paths: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A notice or a name comes from wherever the run does; it is text on the page."""
-    monkeypatch.setattr(page_module, "draw_panel", lambda panel: b"png")
+    monkeypatch.setattr(drawings, "draw_panel", lambda panel: b"png")
     history_of(paths, figure(1, loss=1.0), ("notice", {"text": "<script>alert(1)</script>"}))
     job = load_job(plain_job(tmp_path, "x"))
     record = {"status": "finished", "versions": {"torch": "<b>2</b>"}, "result": {"metrics": {"eval_accuracy": 0.75}}}

@@ -25,7 +25,7 @@ import raytrain_nlp
 from raytrain_nlp.cli.main import app
 from raytrain_nlp.config.tasks.classification import TextClassification
 from raytrain_nlp.errors import InputError
-from raytrain_nlp.reporting import charts, interactive, markup, page, predictions, sweep_panels, tables
+from raytrain_nlp.reporting import charts, drawings, interactive, markup, predictions, sweep_panels, tables
 from raytrain_nlp.reporting.server import served
 from raytrain_nlp.run.saved_run import find_run
 from raytrain_nlp.tasks import build_task
@@ -263,7 +263,7 @@ def test_a_thinned_line_keeps_its_ends_and_its_peaks() -> None:
     y[4321], y[7000] = 50.0, -50.0
     x, kept_y = charts.thinned(range(10_000), y, 100)
     assert len(x) <= 102 and (x[0], x[-1]) == (0, 9999) and {50.0, -50.0} <= set(kept_y) and x == sorted(x)
-    assert charts.thinned([1, 2], [3, 4]) == ([1, 2], [3, 4])
+    assert charts.thinned([1, 2], [3, 4], 2) == ([1, 2], [3, 4])
 
 
 def test_numbers_and_times_are_for_people() -> None:
@@ -282,7 +282,7 @@ def test_numbers_and_times_are_for_people() -> None:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are not drawn, which takes seconds."""
-    monkeypatch.setattr(page, "draw_panel", lambda panel: b"png")
+    monkeypatch.setattr(drawings, "draw_panel", lambda panel: b"png")
 
 
 def loads(text: str) -> list[str]:
@@ -305,9 +305,20 @@ def test_a_page_is_whole_small_and_in_both_lights(tmp_path: Path) -> None:
 def test_without_bokeh_a_page_has_its_pictures_and_no_script(
     tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page.interactive, "available", lambda: False)
+    monkeypatch.setattr(interactive, "available", lambda: False)
     text = Path(report(write_run(tmp_path, "x")).page).read_text()
     assert "script" not in Reader(text).tags and text.count("data:image/png;base64,") == 5
+
+
+def test_a_page_of_many_runs_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of pictures that would make it too large it says where they are; their names stay, and what moves."""
+    pytest.importorskip("bokeh")
+    monkeypatch.setattr(drawings, "draw_panel", lambda panel: bytes(90_000))
+    runs = [write_run(tmp_path, f"run-{number}", steps=200) for number in range(8)]
+    result = report(runs, tmp_path / "many.html")
+    text = Path(result.page).read_text()
+    assert len(text.encode()) < 2_000_000 and 0 < text.count('class="still"') < len(result.pictures)
+    assert "beside this page (-learning-rate.png)" in text and (tmp_path / "many-learning-rate.png").exists()
 
 
 def test_figures_move_where_bokeh_is(tmp_path: Path) -> None:
@@ -383,7 +394,7 @@ def fetch(address: str, host: str | None = None) -> tuple[int, str]:
 def test_a_served_page_follows_its_run_and_ends_with_the_block(
     tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page.interactive, "available", lambda: False)
+    monkeypatch.setattr(interactive, "available", lambda: False)
     folder = write_run(tmp_path, "x", status="running", result={})
     before = set(threading.enumerate())
     with serve_report(folder) as address:
