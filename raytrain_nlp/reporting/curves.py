@@ -135,11 +135,11 @@ def over_steps(
 ) -> Chart:
     """A figure over the steps of each run, with its restarts and checkpoints."""
     lines, restarts, checkpoints = [], [], []
+    most = _POINTS // len(names)
     for number, (label, history) in enumerate(zip(names, histories, strict=True)):
         steps, values = history.line(figure)
         color, faint = color_of(number), smooth and len(steps) > _FEW
         if steps:
-            most = _POINTS // len(names)
             x, y = thinned(steps, values, most)
             lines.append(Line(label, x, y, color, alpha=0.4 if faint else 1, named=not faint, dots=len(steps) <= _FEW))
         if faint:

@@ -26,6 +26,8 @@ from raytrain_nlp.cli.main import app
 from raytrain_nlp.config.tasks.classification import TextClassification
 from raytrain_nlp.errors import InputError
 from raytrain_nlp.reporting import charts, drawings, interactive, markup, predictions, sweep_panels, tables
+from raytrain_nlp.reporting.history import read_history
+from raytrain_nlp.reporting.page import Shown, build_page
 from raytrain_nlp.reporting.server import served
 from raytrain_nlp.run.saved_run import find_run
 from raytrain_nlp.tasks import build_task
@@ -308,6 +310,17 @@ def test_without_bokeh_a_page_has_its_pictures_and_no_script(
     monkeypatch.setattr(interactive, "available", lambda: False)
     text = Path(report(write_run(tmp_path, "x")).page).read_text()
     assert "script" not in Reader(text).tags and text.count("data:image/png;base64,") == 5
+
+
+def test_sections_stand_in_the_order_in_which_one_reads_them(tmp_path: Path, undrawn: None) -> None:
+    run = find_run(write_run(tmp_path, "x", resumed_at=10))
+    text = build_page(Shown(["x"], [run], [read_history(run)], {}, 2.0), refresh_s=7, stills=False).html
+    assert 'http-equiv="refresh" content="7"' in text
+    titles = re.findall(r"<h2>(.*?)</h2>", text)
+    wanted = ["Result", "Training loss", "Evaluation", "Predictions", "Steps over time", "Time and cost",
+              "The plan, and what was", "Data", "Where it comes from", "x"]  # fmt: skip
+    assert [title for title in titles if title in wanted] == [title for title in wanted if "plan" not in title]
+    assert text.index('class="verdict"') < text.index("<h2>")
 
 
 def test_a_page_of_many_runs_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
