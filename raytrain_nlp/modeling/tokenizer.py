@@ -32,11 +32,13 @@ def load_tokenizer(folder: str) -> Any:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def cache_tokenizer(config: ModelConfig, cache: Path, reads_words: bool = False) -> Path:
+def cache_tokenizer(config: ModelConfig, cache: Path, reads_words: bool = False, added: tuple[str, ...] = ()) -> Path:
     """Load a pretrained tokenizer and keep it in `cache` under the hash of its files. Raises `InputError` where there
     is none.
 
-    `reads_words`: it is to know a word of a list as it knows it in a text, where a space stands before it.
+    Args:
+        reads_words: it is to know a word of a list as it knows it in a text, where a space stands before it.
+        added: tokens it is to know besides its own.
     """
     from transformers import AutoTokenizer
 
@@ -69,6 +71,7 @@ def cache_tokenizer(config: ModelConfig, cache: Path, reads_words: bool = False)
             )
         )
     add_padding(tokenizer)
+    tokenizer.add_tokens(list(added))
     return _keep(tokenizer, cache)
 
 
@@ -145,7 +148,13 @@ _KINDS: dict[str, dict[str, Any]] = {
 
 
 def train_tokenizer(
-    texts: Iterable[str], training: TokenizerTraining, kind: str, key: str, cache: Path, max_length: int | None
+    texts: Iterable[str],
+    training: TokenizerTraining,
+    kind: str,
+    key: str,
+    cache: Path,
+    max_length: int | None,
+    added: tuple[str, ...] = (),
 ) -> Path:
     """Train a byte-level BPE tokenizer, unless one with the same `key` and settings is cached. Returns its folder.
 
@@ -156,8 +165,9 @@ def train_tokenizer(
         kind: of the model, for its special tokens: encoder, decoder or seq2seq.
         key: identifies the texts.
         max_length: the tokenizer's `model_max_length`, in tokens; None: not set.
+        added: tokens it is to know besides those of its training.
     """
-    parts = [key, training.model_dump(), kind, version("tokenizers"), max_length]
+    parts = [key, training.model_dump(), kind, version("tokenizers"), max_length, *added]
     pointer = cache / f"trained-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}"
     storage = storage_of(cache)
     if storage.fetch(pointer):
@@ -188,12 +198,11 @@ def train_tokenizer(
             single=single, pair=pair, special_tokens=[(name, special.index(name)) for name in special if name in single]
         )
     limit = {"model_max_length": max_length} if max_length else {}
-    folder = _keep(
-        PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, model_input_names=chosen["inputs"], **limit, **chosen["names"]
-        ),
-        cache,
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_input_names=chosen["inputs"], **limit, **chosen["names"]
     )
+    made.add_tokens(list(added))
+    folder = _keep(made, cache)
     with replacing(pointer) as file:
         file.write(folder.name)
     storage.push(pointer)

@@ -42,10 +42,10 @@ def find_tokenizer(job: TrainJob, files: Files, storage: Path, preprocess: UserO
     """The folder of the job's tokenizer in the cache below `storage`. With `tokenizer: train` the tokenizer is trained
     on the good rows of the training split, unless the cache has it.
     """
-    cache = cache_dir(storage, "tokenizers")
+    cache, task = cache_dir(storage, "tokenizers"), build_task(job.task)
     if job.model.tokenizer != "train":
-        return cache_tokenizer(job.model, cache, build_task(job.task).reads_words)
-    task, function = build_task(job.task), preprocess.load() if preprocess else None
+        return cache_tokenizer(job.model, cache, task.reads_words, task.added_tokens)
+    function = preprocess.load() if preprocess else None
 
     def texts() -> Iterator[str]:
         for piece in _tokenizer_pieces(job, files):
@@ -69,6 +69,7 @@ def find_tokenizer(job: TrainJob, files: Files, storage: Path, preprocess: UserO
         key,
         cache,
         max(lengths.source or 0, lengths.target or 0) or None,
+        task.added_tokens,
     )
 
 

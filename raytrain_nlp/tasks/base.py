@@ -108,6 +108,8 @@ class Task(Protocol):
     """Do the figures read labels? Else evaluation need not keep them."""
     shifts_labels: bool
     """Does the model predict the next token, so that the first label of a row is not predicted?"""
+    added_tokens: tuple[str, ...]
+    """Tokens that are added to the tokenizer, and to the model's embeddings, where the tokenizer lacks them."""
     reads_words: bool
     """Are texts lists of words, so that a tokenizer must know a word without the space before it?"""
     joins_rows: bool
@@ -275,6 +277,7 @@ class TaskDefaults:
     rows_weigh = False
     scores_labels = True
     shifts_labels = False
+    added_tokens: tuple[str, ...] = ()
     reads_words = False
     joins_rows = False
     figures_read: tuple[str, ...] = ()

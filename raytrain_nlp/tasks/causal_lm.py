@@ -26,6 +26,7 @@ from raytrain_nlp.tasks.base import (
     pad,
     unicode_text,
 )
+from raytrain_nlp.tasks.infilling import MARKS, Infilling, mark_tokens
 from raytrain_nlp.tasks.truncation import FULL, full_lengths
 
 _MAX_EXPONENT = 700
@@ -57,6 +58,7 @@ class CausalLmTask(TaskDefaults):
             if config.append_eos is not None
             else self.kind == "completion" or self._packing == "best_fit"
         )
+        self.added_tokens = mark_tokens(config)
 
     def required_columns(self) -> list[str]:
         return list(self.columns)
@@ -132,15 +134,7 @@ class CausalLmTask(TaskDefaults):
     def encoded(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Encoded:
         """A chat may become several rows of tokens."""
         if self.kind == "text":
-            texts = [unicode_text(row[self.columns[0]]) for row in rows]
-            made_ids = tokenizer(
-                texts, truncation=lengths.source is not None, max_length=lengths.source, return_attention_mask=False
-            )
-            ended = [self._ended(row, tokenizer, lengths) for row in made_ids["input_ids"]]
-            return Encoded(
-                {"input_ids": ended, FULL: full_lengths(tokenizer, made_ids, (texts,), lengths.source)},
-                list(range(len(rows))),
-            )
+            return Encoded(self._encode_texts(rows, tokenizer, lengths), list(range(len(rows))))
         if self.kind == "messages":
             made = [
                 chat.encode_messages(row[self.columns[0]], tokenizer, self.config.completion_only_loss) for row in rows
@@ -151,6 +145,19 @@ class CausalLmTask(TaskDefaults):
         columns: Columns = {"input_ids": ids, FULL: [len(pair[0]) for pairs in made for pair in pairs]}
         columns |= {"targets": targets} if self.config.completion_only_loss else {}
         return Encoded(columns, [place for place, pairs in enumerate(made) for _ in pairs])
+
+    def _encode_texts(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Columns:
+        """A sequence that is cut leaves room for the tokens that filling in the middle adds."""
+        texts = [unicode_text(row[self.columns[0]]) for row in rows]
+        room = MARKS if self.added_tokens else 0
+        limit = None if lengths.source is None else max(lengths.source - room, 1)
+        made = tokenizer(texts, truncation=limit is not None, max_length=limit, return_attention_mask=False)
+        full = [length + room for length in full_lengths(tokenizer, made, (texts,), limit)]
+        ids = made["input_ids"]
+        if self.added_tokens:
+            infilling = Infilling(self.config, tokenizer)
+            ids = [infilling.apply(row, text) for row, text in zip(ids, texts, strict=True)]
+        return {"input_ids": [self._ended(row, tokenizer, lengths) for row in ids], FULL: full}
 
     def _encode_completions(self, rows: list[dict[str, Any]], tokenizer: Any) -> list[tuple[list[int], list[int]]]:
         """Prompt and completion are tokenized apart, so that no token stands on both sides of the border."""

@@ -11,6 +11,15 @@ from pydantic import Field, field_validator, model_validator
 from raytrain_nlp.config.base import Section
 
 Packing = Literal["concat", "best_fit", "none"]
+_NEEDS_RATE = (
+    "fim_spm_rate",
+    "truncate_or_pad",
+    "fim_seed",
+    "fim_prefix_token",
+    "fim_middle_token",
+    "fim_suffix_token",
+    "fim_pad_token",
+)
 
 
 class CausalLm(Section):
@@ -35,6 +44,23 @@ class CausalLm(Section):
     """Tokens of a block. Default: data.max_length."""
     append_eos: bool | None = None
     """End each document with the tokenizer's end-of-sequence token. Default: true for completions and with best_fit."""
+    fim_rate: float = Field(0.0, ge=0, le=1)
+    """Share of the documents that are rearranged to fill in the middle (`run_fim.py`, where it is 0.5): prefix, suffix,
+    middle, each with its token in front. Plain text only."""
+    fim_spm_rate: float = Field(0.5, ge=0, le=1)
+    """Share of the rearranged documents in which the suffix comes first."""
+    truncate_or_pad: bool = True
+    """Cut the suffix of a rearranged document by the three tokens that are put in."""
+    fim_seed: int = Field(42, ge=0, lt=2**32)
+    """With a document's text it decides whether and where the document is cut: once, in all epochs alike."""
+    fim_prefix_token: str = Field("<fim_prefix>", min_length=1)
+    """Token before the prefix; added to tokenizer and embeddings where the tokenizer lacks it, as the next three."""
+    fim_middle_token: str = Field("<fim_middle>", min_length=1)
+    """Token before the middle."""
+    fim_suffix_token: str = Field("<fim_suffix>", min_length=1)
+    """Token before the suffix."""
+    fim_pad_token: str = Field("<fim_pad>", min_length=1)
+    """Token that run_fim.py adds for padding, with `truncate_or_pad`; no row has it."""
 
     @field_validator("packing", mode="before")
     @classmethod
@@ -48,6 +74,18 @@ class CausalLm(Section):
         kinds = [name for name in ("text_column", "completion_column", "messages_column") if getattr(self, name)]
         if len(kinds) > 1:
             raise ValueError(f"{' and '.join(kinds)} exclude each other || Keep one kind of row.")
+        return self
+
+    @model_validator(mode="after")
+    def _infilling(self) -> CausalLm:
+        changed = [name for name in _NEEDS_RATE if getattr(self, name) != type(self).model_fields[name].default]
+        if changed and not self.fim_rate:
+            raise ValueError(f"{changed[0]} is not read without fim_rate || Set task.fim_rate, or remove it.")
+        if self.fim_rate and self.kind != "text":
+            raise ValueError("fim_rate needs plain text || Name a text_column, or remove it.")
+        tokens = [self.fim_prefix_token, self.fim_middle_token, self.fim_suffix_token, self.fim_pad_token]
+        if len(set(tokens)) < len(tokens):
+            raise ValueError("two of the fim_ tokens are the same || Give each part a token of its own.")
         return self
 
     @property
