@@ -130,6 +130,12 @@ def _of_readmes() -> dict[str, str]:
         },
         "readme clm no trainer": f"python run_clm_no_trainer.py {wiki} --model_name_or_path gpt2 --output_dir "
         "out/test-clm",
+        "readme fim": f"python run_fim.py --model_name_or_path gpt2 {wiki} --fim_rate 0.5 --fim_spm_rate 0.2 {text} "
+        "--output_dir out/test-clm",
+        "readme fim files": f"python run_fim.py --model_name_or_path gpt2 {files} --fim_rate 0.5 --fim_spm_rate 0.2 "
+        f"{text} --output_dir out/test-clm",
+        "readme fim no trainer": f"python run_fim_no_trainer.py {wiki} --model_name_or_path gpt2 --fim_rate 0.5 "
+        "--fim_spm_rate 0.2 --per_device_train_batch_size 2 --per_device_eval_batch_size 2 --output_dir out/test-clm",
         "readme mlm no trainer": f"python run_mlm_no_trainer.py {wiki} --model_name_or_path roberta --output_dir "
         "out/test-mlm",
         "readme summarization no trainer": "accelerate launch run_summarization_no_trainer.py --model_name_or_path t5 "

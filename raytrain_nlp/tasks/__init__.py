@@ -9,8 +9,8 @@ from typing import Any
 
 from raytrain_nlp.config.tasks import TaskConfig
 from raytrain_nlp.tasks.base import Task
-from raytrain_nlp.tasks.causal_lm import CausalLmTask
-from raytrain_nlp.tasks.masked_lm import MaskedLmTask
+from raytrain_nlp.tasks.language.causal_lm import CausalLmTask
+from raytrain_nlp.tasks.language.masked_lm import MaskedLmTask
 from raytrain_nlp.tasks.multiple_choice import MultipleChoiceTask
 from raytrain_nlp.tasks.question_answering import QuestionAnsweringTask
 from raytrain_nlp.tasks.seq2seq import SummarizationTask, TranslationTask

@@ -216,6 +216,9 @@ LOOPS = {
         "run_swag_no_trainer.py --max_train_steps 9 --num_warmup_steps 3"
     ),
     "run_clm.py --dataset_name a/b --block_size 64": "run_clm_no_trainer.py --dataset_name a/b --block_size 64",
+    "run_fim.py --dataset_name a/b --fim_rate 0.2 --pad_token <p>": (
+        "run_fim_no_trainer.py --dataset_name a/b --fim_rate 0.2 --fim_pad_token <p>"
+    ),
     "run_mlm.py --dataset_name a/b --max_seq_length 64 --mlm_probability 0.2": (
         "run_mlm_no_trainer.py --dataset_name a/b --max_seq_length 64 --mlm_probability 0.2"
     ),
@@ -323,6 +326,32 @@ def test_clm_from_scratch() -> None:
     }
     assert job["model"] == {"tokenizer": "gpt2", "config": {"model_type": "gpt2", **overrides}}
     assert (job["storage_path"], job["name"]) == (".", "trainer_output")
+
+
+def test_fim_wikitext() -> None:
+    """Filling in the middle: run_fim.py's rate where none is given, its seed; nothing of it at a rate of 0."""
+    base = (
+        "python run_fim.py --model_name_or_path gpt2 --dataset_name wikitext --dataset_config_name wikitext-2-raw-v1 "
+        "--per_device_train_batch_size 8 --per_device_eval_batch_size 8 --do_train --do_eval --output_dir /tmp/test-clm"
+    )
+    job, notes = translate(f"{base} --fim_rate 0.5 --fim_spm_rate 0.2")
+    assert job["task"] == {"type": "causal-lm", "block_size": 1024, "fim_rate": 0.5, "fim_spm_rate": 0.2}
+    assert set(notes) == {"--block_size"} and translate(base)[0]["task"]["fim_rate"] == 0.5
+    job, _ = translate(f"{base} --seed 7 --truncate_or_pad false --fim_middle_token <MID> --block_size 64")
+    assert (job["seed"], job["task"]) == (
+        7,
+        {
+            "type": "causal-lm",
+            "block_size": 64,
+            "fim_rate": 0.5,
+            "fim_seed": 7,
+            "truncate_or_pad": False,
+            "fim_middle_token": "<MID>",
+        },
+    )
+    job, notes = translate(f"{base} --fim_rate 0 --fim_spm_rate 0.2 --pad_token <p>")
+    assert job["task"] == {"type": "causal-lm", "block_size": 1024}
+    assert set(notes) == {"--block_size", "--fim_rate", "--fim_spm_rate", "--pad_token"}
 
 
 def test_mlm_wikitext() -> None:
@@ -1063,6 +1092,8 @@ BASES = {
     "--output_dir a/b",
     "causal-lm": "run_clm.py --model_type gpt2 --tokenizer_name t --train_file t.json --validation_file v.json "
     "--do_eval --output_dir a/b",
+    "fim": "run_fim.py --model_type gpt2 --tokenizer_name t --train_file t.json --validation_file v.json --do_eval "
+    "--output_dir a/b",
     "masked-lm": "run_mlm.py --model_type bert --tokenizer_name t --train_file t.json --validation_file v.json "
     "--do_eval --output_dir a/b",
     "summarization": "run_summarization.py --model_name_or_path m --train_file t.csv --validation_file v.csv --do_eval "

@@ -16,7 +16,7 @@ from raytrain_nlp.config.tasks.language import CausalLm
 from raytrain_nlp.modeling.tokenizer import cache_tokenizer, load_tokenizer, train_tokenizer
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import Lengths
-from raytrain_nlp.tasks.infilling import Infilling, mark_tokens
+from raytrain_nlp.tasks.language.infilling import Infilling, mark_tokens
 
 MARKS = ("<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>")
 NAMES = [f"{name} writes line {number} of a file" for number in range(300) for name in ("ada", "grace", "mary", "joan")]

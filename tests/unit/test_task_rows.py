@@ -18,9 +18,9 @@ from raytrain_nlp.config.tasks.classification import TextClassification
 from raytrain_nlp.config.tasks.language import CausalLm, MaskedLm
 from raytrain_nlp.config.tasks.seq2seq import Summarization, Translation
 from raytrain_nlp.tasks.base import IGNORED, CollateContext, Lengths, Place
-from raytrain_nlp.tasks.causal_lm import CausalLmTask
-from raytrain_nlp.tasks.chat import check_messages, encode_messages, encode_question
-from raytrain_nlp.tasks.masked_lm import MaskedLmTask
+from raytrain_nlp.tasks.language.causal_lm import CausalLmTask
+from raytrain_nlp.tasks.language.chat import check_messages, encode_messages, encode_question
+from raytrain_nlp.tasks.language.masked_lm import MaskedLmTask
 from raytrain_nlp.tasks.seq2seq import SummarizationTask, TranslationTask, decode
 from raytrain_nlp.tasks.text_classification import TextClassificationTask
 from raytrain_nlp.tasks.truncation import FULL, FULL_TARGET, full_lengths

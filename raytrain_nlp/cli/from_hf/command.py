@@ -23,7 +23,6 @@ _BOOLEAN = TypeAdapter(bool)
 _OTHERS = {
     "run_qa_beam_search.py": "question answering",
     "run_plm.py": "permuted language modelling",
-    "run_fim.py": "filling in the middle",
     "run_generation.py": "generation; `raytrain-nlp predict` generates with a run's model",
     "run_image_classification.py": "images",
     "run_mae.py": "images",
@@ -42,7 +41,6 @@ _OTHERS = {
 _NEAR = {
     "run_language_modeling.py": "run_clm.py or run_mlm.py",
     "run_plm.py": "run_mlm.py",
-    "run_fim.py": "run_clm.py",
     "finetune_trainer.py": "run_summarization.py or run_translation.py",
 }
 """Scripts that are not supported -> the nearest supported ones."""

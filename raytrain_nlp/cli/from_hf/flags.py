@@ -19,9 +19,10 @@ SCRIPTS = {
     "run_summarization.py": "summarization", "run_translation.py": "translation", "run_swag.py": "multiple-choice",
     "run_ner.py": "token-classification", "run_classification.py": "classification", "run_xnli.py": "xnli",
     "run_qa.py": "question-answering", "run_seq2seq_qa.py": "seq2seq-question-answering",
+    "run_fim.py": "fim",
 }  # fmt: skip
 """Supported scripts -> their entry in the tables below: the type of a task, or one of `TASKS`."""
-TASKS = {"classification": "text-classification", "xnli": "text-classification"}
+TASKS = {"classification": "text-classification", "xnli": "text-classification", "fim": "causal-lm"}
 """Entries of scripts that have other flags than the main script of their task -> the type of the task."""
 SEQ2SEQ = ("summarization", "translation", "seq2seq-question-answering")
 SECRETS = {"token", "use_auth_token", "hub_token", "push_to_hub_token"}
@@ -74,6 +75,7 @@ _FROM_SCRATCH: _Table = {
     "streaming": (bool, "data.streaming"),
     "validation_split_percentage": (int, ""),
 }
+_BLOCKS: _Table = {"block_size": (int, "task.block_size"), "keep_linebreaks": (bool, "")}
 _SEQ2SEQ: _Table = {
     "max_source_length": (int, "task.max_source_length"),
     "max_target_length": (int, "task.max_target_length"),
@@ -155,7 +157,20 @@ _OF_TASK: dict[str, _Table] = {
         **_PREDICTS,
         **_PADS,
     },
-    "causal-lm": {"block_size": (int, "task.block_size"), "keep_linebreaks": (bool, ""), **_FROM_SCRATCH},
+    "causal-lm": {**_BLOCKS, **_FROM_SCRATCH},
+    "fim": {
+        "fim_rate": (float, "task.fim_rate"),
+        "fim_spm_rate": (float, "task.fim_spm_rate"),
+        "truncate_or_pad": (bool, "task.truncate_or_pad"),
+        "fim_prefix_token": (str, "task.fim_prefix_token"),
+        "fim_middle_token": (str, "task.fim_middle_token"),
+        "fim_suffix_token": (str, "task.fim_suffix_token"),
+        "pad_token": (str, "task.fim_pad_token"),
+        "attn_implementation": (str, "model.attn_implementation"),
+        "pad_to_multiple_of": (bool, _UNREAD),
+        **_BLOCKS,
+        **_FROM_SCRATCH,
+    },
     "masked-lm": {
         "max_seq_length": (int, ""),
         "mlm_probability": (float, "task.mlm_probability"),

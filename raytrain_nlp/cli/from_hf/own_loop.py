@@ -27,7 +27,7 @@ _SHARED = (
 """Fields of `TrainingArguments` that these scripts have as flags."""
 _RENAMED = {"max_train_steps": "max_steps", "num_warmup_steps": "warmup_steps"}
 """Flags of these scripts -> their siblings' flags."""
-_LENGTHS = {"max_length": "max_seq_length"}
+_OTHER_NAMES = {"max_length": "max_seq_length", "fim_pad_token": "pad_token"}
 """The same, for siblings that have the second flag."""
 _OWN_LENGTH, _OWN_LENGTH_TASKS = 128, ("text-classification", "token-classification", "multiple-choice")
 """Default tokens of a row, and the tasks whose scripts have it."""
@@ -52,7 +52,7 @@ def own_loop_flags(task: str) -> dict[str, Flag]:
     known = flags_of(task)
     flags = {name: known[name] for name in (*script_flags(task), *_SHARED)}
     flags |= {name: known[of] for name, of in _RENAMED.items()}
-    flags |= {name: known[of] for name, of in _LENGTHS.items() if of in known and name not in flags}
+    flags |= {name: known[of] for name, of in _OTHER_NAMES.items() if of in known and name not in flags}
     for name, (kind, target) in _OTHERS.items():
         flags.setdefault(name, Flag(f"own_{name}", TypeAdapter(kind), target))  # `own_`: siblings have another --debug
     if "keep_linebreaks" in flags:

@@ -10,6 +10,7 @@ from typing import Any
 from raytrain_nlp.cli.from_hf.classification import data_of_xnli, fill_texts, fill_xnli, name_splits
 from raytrain_nlp.cli.from_hf.command import Command
 from raytrain_nlp.cli.from_hf.files import first_rows, is_number, model_config, model_length
+from raytrain_nlp.cli.from_hf.language_models import LONGEST, fill_infilling, fill_language_model
 from raytrain_nlp.cli.from_hf.questions import fill_questions
 from raytrain_nlp.config.tasks.classification import GLUE_COLUMNS
 from raytrain_nlp.errors import nearest
@@ -22,10 +23,6 @@ _SUMMARY_COLUMNS = {
     "multi_news": ("document", "summary"),
 }  # fmt: skip
 """Datasets that run_summarization.py knows -> their columns of texts and of summaries."""
-_LONGEST = {"causal-lm": 1024, "masked-lm": 512}
-"""Tokens of a block if neither the command nor a tokenizer in a folder says them: run_clm.py's own limit, and the
-positions of BERT and RoBERTa.
-"""
 _LONGEST_ROWS = {"multiple-choice": 1024, "token-classification": 512}
 """Tokens of a row if the command does not say them: run_swag.py's own limit, and the positions of BERT and RoBERTa."""
 _OWN_DATA = {"multiple-choice": ("allenai/swag", "regular")}
@@ -130,9 +127,9 @@ def fill_data(command: Command, job: Sections) -> None:
         job["data"]["train"] = files["train"]
     if evaluates and files["validation"] is not None:
         job["data"]["validation"] = files["validation"]
-    elif evaluates and command.task not in _LONGEST:
+    elif evaluates and command.task not in LONGEST:
         command.problem("validation_file", "is missing", "--do_eval and --eval_strategy need it.")
-    if command.task in _LONGEST:
+    if command.task in LONGEST:
         _note_split(command, job, bool(files["validation"]), from_hub=glue is not None or dataset is not None)
 
 
@@ -151,7 +148,7 @@ def _validations_of_mnli(command: Command, source: str) -> str | Sections:
 
 
 def _note_split(command: Command, job: Sections, validation: bool, from_hub: bool) -> None:
-    """Note that run_clm.py and run_mlm.py take validation rows from the training rows if there are no others, which a
+    """Note that scripts of language models take validation rows from the training rows if there are no others, which a
     job does not.
     """
     flag = "validation_split_percentage"
@@ -211,40 +208,6 @@ def _fill_classification(command: Command, job: Sections) -> None:
         job["task"]["text_columns"] = pair if set(pair) <= set(columns) else columns[:2]
         if any(is_number(row.get("label")) for row in rows):
             job["task"]["problem_type"] = "regression"
-
-
-def _fill_language_model(command: Command, job: Sections) -> None:
-    by_line, masked = command.get("line_by_line", False), command.task == "masked-lm"
-    flag, section, key = (
-        ("max_seq_length", "data", "max_length")
-        if by_line
-        else ("max_seq_length" if masked else "block_size", "task", "block_size")
-    )
-    known = model_length(command.get("tokenizer_name") or command.get("model_name_or_path"))
-    limit = min(1024, known) if known else _LONGEST[command.task]
-    if (asked := command.get(flag)) is not None:
-        job[section][key] = min(asked, known) if known else asked
-    else:
-        job[section][key] = limit
-        if known is None:
-            rule = "The script takes the tokenizer's model_max_length, at most 1024 as a rule"
-            command.note(flag, f"{rule}; {limit} is written: correct {section}.{key} for a model of another length.")
-    if not by_line and {"max_train_samples", "max_eval_samples"} & set(command.values):
-        command.note(
-            "max_train_samples",
-            "The script counts blocks, a job counts rows: correct data.max_train_rows and data.max_validation_rows.",
-        )
-    file = command.get("train_file") if command.get("dataset_name") is None else None
-    if file is not None and file.endswith(".txt") and not masked:
-        if command.get("keep_linebreaks", True):
-            command.note(
-                "keep_linebreaks", "Each line of a text file that is not blank is a row, without its line break."
-            )
-    elif "keep_linebreaks" in command.values:
-        command.note("keep_linebreaks", "The script does not read it without a text file.")
-    rows = first_rows(file) if file else None
-    if rows and "text" not in rows[0]:
-        job["task"]["text_column"] = next(iter(rows[0]))
 
 
 def _fill_summarization(command: Command, job: Sections) -> None:
@@ -333,8 +296,9 @@ _TASKS = {
     "token-classification": _fill_tags,
     "question-answering": fill_questions,
     "seq2seq-question-answering": _fill_generated_answers,
-    "causal-lm": _fill_language_model,
-    "masked-lm": _fill_language_model,
+    "causal-lm": fill_language_model,
+    "fim": fill_infilling,
+    "masked-lm": fill_language_model,
     "summarization": _fill_summarization,
     "translation": _fill_translation,
 }

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from raytrain_nlp.config.tasks.language import CausalLm
-from raytrain_nlp.tasks import chat
 from raytrain_nlp.tasks.base import (
     IGNORED,
     CollateContext,
@@ -26,7 +25,8 @@ from raytrain_nlp.tasks.base import (
     pad,
     unicode_text,
 )
-from raytrain_nlp.tasks.infilling import MARKS, Infilling, mark_tokens
+from raytrain_nlp.tasks.language import chat
+from raytrain_nlp.tasks.language.infilling import MARKS, Infilling, mark_tokens
 from raytrain_nlp.tasks.truncation import FULL, full_lengths
 
 _MAX_EXPONENT = 700

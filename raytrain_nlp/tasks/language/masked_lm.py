@@ -24,7 +24,7 @@ from raytrain_nlp.tasks.base import (
     pad,
     unicode_text,
 )
-from raytrain_nlp.tasks.causal_lm import perplexity, token_metrics
+from raytrain_nlp.tasks.language.causal_lm import perplexity, token_metrics
 from raytrain_nlp.tasks.truncation import FULL, full_lengths
 
 _SPECIAL, _WORD, _INSIDE = 0, 1, 2

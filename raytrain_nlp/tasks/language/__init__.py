@@ -1,0 +1,1 @@
+"""Language models: causal, masked and permutation; chats, and filling in the middle."""
