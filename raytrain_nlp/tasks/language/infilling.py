@@ -44,7 +44,7 @@ class Infilling:
         in any split of a file and on any worker. A document without tokens stays as it is.
         """
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-        random = np.random.default_rng([self._config.fim_seed, int.from_bytes(digest)])
+        random = np.random.default_rng([self._config.fim_seed, int.from_bytes(digest, "little")])
         if not ids or random.random() >= self._config.fim_rate:
             return ids
         first, last = sorted(random.integers(0, len(ids) + 1, size=2).tolist())
