@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -13,6 +13,7 @@ import yaml
 from raytrain_nlp.config.sweep import Sweep
 from raytrain_nlp.config.sweep.search_space import tie
 from raytrain_nlp.paths import SweepPaths
+from raytrain_nlp.results import Result
 from raytrain_nlp.run.trial_records import FAILED, FINISHED, STOPPED, Book, TrialRecord
 from raytrain_nlp.storage.atomic import replace_folder, replacing
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SweepResult:
+class SweepResult(Result):
     """A finished sweep."""
 
     sweep_dir: str
@@ -51,9 +52,14 @@ class SweepResult:
         return pandas.DataFrame(self.table)
 
     def to_dict(self) -> dict[str, Any]:
-        values = asdict(self)
+        """All values but those of single trials."""
+        values = super().to_dict()
         del values["table"]
         return values
+
+    def _repr_html_(self) -> str:
+        """The result, and below it the trials."""
+        return super()._repr_html_() + self.dataframe().to_html(index=False)
 
 
 def table_of(sweep: Sweep, book: Book) -> list[dict[str, Any]]:

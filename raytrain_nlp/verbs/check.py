@@ -23,6 +23,7 @@ from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.host.devices import hidden_gpus
 from raytrain_nlp.host.signals import stoppable
 from raytrain_nlp.memory.available import find_available, parse_bytes, process_measured, share_of
+from raytrain_nlp.results import Result
 from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.run.record import check_storage
 from raytrain_nlp.storage import open_storage
@@ -39,7 +40,7 @@ _SAMPLED_STEPS = 200
 
 
 @dataclass(frozen=True)
-class CheckReport:
+class CheckReport(Result):
     """The plan of a job that has passed all checks. Dicts of rows are by split: `train`, `validation` or
     `validation.NAME`.
     """

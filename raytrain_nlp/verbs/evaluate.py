@@ -8,7 +8,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from raytrain_nlp.host.signals import stoppable
 from raytrain_nlp.launch.fit import Fit
 from raytrain_nlp.launch.parallel_map import map_on_cluster
 from raytrain_nlp.paths import RunPaths, cache_dir, write_json
+from raytrain_nlp.results import Result
 from raytrain_nlp.run.observer import Observer, followed
 from raytrain_nlp.run.saved_run import Run, Weights, find_run, find_weights
 from raytrain_nlp.storage import storage_of
@@ -35,7 +36,7 @@ _TODO = " Run it again."
 
 
 @dataclass(frozen=True)
-class EvaluateResult:
+class EvaluateResult(Result):
     """The result of an evaluation."""
 
     run_dir: str
@@ -59,9 +60,6 @@ class EvaluateResult:
     """The file with the rows that cannot be read or used (JSON Lines); None if there are none. Rows with a label that
     is none of the run's are not in it.
     """
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @stoppable("stopped. Run it again.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from raytrain_nlp.deploy.gguf import check_gguf, write_gguf
 from raytrain_nlp.deploy.hub import check_push, push_folder
 from raytrain_nlp.deploy.recipe import SERVE, write_recipe
 from raytrain_nlp.errors import InputError, Problem
+from raytrain_nlp.results import Result
 from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.run.saved_run import Run, Weights, find_run, find_weights
 from raytrain_nlp.storage.atomic import replace_folder
@@ -36,7 +37,7 @@ DTYPES = {
 
 
 @dataclass(frozen=True)
-class ExportResult:
+class ExportResult(Result):
     """The exported model."""
 
     output: str
@@ -56,9 +57,6 @@ class ExportResult:
     """The GGUF file, with `gguf`."""
     commit_url: str | None = None
     """URL of the commit on the hub, with `push`."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def export(

@@ -8,7 +8,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.host.signals import stoppable
 from raytrain_nlp.prediction.flow import make_parts
 from raytrain_nlp.prediction.parts import Layout, describe_prediction, find_parts, join_parts
+from raytrain_nlp.results import Result
 from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.run.saved_run import Run, Weights, find_run, find_weights
 from raytrain_nlp.storage.atomic import temporary_folder
@@ -39,7 +40,7 @@ _FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".csv": "csv"}
 
 
 @dataclass(frozen=True)
-class PredictResult:
+class PredictResult(Result):
     """The result of a prediction."""
 
     output: str
@@ -60,9 +61,6 @@ class PredictResult:
     """
     quarantine: str | None = None
     """The file with the rows that could not be parsed (JSON Lines); None if there are none."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @stoppable("stopped. What is done is kept; run it again to continue.")

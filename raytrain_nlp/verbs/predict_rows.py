@@ -6,13 +6,14 @@ import contextlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from raytrain_nlp.cluster.auto import settled
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.host.scratch import scratch_folder
+from raytrain_nlp.results import Result
 from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.run.saved_run import find_run, find_weights
 from raytrain_nlp.verbs.predict import input_files, job_for_prediction
@@ -77,7 +78,7 @@ def load_predictor(
 
 
 @dataclass(frozen=True)
-class StreamResult:
+class StreamResult(Result):
     """Counts of the rows that `predict_stream` has read."""
 
     rows: int
@@ -86,9 +87,6 @@ class StreamResult:
     """Rows without a prediction; their key `error` says why."""
     bad_rows: int
     """Rows that could not be parsed. They are not in the output; the observer was warned of each."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def predict_stream(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.paths import SweepPaths
 from raytrain_nlp.reporting.history import History, read_history
+from raytrain_nlp.results import Result
 from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.run.saved_run import Run, at_hand, find_run
 from raytrain_nlp.storage import open_storage
@@ -23,14 +24,11 @@ _REFRESH_S = 10
 
 
 @dataclass(frozen=True)
-class ReportResult:
+class ReportResult(Result):
     """What was written."""
 
     page: str
     pictures: list[str]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def report(

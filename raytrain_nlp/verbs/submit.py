@@ -11,7 +11,7 @@ import shlex
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from raytrain_nlp.compat.ray import largest_package, packed_files
 from raytrain_nlp.config.load import read_values
 from raytrain_nlp.errors import InputError, Problem, RunError
+from raytrain_nlp.results import Result
 
 _TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _LARGEST = 5
@@ -30,7 +31,7 @@ _DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 
 @dataclass(frozen=True)
-class SubmitResult:
+class SubmitResult(Result):
     """The state of a submitted job."""
 
     submission_id: str
@@ -40,9 +41,6 @@ class SubmitResult:
     """Exit code of the job's process; None until it has ended."""
     message: str
     """What Ray says about the state."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def submit(

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from raytrain_nlp.launch.fit import Fit, has_moved, load_libraries
 from raytrain_nlp.launch.parallel_map import map_beside_training, map_on_cluster
 from raytrain_nlp.memory.available import find_available, process_measured
 from raytrain_nlp.paths import RunPaths, read_json, redact
+from raytrain_nlp.results import Result
 from raytrain_nlp.run.interruption import stopped, stops_at_checkpoint
 from raytrain_nlp.run.observer import Observer, followed
 from raytrain_nlp.run.record import RunRecord, check_data, check_name, check_storage, flatten, now, open_run
@@ -50,7 +51,7 @@ Launch = Callable[[TrainJob, Any, RunPaths], dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class TrainResult:
+class TrainResult(Result):
     """A finished run. Dicts of rows are by split: `train`, and `validation` or `validation.NAME` for each of several
     validation sets.
     """
@@ -94,9 +95,6 @@ class TrainResult:
     """How often workers were started again, by all drivers of the run."""
     tracking_uri: str | None = None
     """MLflow's tracking URI without passwords; None if the run is not tracked."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @stoppable("stopped before the workers started. Run the same command again.")

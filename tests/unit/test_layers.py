@@ -42,6 +42,7 @@ ROOMS = [
     "storage",
     "compat",
     "host",
+    "results",
     "errors",
 ]
 """From top to bottom. A room is a folder, or a module of the package itself; `cli` and `config` are read with the rooms
