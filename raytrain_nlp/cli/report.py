@@ -31,6 +31,7 @@ def run(
     price: Annotated[
         float | None, typer.Option("--price", help="Of an hour of all workers together, for the cost.")
     ] = None,
+    track: Annotated[bool, typer.Option("--track", help="Put the page into the run's MLflow run, too.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="End with one JSON object on the last line of standard output.")
     ] = False,
@@ -55,7 +56,7 @@ def run(
                 threading.Event().wait()
         return
     with TerminalObserver(verbose=False) as observer:
-        result = report(runs, output, price=price, observer=observer)
+        result = report(runs, output, price=price, track=track, observer=observer)
     print_rows({"page": result.page, "pictures": f"{len(result.pictures)} PNG files beside it"})
     if open_:
         from pathlib import Path

@@ -11,14 +11,16 @@ import posixpath
 from collections.abc import Callable
 from typing import Any
 
-from raytrain_nlp.paths import RunPaths
+from raytrain_nlp.paths import RunPaths, read_json
 from raytrain_nlp.tracking.accepted import is_refusal
 from raytrain_nlp.tracking.datasets import log_datasets
 from raytrain_nlp.tracking.logged_models import KEPT_TAG, log_checkpoint, log_model
+from raytrain_nlp.tracking.tables import log_table, prediction_rows
 
 _TRIES = 3
 _LARGEST_FILE = 64 << 20
 _WHAT = {"datasets": "data sets", "checkpoint": "checkpoints as logged models", "model": "the model as a logged model"}
+_PREDICTIONS = "predictions_table.json"
 
 
 class Attachments:
@@ -78,6 +80,10 @@ class Attachments:
             del models[other]
 
     def _model(self, client: Any, run_id: str, event: dict[str, Any], until: int) -> None:
+        with contextlib.suppress(Exception):  # a store that this machine cannot reach, or half a file
+            self._paths.store.fetch(self._paths.predictions)
+            if rows := prediction_rows(read_json(self._paths.predictions)):
+                log_table(client, run_id, rows, _PREDICTIONS)
         if "model" not in self._state["models"]:
             run = client.get_run(run_id)
             self._state["models"]["model"] = log_model(client, run, self._paths, event, until, self._state["datasets"])

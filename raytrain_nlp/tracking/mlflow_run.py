@@ -7,12 +7,13 @@ import getpass
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.config.cluster import TrackingConfig
-from raytrain_nlp.paths import RunPaths
+from raytrain_nlp.paths import RunPaths, redact
 from raytrain_nlp.tracking.accepted import name_of, text_of
-from raytrain_nlp.tracking.address import without_secrets
+from raytrain_nlp.tracking.address import reason_of, without_secrets
 
 RUN_TAG = "raytrain_nlp.run_uid"
 STATUS_TAG = "raytrain_nlp.status"
@@ -103,3 +104,14 @@ def _make_experiment(client: Any, name: str, facts: RunFacts) -> Any:
         if experiment is None:
             raise
         return experiment
+
+
+def log_files(uri: str, run_id: str, files: list[Path], folder: str) -> str | None:
+    """Put files below `folder` of a run that has ended; returns why that failed, or None. Nothing is raised."""
+    try:
+        client = build_client(uri)
+        for file in files:
+            client.log_artifact(run_id, str(file), folder)
+    except Exception as error:  # noqa: BLE001 - the files are on this machine all the same
+        return f"the tracker ({redact(uri)}) fails: {reason_of(error, uri)}"
+    return None

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raytrain_nlp.errors import InputError, Problem
-from raytrain_nlp.paths import SweepPaths
+from raytrain_nlp.paths import SweepPaths, read_json
 from raytrain_nlp.reporting.history import History, read_history
 from raytrain_nlp.results import Result
 from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.run.saved_run import Run, at_hand, find_run
 from raytrain_nlp.storage import open_storage
+from raytrain_nlp.tracking.address import default_uri
+from raytrain_nlp.tracking.mlflow_run import log_files
 
 if TYPE_CHECKING:
     from raytrain_nlp.reporting.page import Shown
@@ -36,6 +38,7 @@ def report(
     output: str | Path | None = None,
     *,
     price: float | None = None,
+    track: bool = False,
     observer: Observer | None = None,
 ) -> ReportResult:
     """Write a page about runs, and its pictures as PNG beside it.
@@ -44,6 +47,7 @@ def report(
         runs: folders of runs; several are compared. Of a sweep: its trials, and its best trial as the run.
         output: the page; default: report.html in the first folder; in the current one, where that is in object storage.
         price: of an hour of all workers together, for the cost.
+        track: put the page into each run's MLflow run, too, or the sweep's; what fails there is told.
 
     Raises:
         InputError: a folder is no run's, or the page cannot be written.
@@ -79,6 +83,11 @@ def report(
         raise InputError(
             Problem("--output", f"cannot be written ({page}: {error.strerror})", "Name another file.")
         ) from None
+    if track:
+        observer.stage("sending the page to MLflow")
+        for found in {found for folder in asked for found in _tracked(at_hand(folder))}:
+            if reason := log_files(*found, [page], "report"):
+                observer.warn(f"{reason}. The page is {page}.")
     return ReportResult(str(page), list(map(str, pictures)))
 
 
@@ -115,6 +124,16 @@ def serve_report(
 
     with served(make, stamp, port) as address:
         yield address
+
+
+def _tracked(folder: Path) -> list[tuple[str, str]]:
+    """Where MLflow has the run of a folder, or its sweep, and under which id; empty where it has none."""
+    run, sweep = find_run(folder), SweepPaths(folder.parent, folder.name)
+    record = read_json(sweep.record)
+    run_id = record.get("mlflow_run_id") if record else run.mlflow_run_id
+    paths = sweep if record else run.paths
+    database = run.storage if paths.store.shared else paths.database_folder
+    return [(run.job.tracking.tracking_uri or default_uri(database), run_id)] if run_id else []
 
 
 def _check(price: float | None) -> None:

@@ -14,7 +14,7 @@ from support import plain_job
 from raytrain_nlp.config import load_job
 from raytrain_nlp.config.cluster import TrackingConfig
 from raytrain_nlp.data.reading.sources import SourceFile
-from raytrain_nlp.paths import RunPaths, read_json
+from raytrain_nlp.paths import RunPaths, read_json, write_json
 from raytrain_nlp.tracking import mlflow_run, patience, tracker
 from raytrain_nlp.tracking.accepted import is_locked, is_refusal
 from raytrain_nlp.tracking.address import reason_of
@@ -22,8 +22,9 @@ from raytrain_nlp.tracking.attachments import Attachments
 from raytrain_nlp.tracking.datasets import describe_datasets
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.tracking.logged_models import figures_of
+from raytrain_nlp.tracking.mlflow_run import log_files
 from raytrain_nlp.tracking.patience import Patience
-from raytrain_nlp.tracking.tables import log_table
+from raytrain_nlp.tracking.tables import log_table, prediction_rows
 from raytrain_nlp.tracking.tracker import Tracker
 
 
@@ -215,3 +216,31 @@ def test_what_fails_in_passing_is_tried_again_a_few_times(tmp_path: Path) -> Non
     for _ in range(3):
         sent.send(client, "id", event, 0)
     assert told == [("data sets", "busy")] and client.asked == ["log_inputs"] * 3, "given up, and not asked again"
+
+
+def test_predictions_are_a_table_of_the_run_and_files_are_put_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, texts, files = Client(), {}, []
+    client.__dict__ |= {
+        "log_text": lambda run, text, name: texts.update({name: text}),
+        "get_run": lambda run: SimpleNamespace(data=SimpleNamespace(tags={})),
+        "log_artifact": lambda run, path, folder: files.append((run, Path(path).name, folder)),
+    }
+    paths = RunPaths(tmp_path, "run")
+    paths.run.mkdir()
+    example = {"text": "a row", "prediction": "yes"}
+    write_json(paths.predictions, {"sets": {"": {"examples": [example]}, "b": {"examples": []}}})
+    told: list[Any] = []
+    state = {"models": {"model": "known"}}
+    sent = Attachments(paths, state, lambda what, error: told.append(what))
+    sent.send(client, "id", {"kind": "model", "step": 1, "task": "masked-lm"}, 0)
+    assert texts == {"predictions_table.json": '{"columns": ["text", "prediction"], "data": [["a row", "yes"]]}'}
+    assert prediction_rows({"sets": {"b": {"examples": [example]}}}) == [{"set": "b", **example}]
+    assert prediction_rows(None) == [] == told
+    monkeypatch.setattr(mlflow_run, "build_client", lambda uri: client)
+    assert log_files("http://host", "id", [paths.predictions], "report") is None
+    assert files == [("id", "predictions.json", "report")]
+    client.__dict__["log_artifact"] = lambda *_: (_ for _ in ()).throw(OSError("http://ada:love@host is full"))
+    reason = log_files("http://ada:love@host", "id", [paths.predictions], "report")
+    assert reason == "the tracker (http://***@host) fails: http://***@host is full"
