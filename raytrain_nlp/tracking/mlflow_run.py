@@ -14,6 +14,7 @@ from raytrain_nlp.config.cluster import TrackingConfig
 from raytrain_nlp.paths import RunPaths, redact
 from raytrain_nlp.tracking.accepted import name_of, text_of
 from raytrain_nlp.tracking.address import reason_of, without_secrets
+from raytrain_nlp.tracking.events import read_events
 
 RUN_TAG = "raytrain_nlp.run_uid"
 STATUS_TAG = "raytrain_nlp.status"
@@ -58,10 +59,13 @@ def find_or_create_run(client: Any, facts: RunFacts, uid: str, uri: str) -> str:
     # a creation that timed out may have succeeded: look for our own mark first
     found = client.search_runs([experiment], filter_string=f"tags.`{RUN_TAG}` = '{uid}'", max_results=1)
     tags = {**_origin(), **{name_of(key): text_of(value) for key, value in facts.config.tags.items()}, RUN_TAG: uid}
+    began = next(read_events(facts.paths.events), None)
     run_id: str = (
         found[0].info.run_id
         if found
-        else client.create_run(experiment, run_name=facts.paths.run.name, tags=tags).info.run_id
+        else client.create_run(
+            experiment, start_time=began[0].get("time") if began else None, run_name=facts.paths.run.name, tags=tags
+        ).info.run_id
     )
     known = found[0].data.params if found else {}  # a parameter may not be given another value
     named = {name_of(key): without_secrets(text_of(value), uri) for key, value in facts.params.items()}

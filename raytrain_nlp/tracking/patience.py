@@ -10,7 +10,7 @@ import psutil
 
 _MOST = 4.0
 """Times the timeout, however much life there is."""
-_BUSY = 0.02
+_BUSY = 0.005
 """Share of a CPU above which a thread computes (imports MLflow, say), and waits for nobody."""
 
 

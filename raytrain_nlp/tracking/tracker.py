@@ -131,17 +131,17 @@ class Tracker:
         self._thread.start()
 
     def _follow(self) -> None:
+        self._attempt(self._ship)  # with it MLflow is imported, which the end would wait for
         with contextlib.suppress(OSError):  # training needs the CPU more than tracking does
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-        while not self._closing.is_set():
+        while not self._closing.wait(self._pause()):
             self._attempt(self._ship)
-            self._closing.wait(self._pause())
 
     def _end(self, before: threading.Thread | None) -> None:
         if before is not None:
             before.join()
         while not self._abandoned.is_set():
-            if self._attempt(self._ship) and self._attempt(self._finish):
+            if self._attempt(self._ship) and (self._ended or self._attempt(self._finish)):
                 return
             time.sleep(min(self._pause(), 1.0))
 

@@ -50,7 +50,8 @@ def test_a_registered_model_answers_requests(tmp_path: Path, model: Path) -> Non
         sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", f"models:/served/{version}", "--env-manager",
         "local", "--port", str(port), "--workers", "1",
     ]  # fmt: skip
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": default_uri(tmp_path), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it starts uvicorn
+    environment = {**os.environ, "PATH": programs, "MLFLOW_TRACKING_URI": default_uri(tmp_path)}
     server = subprocess.Popen(command, env=environment, start_new_session=True)
 
     def is_up() -> bool:
@@ -69,7 +70,8 @@ def test_a_registered_model_answers_requests(tmp_path: Path, model: Path) -> Non
         )
         answer = json.load(urllib.request.urlopen(request, timeout=60))["predictions"]
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGTERM)
         server.wait()
     alone = transformers.pipeline("text-classification", model=str(model))(TEXTS)
     assert [row["label"] for row in answer] == [row["label"] for row in alone]
