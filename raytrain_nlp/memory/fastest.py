@@ -16,6 +16,7 @@ from typing import Any
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.config.auto import ACCUMULATION, CHECKPOINTING, STAGE
 from raytrain_nlp.data.split import Split
+from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.memory.factors import count_weights, find_setting
 from raytrain_nlp.memory.needs import PARTS, USABLE, Traces, checkpoints, chunked_losses, eval_shape, most_parts
 from raytrain_nlp.memory.step_time import step_seconds
@@ -117,7 +118,7 @@ def choose(
     eval_split: Split | None,
     base: int,
     available: int | None,
-    refuses: Callable[[dict[str, Any]], bool] = lambda values: False,
+    problems_of: Callable[[dict[str, Any]], list[Problem]] = lambda values: [],
 ) -> Choice:
     """The fastest setting of a job's open keys that fits; where none does, the one that needs least.
 
@@ -126,24 +127,31 @@ def choose(
         split: the training rows, opened; `eval_split`: the validation rows, or None.
         base: bytes of a worker's process without a model.
         available: bytes that a worker has; None: not known, `ASSUMED` is taken.
-        refuses: whether values of open keys are not for this job.
+        problems_of: what speaks against values of open keys in this job.
+
+    Raises:
+        InputError: something speaks against every setting; the problems of the fastest one.
     """
     memory = _Memory(job, model, split, eval_split, base)
     options = _by_time(list(_options(job, memory, float(split.plan.lengths[: split.plan.spec.num_rows].mean()))))
     room = available or ASSUMED
     fitting: list[Option] = []
     looked: list[Option] = []
+    problems: list[Problem] = []
     for option in options:
         option = replace(option, needs=memory.needs(option))
         fits = option.needs <= room * USABLE
         if memory.untraced and option.rows > max(_UNTRACED, min(other.rows for other in options)):
             continue
-        if (fits or not looked) and refuses(option.values):
+        if (fits or not looked) and (found := problems_of(option.values)):
+            problems = problems or found
             continue
         looked.append(option)
         fitting += [option] if fits else []
         if len(fitting) == 2:
             break
+    if not looked:
+        raise InputError(problems)
     least = min(looked, key=lambda option: option.needs)
     taken, faster = fitting[0] if fitting else least, looked[0]
     return Choice(

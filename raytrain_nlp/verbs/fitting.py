@@ -11,7 +11,7 @@ from typing import Any
 from raytrain_nlp.config import TrainJob, load_job
 from raytrain_nlp.config.auto import ACCUMULATION, CHECKPOINTING, put_values, without_values
 from raytrain_nlp.data.split import Split, SplitSpec
-from raytrain_nlp.errors import InputError
+from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.memory.fastest import Choice, choose, needs_of
 from raytrain_nlp.memory.needs import USABLE
 from raytrain_nlp.memory.widest_batch import build_traced_model
@@ -73,7 +73,7 @@ def fit_job(
     if not job.auto and (has is None or needs_of(job, model, *data, base()) <= has * USABLE):
         return Fitted(job, resolved)
     opened = _reopened(job, reopened) if reopened and not job.auto else job
-    choice = choose(opened, model, *data, base(), has, lambda values: _refused(with_values(opened, values), resolved))
+    choice = choose(opened, model, *data, base(), has, lambda values: _problems_of(opened, values, resolved))
     return with_choice(opened, resolved, choice)
 
 
@@ -95,12 +95,15 @@ def _reopened(job: TrainJob, keys: list[str]) -> TrainJob:
     return load_job(put_values(values, {_ASKED[key]: "auto" for key in keys}))
 
 
-def _refused(job: TrainJob, resolved: Resolved) -> bool:
-    """Do the libraries refuse the job with a setting's values? Without them it has passed the same checks."""
+def _problems_of(opened: TrainJob, values: Mapping[str, Any], resolved: Resolved) -> list[Problem]:
+    """What the job's sections or the libraries object to in a setting's values. Without them the job has passed the
+    same checks.
+    """
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
 
     spec = resolved.spec
     try:
-        return bool(check_values(job) or check_model_names(job, spec.labels, load_tokenizer(spec.tokenizer_dir)))
-    except InputError:
-        return True
+        job = with_values(opened, values)
+        return check_values(job) or check_model_names(job, spec.labels, load_tokenizer(spec.tokenizer_dir))
+    except InputError as error:
+        return error.problems

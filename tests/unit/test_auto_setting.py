@@ -5,13 +5,15 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from raytrain_nlp.cluster import auto, targets
 from raytrain_nlp.cluster.gpus import Gpu, smallest_memory
 from raytrain_nlp.config import load_job, public_values
 from raytrain_nlp.config.auto import ACCUMULATION, CHECKPOINTING, STAGE
-from raytrain_nlp.errors import InputError
+from raytrain_nlp.errors import InputError, Problem
+from raytrain_nlp.memory import fastest
 from raytrain_nlp.memory.fastest import _micro_batch_counts
 from raytrain_nlp.memory.step_time import step_seconds
 from raytrain_nlp.memory.zero import Setting, Weights
@@ -124,3 +126,22 @@ def test_time_of_a_step_is_ordered_as_users_know_it() -> None:
 def test_micro_batches_are_told_apart_by_their_rows() -> None:
     rows = [-(-25 // count) for count in _micro_batch_counts(job(*CPU, *ROWS))]
     assert rows == sorted(set(rows), reverse=True) and rows[0] == 25 and rows[-1] == 1
+
+
+def test_where_every_setting_is_refused_the_problems_of_the_fastest_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = [fastest.Option({STAGE: stage}, stage, 1, 8, False, 1.0 + stage) for stage in (0, 2)]
+    memory = SimpleNamespace(needs=lambda option: 1, untraced=0)
+    monkeypatch.setattr(fastest, "_Memory", lambda *_: memory)
+    monkeypatch.setattr(fastest, "_options", lambda *_: options)
+    monkeypatch.setattr(fastest, "_by_time", lambda options: options)
+    split: Any = SimpleNamespace(plan=SimpleNamespace(lengths=np.ones(4), spec=SimpleNamespace(num_rows=4)))
+
+    def problems_of(values: dict[str, Any]) -> list[Problem]:
+        return [Problem("training.optim", f"does not go with stage {values[STAGE]}", "Choose another.")]
+
+    with pytest.raises(InputError, match="training.optim: does not go with stage 0"):
+        fastest.choose(job(*GPU), None, split, None, 0, 10**9, problems_of)
+    taken = fastest.choose(
+        job(*GPU), None, split, None, 0, 10**9, lambda values: problems_of(values) if values[STAGE] == 0 else []
+    )
+    assert taken.values == {STAGE: 2}
