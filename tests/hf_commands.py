@@ -136,6 +136,10 @@ def _of_readmes() -> dict[str, str]:
         f"{text} --output_dir out/test-clm",
         "readme fim no trainer": f"python run_fim_no_trainer.py {wiki} --model_name_or_path gpt2 --fim_rate 0.5 "
         "--fim_spm_rate 0.2 --per_device_train_batch_size 2 --per_device_eval_batch_size 2 --output_dir out/test-clm",
+        "readme plm": f"python run_plm.py --model_name_or_path=xlnet {wiki} {text} --output_dir out/test-plm",
+        "readme plm files": f"python run_plm.py --model_name_or_path=xlnet {files} {text} --output_dir out/test-plm",
+        "readme plm lines": f"python run_plm.py --model_name_or_path=xlnet {files} --line_by_line --pad_to_max_length "
+        f"{text} --output_dir out/test-plm",
         "readme mlm no trainer": f"python run_mlm_no_trainer.py {wiki} --model_name_or_path roberta --output_dir "
         "out/test-mlm",
         "readme summarization no trainer": "accelerate launch run_summarization_no_trainer.py --model_name_or_path t5 "

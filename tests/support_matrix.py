@@ -98,7 +98,7 @@ PROVEN: dict[str, dict[str, Proofs]] = {
         for task in ("summarization", "translation")
     },
 }
-NO_PACKING = tuple(task for task in TASK_TYPES if task not in ("causal-lm", "masked-lm"))
+NO_PACKING = tuple(task for task in TASK_TYPES if task not in ("causal-lm", "masked-lm", "permutation-lm"))
 """Tasks whose rows stay rows: there is no such key."""
 
 

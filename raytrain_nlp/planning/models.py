@@ -134,6 +134,9 @@ def check_model(job: TrainJob) -> None:
         raise InputError(
             Problem(where, f"models of type '{model_type}' have no head for {job.task.type}", "Choose another model.")
         )
+    if task.only_models and model_type not in task.only_models:
+        wanted = f"Choose a model of type {' or '.join(task.only_models)}."
+        raise InputError(Problem(where, f"models of type '{model_type}' do not learn {job.task.type}", wanted))
 
 
 def model_facts(job: TrainJob, tokenizer: Any, folder: Path | None = None) -> ModelFacts:

@@ -11,6 +11,7 @@ from raytrain_nlp.config.tasks import TaskConfig
 from raytrain_nlp.tasks.base import Task
 from raytrain_nlp.tasks.language.causal_lm import CausalLmTask
 from raytrain_nlp.tasks.language.masked_lm import MaskedLmTask
+from raytrain_nlp.tasks.language.permutation_lm import PermutationLmTask
 from raytrain_nlp.tasks.multiple_choice import MultipleChoiceTask
 from raytrain_nlp.tasks.question_answering import QuestionAnsweringTask
 from raytrain_nlp.tasks.seq2seq import SummarizationTask, TranslationTask
@@ -25,6 +26,7 @@ _TASKS: dict[str, Callable[[Any], Task]] = {
     "question-answering": QuestionAnsweringTask,
     "causal-lm": CausalLmTask,
     "masked-lm": MaskedLmTask,
+    "permutation-lm": PermutationLmTask,
     "summarization": SummarizationTask,
     "translation": TranslationTask,
     "seq2seq-question-answering": Seq2SeqQuestionAnsweringTask,

@@ -92,6 +92,8 @@ class Task(Protocol):
     """Name of the `transformers.AutoModelFor...` class."""
     auto_mapping: str
     """Name of the mapping in `transformers.models.auto.modeling_auto` that lists the model types it takes."""
+    only_models: tuple[str, ...]
+    """The model types that can be trained for it; empty: all of `auto_mapping`."""
     peft_type: str
     """`peft.TaskType` of an adapter for it."""
     tokenizer_kind: str
@@ -270,6 +272,7 @@ class Task(Protocol):
 class TaskDefaults:
     """The answers of a task without classes, packing and generation."""
 
+    only_models: tuple[str, ...] = ()
     label_column: str | None = None
     single_class = False
     generates = False

@@ -417,7 +417,7 @@ def test_a_command_is_a_script_with_typed_flags_and_a_launcher() -> None:
         found.get("unknown", 7),
     ) == (2e-5, True, 64, 7) and not found.problems
     for words, line in (
-        (["python", "run_plm.py"], "is not supported"),
+        (["python", "run_mim.py"], "is not supported"),
         (["python", "run_glu.py"], "Did you mean 'run_glue.py'"),
         (["ls"], "names no script"),
     ):

@@ -43,6 +43,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "question-answering": {},
     "causal-lm": {},
     "masked-lm": {},
+    "permutation-lm": {},
     "summarization": {},
     "translation": {"source_lang": "en", "target_lang": "de"},
     "seq2seq-question-answering": {},

@@ -999,7 +999,8 @@ def test_every_flag_of_accelerate_launch_is_read_or_named() -> None:
 
 
 @pytest.mark.parametrize(("command", "line"), [
-    ("run_plm.py --x", "run_plm.py: is not supported (permuted language modelling). Nearest: run_mlm.py."),
+    ("run_language_modeling.py --x", "run_language_modeling.py: is not supported (language modelling of older releases). "
+                                     "Nearest: run_clm.py or run_mlm.py."),
     ("run_generation.py", "run_generation.py: is not supported (generation; `raytrain-nlp predict`"),
     ("run_qa_beam_search_no_trainer.py", "run_qa_beam_search_no_trainer.py: is not supported (question answering)."),
     ("python -m run_qa_beam_search", "run_qa_beam_search.py: is not supported (question answering)."),
@@ -1070,6 +1071,8 @@ BASES = {
     "--output_dir a/b",
     "masked-lm": "run_mlm.py --model_type bert --tokenizer_name t --train_file t.json --validation_file v.json "
     "--do_eval --output_dir a/b",
+    "permutation-lm": "run_plm.py --tokenizer_name t --train_file t.json --validation_file v.json --do_eval "
+    "--output_dir a/b",
     "summarization": "run_summarization.py --model_name_or_path m --train_file t.csv --validation_file v.csv --do_eval "
     "--output_dir a/b",
     "translation": "run_translation.py --model_name_or_path m --train_file t.json --validation_file v.json --do_eval "

@@ -22,7 +22,6 @@ _NUMBER = re.compile(r"-\d*\.?\d+(e[+-]?\d+)?", re.I)
 _BOOLEAN = TypeAdapter(bool)
 _OTHERS = {
     "run_qa_beam_search.py": "question answering",
-    "run_plm.py": "permuted language modelling",
     "run_generation.py": "generation; `raytrain-nlp predict` generates with a run's model",
     "run_image_classification.py": "images",
     "run_mae.py": "images",
@@ -40,7 +39,6 @@ _OTHERS = {
 """Scripts of transformers that are not supported -> what they are for."""
 _NEAR = {
     "run_language_modeling.py": "run_clm.py or run_mlm.py",
-    "run_plm.py": "run_mlm.py",
     "finetune_trainer.py": "run_summarization.py or run_translation.py",
 }
 """Scripts that are not supported -> the nearest supported ones."""

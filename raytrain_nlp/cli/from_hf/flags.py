@@ -19,7 +19,7 @@ SCRIPTS = {
     "run_summarization.py": "summarization", "run_translation.py": "translation", "run_swag.py": "multiple-choice",
     "run_ner.py": "token-classification", "run_classification.py": "classification", "run_xnli.py": "xnli",
     "run_qa.py": "question-answering", "run_seq2seq_qa.py": "seq2seq-question-answering",
-    "run_fim.py": "fim",
+    "run_fim.py": "fim", "run_plm.py": "permutation-lm",
 }  # fmt: skip
 """Supported scripts -> their entry in the tables below: the type of a task, or one of `TASKS`."""
 TASKS = {"classification": "text-classification", "xnli": "text-classification", "fim": "causal-lm"}
@@ -176,6 +176,17 @@ _OF_TASK: dict[str, _Table] = {
         "mlm_probability": (float, "task.mlm_probability"),
         "line_by_line": (bool, "task.line_by_line"),
         **_FROM_SCRATCH,
+        **_PADS,
+    },
+    "permutation-lm": {
+        "max_seq_length": (int, ""),
+        "plm_probability": (float, "task.plm_probability"),
+        "max_span_length": (int, "task.max_span_length"),
+        "line_by_line": (bool, "task.line_by_line"),
+        **{
+            name: _FROM_SCRATCH[name]
+            for name in ("config_overrides", "low_cpu_mem_usage", "validation_split_percentage")
+        },
         **_PADS,
     },
     "summarization": {

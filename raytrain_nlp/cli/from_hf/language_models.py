@@ -6,11 +6,14 @@ from typing import Any
 
 from raytrain_nlp.cli.from_hf.command import Command
 from raytrain_nlp.cli.from_hf.files import first_rows, model_length
+from raytrain_nlp.cli.from_hf.flags import script_flags
 
-LONGEST = {"causal-lm": 1024, "fim": 1024, "masked-lm": 512}
-"""Tokens of a block if neither the command nor a tokenizer in a folder says them: run_clm.py's own limit, and the
-positions of BERT and RoBERTa.
+LONGEST = {"causal-lm": 1024, "fim": 1024, "masked-lm": 512, "permutation-lm": 512}
+"""Tokens of a block if neither the command nor a tokenizer in a folder says them: run_clm.py's own limit,
+the positions of BERT and RoBERTa, and run_plm.py's default.
 """
+OWN_MODELS = {"permutation-lm": "xlnet"}
+"""Type of the model from scratch of a script that has one only."""
 _FIM_RATE = 0.5
 """run_fim.py's default."""
 _FIM_TOKENS = ("fim_prefix_token", "fim_middle_token", "fim_suffix_token", "pad_token")
@@ -20,7 +23,7 @@ Sections = dict[str, Any]
 
 def fill_language_model(command: Command, job: Sections) -> None:
     """Fill in the length and the column. The scripts take the column text if it exists, else the first."""
-    by_line, masked = command.get("line_by_line", False), command.task == "masked-lm"
+    by_line, masked = command.get("line_by_line", False), "max_seq_length" in script_flags(command.task)
     flag, section, key = (
         ("max_seq_length", "data", "max_length")
         if by_line
@@ -70,3 +73,9 @@ def fill_infilling(command: Command, job: Sections) -> None:
     for flag, reason in flags.items():
         if flag in command.values:
             command.note(flag, reason)
+
+
+def fill_permutation(command: Command, job: Sections) -> None:
+    """Fill in what run_plm.py does: its length has a default."""
+    command.values.setdefault("max_seq_length", LONGEST["permutation-lm"])
+    fill_language_model(command, job)

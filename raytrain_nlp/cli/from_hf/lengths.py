@@ -21,6 +21,7 @@ _LENGTHS = {
     "causal-lm": (("task", "block_size", "block_size"),),
     "fim": (("task", "block_size", "block_size"),),
     "masked-lm": (("task", "block_size", "max_seq_length"), ("data", "max_length", "max_seq_length")),
+    "permutation-lm": (("task", "block_size", "max_seq_length"), ("data", "max_length", "max_seq_length")),
     "summarization": (
         ("task", "max_source_length", "max_source_length"),
         ("task", "max_target_length", "max_target_length"),

@@ -10,7 +10,13 @@ from typing import Any
 from raytrain_nlp.cli.from_hf.classification import data_of_xnli, fill_texts, fill_xnli, name_splits
 from raytrain_nlp.cli.from_hf.command import Command
 from raytrain_nlp.cli.from_hf.files import first_rows, is_number, model_config, model_length
-from raytrain_nlp.cli.from_hf.language_models import LONGEST, fill_infilling, fill_language_model
+from raytrain_nlp.cli.from_hf.language_models import (
+    LONGEST,
+    OWN_MODELS,
+    fill_infilling,
+    fill_language_model,
+    fill_permutation,
+)
 from raytrain_nlp.cli.from_hf.questions import fill_questions
 from raytrain_nlp.config.tasks.classification import GLUE_COLUMNS
 from raytrain_nlp.errors import nearest
@@ -55,7 +61,7 @@ def fill_model(command: Command, job: Sections) -> None:
             )
         else:
             job["model"]["config"] = config
-    elif kind is not None:
+    elif (kind := kind or OWN_MODELS.get(command.task)) is not None:
         job["model"]["config"] = {"model_type": kind, **_overrides(command, overrides or "")}
     dtype = command.get("dtype")
     if dtype == "auto":
@@ -299,6 +305,7 @@ _TASKS = {
     "causal-lm": fill_language_model,
     "fim": fill_infilling,
     "masked-lm": fill_language_model,
+    "permutation-lm": fill_permutation,
     "summarization": _fill_summarization,
     "translation": _fill_translation,
 }

@@ -26,6 +26,7 @@ _HUB: dict[str, tuple[str, str, str, float]] = {
     "causal-lm": ("HuggingFaceTB/SmolLM2-135M", "Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-0.5B", 5e-5),
     "chat": ("HuggingFaceTB/SmolLM2-135M-Instruct", "Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct", 5e-5),
     "masked-lm": ("distilbert-base-uncased", "bert-base-uncased", "distilbert-base-multilingual-cased", 5e-5),
+    "permutation-lm": ("xlnet/xlnet-base-cased", "xlnet/xlnet-base-cased", "xlnet/xlnet-base-cased", 5e-5),
     "summarization": ("google-t5/t5-small", "google-t5/t5-base", "google/mt5-small", 3e-4),
     "translation": (
         "Helsinki-NLP/opus-mt-{0}-{1}",

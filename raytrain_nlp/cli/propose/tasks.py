@@ -195,11 +195,15 @@ def _plain(columns: dict[str, Column]) -> Proposal | None:
     return Proposal({"type": "causal-lm", "text_column": text.name}, remarks, [text], packs=True)
 
 
-def _masked(columns: dict[str, Column]) -> Proposal | None:
-    """Proposed only if the user asks for masked-lm, as `_plain` comes before it."""
+def _masked(columns: dict[str, Column], kind: str = "masked-lm") -> Proposal | None:
+    """Proposed only if the user asks for it, as `_plain` comes before it."""
     if (found := _plain(columns)) is None:
         return None
-    return replace(found, task={**found.task, "type": "masked-lm"}, remarks={"text_column": _length(found.texts[0])})
+    return replace(found, task={**found.task, "type": kind}, remarks={"text_column": _length(found.texts[0])})
+
+
+def _permuted(columns: dict[str, Column]) -> Proposal | None:
+    return _masked(columns, "permutation-lm")
 
 
 FINDERS: list[Callable[[dict[str, Column]], Proposal | None]] = [
@@ -213,6 +217,7 @@ FINDERS: list[Callable[[dict[str, Column]], Proposal | None]] = [
     _classes,
     _plain,
     _masked,
+    _permuted,
 ]
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from raytrain_nlp.config.tasks.choice import MultipleChoice
 from raytrain_nlp.config.tasks.classification import TextClassification
-from raytrain_nlp.config.tasks.language import CausalLm, MaskedLm
+from raytrain_nlp.config.tasks.language import CausalLm, MaskedLm, PermutationLm
 from raytrain_nlp.config.tasks.question import DEFAULT_LENGTH, QuestionAnswering, Seq2SeqQuestionAnswering
 from raytrain_nlp.config.tasks.seq2seq import Summarization, Translation
 from raytrain_nlp.config.tasks.tagging import TokenClassification
@@ -22,6 +22,7 @@ TaskConfig = Annotated[
     | QuestionAnswering
     | CausalLm
     | MaskedLm
+    | PermutationLm
     | Summarization
     | Translation
     | Seq2SeqQuestionAnswering,
@@ -53,6 +54,7 @@ TASK_TYPES = (
     "question-answering",
     "causal-lm",
     "masked-lm",
+    "permutation-lm",
     "summarization",
     "translation",
     "seq2seq-question-answering",

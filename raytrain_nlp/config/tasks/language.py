@@ -1,5 +1,5 @@
-"""`task:` of language models: causal (GPT, Llama, ...) and masked (BERT, ...). Names follow run_clm.py, run_mlm.py and
-TRL.
+"""`task:` of language models: causal (GPT, Llama, ...), masked (BERT, ...) and permutation (XLNet). Names follow
+run_clm.py, run_fim.py, run_mlm.py, run_plm.py and TRL.
 """
 
 from __future__ import annotations
@@ -109,6 +109,26 @@ class MaskedLm(Section):
     """
     whole_word_mask: bool = False
     """Mask whole words instead of single tokens."""
+
+    @property
+    def packing(self) -> Packing:
+        return "none" if self.line_by_line else "concat"
+
+
+class PermutationLm(Section):
+    """Predict spans of tokens in a random order, each token from what comes before it in that order (XLNet)."""
+
+    type: Literal["permutation-lm"]
+    text_column: str = "text"
+    """Column with plain text."""
+    line_by_line: bool = False
+    """Each row is a sequence. By default all text is one stream, which is cut into blocks."""
+    block_size: int | None = Field(None, ge=8)
+    """Tokens of a block (`max_seq_length` of run_plm.py). Default: data.max_length."""
+    plm_probability: float = Field(1 / 6, gt=0, le=1)
+    """Share of the tokens that are predicted: the length of a span to that of its surroundings, itself included."""
+    max_span_length: int = Field(5, ge=1)
+    """Tokens of a span at most."""
 
     @property
     def packing(self) -> Packing:
