@@ -83,10 +83,14 @@ PROVEN: dict[str, dict[str, Proofs]] = {
     },
     "masked-lm": {
         **dict.fromkeys(("ZeRO 0", "ZeRO 2"), [(STEP, f"{_READS}[masked rows]")]),
-        "ZeRO 3": [(CPU, "tests/integration/test_tasks.py::test_masked_lm")],
+        "ZeRO 3": [(CPU, f"{_TASKS}::test_masked_lm[masked]")],
         "packing": [(STEP, f"{_READS}[masked blocks]")],
         "fp16": [(REFUSED, _NO_FP16)],
         "killed, resumed": [(CPU, f"{_KILLED}[masked-lm]")],
+    },
+    "permutation-lm": {
+        "ZeRO 0": [(CPU, f"{_TASKS}::test_masked_lm[permutation]")],
+        "fp16": [(REFUSED, _NO_FP16)],
     },
     **{
         task: {

@@ -17,6 +17,7 @@ STEPS, SAVE, KILLED = 12, 5, 9
 DROPOUT = {**TINY, "hidden_dropout_prob": 0.1}
 T5 = {"model_type": "t5", "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.1}
 GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
+XLNET = {"model_type": "xlnet", "d_model": 32, "n_layer": 1, "n_head": 2, "d_inner": 64, "dropout": 0.1}
 WORDS = "eins zwei drei vier fünf sechs sieben acht neun zehn".split()
 QUESTION = {"doc_stride": 8, "max_answer_length": 3}
 TASKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -26,6 +27,8 @@ TASKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"type": "multiple-choice", "context_column": "question", "ending_columns": ["a", "b", "c"]},
         DROPOUT,
     ),
+    "permutation-lm": ({"type": "permutation-lm", "text_column": "context", "block_size": 32}, XLNET),
+    "infilling": ({"type": "causal-lm", "text_column": "context", "block_size": 32, "fim_rate": 0.7}, GPT2),
     "mixture": ({"type": "causal-lm", "text_column": "context", "packing": "best_fit", "block_size": 32}, GPT2),
 }
 

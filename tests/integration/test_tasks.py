@@ -243,48 +243,64 @@ def test_packed_documents_are_learned_as_if_alone(shared_ray: Any, tmp_path: Pat
     assert first.metrics["eval_loss"] == pytest.approx(mean_loss(tmp_path / "validation.jsonl"), abs=1e-4)
 
 
-def test_masked_lm(shared_ray: Any, tmp_path: Path) -> None:
+XLNET = {"model_type": "xlnet", "d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64, "dropout": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "auto_model", "config", "zero_stage"),
+    [
+        ("masked-lm", "AutoModelForMaskedLM", BERT, 3),
+        ("permutation-lm", "AutoModelForCausalLM", XLNET, 0),
+    ],
+    ids=["masked", "permutation"],
+)
+def test_masked_lm(
+    shared_ray: Any, tmp_path: Path, kind: str, auto_model: str, config: dict[str, Any], zero_stage: int
+) -> None:
     """The masks are the task's own (a unit test holds them); losses, loss and accuracy of the evaluation are Hugging
     Face's.
     """
     import torch
-    from transformers import AutoModelForMaskedLM, default_data_collator
+    import transformers
+    from pydantic import TypeAdapter
 
-    from raytrain_nlp.config.tasks.language import MaskedLm
+    from raytrain_nlp.config.tasks import TaskConfig
     from raytrain_nlp.tasks import build_task
     from raytrain_nlp.tasks.base import CollateContext, Lengths, Place
 
     write_rows(tmp_path / "train.jsonl", ROWS)
     write_rows(tmp_path / "validation.jsonl", HELD_OUT, seed=1)
-    task = {"type": "masked-lm", "line_by_line": True}
-    tokenizer, model = write_start(
-        tmp_path, "AutoModelForMaskedLM", "encoder", BERT, texts_of(tmp_path / "train.jsonl")
-    )
-    result = train(tmp_path, task)
-    built = build_task(MaskedLm(**task))
+    task = {"type": kind, "line_by_line": True}
+    tokenizer, model = write_start(tmp_path, auto_model, "encoder", config, texts_of(tmp_path / "train.jsonl"))
+    result = train(tmp_path, task, deepspeed={"zero_stage": zero_stage})
+    built = build_task(TypeAdapter(TaskConfig).validate_python(task))
     context = CollateContext(tokenizer.pad_token_id, 0, "right", [], [], tokenizer.mask_token_id, len(tokenizer))
 
-    def batch_of(columns: dict[str, list], rows: np.ndarray, seed: int, epoch: int) -> dict[str, np.ndarray]:
+    def batch_of(columns: dict[str, list], rows: np.ndarray, seed: int, epoch: int) -> dict[str, Any]:
+        """With what `DataCollatorForPermutationLanguageModeling` adds: each token is to be predicted in its place."""
         picked = {name: [np.array(values[i]) for i in rows] for name, values in columns.items()}
-        return built.collate(picked, context, Place(seed, epoch, rows))
+        made = built.collate(picked, context, Place(seed, epoch, rows))
+        tensors = {name: torch.tensor(values).long() for name, values in made.items()}
+        if "perm_mask" in tensors:
+            size = tensors["perm_mask"].shape
+            tensors["target_mapping"] = torch.eye(size[1]).expand(size)
+        return tensors
 
     columns = built.encode([{"text": text} for text in texts_of(tmp_path / "train.jsonl")], tokenizer, Lengths(32))
     batches = []
     for rows in batches_of([len(row) for row in columns["input_ids"]], "group_by_length"):
         made = batch_of(columns, rows, 7, 0)
-        batches.append(
-            [{name: torch.tensor(values[i]).long() for name, values in made.items()} for i in range(len(rows))]
-        )
-    np.testing.assert_allclose(
-        losses(Path(result.run_dir)), plain_losses(tmp_path, model, batches, default_data_collator), atol=1e-4, rtol=0
-    )
-    exported = AutoModelForMaskedLM.from_pretrained(result.model_dir)
+        batches.append([{name: values[i] for name, values in made.items()} for i in range(len(rows))])
+    expected = plain_losses(tmp_path, model, batches, transformers.default_data_collator)
+    np.testing.assert_allclose(losses(Path(result.run_dir)), expected, atol=1e-4, rtol=0)
+    exported = getattr(transformers, auto_model).from_pretrained(result.model_dir)
     columns = built.encode([{"text": text} for text in texts_of(tmp_path / "validation.jsonl")], tokenizer, Lengths(32))
-    made = {name: torch.tensor(values).long() for name, values in batch_of(columns, np.arange(HELD_OUT), 0, 0).items()}
+    made = batch_of(columns, np.arange(HELD_OUT), 0, 0)
     with torch.no_grad():
         output = exported(**made)
     asked = made["labels"] != -100
     assert result.metrics["eval_loss"] == pytest.approx(output.loss.item(), abs=1e-4)
+    assert result.metrics["eval_perplexity"] == pytest.approx(np.exp(output.loss.item()), rel=1e-3)
     assert result.metrics["eval_accuracy"] == pytest.approx(
         (output.logits.argmax(-1) == made["labels"])[asked].float().mean().item(), abs=1e-6
     )

@@ -999,8 +999,8 @@ def test_every_flag_of_accelerate_launch_is_read_or_named() -> None:
 
 
 @pytest.mark.parametrize(("command", "line"), [
-    ("run_language_modeling.py --x", "run_language_modeling.py: is not supported (language modelling of older releases). "
-                                     "Nearest: run_clm.py or run_mlm.py."),
+    ("finetune_trainer.py --x", "finetune_trainer.py: is not supported (sequence to sequence of older releases). "
+                                "Nearest: run_summarization.py or run_translation.py."),
     ("run_generation.py", "run_generation.py: is not supported (generation; `raytrain-nlp predict`"),
     ("run_qa_beam_search_no_trainer.py", "run_qa_beam_search_no_trainer.py: is not supported (question answering)."),
     ("python -m run_qa_beam_search", "run_qa_beam_search.py: is not supported (question answering)."),

@@ -21,7 +21,7 @@ class PermutationLmTask(MaskingTask):
 
     auto_model = "AutoModelForCausalLM"
     auto_mapping = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
-    only_models = ("xlnet",)
+    only_models: tuple[str, ...] = ("xlnet",)
 
     def __init__(self, config: PermutationLm):
         super().__init__(config)
