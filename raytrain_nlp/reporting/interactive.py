@@ -131,6 +131,9 @@ def _(chart: Chart, steps: Any) -> Any:
     if chart.ticks:
         figure.xaxis.ticker = FixedTicker(ticks=list(chart.ticks))
         figure.xaxis.major_label_overrides = {place: plain(text) for place, text in chart.ticks.items()}
+    heights = {y for line in chart.lines for y in line.y}
+    if len(heights) == 1:  # Bokeh would show a flat line in a range of 2 around it
+        figure.y_range.default_span = max(abs(heights.pop()) / 5, 1e-6)
     if chart.percent:
         figure.yaxis.formatter = NumeralTickFormatter(format="0.[00]%")
         figure.y_range.start = 0

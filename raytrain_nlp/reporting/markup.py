@@ -23,7 +23,9 @@ p { max-width: 46rem; margin: .3rem 0 .8rem; color: var(--soft) } ul { color: va
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; display: block;
   overflow-x: auto }
 th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--rule); vertical-align: top }
-td { white-space: nowrap } td.text { white-space: normal; min-width: 14rem; max-width: 34rem }
+td { white-space: nowrap } .examples td { white-space: normal; min-width: 5rem }
+.examples td:first-child { min-width: 0 }
+td.text, .examples td.text { white-space: normal; min-width: 14rem; max-width: 34rem }
 th { font-weight: 600; color: var(--soft) } tr.best td { font-weight: 600 } td.num { text-align: right }
 table.matrix td, table.matrix th { padding: .3rem .7rem; text-align: right }
 figure { margin: .6rem 0 } img { max-width: 100%; height: auto }
@@ -37,7 +39,7 @@ a { color: rgb(var(--accent)) }
 @media (max-width: 40rem) { body { margin: 1rem auto; padding: 0 .8rem } h1 { font-size: 1.4rem } }
 """
 
-_LONG = 36
+_LONG, _LARGE = 36, 1e9
 esc = html.escape
 """Text as HTML, also between quotation marks."""
 
@@ -73,10 +75,11 @@ def still(png: bytes, title: str) -> str:
 
 
 def number(value: float) -> str:
-    """Four digits that count; whole numbers whole."""
+    """Four digits that count; whole numbers whole, but for very large floats."""
     if not math.isfinite(value):
         return str(value)
-    return f"{value:.4g}" if isinstance(value, float) and not value.is_integer() else f"{value:,.0f}"
+    short = isinstance(value, float) and (not value.is_integer() or abs(value) >= _LARGE)
+    return f"{value:.4g}" if short else f"{value:,.0f}"
 
 
 def shortened(text: str, most: int = 120) -> str:

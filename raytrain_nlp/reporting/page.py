@@ -67,7 +67,8 @@ def build_page(shown: Shown, refresh_s: int | None = None, stills: bool = True) 
     drawings = Drawings(panels, stills)
     parts = [f"<h1>{esc(shown.title)}</h1>", *_verdicts(shown)]
     if shown.runs:
-        parts += [heading("Result"), tables.summary(shown.names, shown.runs, shown.histories)]
+        says = "Of a sweep those of its best trial." if shown.sweeps else ""
+        parts += [heading("Result", says), tables.summary(shown.names, shown.runs, shown.histories)]
     for name, story in shown.sweeps.items():
         parts += [*_sweep(name, story), *map(drawings.html, sweeping[name])]
     parts += (

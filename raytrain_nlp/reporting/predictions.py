@@ -185,7 +185,8 @@ def example_table(kept: Kept) -> str:
             + f"<td>{esc(place)}</td></tr>"
         )
     head = "".join(f"<th>{title}</th>" for title in ("", "text", "truth", "prediction", "how sure", "row"))
-    return f"<h3>Examples</h3><p>{esc(says)}</p><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    before = f'<h3>Examples</h3><p>{esc(says)}</p><table class="examples"><thead><tr>{head}</tr></thead>'
+    return f"{before}<tbody>{rows}</tbody></table>"
 
 
 def generated_texts(run: Run) -> str:

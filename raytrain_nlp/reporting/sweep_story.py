@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from raytrain_nlp.config.sweep import SweepJob
 from raytrain_nlp.errors import InputError
 from raytrain_nlp.paths import SweepPaths, read_json
-from raytrain_nlp.reporting.markup import number
+from raytrain_nlp.reporting.markup import number, shortened
 from raytrain_nlp.reporting.sweep_panels import scored_trials
 from raytrain_nlp.run.trial_records import FAILED, FINISHED, STOPPED, TrialRecord, read_trials
 
@@ -109,9 +109,8 @@ def next_steps(story: SweepStory) -> list[str]:
             said.append("The best trial still gained at its last evaluation: give the trials more steps.")
     failed = [trial for trial in story.trials if trial.status == FAILED]
     if failed:
-        said.append(
-            f"{len(failed)} of {len(story.trials)} trials failed, the first with: {failed[0].reason or 'no reason'}"
-        )
+        reason = shortened(failed[0].reason or "no reason", 160)
+        said.append(f"{len(failed)} of {len(story.trials)} trials failed, the first with: {reason}")
     values = sorted(
         (trial.value(config.metric) or 0.0 for trial in scored_trials(config, story.trials)),
         reverse=config.mode == "max",

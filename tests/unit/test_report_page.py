@@ -269,7 +269,9 @@ def test_a_thinned_line_keeps_its_ends_and_its_peaks() -> None:
 
 
 def test_numbers_and_times_are_for_people() -> None:
-    assert [markup.number(value) for value in (0.123456, 12345.0, 7, float("nan"))] == ["0.1235", "12,345", "7", "nan"]
+    assert [markup.number(value) for value in (0.123456, 12345.0, 7, float("nan"), 1e30)] == [
+        "0.1235", "12,345", "7", "nan", "1e+30",
+    ]  # fmt: skip
     assert [markup.duration(value) for value in (59, 61, 7260)] == ["59 s", "1 min 1 s", "2 h 1 min"]
     assert (
         markup.cell("0.123456") == "0.1235"
