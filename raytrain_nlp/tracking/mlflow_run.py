@@ -55,7 +55,7 @@ def find_or_create_run(client: Any, facts: RunFacts, uid: str, uri: str) -> str:
     """The id of the MLflow run with this mark; made where there is none."""
     from mlflow.entities import Param, RunTag
 
-    experiment = _experiment(client, facts)
+    experiment = find_experiment(client, facts.config, facts.paths.database_folder)
     # a creation that timed out may have succeeded: look for our own mark first
     found = client.search_runs([experiment], filter_string=f"tags.`{RUN_TAG}` = '{uid}'", max_results=1)
     tags = {**_origin(), **{name_of(key): text_of(value) for key, value in facts.config.tags.items()}, RUN_TAG: uid}
@@ -89,18 +89,19 @@ def _origin() -> dict[str, str]:
     return {"mlflow.user": user, "mlflow.source.name": sys.argv[0] or "python", "mlflow.source.type": "LOCAL"}
 
 
-def _experiment(client: Any, facts: RunFacts) -> str:
-    name = facts.config.experiment_name or "raytrain_nlp"
-    experiment = client.get_experiment_by_name(name) or _make_experiment(client, name, facts)
+def find_experiment(client: Any, config: TrackingConfig, database: Path) -> str:
+    """The id of the job's experiment; made where there is none, with its artifacts below the folder of our database."""
+    name = config.experiment_name or "raytrain_nlp"
+    experiment = client.get_experiment_by_name(name) or _make_experiment(client, name, config, database)
     if _KIND_TAG not in experiment.tags:
         with contextlib.suppress(Exception):  # of one who may write runs, but not the experiment
             client.set_experiment_tag(experiment.experiment_id, _KIND_TAG, _KIND)
     return str(experiment.experiment_id)
 
 
-def _make_experiment(client: Any, name: str, facts: RunFacts) -> Any:
+def _make_experiment(client: Any, name: str, config: TrackingConfig, database: Path) -> Any:
     # only our own database needs to be told where artifacts go: its default is the current directory
-    own = None if facts.config.tracking_uri else (facts.paths.database_folder.resolve() / "mlartifacts").as_uri()
+    own = None if config.tracking_uri else (database.resolve() / "mlartifacts").as_uri()
     try:
         return client.get_experiment(client.create_experiment(name, artifact_location=own))
     except Exception:  # another run created it meanwhile

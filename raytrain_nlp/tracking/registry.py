@@ -15,7 +15,7 @@ from raytrain_nlp.host.scratch import scratch_folder
 from raytrain_nlp.paths import redact
 from raytrain_nlp.tracking.accepted import is_refusal
 from raytrain_nlp.tracking.address import default_uri, reason_of
-from raytrain_nlp.tracking.mlflow_run import build_client
+from raytrain_nlp.tracking.mlflow_run import build_client, find_experiment
 
 PIPELINES = {
     "text-classification": "text-classification", "token-classification": "token-classification",
@@ -49,7 +49,7 @@ def register_model(
     uri = config.tracking_uri or default_uri(storage)
     try:
         client = build_client(uri)
-        run_id = run_id or client.create_run("0", run_name=name).info.run_id
+        run_id = run_id or client.create_run(find_experiment(client, config, storage), run_name=name).info.run_id
         with scratch_folder() as scratch, _quiet():
             model = _logged_model(client, run_id, name, task)
             save_flavour(folder, scratch / "model", task, run_id, model.model_id if model else None)

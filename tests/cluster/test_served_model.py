@@ -42,7 +42,9 @@ def model(tmp_path: Path) -> Path:
 def test_a_registered_model_answers_requests(tmp_path: Path, model: Path) -> None:
     version = register_model(TrackingConfig(), tmp_path, None, model, "text-classification", "served")
     client = MlflowClient(tracking_uri=default_uri(tmp_path))
-    (logged,) = client.search_logged_models(["0"])
+    experiment = client.get_experiment_by_name("raytrain_nlp")
+    (logged,) = client.search_logged_models([experiment.experiment_id])
+    assert logged.artifact_location.startswith((tmp_path / "mlartifacts").as_uri()), "not in the current directory"
     assert (logged.name, logged.model_type, str(logged.status)) == ("served", "text-classification", "READY")
     assert client.get_model_version("served", version).source == logged.artifact_location
     port = free_port()
