@@ -91,6 +91,7 @@ PROVEN: dict[str, dict[str, Proofs]] = {
     "permutation-lm": {
         "ZeRO 0": [(CPU, f"{_TASKS}::test_masked_lm[permutation]")],
         "fp16": [(REFUSED, _NO_FP16)],
+        "killed, resumed": [(CPU, f"{_ALL}[permutation-lm]")],
     },
     **{
         task: {
