@@ -16,6 +16,7 @@ storage_path/
     checkpoints/checkpoint-STEP/  committed when manifest.json is in it
     model/                        a plain Hugging Face directory
     logs/rank-N.log  logs/driver.log
+    rows/RANK-PID.jsonl           the rows of each micro-batch, where they are noted (run/row_notes.py)
     profile/rank0.pt.trace.json.gz  a few steps of the first rank (training.profile_steps)
   SWEEP/
     sweep.json  sweep.yaml        status, settings; the sweep as it was given
@@ -73,6 +74,7 @@ class RunPaths:
         self.places = self.run / "places"
         self.nodes = self.run / "nodes"
         self.hangs = self.run / "hangs"
+        self.row_notes = self.run / "rows"
         self.failure = self.run / "failure.json"
         self.feed_error = self.run / "feed_error.json"
         self.feed_wants = self.run / "feed_wants.json"

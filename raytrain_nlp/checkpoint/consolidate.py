@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,17 @@ def load_weights(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> di
             known[key] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
         weights[name] = known[key]
     return weights
+
+
+def each_weight(checkpoint: Checkpoint) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
+    """Name of each parameter and buffer of a checkpoint, tied ones once, and a function that loads it as `load_weights`
+    does: one in memory at a time.
+    """
+    seen = set()
+    for name, key, stored in _parameters(checkpoint):
+        if key not in seen:
+            seen.add(key)
+            yield name, stored
 
 
 def _parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, str, Any]]:

@@ -8,14 +8,14 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from raytrain_nlp.cli import check, doctor, evaluate, export, init, keys, predict, report, submit, sweep, train
+from raytrain_nlp.cli import certify, check, doctor, evaluate, export, init, keys, predict, report, submit, sweep, train
 from raytrain_nlp.cli.from_hf import verb
 from raytrain_nlp.errors import InputError, RunError, Stopped
 from raytrain_nlp.host import signals
 
 GROUPS = {
     "To begin": ("init", "from-hf", "keys", "doctor"),
-    "To train": ("check", "train", "sweep"),
+    "To train": ("check", "train", "sweep", "certify"),
     "After training": ("evaluate", "predict", "export", "report"),
     "On a cluster": ("submit", "status", "logs", "stop"),
 }
@@ -44,6 +44,7 @@ app = typer.Typer(
 app.command("check", help=check.HELP)(check.run)
 app.command("train", help=train.HELP)(train.run)
 app.command("sweep", help=sweep.HELP)(sweep.run)
+app.command("certify", help=certify.HELP)(certify.run)
 app.command("evaluate", help=evaluate.HELP)(evaluate.run)
 app.command("predict", help=predict.HELP)(predict.run)
 app.command("export", help=export.HELP)(export.run)

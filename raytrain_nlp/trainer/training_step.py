@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -96,6 +97,8 @@ class Feed:
     weight: GlobalWeight | None = None
     step: Step | None = None
     """The micro-batch that `training_step` is processing; None outside of it, as in evaluation."""
+    note_rows: Callable[[MicroBatch], None] | None = None
+    """Is told of each micro-batch before it is trained, where the run notes its rows (`run.row_notes`)."""
     model_dir: str | None = None
     """The run's `model/`; None until the trained model is to be written there."""
     merge: Any = None
@@ -235,6 +238,8 @@ class StepMixin(TrainerHost):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         feed = self._feed
         micro_batch = feed.micro_batches.popleft()
+        if feed.note_rows is not None:
+            feed.note_rows(micro_batch)
         step = feed.step = Step(
             micro_batch,
             full=feed.masks_padding_only and _is_full(micro_batch),

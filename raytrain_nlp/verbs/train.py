@@ -29,6 +29,7 @@ from raytrain_nlp.results import Result
 from raytrain_nlp.run.interruption import stopped, stops_at_checkpoint
 from raytrain_nlp.run.observer import Observer, followed
 from raytrain_nlp.run.record import RunRecord, check_data, check_name, check_storage, flatten, now, open_run
+from raytrain_nlp.run.row_notes import rows_are_noted
 from raytrain_nlp.run.stop_request import forget
 from raytrain_nlp.run.sync import fetched, synchronized
 from raytrain_nlp.storage import open_storage, shown
@@ -304,7 +305,8 @@ def run_resolved(
         )
         try:
             flush()
-            resolved = replace(resolved, spec=replace(spec, driver=record.values["drivers"]))
+            spec = replace(spec, driver=record.values["drivers"], notes_rows=rows_are_noted())
+            resolved = replace(resolved, spec=spec)
             observer.stage("starting the workers")
             fit = fit or (ElasticFit if job.workers.elastic else Fit)(say=observer.stage)
             return _run(job, resolved, paths, record, observer, job_text, tracked, fit, flush)

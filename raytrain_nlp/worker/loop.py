@@ -18,6 +18,7 @@ from raytrain_nlp.errors import InputError, NonFiniteLossError, RunError
 from raytrain_nlp.failures import Failure, find_failure
 from raytrain_nlp.host.scratch import scratch_folder
 from raytrain_nlp.paths import RunPaths, read_json, write_json
+from raytrain_nlp.run.row_notes import RowNotes
 from raytrain_nlp.storage import shown
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.worker.logs import rank_log
@@ -317,6 +318,7 @@ def _build_trainer(
         getattr(job.task, "gather_for_generation", False),
         train_rows,
         lazy_head=LazyHead(model) if job.chunks_loss and not task.rows_weigh else None,
+        note_rows=RowNotes(paths.row_notes, arguments.process_index) if spec.notes_rows else None,
     )
     callbacks = build_callbacks(job, spec, events, paths, arguments.process_index, arguments.local_process_index)
     trainer = build_trainer(job, spec.code_folder, feed, model, arguments, tokenizer, callbacks)

@@ -39,3 +39,5 @@ class WorkerSpec:
     """Leave the model behind at the end; a calibration does not."""
     driver: int = 0
     """Number of the driver of the run that started these workers, as it stands in the record of the run."""
+    notes_rows: bool = False
+    """Does each rank note the rows of its micro-batches in the run's folder (`run.row_notes`)?"""

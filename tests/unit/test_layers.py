@@ -19,6 +19,7 @@ ROOMS = [
     "deploy",
     "prediction",
     "reporting",
+    "certificate",
     "launch",
     "planning",
     "memory",
