@@ -8,8 +8,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from raytrain_nlp.cli import certify, check, doctor, evaluate, export, init, keys, predict, report, submit, sweep, train
+from raytrain_nlp.cli import certify, check, doctor, evaluate, export, init, keys, predict, report, submit, train
 from raytrain_nlp.cli.from_hf import verb
+from raytrain_nlp.cli.sweep import verb as sweep
 from raytrain_nlp.errors import InputError, RunError, Stopped
 from raytrain_nlp.host import signals
 

@@ -34,7 +34,7 @@ def is_watched() -> bool:
 
 def _observer_of(function: Callable[..., Any]) -> Any:
     if function.__name__ == "sweep":
-        from raytrain_nlp.cli.sweep_table import TerminalSweepObserver
+        from raytrain_nlp.cli.sweep.table import TerminalSweepObserver
 
         return TerminalSweepObserver
     from raytrain_nlp.cli.terminal import TerminalObserver

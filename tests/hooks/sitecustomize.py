@@ -6,6 +6,7 @@ environment variable RAYTRAIN_NLP_TEST_HOOKS names, read anew by each process:
     {"record_rows": FOLDER}                                every micro-batch trained: rank, step, row ids, what stands in each row
     {"kill": {"point": NAME, "rank": R, "step": N, "marker": FILE}}   SIGKILL this process there, once (marker); or a list of such
     {"nan": {"rank": R, "step": N}}                        a loss that is not a number
+    {"zero_moment": true}                                  an optimizer state that is loaded with its first moment zeroed
     {"hold": true}                                         a prediction that never comes to its second part
     {"gpus": [{"name": NAME, "memory": BYTES, "bf16": true}]}   GPUs the driver finds; torch finds none
     {"gpu": FILE}                                          torch finds a GPU unless the environment hides it when torch first looks; a line for each look
@@ -115,6 +116,27 @@ def _patch_store(module):
     module.describe_files, module.commit, module.apply_retention = describe_files, committed, retention
 
 
+def _patch_state(module):
+    load = module.load_state
+
+    def load_state(path):
+        state = load(path)
+        if _wanted().get("zero_moment"):
+            _zero_first(state)
+        return state
+
+    module.load_state = load_state
+
+
+def _zero_first(tree):
+    """Zero the first `exp_avg` of a state tree; whether there was one."""
+    if isinstance(tree, dict) and hasattr(tree.get("exp_avg"), "zero_"):
+        tree["exp_avg"].zero_()
+        return True
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else ()
+    return any(_zero_first(part) for part in parts)
+
+
 def _patch_predictor(module):
     write, turn = module.Predictor._write, threading.Lock()
 
@@ -162,6 +184,7 @@ _PATCHES = {
     "torch.cuda": _patch_cuda,
     "raytrain_nlp.cluster.gpus": _patch_gpus,
     "raytrain_nlp.trainer.trainer": _patch_trainer,
+    "raytrain_nlp.checkpoint.state": _patch_state,
     "raytrain_nlp.checkpoint.store": _patch_store,
     "raytrain_nlp.prediction.actor": _patch_predictor,
 }

@@ -24,7 +24,6 @@ from raytrain_nlp.cli import export as export_verb
 from raytrain_nlp.cli import predict as predict_verb
 from raytrain_nlp.cli import report as report_verb
 from raytrain_nlp.cli import submit as submit_verb
-from raytrain_nlp.cli import sweep as sweep_verb
 from raytrain_nlp.cli import train as train_verb
 from raytrain_nlp.cli.from_hf.accelerate import read_accelerate
 from raytrain_nlp.cli.from_hf.command import Command, read_command
@@ -34,7 +33,8 @@ from raytrain_nlp.cli.from_hf.lengths import fit_positions
 from raytrain_nlp.cli.from_hf.scripts import fill_data, fill_model, fill_task
 from raytrain_nlp.cli.from_hf.variables import Processes, read_variables, take_precision
 from raytrain_nlp.cli.main import app
-from raytrain_nlp.cli.sweep_table import TerminalSweepObserver, print_sweep
+from raytrain_nlp.cli.sweep import verb as sweep_verb
+from raytrain_nlp.cli.sweep.table import TerminalSweepObserver, print_sweep
 from raytrain_nlp.cli.terminal import TerminalObserver, print_evaluation, print_result, print_rows
 from raytrain_nlp.config.sweep import load_sweep
 from raytrain_nlp.errors import InputError

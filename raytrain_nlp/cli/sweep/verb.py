@@ -28,7 +28,7 @@ def run(
     verbose: Annotated[bool, typer.Option("--verbose", help="Show what Ray and the libraries print.")] = False,
 ) -> None:
     """Run a sweep."""
-    from raytrain_nlp.cli.sweep_table import TerminalSweepObserver, print_sweep
+    from raytrain_nlp.cli.sweep.table import TerminalSweepObserver, print_sweep
     from raytrain_nlp.tuning.sweep import sweep
 
     with TerminalSweepObserver(verbose) as observer:

@@ -32,6 +32,7 @@ from raytrain_nlp.certificate.runs import Driver
 from raytrain_nlp.certificate.states import weights_apart
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.checkpoint.state import save_state
+from raytrain_nlp.cli import certify as verb
 from raytrain_nlp.config import load_job
 from raytrain_nlp.errors import InputError, RunError
 from raytrain_nlp.run.row_notes import Batch, RowNotes, batches_of, read_notes
@@ -296,6 +297,8 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
             main()
         return int(ended.value.code or 0), "".join(capsys.readouterr())
 
+    code, shown = run("--help")
+    assert code == 0 and verb.HELP.partition(":")[0] in " ".join(shown.split())
     write_certificate(tmp_path, SIGNED)
     file = tmp_path / "certificate.json"
     code, shown = run("--check", str(file))

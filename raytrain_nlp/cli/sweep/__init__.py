@@ -1,0 +1,1 @@
+"""`raytrain-nlp sweep`: the `verb`, and what it shows (`table`)."""
