@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from raytrain_nlp.checkpoint.consolidate import each_weight
-from raytrain_nlp.checkpoint.state import StoredTensor, open_state
+from raytrain_nlp.checkpoint.state import StoredTensor, load_state, open_state
 from raytrain_nlp.checkpoint.store import Checkpoint
 
 OPTIMIZER, REST = "optimizer state", "learning rate and random numbers"
 _STATES = (".state", ".pt")
+_ARRAYS = (StoredTensor, torch.Tensor, np.ndarray)
 
 
 @dataclass
@@ -76,7 +79,7 @@ def states_apart(ours: Checkpoint, theirs: Checkpoint, tolerance: float) -> dict
         if path == "model.state":
             continue
         left, right = (
-            {name: leaf for name, leaf in _leaves(open_state(found.path / path)) if not name.startswith("module.")}
+            {name: leaf for name, leaf in _leaves(_read(found.path / path)) if not name.startswith("module.")}
             for found in (ours, theirs)
         )
         difference = apart[_kind(path)]
@@ -91,13 +94,19 @@ def _kind(path: str) -> str:
     return OPTIMIZER if path.endswith("optim_states.pt") or path == "optimizer.state" else REST
 
 
+def _read(path: Path) -> Any:
+    """A state tree; the tensors of a large one are read when they are compared."""
+    small = path.suffix == ".state" and _kind(path.name) is REST
+    return load_state(path) if small else open_state(path)
+
+
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Tensors and plain values of a state tree, by the keys that lead to them."""
     if isinstance(tree, Mapping):
         items = tree.items()
     elif isinstance(tree, (list, tuple)):
         items = dict(enumerate(tree)).items()
-    elif hasattr(tree, "__dict__") and not isinstance(tree, StoredTensor):
+    elif hasattr(tree, "__dict__") and not isinstance(tree, _ARRAYS):
         items = vars(tree).items()
     else:
         yield prefix, tree
@@ -107,8 +116,8 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _values_apart(left: Any, right: Any, tolerance: float) -> tuple[float, float]:
-    if isinstance(left, StoredTensor) and isinstance(right, StoredTensor):
-        return _apart(left.load(), right.load(), tolerance)
+    if isinstance(left, _ARRAYS) and isinstance(right, _ARRAYS):
+        return _apart(_tensor(left), _tensor(right), tolerance)
     same = type(left) is type(right) and (left == right or (left != left and right != right))  # NaN is NaN here
     return (0.0 if same else math.inf), 0.0
 
@@ -126,6 +135,12 @@ def _apart(left: torch.Tensor, right: torch.Tensor, tolerance: float) -> tuple[f
     # the bits differ: -0.0 and 0.0, or NaN in one of them
     size = math.inf if math.isnan(size) else size or math.ulp(0.0)
     return size, tolerance * float(right.abs().max())
+
+
+def _tensor(array: StoredTensor | torch.Tensor | np.ndarray) -> torch.Tensor:
+    if isinstance(array, np.ndarray):
+        return torch.from_numpy(array)
+    return array.load() if isinstance(array, StoredTensor) else array
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:

@@ -44,6 +44,8 @@ def stream(
     """
     import safetensors.torch
 
+    if start >= stop:  # a run that is resumed from the checkpoint of its last step
+        return
     steps = _steps_per_block(spec, world_size)
     for table in _execute(spec, start, stop, steps, world_size, rank, accumulation, cpus):
         for row in table.to_pylist():

@@ -143,6 +143,11 @@ class FeedTrainer(EvaluationMixin, Trainer):
         with TIMELINE.phase("checkpoint"):
             trained(self._feed.checkpointer).save(self)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            return  # resumed from the checkpoint of its last step in the middle of an epoch: `Trainer` makes one more
+        super()._run_epoch(*args, **kwargs)
+
     def _init_training_state(
         self,
         max_steps: int,

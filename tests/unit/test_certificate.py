@@ -50,7 +50,8 @@ def checkpoint(folder: Path, step: int = 4, **changed: float) -> store.Checkpoin
     save_state(
         path / "optimizer.state", {"state": {0: {"step": step, "exp_avg": tensors["exp_avg"]}}, "param_groups": []}
     )
-    save_state(path / "rng-0.state", {"torch": tensors["rng"]})
+    random = np.random.RandomState(int(tensors["rng"][0]) // 100).get_state()
+    save_state(path / "rng-0.state", {"torch": tensors["rng"], "numpy": random})
     files = store.describe_files(path, sorted(path.iterdir()))
     return store.Checkpoint(path, store.Manifest(step, 1, 0, "", {}, files))
 
@@ -83,7 +84,8 @@ def one(checks: Any, what: str) -> Any:
     [
         ({"exp_avg": 0.0}, "optimizer state", "step 4: optimizer.state: state.0.exp_avg (1 of 2)"),
         ({"weight": 1e-30}, "weights", "step 4: weight (1 of 1)"),
-        ({"rng": 9}, "learning rate", "step 4: rng-0.state: torch (1 of 1)"),
+        ({"rng": 9}, "learning rate", "step 4: rng-0.state: torch (1 of 6)"),
+        ({"rng": 100}, "learning rate", "step 4: rng-0.state: torch (2 of 6)"),
     ],
 )
 def test_one_value_of_one_tensor_is_found_and_named(

@@ -323,3 +323,21 @@ def test_rows_that_are_one_sequence_each_are_not_looked_at() -> None:
     with pytest.raises(RuntimeError, match="meta tensors"):
         masking_utils.find_packed_sequence_indices(positions)
     assert modeling_flash_attention_utils._is_packed_sequence(torch.tensor([[0, 1, 0, 1]]), 1)
+
+
+@pytest.mark.parametrize(("made", "passes"), [(11, 1), (12, 0)])
+def test_a_run_that_is_resumed_from_its_last_step_makes_no_other(
+    made: int, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain `Trainer` takes one more batch where the last step is in the middle of an epoch; the feed has none."""
+    from raytrain_nlp.data.feed import stream
+    from raytrain_nlp.trainer.trainer import FeedTrainer
+
+    passed: list[Any] = []
+    monkeypatch.setattr(transformers.Trainer, "_run_epoch", lambda self, **given: passed.append(given))
+    run: Any = object.__new__(FeedTrainer)
+    run.state = SimpleNamespace(global_step=made, max_steps=12)
+    run._run_epoch(epoch=0)
+    assert len(passed) == passes
+    nothing: Any = None
+    assert list(stream(nothing, start=12, stop=12, world_size=2, rank=0)) == []
