@@ -21,6 +21,8 @@ OVERRIDDEN: dict[str, str] = {
     "_save_checkpoint": "(self, model, trial)",
     "_init_training_state": "(self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, "
     "trial)",
+    "_run_epoch": "(self, model, epoch, train_dataloader, steps_in_epoch, num_update_steps_per_epoch, trial, "
+    "ignore_keys_for_eval, start_time, resume_from_checkpoint, epochs_trained, steps_trained_in_current_epoch)",
     "_prepare_for_training": "(self, max_steps, train_dataloader, resume_from_checkpoint)",
     "_load_from_checkpoint": "(self, resume_from_checkpoint, model=)",
     "_load_optimizer_and_scheduler": "(self, checkpoint)",
@@ -252,11 +254,6 @@ NAMES: list[Name] = [
             "_tr_loss": ("set on its instances", "transformers.trainer: self._tr_loss.item()"),
             "_inner_training_loop": "(self, batch_size=, args=, resume_from_checkpoint=, trial=, "
             "ignore_keys_for_eval=)",
-            "_run_epoch": (
-                "(self, model, epoch, train_dataloader, steps_in_epoch, num_update_steps_per_epoch, trial, "
-                "ignore_keys_for_eval, start_time, "
-                "resume_from_checkpoint, epochs_trained, steps_trained_in_current_epoch)"
-            ),
         },
     ),
     *under(
