@@ -74,7 +74,22 @@ def load_predictor(
             folder = stack.enter_context(scratch_folder()) / "model"
             write_weights(found, weights, folder, None, False, observer.stage)
         spec = plan_prediction(job, folder, found.tokenizer, found.labels, options, batch_size, found.code_folder)
-        return RowPredictor(spec)
+        with _no_progress_bars():
+            return RowPredictor(spec)
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """While inside, transformers draws no progress bar of weights being loaded."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @dataclass(frozen=True)
