@@ -11,10 +11,18 @@ from raytrain_nlp.config.data import DataConfig, sources_of
 from raytrain_nlp.data.reading.sources import SourceFile
 from raytrain_nlp.paths import redact
 
-_COUNTS = {"num_rows": "rows", "num_features": "features", "quarantined_rows": "bad_rows", "left_out_rows": "left_out", "cut_rows": "cut_rows"}  # fmt: skip # noqa: E501
+_COUNTS = {
+    "num_rows": "rows",
+    "num_features": "features",
+    "quarantined_rows": "bad_rows",
+    "left_out_rows": "left_out",
+    "cut_rows": "cut_rows",
+}
+"""Key of a data set's profile -> the run's name of the same count."""
 _KEYS = {"hf": "path", "http": "url"}
 """Of MLflow's own sources, what the place is called."""
-_SCHEMES = {"s3": "s3", "gs": "gs", "gcs": "gs", "hf": "hf", "http": "http", "https": "http"}
+_SOURCE_TYPES = {"s3": "s3", "gs": "gs", "gcs": "gs", "hf": "hf", "http": "http", "https": "http"}
+"""How a job writes a source -> MLflow's word for its kind."""
 
 
 def describe_datasets(
@@ -31,7 +39,7 @@ def describe_datasets(
     for split, found in files.items():
         specs = [redact(spec) for spec in sources_of(data.source_of(split))]
         scheme = specs[0].partition("://")[0] if "://" in specs[0] else ""
-        kind = "code" if specs[0].startswith("builtin:") else _SCHEMES.get(scheme, "local")
+        kind = "code" if specs[0].startswith("builtin:") else _SOURCE_TYPES.get(scheme, "local")
         shown = ", ".join(spec.removeprefix("hf://") for spec in specs)
         described.append(
             {
