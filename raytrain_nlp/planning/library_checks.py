@@ -15,6 +15,9 @@ from raytrain_nlp.planning.metric_checks import check_metrics, notes_on_metrics
 from raytrain_nlp.planning.optimizer_checks import check_scheduler
 from raytrain_nlp.planning.training_checks import check_training_values
 
+_FLOAT32_MODELS = ("fnet", "inkling2_text", "mra")
+"""Model types of transformers 5.23 whose forward pass fails with weights in bfloat16: they mix them with float32."""
+
 
 def check_values(job: TrainJob) -> list[Problem]:
     """The problems that can be found without data and model."""
@@ -36,7 +39,40 @@ def check_model_names(job: TrainJob, labels: list[str], tokenizer: Any) -> list[
     Args:
         labels: the names of the classes in the order of their ids.
     """
-    return [*check_metrics(job, labels), *_check_checkpointing(job), *check_lora_names(job, labels, tokenizer)]
+    return [
+        *check_metrics(job, labels),
+        *_check_checkpointing(job),
+        *_check_half_precision(job),
+        *check_lora_names(job, labels, tokenizer),
+    ]
+
+
+def _check_half_precision(job: TrainJob) -> list[Problem]:
+    """A problem if the weights will be in half precision, as with DeepSpeed, and the model cannot compute with them."""
+    from raytrain_nlp.tasks import build_task
+
+    values = job.arguments()
+    trained = next((key for key in ("bf16", "fp16") if values.get(key)), None) if job.deepspeed.enabled else None
+    if trained is None and job.model.weights_dtype not in ("bfloat16", "float16"):
+        return []
+    kind = _model_type(job)
+    if kind not in _FLOAT32_MODELS and not build_task(job.task).float32_weights:
+        return []
+    where, todo = (
+        (f"training.{trained}", "Set it to false, or deepspeed.zero_stage to 0, where autocast keeps float32 weights.")
+        if trained
+        else ("model.dtype", "Leave it out.")
+    )
+    return [Problem(where, f"models of type '{kind}' cannot compute {job.task.type} with half-precision weights", todo)]
+
+
+def _model_type(job: TrainJob) -> str:
+    import transformers
+
+    if job.model.config:
+        return str(job.model.model_type)
+    options = {"revision": job.model.revision, "trust_remote_code": job.model.trust_remote_code}
+    return str(transformers.AutoConfig.from_pretrained(job.model.name_or_path, **options).model_type)
 
 
 def _check_checkpointing(job: TrainJob) -> list[Problem]:

@@ -94,6 +94,8 @@ class Task(Protocol):
     """Name of the mapping in `transformers.models.auto.modeling_auto` that lists the model types it takes."""
     only_models: tuple[str, ...]
     """The model types that can be trained for it; empty: all of `auto_mapping`."""
+    float32_weights: bool
+    """Do its models fail with weights in half precision? Autocast, whose weights are in float32, is no matter."""
     peft_type: str
     """`peft.TaskType` of an adapter for it."""
     tokenizer_kind: str
@@ -273,6 +275,7 @@ class TaskDefaults:
     """The answers of a task without classes, packing and generation."""
 
     only_models: tuple[str, ...] = ()
+    float32_weights = False
     label_column: str | None = None
     single_class = False
     generates = False

@@ -22,6 +22,7 @@ class PermutationLmTask(MaskingTask):
     auto_model = "AutoModelForCausalLM"
     auto_mapping = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
     only_models: tuple[str, ...] = ("xlnet",)
+    float32_weights = True  # XLNet's second stream multiplies its weights with positions in float32
 
     def __init__(self, config: PermutationLm):
         super().__init__(config)
