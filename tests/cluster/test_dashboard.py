@@ -50,7 +50,7 @@ def test_the_dashboard_and_prometheus_have_the_run(tmp_path: Path) -> None:
             )
             return {name: float(value) for name, value in lines}
 
-        wait_until(lambda: exported().get("step") == 5, 240, "the metrics of step 5")
+        wait_until(lambda: exported().get("step") == 5, 400, "the metrics of step 5")
         found = exported()
         assert {"loss", "learning_rate", "tokens_per_second", "step_seconds", "data_wait_share"} <= found.keys()
         assert (
