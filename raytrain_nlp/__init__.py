@@ -4,9 +4,9 @@
     result = raytrain_nlp.train("jobs/quickstart.yaml")
     result.metrics["eval_accuracy"], result.model_dir
 
-`train`, `check`, `sweep`, `evaluate`, `predict`, `export`, `report` and `from_hf` are the verbs of the command line;
-`load_job` reads a job file, `load_predictor` makes the model of a run predict rows in this process. Importing this
-package loads no ML library; its functions do.
+`train`, `check`, `certify`, `sweep`, `evaluate`, `predict`, `export`, `report` and `from_hf` are the verbs of the
+command line; `load_job` reads a job file, `load_predictor` makes the model of a run predict rows in this process.
+Importing this package loads no ML library; its functions do.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from raytrain_nlp.errors import CheckpointError, InputError, NonFiniteLossError, RaytrainNlpError, RunError
     from raytrain_nlp.tuning.results import SweepResult
     from raytrain_nlp.tuning.sweep import sweep
+    from raytrain_nlp.verbs.certify import CertifyResult, certify
     from raytrain_nlp.verbs.check import CheckReport, check
     from raytrain_nlp.verbs.evaluate import EvaluateResult, evaluate
     from raytrain_nlp.verbs.export import ExportResult, export
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from raytrain_nlp.verbs.train import TrainResult, train
 
 _HOME = {
+    "CertifyResult": "verbs.certify",
+    "certify": "verbs.certify",
     "CheckReport": "verbs.check",
     "check": "verbs.check",
     "TrainJob": "config",
@@ -54,10 +57,11 @@ _HOME = {
     "sweep": "tuning.sweep",
 }
 
-_SHOWN = ("check", "evaluate", "export", "load_predictor", "predict", "report", "sweep", "train")
+_SHOWN = ("certify", "check", "evaluate", "export", "load_predictor", "predict", "report", "sweep", "train")
 """Functions that show what they do in a terminal or a notebook, unless they are given an `observer`."""
 
 __all__ = [
+    "CertifyResult",
     "CheckReport",
     "CheckpointError",
     "EvaluateResult",
@@ -71,6 +75,7 @@ __all__ = [
     "SweepResult",
     "TrainJob",
     "TrainResult",
+    "certify",
     "check",
     "evaluate",
     "export",

@@ -38,6 +38,7 @@ from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.host.packages import package_versions
 from raytrain_nlp.host.signals import stoppable
 from raytrain_nlp.paths import read_json
+from raytrain_nlp.results import Result
 from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.storage import open_storage
 
@@ -46,7 +47,7 @@ _ALSO = ("accelerate", "peft", "datasets", "mlflow")
 
 
 @dataclass(frozen=True)
-class CertifyResult:
+class CertifyResult(Result):
     """A certificate that was written."""
 
     folder: str
@@ -57,6 +58,11 @@ class CertifyResult:
     sha256: str
     certificate: dict[str, Any]
     """The content of certificate.json."""
+
+    def rows_for_people(self) -> dict[str, str]:
+        """The table without the content of the file."""
+        values = super().rows_for_people()
+        return {name: text for name, text in values.items() if not name.startswith("certificate.")}
 
 
 @stoppable("stopped; no certificate was written.")
@@ -83,6 +89,12 @@ def certify(
     Raises:
         InputError: the job or an argument is wrong; nothing has been started.
         RunError: a run failed, and so there is no certificate. Its logs stay in `runs/`.
+
+    Example:
+        >>> import raytrain_nlp
+        >>> shown = raytrain_nlp.certify("jobs/quickstart.yaml", output="certificate")  # doctest: +SKIP
+        >>> shown.differs  # doctest: +SKIP
+        []
     """
     say, began = (observer or Observer()).tell, time.monotonic()
     job, shape = load_job(job, overrides), Shape(steps)
