@@ -1,6 +1,6 @@
-"""A rank of `test_sharded_loss.py`: the same steps under ZeRO-3 with and without logits, as one JSON line.
+"""A rank of `sharded_loss.py`: the same steps under ZeRO-3 with and without logits, as one JSON line.
 
-python sharded_loss.py RANK WORLD_SIZE PORT
+python sharded_loss_rank.py RANK WORLD_SIZE PORT FAMILY...
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SIZES = {
 }  # fmt: skip
 
 
-def main(rank: int, world_size: int, port: str) -> None:
+def main(rank: int, world_size: int, port: str, families: list[str]) -> None:
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port, "DS_ACCELERATOR": "cpu",
@@ -39,7 +39,7 @@ def main(rank: int, world_size: int, port: str) -> None:
     deepspeed.init_distributed("gloo", verbose=False)
     found = {
         family: {name: train(rank, family, name == "chunked", deepspeed) for name in ("plain", "chunked")}
-        for family in SIZES
+        for family in families
     }
     print("FOUND " + json.dumps(found))
 
@@ -83,4 +83,4 @@ def train(rank: int, family: str, chunked: bool, deepspeed: Any) -> dict[str, An
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:])
