@@ -98,7 +98,7 @@ def test_second_signal_ends_everything_though_the_main_thread_does_not_end() -> 
     process.send_signal(signal.SIGINT)
     code, out, err = end(process)
     assert (code, out, err) == (130, "last word\n", "ending at once.\n")
-    assert time.monotonic() - began < 10  # 2 s for last words, on an idle machine 2.1
+    assert time.monotonic() - began < 40  # on an idle machine 2.1: 2 s for last words, one of which would take 60
     psutil.wait_procs([child], timeout=10)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 

@@ -166,8 +166,9 @@ def test_an_evaluation_is_no_late_step_and_the_step_after_it_begins_anew(
             time.sleep(0.01)
 
     with slow_steps.watched(model, paths, EventLog(paths.events), rank=0, world_size=1):
+        began = time.monotonic()
         evaluation_loop()
-        assert time.monotonic() - CLOCK.since < 0.3
+        assert CLOCK.since > began
     assert notices(paths) == []
 
 
