@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support import losses, tiny_job, write_rows
 
-pytestmark = pytest.mark.quick
+QUICK = pytest.mark.quick
 
 STEPS, ROWS, HELD_OUT = 20, 400, 101
 LLAMA = {
@@ -160,7 +160,7 @@ def texts_of(path: Path) -> list[str]:
     return [json.loads(line)["text"] for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=QUICK), 2])
 def test_causal_lm(shared_ray: Any, tmp_path: Path, accumulation: int) -> None:
     """Blocks as `group_texts` makes them of all documents at once; perplexity and accuracy by hand from the exported
     model.
@@ -216,6 +216,7 @@ def _padded(collator: Any) -> Any:
     return collate
 
 
+@QUICK
 def test_packed_documents_are_learned_as_if_alone(shared_ray: Any, tmp_path: Path) -> None:
     """best_fit: the loss of the first step is that of the documents one by one, and so is the evaluation's."""
     import torch
@@ -246,6 +247,7 @@ def test_packed_documents_are_learned_as_if_alone(shared_ray: Any, tmp_path: Pat
 XLNET = {"model_type": "xlnet", "d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64, "dropout": 0.0}
 
 
+@QUICK
 @pytest.mark.parametrize(
     ("kind", "auto_model", "config", "zero_stage"),
     [
@@ -306,6 +308,7 @@ def test_masked_lm(
     )
 
 
+@QUICK
 def test_multiple_choice(shared_ray: Any, tmp_path: Path) -> None:
     """Which of three words is the given digit? Losses with `DataCollatorForMultipleChoice`; loss and accuracy of the
     evaluation by the exported model, row by row.
@@ -361,6 +364,7 @@ def write_tagged(path: Path, count: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
+@QUICK
 @pytest.mark.parametrize("zero_stage", [3])
 def test_token_classification(shared_ray: Any, tmp_path: Path, zero_stage: int) -> None:
     """Losses with `DataCollatorForTokenClassification`, whose means are over tagged words; figures by seqeval, and
@@ -409,7 +413,7 @@ def test_token_classification(shared_ray: Any, tmp_path: Path, zero_stage: int) 
     assert result.metrics["eval_samples"] == HELD_OUT
 
 
-@pytest.mark.parametrize("stage", [0, 3], ids=["zero0", "zero3"])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=QUICK), 3], ids=["zero0", "zero3"])
 def test_question_answering(shared_ray: Any, tmp_path: Path, stage: int) -> None:
     """Which word follows the digit? 101 contexts of many windows, each question answered once: losses of features as
     run_qa.py makes them; loss and figures of the evaluation by the exported model, feature by feature.
@@ -467,7 +471,7 @@ def test_question_answering(shared_ray: Any, tmp_path: Path, stage: int) -> None
     assert result.metrics["eval_loss"] == pytest.approx(total / len(held_out), abs=1e-4)
 
 
-@pytest.mark.parametrize(("kind", "config"), [("translation", BART), ("summarization", T5)])
+@pytest.mark.parametrize(("kind", "config"), [pytest.param("translation", BART, marks=QUICK), ("summarization", T5)])
 def test_seq2seq(shared_ray: Any, tmp_path: Path, kind: str, config: dict[str, Any]) -> None:
     """Losses; 101 generated rows equal to those of the exported model alone; figures by the standard library on these
     texts.
