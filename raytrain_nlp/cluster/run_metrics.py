@@ -6,6 +6,7 @@ them as `ray_raytrain_nlp_NAME`, with the tag `run`. A Ray that the driver has s
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from raytrain_nlp.cluster.session import owns_ray
@@ -35,6 +36,7 @@ EVENTS = {
     "eval": "A figure of the last evaluation; the tag `figure` names it",
 }
 """Metrics of the other events."""
+_AGAIN_S = 5.0
 
 
 def exported(observer: Observer, run: str) -> Observer:
@@ -52,7 +54,9 @@ class _ExportingObserver(Observer):
     def __init__(self, observer: Observer, run: str):
         from ray.util.metrics import Gauge
 
-        self._observer, self._restarts = observer, 0
+        self._observer, self._restarts, self._recorded = observer, 0, 0.0
+        self._values: dict[tuple[str, str | None], float] = {}
+        """Name of a metric, and the figure it is of where it has that tag -> its value."""
         texts = {**dict(FIGURES.values()), **EVENTS}
         self._gauges: dict[str, Any] = {
             name: Gauge(PREFIX + name, text, tag_keys=("run", "figure") if name == "eval" else ("run",))
@@ -69,6 +73,8 @@ class _ExportingObserver(Observer):
 
     def progress(self, progress: dict[str, Any]) -> None:
         self._observer.progress(progress)
+        if time.monotonic() - self._recorded > _AGAIN_S:
+            self._record()
 
     def warn(self, text: str) -> None:
         self._observer.warn(text)
@@ -77,19 +83,26 @@ class _ExportingObserver(Observer):
         self._observer.event(event)
         kind = event.get("kind")
         if "step" in event and kind in ("log", "start", "resume", "checkpoint"):
-            self._gauges["step"].set(event["step"])
+            self._values["step", None] = event["step"]
         if kind == "log":
             self._set_figures(event.get("metrics", {}))
         elif kind == "checkpoint" and "seconds" in event:
-            self._gauges["checkpoint_seconds"].set(event["seconds"])
+            self._values["checkpoint_seconds", None] = event["seconds"]
         elif kind in ("start", "resume"):
             self._restarts += kind == "resume"
-            self._gauges["restarts"].set(self._restarts)
-            self._gauges["workers"].set(event.get("world_size", 0))
+            self._values["restarts", None] = self._restarts
+            self._values["workers", None] = event.get("world_size", 0)
+        self._record()
 
     def _set_figures(self, metrics: dict[str, float]) -> None:
         for key, value in metrics.items():
             if key in FIGURES:
-                self._gauges[FIGURES[key][0]].set(value)
+                self._values[FIGURES[key][0], None] = value
             elif key.startswith("eval_"):
-                self._gauges["eval"].set(value, tags={"figure": key})
+                self._values["eval", key] = value
+
+    def _record(self) -> None:
+        """Set all gauges: Ray stops exporting one that has not been set for a while."""
+        self._recorded = time.monotonic()
+        for (name, figure), value in self._values.items():
+            self._gauges[name].set(value, tags={"figure": figure} if figure else None)
