@@ -104,19 +104,11 @@ def export(
     """
     observer = observer or Observer()
     found, target = find_run(run), Path(output).expanduser().resolve()
-    problems = _check_output(target, overwrite, found)
-    if register and not found.paths.store.shared and not found.job.tracking.tracking_uri:
-        problems.append(
-            Problem(
-                "--register",
-                "needs an MLflow server: the database of this run lies in object storage",
-                "Set tracking.tracking_uri of the job.",
-            )
-        )
-    if dtype is not None and dtype not in DTYPES:
-        problems.append(Problem("--dtype", f"is unknown ({dtype})", "Give fp32, bf16 or fp16."))
-    problems += _check_next_steps(found, merge_lora, gguf, push)
-    if problems:
+    if problems := [
+        *_check_output(target, overwrite, found),
+        *_check_words(found, dtype, register),
+        *_check_next_steps(found, merge_lora, gguf, push),
+    ]:
         raise InputError(problems)
     if merge_lora and found.job.lora is None:
         observer.warn("the run has no adapter to merge: its model is written as it is.")
@@ -157,6 +149,17 @@ def export(
         gguf_file=str(target / converted) if converted else None,
         commit_url=commit,
     )
+
+
+def _check_words(run: Run, dtype: str | None, register: str | None) -> list[Problem]:
+    """What is wrong with the type of the weights, and with where the model is to be registered."""
+    problems = []
+    if register and not run.paths.store.shared and not run.job.tracking.tracking_uri:
+        what = "needs an MLflow server: the database of this run lies in object storage"
+        problems.append(Problem("--register", what, "Set tracking.tracking_uri of the job."))
+    if dtype is not None and dtype not in DTYPES:
+        problems.append(Problem("--dtype", f"is unknown ({dtype})", "Give fp32, bf16 or fp16."))
+    return problems
 
 
 def _check_next_steps(run: Run, merge_lora: bool, gguf: str | None, push: str | None) -> list[Problem]:
