@@ -13,6 +13,8 @@ from head import Head
 from support import checkpoint_tensors, events, losses, recorded_rows, tiny_job, wait_until, write_job
 
 ROWS, STEPS, SAVE = 400, 240, 20
+PATIENCE_S = 1500
+"""A run of half a minute takes many where ten processes want two cores; one that hangs takes longer."""
 SLOW = """
 import time
 
@@ -52,7 +54,7 @@ def start(head: Head, folder: Path, job: dict[str, Any], *flags: str) -> subproc
     )
 
 
-def finish(driver: subprocess.Popen, timeout_s: float = 300) -> dict[str, Any]:
+def finish(driver: subprocess.Popen, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
     out, err = driver.communicate(timeout=timeout_s)
     assert driver.returncode == 0, err
     return json.loads(out.splitlines()[-1])
@@ -70,7 +72,7 @@ def reach(driver: subprocess.Popen, run: Path, step: int, begun: int) -> None:
             event["kind"] == "log" and event["step"] >= step for event in found[starts[begun - 1] :]
         )
 
-    wait_until(there, 180, f"step {step} of start {begun}")
+    wait_until(there, PATIENCE_S, f"step {step} of start {begun}")
 
 
 def begun(run: Path) -> list[tuple[int, int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from raytrain_nlp.deploy.recipe import RECIPE, SERVE, VLLM
 from raytrain_nlp.errors import Problem, RunError
 from raytrain_nlp.paths import redact
 
@@ -27,7 +28,8 @@ def check_push(name: str) -> list[Problem]:
 
 
 def push_folder(folder: Path, name: str, private: bool) -> str:
-    """Upload all files of a folder in one commit; a repository that is not there yet is made.
+    """Upload the files of a folder in one commit; a repository that is not there yet is made. What `export --serve` has
+    written stays here: it names folders of this machine.
 
     Args:
         private: whether a new repository is private; that of one that is there stays as it is.
@@ -45,7 +47,10 @@ def push_folder(folder: Path, name: str, private: bool) -> str:
     try:
         repo = api.create_repo(name, private=private, exist_ok=True)
         commit = api.upload_folder(
-            repo_id=repo.repo_id, folder_path=str(folder), commit_message="Upload the model with raytrain-nlp"
+            repo_id=repo.repo_id,
+            folder_path=str(folder),
+            commit_message="Upload the model with raytrain-nlp",
+            ignore_patterns=[RECIPE, SERVE, VLLM],
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -86,7 +86,7 @@ def export(
         register: register the model in MLflow under this name, as a `transformers` flavour.
         serve: write the files that serve the model beside it: of Ray Serve, and of vLLM for a causal language model.
         gguf: make a GGUF file of this type beside it (`auto`, `f16`, ...), by llama.cpp's converter.
-        push: upload the folder to this repository of the Hugging Face hub.
+        push: upload the folder to this repository of the Hugging Face hub, without the files of `serve`.
         private: a repository that `push` makes is private.
         license: for the card, by the hub's identifier; default: that of a base model in a folder.
         overwrite: replace what is in `output`.
@@ -107,7 +107,7 @@ def export(
     if problems := [
         *_check_output(target, overwrite, found),
         *_check_words(found, dtype, register),
-        *_check_next_steps(found, merge_lora, gguf, push),
+        *_check_next_steps(found, checkpoint, merge_lora, gguf, push),
     ]:
         raise InputError(problems)
     if merge_lora and found.job.lora is None:
@@ -162,20 +162,26 @@ def _check_words(run: Run, dtype: str | None, register: str | None) -> list[Prob
     return problems
 
 
-def _check_next_steps(run: Run, merge_lora: bool, gguf: str | None, push: str | None) -> list[Problem]:
+def _check_next_steps(
+    run: Run, checkpoint: str | int | None, merge_lora: bool, gguf: str | None, push: str | None
+) -> list[Problem]:
     """The problems that the GGUF converter or the hub would have with the model, found before anything is written."""
     from raytrain_nlp.tasks import build_task
 
     problems = check_push(push) if push else []
     if gguf:
         decoder = build_task(run.job.task).tokenizer_kind == "decoder"
-        problems += check_gguf(gguf, decoder, adapter=run.job.lora is not None and not _is_merged(run, merge_lora))
+        problems += check_gguf(gguf, decoder, adapter=not is_whole(run, checkpoint, merge_lora))
     return problems
 
 
-def _is_merged(run: Run, merge_lora: bool) -> bool:
-    """Will the export hold whole weights, and not an adapter?"""
-    return merge_lora or not (run.paths.model / "adapter_config.json").exists() and run.paths.model.exists()
+def is_whole(run: Run, checkpoint: str | int | None, merge_lora: bool) -> bool:
+    """Will the export hold whole weights, and not an adapter? Checkpoints of a run with LoRA hold the adapter; its
+    `model/` is merged where the job says so.
+    """
+    if merge_lora or run.job.lora is None:
+        return True
+    return checkpoint is None and run.paths.model.exists() and not (run.paths.model / "adapter_config.json").exists()
 
 
 def write_weights(

@@ -7,8 +7,16 @@ from pathlib import Path
 
 import pytest
 from head import Head, Node, started_head, started_nodes
-from long_run import ROWS, SLOW
+from long_run import PATIENCE_S, ROWS, SLOW
 from support import hook_environment, write_rows
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Three runs and the start of a cluster may take half an hour on a busy machine."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(3 * PATIENCE_S))
 
 
 @pytest.fixture(scope="module")

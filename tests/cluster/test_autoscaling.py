@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from head import Head, started_head
+from long_run import PATIENCE_S
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from support import tiny_job, wait_until, write_job, write_rows
 
@@ -97,7 +98,7 @@ def train(
         env=head.env,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_S,
     )
     return done, time.monotonic() - begun
 

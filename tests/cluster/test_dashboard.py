@@ -8,6 +8,7 @@ import urllib.request
 from pathlib import Path
 
 from head import started_head
+from long_run import PATIENCE_S
 from object_store import free_port
 from support import start_cli, tiny_job, wait_until, write_job, write_rows
 
@@ -61,7 +62,7 @@ def test_the_dashboard_and_prometheus_have_the_run(tmp_path: Path) -> None:
         runs = json.loads(ask(f"{head.dashboard}/api/train/v2/runs/v1"))["train_runs"]
         assert [(run["name"], run["status"]) for run in runs] == [("seen", "RUNNING")]
         (tmp_path / "go").touch()
-        _, err = driver.communicate(timeout=300)
+        _, err = driver.communicate(timeout=PATIENCE_S)
         assert driver.returncode == 0, err
 
         def ended() -> bool:

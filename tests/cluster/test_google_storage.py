@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from long_run import PATIENCE_S
 from object_store import free_port
 from support import TINY, hook_environment, run_cli, start_cli, tiny_job, write_job, write_rows
 
@@ -86,7 +87,7 @@ def test_killed_and_resumed(google: Any, hooks_file: Path, tmp_path: Path) -> No
     driver = start_cli("train", job, env=env)
     kill = {"point": "mid_step", "rank": 0, "step": 13, "marker": str(tmp_path / "marker"), "parent": driver.pid}
     hooks_file.write_text(json.dumps({"kill": kill}))
-    _, err = driver.communicate(timeout=300)
+    _, err = driver.communicate(timeout=PATIENCE_S)
     assert driver.returncode == -9 and (tmp_path / "marker").exists(), err
     ended = run_cli("train", job, "--resume", "--json", env=env)
     assert ended.returncode == 0 and "resuming at step" in ended.stderr, ended.stderr

@@ -210,11 +210,13 @@ except RunError as error:
 
 
 def test_an_export_is_uploaded_by_who_has_a_token(tmp_path: Path) -> None:
-    """Every file, in a private repository; who has none learns it, and no message has the token."""
+    """Every file but a service's, which names folders of this machine; in a private repository. Who has none learns
+    it, and no message has the token.
+    """
     exported = tmp_path / "export"
     exported.mkdir()
     files = {"README.md": b"---\nlicense: mit\n---\n# Mine\n", "config.json": b"{}", "model.safetensors": bytes(999)}
-    for name, content in files.items():
+    for name, content in {**files, "serve.yaml": b"here", "raytrain_nlp.json": b"{}"}.items():
         (exported / name).write_bytes(content)
     answers = {}
     with FakeHub() as hub:

@@ -11,7 +11,7 @@ import stat
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import peft
 import pytest
@@ -31,9 +31,10 @@ from raytrain_nlp.deploy.serve import build_app
 from raytrain_nlp.errors import InputError, RunError
 from raytrain_nlp.prediction.plan import generation_of, weights_dtype
 from raytrain_nlp.run.observer import Observer
-from raytrain_nlp.run.saved_run import Weights
+from raytrain_nlp.run.saved_run import Run, Weights
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.verbs import harness as harness_verb
+from raytrain_nlp.verbs.export import is_whole
 from raytrain_nlp.verbs.predict_rows import predict_stream, rows_of_input
 
 TASKS: dict[str, dict[str, Any]] = {
@@ -163,6 +164,20 @@ def test_what_cannot_become_gguf_is_told_before(tmp_path: Path, monkeypatch: pyt
     script.write_text("")
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     assert gguf.find_converter() == str(script)
+
+
+def test_what_an_export_of_an_adapter_holds(tmp_path: Path) -> None:
+    """`model/` may be merged; its checkpoints are not."""
+    model = tmp_path / "model"
+    run = cast(Run, SimpleNamespace(job=SimpleNamespace(lora=None), paths=SimpleNamespace(model=model)))
+    assert is_whole(run, None, merge_lora=False) and is_whole(run, "best", merge_lora=False)
+    run.job.lora = {"r": 8}
+    assert not is_whole(run, None, merge_lora=False)  # a checkpoint, as there is no `model/`
+    model.mkdir()
+    assert is_whole(run, None, merge_lora=False) and not is_whole(run, "best", merge_lora=False)
+    assert is_whole(run, "best", merge_lora=True)
+    (model / "adapter_config.json").write_text("{}")
+    assert not is_whole(run, None, merge_lora=False)
 
 
 @pytest.mark.parametrize("name", ["me/model", "model", "me/my-model.v2"])

@@ -46,7 +46,11 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def connect(address: str) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(20)
-    connection.connect(address)
+    try:
+        connection.connect(address)
+    except OSError:
+        connection.close()
+        raise
     return connection
 
 

@@ -25,7 +25,8 @@ def start(program: str) -> subprocess.Popen:
 
 def end(process: subprocess.Popen) -> tuple[int, str, str]:
     # not `communicate`: what `readline` has read ahead would be lost
-    out, err = process.stdout.read(), process.stderr.read()
+    with process:
+        out, err = process.stdout.read(), process.stderr.read()
     return process.wait(), out, err
 
 

@@ -36,8 +36,8 @@ def killed(tmp_path: Path) -> RunPaths:
     paths = RunPaths(tmp_path, "run")
     with pytest.raises(InputError, match="another driver is writing the run"), open_run(paths, overwrite=False):
         pass
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with process:
+        process.send_signal(signal.SIGKILL)
     assert read_json(paths.lease)["pid"] == process.pid
     return paths
 

@@ -8,7 +8,6 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,7 +36,7 @@ def test_workers_are_told(plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert bool(huge_pages()) is not plain
 
 
-def test_processes_are_forked_or_started(plain: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_are_forked_or_started(plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     forked: list[tuple[Any, ...]] = []
 
     @contextmanager
@@ -45,11 +44,10 @@ def test_processes_are_forked_or_started(plain: bool, tmp_path: Path, monkeypatc
         forked.append((*modules, use_gpu))
         yield
 
-    answer = (tmp_path / "answer").open("w+")
     monkeypatch.setattr(fork_server, "forked_processes", forked_processes)
     monkeypatch.setattr(ray_head, "start_head", lambda settings: None)
     monkeypatch.setattr(ray_head.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(ray_head.os, "dup", lambda _: answer.fileno())
+    monkeypatch.setattr(ray_head.os, "dup", lambda _: -1)
     monkeypatch.setattr(ray_head.os, "dup2", lambda *_: None)
     monkeypatch.setattr(ray_head, "_tell", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["ray_head", ray_head.HeadSettings(2, ["peft"], True).to_json()])
