@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from raytrain_nlp.cli.from_hf.convert import from_hf
     from raytrain_nlp.config import TrainJob, load_job
     from raytrain_nlp.errors import CheckpointError, InputError, NonFiniteLossError, RaytrainNlpError, RunError
+    from raytrain_nlp.tuning.check import SweepPlan, check
     from raytrain_nlp.tuning.results import SweepResult
     from raytrain_nlp.tuning.sweep import sweep
     from raytrain_nlp.verbs.certify import CertifyResult, certify
-    from raytrain_nlp.verbs.check import CheckReport, check
+    from raytrain_nlp.verbs.check import CheckReport
     from raytrain_nlp.verbs.evaluate import EvaluateResult, evaluate
     from raytrain_nlp.verbs.export import ExportResult, export
     from raytrain_nlp.verbs.predict import PredictResult, predict
@@ -33,7 +34,8 @@ _HOME = {
     "CertifyResult": "verbs.certify",
     "certify": "verbs.certify",
     "CheckReport": "verbs.check",
-    "check": "verbs.check",
+    "SweepPlan": "tuning.check",
+    "check": "tuning.check",
     "TrainJob": "config",
     "load_job": "config",
     "TrainResult": "verbs.train",
@@ -72,6 +74,7 @@ __all__ = [
     "RaytrainNlpError",
     "ReportResult",
     "RunError",
+    "SweepPlan",
     "SweepResult",
     "TrainJob",
     "TrainResult",

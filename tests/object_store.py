@@ -80,6 +80,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def _answers(ip: str, port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex((ip, port)) == 0
+
+
 @contextmanager
 def serving(port: int, folder: Path, *buckets: str, ip: str = "127.0.0.1") -> Iterator[ObjectStore]:
     """The server while inside, with empty buckets."""
@@ -92,7 +97,7 @@ def serving(port: int, folder: Path, *buckets: str, ip: str = "127.0.0.1") -> It
     )
     try:
         end = time.monotonic() + 60
-        while socket.socket().connect_ex((ip, port)):
+        while not _answers(ip, port):
             assert process.poll() is None and time.monotonic() < end, "the S3 server does not start"
             time.sleep(0.1)
         for bucket in buckets:

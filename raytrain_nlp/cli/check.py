@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 
 HELP = (
-    "Validate the job, its data and its model, prepare the tokens, and print the plan: steps, memory, on request time. "
-    "Starts no training."
+    "Validate a job or a sweep, its data and its model, prepare the tokens, and print the plan: steps, memory, on "
+    "request time. Starts no training."
 )
 
 
 def run(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="Job file.")],
+    job: Annotated[str, typer.Argument(metavar="JOB", help="Job file, of a run or of a sweep.")],
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a dotted key; YAML value. Repeatable."),
@@ -50,7 +50,7 @@ def run(
 ) -> None:
     """Check a job."""
     from raytrain_nlp.cli.terminal import TerminalObserver, print_next, print_plan
-    from raytrain_nlp.verbs.check import check
+    from raytrain_nlp.tuning.check import SweepPlan, check
 
     with TerminalObserver(verbose=False) as observer:
         report = check(
@@ -64,6 +64,7 @@ def run(
             observer=observer,
         )
     print_plan(report)
-    print_next(shlex.join(["raytrain-nlp", "train", job, *(word for value in set_ or () for word in ("--set", value))]))
+    verb = "sweep" if isinstance(report, SweepPlan) else "train"
+    print_next(shlex.join(["raytrain-nlp", verb, job, *(word for value in set_ or () for word in ("--set", value))]))
     if as_json:
         print(json.dumps(report.to_dict()))

@@ -129,7 +129,7 @@ OVERRIDE = ["--set", "seed=3"]
     [
         (
             train_verb,
-            "train.train",
+            "verbs.train.train",
             ["j", *OVERRIDE, "--resume"],
             TRAINED,
             {"overrides": ["seed=3"], "resume": True, "overwrite": False},
@@ -137,7 +137,7 @@ OVERRIDE = ["--set", "seed=3"]
         ),
         (
             check_verb,
-            "check.check",
+            "tuning.check.check",
             ["j", "--worker-memory", "8GB", "--price", "2"],
             {},
             {"worker_memory": "8GB", "price": 2.0, "calibrate": False},
@@ -145,7 +145,7 @@ OVERRIDE = ["--set", "seed=3"]
         ),
         (
             evaluate_verb,
-            "evaluate.evaluate",
+            "verbs.evaluate.evaluate",
             ["r", "--data", "a", "--data", "b"],
             SCORED,
             {"data": ["a", "b"], "checkpoint": None},
@@ -153,7 +153,7 @@ OVERRIDE = ["--set", "seed=3"]
         ),
         (
             export_verb,
-            "export.export",
+            "verbs.export.export",
             ["r", "-o", "o", "--merge-lora", "--register", "n"],
             EXPORTED,
             {"merge_lora": True, "register": "n"},
@@ -161,13 +161,13 @@ OVERRIDE = ["--set", "seed=3"]
         ),
         (
             predict_verb,
-            "predict.predict",
+            "verbs.predict.predict",
             ["r", "-i", "a", "-o", "b", "--generation", "num_beams=4"],
             PREDICTED,
             {"generation": {"num_beams": 4}},
             "1,200",
         ),
-        (report_verb, "report.report", ["r", "s"], {"page": "p.html", "pictures": ["a", "b"]}, {}, "2 PNG files"),
+        (report_verb, "verbs.report.report", ["r", "s"], {"page": "p.html", "pictures": ["a", "b"]}, {}, "2 PNG files"),
     ],
     ids=lambda value: value.__name__.rpartition(".")[2] if hasattr(value, "__name__") else "",
 )
@@ -182,9 +182,9 @@ def test_flags_reach_the_verb_and_its_result_is_read_by_people_and_programs(
 ) -> None:
     heard: dict[str, Any] = {}
     monkeypatch.setattr(
-        f"raytrain_nlp.verbs.{target}", lambda *given, **more: heard.update(more, given=given) or Result(**result)
+        f"raytrain_nlp.{target}", lambda *given, **more: heard.update(more, given=given) or Result(**result)
     )
-    name = target.partition(".")[0]
+    name = target.split(".")[1]
     done = CliRunner().invoke(app, [name, *arguments, "--json"], catch_exceptions=False)
     assert done.exit_code == 0 and {key: heard[key] for key in expected} == expected and verb.HELP
     assert shown in done.stdout and json.loads(done.stdout.splitlines()[-1]) == {"kind": "result"}
