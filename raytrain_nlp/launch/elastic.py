@@ -19,10 +19,10 @@ from raytrain_nlp.cluster.resources import bundles_of, free_nodes, left_over, li
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.errors import RunError
 from raytrain_nlp.host.threads import looking
-from raytrain_nlp.launch.fit import Fit, has_moved
+from raytrain_nlp.launch.fit import Fit, goes_on
 from raytrain_nlp.launch.group_errors import explain, failure_told, less_memory
 from raytrain_nlp.paths import RunPaths
-from raytrain_nlp.run.stop_request import ask_to_move, ends_after_checkpoint
+from raytrain_nlp.run.stop_request import ask_to_move
 from raytrain_nlp.tracking.events import read_events
 
 _POLL_S = 2.0
@@ -61,7 +61,7 @@ class ElasticFit(Fit):
                     f"is room for"
                 )
                 continue
-            if not has_moved(outcome) or ends_after_checkpoint(paths):
+            if not goes_on(outcome, paths):
                 return outcome
 
     def _size(self, job: TrainJob) -> int:

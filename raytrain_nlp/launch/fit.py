@@ -74,7 +74,7 @@ class Fit:
                         raise
                     self._say(f"{error} Starting again from the last checkpoint")
                     continue
-                if not has_moved(outcome) or ends_after_checkpoint(paths):
+                if not goes_on(outcome, paths):
                     return outcome
                 wait_for_room(job, self._say, patient=True)
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
@@ -196,5 +196,12 @@ def load_libraries() -> None:
 
 
 def has_moved(outcome: dict[str, Any]) -> bool:
-    """Have the workers ended with a checkpoint from which a new group is to go on?"""
+    """Have the workers ended with a checkpoint because they were asked to?"""
     return bool(outcome.get("result", {}).get("moved"))
+
+
+def goes_on(outcome: dict[str, Any], paths: RunPaths) -> bool:
+    """Are new workers to go on from the checkpoint with which these have ended? Not where the run was stopped: they
+    would find the same request, and end after one step.
+    """
+    return has_moved(outcome) and not ends_after_checkpoint(paths)

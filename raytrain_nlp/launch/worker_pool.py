@@ -14,7 +14,7 @@ from typing import Any
 
 from raytrain_nlp.config import TrainJob
 from raytrain_nlp.errors import RunError
-from raytrain_nlp.launch.fit import Fit, has_moved
+from raytrain_nlp.launch.fit import Fit, goes_on
 from raytrain_nlp.launch.group_errors import explain
 from raytrain_nlp.paths import RunPaths
 from raytrain_nlp.worker.pool_worker import run_pool_worker
@@ -51,7 +51,7 @@ class WorkerPool:
     def run(self, turn: Turn, job: TrainJob, spec: Any, paths: RunPaths) -> dict[str, Any]:
         """Run a trial on the pool's workers; returns and raises as `Fit.__call__` does."""
         group = self.open(job, paths)
-        while has_moved(outcome := group.run(turn, spec, paths)):  # one of their nodes is being drained
+        while goes_on(outcome := group.run(turn, spec, paths), paths):  # one of their nodes is being drained
             self.close()
             group = self.open(job, paths)
         if turn.aborted.is_set() or "stopped" in outcome.get("result", {}):

@@ -24,8 +24,11 @@ from raytrain_nlp.cluster.placement_groups import free_groups_of, free_orphans
 from raytrain_nlp.config import load_job
 from raytrain_nlp.errors import RunError
 from raytrain_nlp.launch import worker_pool
+from raytrain_nlp.launch.elastic import ElasticFit
+from raytrain_nlp.launch.fit import Fit
 from raytrain_nlp.launch.worker_pool import WorkerPool
 from raytrain_nlp.paths import RunPaths
+from raytrain_nlp.run.stop_request import ask_to_move
 
 # the connection
 
@@ -252,6 +255,25 @@ def test_a_run_whose_node_leaves_goes_on_with_other_workers(tmp_path: Path, clus
     cluster.answer(good)
     assert run(pool, tmp_path) == good and len(cluster.started) == 2
     pool.close()
+
+
+@pytest.mark.parametrize("launch", [Fit, ElasticFit, WorkerPool])
+def test_a_run_that_is_to_end_with_its_checkpoint_gets_no_other_workers(
+    launch: Any, tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would read the same request, make one step, and end; and the next ones, too."""
+    job, paths = load_job(plain_job(tmp_path, "x", workers={"num_workers": 2})), RunPaths(tmp_path, "x")
+    paths.run.mkdir()
+    ask_to_move(paths, "stopped", then_end=True)
+    moved, groups = {"result": {"moved": True}}, []
+    if launch is WorkerPool:
+        cluster.answer(moved)
+        assert run(WorkerPool(cluster.mailbox), tmp_path) == moved and len(cluster.started) == 1
+        return
+    monkeypatch.setattr(launch, "run", lambda self, job, config, paths: groups.append(1) or moved)
+    monkeypatch.setattr(ElasticFit, "_size", lambda self, job: 2)
+    monkeypatch.setattr(ElasticFit, "_watched", lambda self, *_: contextlib.nullcontext())
+    assert launch()(job, "spec", paths) == moved and len(groups) == 1
 
 
 def test_a_run_that_was_stopped_is_no_result_and_its_workers_stay(tmp_path: Path, cluster: Cluster) -> None:
