@@ -30,7 +30,7 @@ KINDS: dict[str, tuple[Callable[[int], dict[str, Any]], dict[str, Any]]] = {
         {"type": "text-classification", "text_columns": ["premise", "hypothesis"], "label_column": "label"},
     ),
     "numbers": (
-        lambda i: {"sentence1": text(5, 9), "sentence2": text(5, 9), "score": i / 7},
+        lambda i: {"sentence1": text(5, 9), "sentence2": text(5, 9), "label": i / 7},
         {"type": "text-classification", "text_columns": ["sentence1", "sentence2"], "problem_type": "regression"},
     ),
     "several classes": (
@@ -78,6 +78,14 @@ KINDS: dict[str, tuple[Callable[[int], dict[str, Any]], dict[str, Any]]] = {
     "endings": (
         lambda i: {"ctx": text(5, 9), "ending0": text(2, 4), "ending1": text(2, 4), "label": i % 2},
         {"type": "multiple-choice", "context_column": "ctx", "ending_columns": ["ending0", "ending1"]},
+    ),
+    "anchors": (
+        lambda i: {"id": i, "query": text(4, 9), "positive": text(9, 20), "negative_1": text(9, 20)},
+        {"type": "sentence-similarity", "text_columns": ["query", "positive", "negative_1"]},
+    ),
+    "scored pairs": (
+        lambda i: {"sentence1": text(4, 9), "sentence2": text(4, 9), "score": i % 50 / 10 + 0.05},
+        {"type": "sentence-similarity", "text_columns": ["sentence1", "sentence2"], "score_column": "score"},
     ),
     "plain text": (lambda i: {"content": text(9, 30), "id": i}, {"type": "causal-lm", "text_column": "content"}),
 }

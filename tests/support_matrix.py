@@ -22,6 +22,7 @@ _ELASTIC = "tests/cluster/test_elastic.py::test_two_workers_then_one_then_two"
 _KILLED = "tests/faults/test_tasks_killed.py::test_killed_run_and_single_worker"
 _ALL = "tests/cluster/test_killed_tasks.py::test_killed_run_and_one_and_three_workers"
 _TASKS = "tests/integration/test_tasks.py"
+_VECTORS = "tests/cluster/test_similarity.py"
 _SEQ2SEQ = f"{_TASKS}::test_seq2seq"
 _NO_FP16 = "tests/unit/test_config.py::test_half_precision_of_a_gpu_is_refused_on_cpu[fp16]"
 
@@ -59,6 +60,13 @@ PROVEN: dict[str, dict[str, Proofs]] = {
         "ZeRO 3": [(CPU, "tests/integration/test_tasks.py::test_multiple_choice")],
         "fp16": [(REFUSED, _NO_FP16)],
         "killed, resumed": [(CPU, f"{_ALL}[multiple-choice]")],
+    },
+    "sentence-similarity": {
+        "ZeRO 0": [(CPU, f"{_VECTORS}::test_losses")],
+        "ZeRO 3": [(CPU, f"{_TASKS}::test_sentence_similarity")],
+        "LoRA": [(CPU, f"{_VECTORS}::test_predictions_are_vectors_of_sentence_transformers")],
+        "fp16": [(REFUSED, _NO_FP16)],
+        "killed, resumed": [(CPU, f"{_VECTORS}::test_killed_run_ends_bit_for_bit")],
     },
     "question-answering": {
         "ZeRO 0": [(CPU, f"{_TASKS}::test_question_answering[zero0]")],

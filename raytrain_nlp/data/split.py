@@ -136,7 +136,15 @@ class Split:
             own = int(self.plan.lengths[shown].sum())
             made.append(
                 MicroBatch(
-                    step, micro, part + first_row, weight, len(rows), tokens, own, tensors["input_ids"].size, tensors
+                    step,
+                    micro,
+                    part + first_row,
+                    weight,
+                    len(rows),
+                    tokens,
+                    own,
+                    sum(tensors[name].size for name in self.task.token_inputs),
+                    tensors,
                 )
             )
         return made

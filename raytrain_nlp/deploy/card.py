@@ -23,6 +23,17 @@ _AUTO_OF_PIPELINES = {
     "text-generation": "AutoModelForCausalLM",
     "fill-mask": "AutoModelForMaskedLM",
 }
+_LIBRARIES = {"sentence-similarity": "sentence-transformers"}
+"""Task -> `library_name` of the hub, where another library than transformers loads the model."""
+_PROGRAMS = {
+    "sentence-similarity": [
+        "from sentence_transformers import SentenceTransformer",
+        "",
+        'model = SentenceTransformer("FOLDER")',
+        'vectors = model.encode(["a text", "another"])',
+    ],
+}
+"""Task -> the program that loads its model, whole or an adapter, with that library."""
 _WITHOUT_PEFT = ("AutoModelForMaskedLM", "AutoModelForMultipleChoice")
 """Classes without an `AutoPeftModel` of PEFT's."""
 _PIPELINE_TAGS = {"seq2seq-question-answering": "question-answering", **PIPELINES}
@@ -42,7 +53,7 @@ def model_card(run: Run, weights: Weights, folder: Path, license: str | None = N
     job, adapter = run.job, (folder / "adapter_config.json").exists()
     license = license or _license_of(job.model.name_or_path)
     front: dict[str, Any] = {
-        "library_name": "peft" if adapter else "transformers",
+        "library_name": _LIBRARIES.get(job.task.type, "peft" if adapter else "transformers"),
         "pipeline_tag": _PIPELINE_TAGS.get(job.task.type, job.task.type),
         **({"license": license} if license else {}),
         **({"base_model": job.model.name_or_path} if job.model.name_or_path else {}),
@@ -62,8 +73,10 @@ def model_card(run: Run, weights: Weights, folder: Path, license: str | None = N
 
 def _load_it(task: str, adapter: bool) -> list[str]:
     pipeline = PIPELINES.get(task)
-    auto = _AUTO_OF_PIPELINES[pipeline] if pipeline else _AUTO[task]
-    if adapter and auto in _WITHOUT_PEFT:
+    auto = _AUTO_OF_PIPELINES[pipeline] if pipeline else _AUTO.get(task)
+    if auto is None:
+        program = _PROGRAMS[task]
+    elif adapter and auto in _WITHOUT_PEFT:
         program = [
             "import peft",
             f"from transformers import {auto}, AutoTokenizer",

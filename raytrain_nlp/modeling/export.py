@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from raytrain_nlp.modeling.facts import find_positions
 from raytrain_nlp.storage.atomic import replace_folder
+from raytrain_nlp.tasks.base import Task
 
 
 def gather_weights(trainer: Any) -> dict[str, Any] | None:
@@ -21,12 +23,15 @@ def gather_weights(trainer: Any) -> dict[str, Any] | None:
     return trainer.accelerator.unwrap_model(trainer.model).state_dict() if trainer.is_world_process_zero() else None
 
 
-def export_model(trainer: Any, folder: Path, merge: Callable[[Path], Any] | None = None) -> None:
+def export_model(
+    trainer: Any, folder: Path, merge: Callable[[Path], Any] | None = None, beside: dict[str, Any] | None = None
+) -> None:
     """Write weights (only the adapter's, where one is trained), config and tokenizer to `folder`, replacing it as a
     whole. Every rank must call it.
 
     Args:
         merge: takes the folder of an adapter and returns the merged model, which is written instead.
+        beside: as `find_files_beside`.
     """
     state = gather_weights(trainer)
     if trainer.is_world_process_zero():
@@ -36,11 +41,16 @@ def export_model(trainer: Any, folder: Path, merge: Callable[[Path], Any] | None
             model.config.use_cache = (
                 True  # `Trainer` turns it off for training; whoever generates with the model wants it
             )
-        write_model(model, state, trainer.processing_class, folder, merge)
+        write_model(model, state, trainer.processing_class, folder, merge, beside)
 
 
 def write_model(
-    model: Any, state: dict[str, Any], tokenizer: Any, folder: Path, merge: Callable[[Path], Any] | None = None
+    model: Any,
+    state: dict[str, Any],
+    tokenizer: Any,
+    folder: Path,
+    merge: Callable[[Path], Any] | None = None,
+    beside: dict[str, Any] | None = None,
 ) -> None:
     """Write `state` as the weights of `model`, which need not hold any, to `folder`, replacing it as a whole."""
     staging = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:8]}"
@@ -50,7 +60,21 @@ def write_model(
         shutil.rmtree(staging)
         merged.save_pretrained(staging)
     tokenizer.save_pretrained(staging)
+    for name, content in (beside or {}).items():
+        (staging / name).parent.mkdir(exist_ok=True)
+        (staging / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     replace_folder(staging, folder)
+
+
+def find_files_beside(task: Task, config: Any, max_length: int) -> dict[str, Any]:
+    """The task's own files of an exported model: path in its folder -> JSON value.
+
+    Args:
+        config: of the model.
+        max_length: `data.max_length`; the model may have fewer positions.
+    """
+    positions, _ = find_positions(config)
+    return task.files_beside(config, min(max_length, positions or max_length))
 
 
 def save_base_model(model: Any, folder: Path, is_first: bool) -> None:

@@ -27,6 +27,7 @@ from raytrain_nlp.user_code import UserObject
 
 _TOKENIZER_WINDOWS = 5
 """Windows of streamed data on which a tokenizer is trained: 31 MB."""
+_TYPES_TOLD = 5
 _LEGACY_CONFIG_KEYS = (
     "rope_theta",
     "rope_scaling",
@@ -135,7 +136,8 @@ def check_model(job: TrainJob) -> None:
             Problem(where, f"models of type '{model_type}' have no head for {job.task.type}", "Choose another model.")
         )
     if task.only_models and model_type not in task.only_models:
-        wanted = f"Choose a model of type {' or '.join(task.only_models)}."
+        few = len(task.only_models) <= _TYPES_TOLD
+        wanted = f"Choose a model of type {' or '.join(task.only_models)}." if few else "Choose another model."
         raise InputError(Problem(where, f"models of type '{model_type}' do not learn {job.task.type}", wanted))
 
 

@@ -16,6 +16,7 @@ from raytrain_nlp.tasks.multiple_choice import MultipleChoiceTask
 from raytrain_nlp.tasks.question_answering import QuestionAnsweringTask
 from raytrain_nlp.tasks.seq2seq import SummarizationTask, TranslationTask
 from raytrain_nlp.tasks.seq2seq_question_answering import Seq2SeqQuestionAnsweringTask
+from raytrain_nlp.tasks.similarity.sentence_similarity import SentenceSimilarityTask
 from raytrain_nlp.tasks.text_classification import TextClassificationTask
 from raytrain_nlp.tasks.token_classification import TokenClassificationTask
 
@@ -24,6 +25,7 @@ _TASKS: dict[str, Callable[[Any], Task]] = {
     "token-classification": TokenClassificationTask,
     "multiple-choice": MultipleChoiceTask,
     "question-answering": QuestionAnsweringTask,
+    "sentence-similarity": SentenceSimilarityTask,
     "causal-lm": CausalLmTask,
     "masked-lm": MaskedLmTask,
     "permutation-lm": PermutationLmTask,

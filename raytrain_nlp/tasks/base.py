@@ -92,8 +92,6 @@ class Task(Protocol):
     """Name of the `transformers.AutoModelFor...` class."""
     auto_mapping: str
     """Name of the mapping in `transformers.models.auto.modeling_auto` that lists the model types it takes."""
-    only_models: tuple[str, ...]
-    """The model types that can be trained for it; empty: all of `auto_mapping`."""
     float32_weights: bool
     """Do its models fail with weights in half precision? Autocast, whose weights are in float32, is no matter."""
     peft_type: str
@@ -122,6 +120,19 @@ class Task(Protocol):
     """
     figures_read: tuple[str, ...]
     """Columns of the token store that figures read besides predictions and labels."""
+    token_inputs: tuple[str, ...]
+    """Arrays of `collate` that hold tokens of the rows' texts."""
+    compares_rows: bool
+    """Is the loss of a row one of the other rows of its global batch, too? Its vectors are then shared by all ranks
+    (`distributed.row_pool`).
+    """
+
+    @property
+    def only_models(self) -> tuple[str, ...]:
+        """The model types that can be trained for it; empty: all of `auto_mapping`."""
+
+    compared_inputs: tuple[str, ...]
+    """With `compares_rows`: arrays of `collate` that the loss reads of all rows, besides vectors."""
 
     def required_columns(self) -> list[str]:
         """Columns every row must have."""
@@ -183,6 +194,14 @@ class Task(Protocol):
     def apply_to_model(self, model: Any, tokenizer: Any) -> None:
         """Set what the task needs in a loaded model's configuration."""
 
+    def files_beside(self, model_config: Any, max_length: int) -> dict[str, Any]:
+        """Files that an exported model has besides those of transformers: path in its folder -> JSON value.
+
+        Args:
+            model_config: of the model.
+            max_length: `data.max_length`.
+        """
+
     def forward_kwargs(self) -> dict[str, Any]:
         """Arguments of every forward besides the tensors."""
 
@@ -198,6 +217,16 @@ class Task(Protocol):
             predictions: what `reduce_logits` returned, of all rows of tokens in order.
             truth: their labels.
             columns: their columns in the token store.
+        """
+
+    def joint_loss(self, predictions: Any, truth: Any, batch_rows: int) -> float | None:
+        """The loss of an evaluation where it is none of single rows, but of batches of rows, which it divides all rows
+        into; None: it is the mean over rows or predicted tokens.
+
+        Args:
+            predictions: as `build_metrics` gets them.
+            truth: labels.
+            batch_rows: rows of a global batch of the training.
         """
 
     def build_metrics(self, labels: list[str], tokenizer: Any) -> Callable[[Any], Metrics]:
@@ -274,7 +303,6 @@ class Task(Protocol):
 class TaskDefaults:
     """The answers of a task without classes, packing and generation."""
 
-    only_models: tuple[str, ...] = ()
     float32_weights = False
     label_column: str | None = None
     single_class = False
@@ -287,6 +315,14 @@ class TaskDefaults:
     reads_words = False
     joins_rows = False
     figures_read: tuple[str, ...] = ()
+    token_inputs: tuple[str, ...] = ("input_ids",)
+    compares_rows = False
+    compared_inputs: tuple[str, ...] = ()
+
+    @property
+    def only_models(self) -> tuple[str, ...]:
+        return ()
+
     tokenizer_kind = "encoder"
     prediction_columns: tuple[str, ...] = ("prediction",)
     input_choice: tuple[str, ...] = ()
@@ -345,6 +381,9 @@ class TaskDefaults:
     def apply_to_model(self, model: Any, tokenizer: Any) -> None:
         pass
 
+    def files_beside(self, model_config: Any, max_length: int) -> dict[str, Any]:
+        return {}
+
     def forward_kwargs(self) -> dict[str, Any]:
         return {}
 
@@ -353,6 +392,9 @@ class TaskDefaults:
 
     def join_predictions(self, predictions: Any, truth: Any, columns: Columns) -> Any:
         return predictions
+
+    def joint_loss(self, predictions: Any, truth: Any, batch_rows: int) -> float | None:
+        return None
 
     def metric_names(self, labels: list[str] | None) -> tuple[str, ...]:
         """Those of language models."""

@@ -198,6 +198,8 @@ class EvaluationMixin(TrainerHost):
             own, labels = joined.of("own"), joined.of("labels")
             if own is not None and task.figures_read:  # tokenized rows of the user's have no such columns
                 own = task.join_predictions(own, labels, rows.columns(joined.rows, task.figures_read)) if rows else None
+            if own is not None and (joint := task.joint_loss(own, labels, self._feed.figures.batch_rows)) is not None:
+                loss = joint
             if own is not None:
                 metrics |= self._feed.figures.own(EvalPrediction(own, labels, losses=None if loss is None else [loss]))
             if batch_metrics is not None:

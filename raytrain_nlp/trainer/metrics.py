@@ -11,6 +11,7 @@ from raytrain_nlp.storage.atomic import replacing
 from raytrain_nlp.tasks.base import Metrics, Task
 
 Compute = Callable[..., Metrics]
+_BATCH_ROWS = 64
 
 
 class Figures:
@@ -22,8 +23,11 @@ class Figures:
     other tasks it gets what the task's metrics get.
     """
 
-    def __init__(self, task: Task, labels: list[str], tokenizer: Any, user: Compute | None = None):
-        self.task, self.user = task, user
+    def __init__(
+        self, task: Task, labels: list[str], tokenizer: Any, user: Compute | None = None, batch_rows: int | None = None
+    ):
+        """`batch_rows`: rows of a global batch of the training; None: not known before, as with `data.batch_tokens`."""
+        self.task, self.user, self.batch_rows = task, user, batch_rows or _BATCH_ROWS
         self.own = task.build_metrics(labels, tokenizer)
 
     def __call__(self, prediction: Any, compute_result: bool | None = None) -> Metrics:

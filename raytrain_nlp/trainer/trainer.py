@@ -23,7 +23,7 @@ from raytrain_nlp.distributed.consensus import Agreement  # noqa: F401 - where t
 from raytrain_nlp.distributed.device import to_device
 from raytrain_nlp.distributed.timeline import TIMELINE
 from raytrain_nlp.modeling.document_lengths import with_lengths
-from raytrain_nlp.modeling.export import export_model
+from raytrain_nlp.modeling.export import export_model, find_files_beside
 from raytrain_nlp.trainer.evaluation import EvaluationMixin
 from raytrain_nlp.trainer.loader import TrainLoader
 from raytrain_nlp.trainer.resume_position import find_position
@@ -134,7 +134,9 @@ class FeedTrainer(EvaluationMixin, Trainer):
         whole. Every rank must call it.
         """
         if output_dir is not None and output_dir == self._feed.model_dir:
-            export_model(self, Path(output_dir), self._feed.merge)
+            feed, config = self._feed, self.accelerator.unwrap_model(self.model).config
+            beside = find_files_beside(feed.task, config, feed.rows.job.data.max_length)
+            export_model(self, Path(output_dir), feed.merge, beside)
         else:
             super().save_model(output_dir, _internal_call)
 

@@ -29,7 +29,9 @@ from raytrain_nlp.compat.transformers import (
 )
 from raytrain_nlp.data.split import MicroBatch
 from raytrain_nlp.distributed.consensus import Agreement
+from raytrain_nlp.distributed.first_pass import Draws, learn_vectors, restore_draws
 from raytrain_nlp.distributed.normalizer import GlobalWeight
+from raytrain_nlp.distributed.row_pool import POOL, Values
 from raytrain_nlp.distributed.timeline import TIMELINE
 from raytrain_nlp.errors import InputError, Problem, RunError
 from raytrain_nlp.modeling.document_lengths import apply_lengths
@@ -94,6 +96,8 @@ class Feed:
     """The value of `loss_is_scaled_for_ga` that the user's class has set; None where it has not."""
     micro_batches: deque[MicroBatch] = field(default_factory=deque)
     """Micro-batches of the current global batch whose `training_step` has not begun."""
+    draws: deque[Draws] = field(default_factory=deque)
+    """Of these micro-batches the random states they start from, where vectors have been computed of them before."""
     weight: GlobalWeight | None = None
     step: Step | None = None
     """The micro-batch that `training_step` is processing; None outside of it, as in evaluation."""
@@ -233,18 +237,44 @@ class StepMixin(TrainerHost):
         feed.meter.add(taken, train.wait_s)
         feed.cost.add(taken, feed.task.rows_weigh)
         feed.weight = GlobalWeight(taken, feed.task.rows_weigh, device) if taken else None
+        POOL.forget()
+        if taken and feed.task.compares_rows and self.args.gradient_accumulation_steps > 1:
+            TIMELINE.mark("forward")
+            self.model_wrapped.train()
+            steps = self.args.gradient_accumulation_steps
+            feed.draws = deque(learn_vectors(batches, taken, steps, self._feed_embed))
+            feed.step = None
         return batches, count
+
+    def _feed_embed(self, inputs: Any, micro_batch: MicroBatch) -> Values:
+        """What the rows of a micro-batch are compared by: the model's vectors and inputs that the loss reads."""
+        feed, step = self._feed, self._feed_begin(micro_batch)
+        given = self._feed_complete(self._prepare_inputs(inputs))
+        with feed.known_rows(inputs, step), self.compute_loss_context_manager():
+            outputs = self.model_wrapped(**{name: value for name, value in given.items() if name != "labels"})
+        beside = {name: given[name] for name in feed.task.compared_inputs if name in given}
+        return {"vectors": outputs.logits.float(), **beside}
+
+    def _feed_begin(self, micro_batch: MicroBatch) -> Step:
+        """A forward on `micro_batch` follows, of a training."""
+        feed = self._feed
+        feed.step = Step(
+            micro_batch,
+            full=feed.masks_padding_only and _is_full(micro_batch),
+            padded=feed.has_one_mask and 0 < micro_batch.tokens < micro_batch.padded_tokens,
+        )
+        return feed.step
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         feed = self._feed
         micro_batch = feed.micro_batches.popleft()
         if feed.note_rows is not None:
             feed.note_rows(micro_batch)
-        step = feed.step = Step(
-            micro_batch,
-            full=feed.masks_padding_only and _is_full(micro_batch),
-            padded=feed.has_one_mask and 0 < micro_batch.tokens < micro_batch.padded_tokens,
-        )
+        step = self._feed_begin(micro_batch)
+        if feed.task.compares_rows:
+            POOL.begin(micro_batch, self.args.gradient_accumulation_steps)
+        if feed.draws:
+            restore_draws(feed.draws.popleft())
         TIMELINE.mark("forward")
         counted = (num_items_in_batch,) if feed.step_is_counted else ()
         try:
@@ -257,6 +287,7 @@ class StepMixin(TrainerHost):
             return loss if step.share is None else loss * step.share
         finally:
             feed.step = None
+            POOL.end()
             trained(feed.agreement).drop()
 
     def compute_loss(
@@ -327,7 +358,7 @@ class StepMixin(TrainerHost):
         """The inputs of a forward, with the task's arguments and, for label smoothing, `decoder_input_ids`."""
         complete = {**inputs, **self._feed.forward_kwargs}
         if self._feed.step and self._feed.step.full:
-            complete.pop("attention_mask", None)
+            complete = {name: value for name, value in complete.items() if not name.endswith("attention_mask")}
         if self.label_smoother is not None and "labels" in inputs and "decoder_input_ids" not in inputs:
             shift = getattr(self.accelerator.unwrap_model(self.model), "prepare_decoder_input_ids_from_labels", None)
             complete |= {"decoder_input_ids": shift(labels=inputs["labels"])} if shift else {}

@@ -194,7 +194,7 @@ def write_weights(
         merge_lora: merge an adapter into its base model.
         stage: is told what takes time.
     """
-    from raytrain_nlp.modeling.export import cast_folder, write_model
+    from raytrain_nlp.modeling.export import cast_folder, find_files_beside, write_model
     from raytrain_nlp.modeling.lora import merge_adapter
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
     from raytrain_nlp.tasks import build_task
@@ -205,16 +205,15 @@ def write_weights(
     else:
         from raytrain_nlp.checkpoint.consolidate import load_weights
 
-        write_model(
-            _empty_model(run, task, tokenizer),
-            load_weights(weights.checkpoint, _torch_dtype(dtype or _trained_dtype(run))),
-            tokenizer,
-            folder,
-        )
+        empty = _empty_model(run, task, tokenizer)
+        state = load_weights(weights.checkpoint, _torch_dtype(dtype or _trained_dtype(run)))
+        beside = find_files_beside(task, empty.config, run.job.data.max_length)
+        write_model(empty, state, tokenizer, folder, beside=beside)
     if merge_lora and (folder / "adapter_config.json").exists():
         stage("merging the adapter")
         merged = merge_adapter(run.job.model, task, run.labels, tokenizer, run.base, folder)
-        write_model(merged, merged.state_dict(), tokenizer, folder)
+        beside = find_files_beside(task, merged.config, run.job.data.max_length)
+        write_model(merged, merged.state_dict(), tokenizer, folder, beside=beside)
     if dtype is not None:
         cast_folder(folder, _torch_dtype(dtype))
 

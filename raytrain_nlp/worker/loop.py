@@ -295,7 +295,8 @@ def _build_trainer(
     draws.apply(model)
     if draws.modules and arguments.ddp_find_unused_parameters is None:
         arguments.ddp_find_unused_parameters = True  # those of layers that are skipped
-    figures = Figures(task, spec.labels, tokenizer, find_user_function(job, "compute_metrics", spec.code_folder))
+    compute = find_user_function(job, "compute_metrics", spec.code_folder)
+    figures = Figures(task, spec.labels, tokenizer, compute, job.global_batch_size)
     checkpointer = Checkpointer(
         commits=commits,
         zero_stage=job.deepspeed.zero_stage,

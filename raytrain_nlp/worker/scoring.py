@@ -96,7 +96,8 @@ def _build_trainer(spec: ScoringSpec, job: TrainJob, paths: RunPaths, scratch: s
     task = build_task(job.task)
     arguments, tokenizer = build_arguments(job, scratch, task.generates), load_tokenizer(spec.tokenizer_dir)
     set_seed(arguments.seed)
-    figures = Figures(task, spec.labels, tokenizer, find_user_function(job, "compute_metrics", spec.code_folder))
+    compute = find_user_function(job, "compute_metrics", spec.code_folder)
+    figures = Figures(task, spec.labels, tokenizer, compute, job.global_batch_size)
     where: Share = {
         "world_size": arguments.world_size,
         "rank": arguments.process_index,

@@ -351,6 +351,141 @@ def test_multiple_choice(shared_ray: Any, tmp_path: Path) -> None:
     assert result.metrics["eval_accuracy"] == pytest.approx(np.mean(right), abs=1e-6)
 
 
+def write_anchors(path: Path, count: int, seed: int) -> list[dict[str, Any]]:
+    """Digits and the German words for them, with a wrong word; some rows stand twice. A score says how many digits are
+    right.
+    """
+    random, rows = np.random.default_rng(seed), []
+    for length in random.integers(1, 9, size=count):
+        digits = random.integers(0, 10, size=length)
+        wrong = np.where(random.random(length) < 0.5, random.integers(0, 10, size=length), digits)
+        row: dict[str, Any] = {"anchor": " ".join(map(str, digits)), "score": float((wrong == digits).mean())}
+        row |= {"positive": _spelt(digits), "negative": _spelt(wrong)}
+        rows.append(row)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def _spelt(digits: Any) -> str:
+    return " ".join(NUMBERS[str(digit)] for digit in digits)
+
+
+def losses_of_sentence_transformers(
+    folder: Path, columns: list[str], batches: list[list[dict[str, Any]]], loss: Callable[[Any], Any]
+) -> tuple[list[float], Any]:
+    """Losses of the same global batches by its trainer in one process, and the model it has trained."""
+    from datasets import Dataset
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from torch.utils.data import BatchSampler, SequentialSampler
+
+    body = Transformer(str(folder / "start"), max_seq_length=32)
+    model = SentenceTransformer(modules=[body, Pooling(body.get_embedding_dimension(), "mean")], device="cpu")
+    rows = [row for batch in batches for row in batch]
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(folder / "plain"), per_device_train_batch_size=len(batches[0]), max_steps=len(batches),
+        learning_rate=1e-3, logging_steps=1, save_strategy="no", use_cpu=True, report_to=[], disable_tqdm=True,
+        batch_sampler=lambda dataset, batch_size, **kwargs: BatchSampler(SequentialSampler(dataset), batch_size, False),
+    )  # fmt: skip
+    trainer = SentenceTransformerTrainer(
+        model=model, args=arguments, loss=loss(model),
+        train_dataset=Dataset.from_list([{name: row[name] for name in columns} for row in rows]),
+    )  # fmt: skip
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], model.eval()
+
+
+KINDS_OF_PAIRS: dict[str, tuple[dict[str, Any], list[str], str, dict[str, Any]]] = {
+    "pairs": ({"text_columns": ["anchor", "positive"]}, ["anchor", "positive"], "MultipleNegativesRankingLoss", {}),
+    "triplets": (
+        {"text_columns": ["anchor", "positive", "negative"], "symmetric": True, "scale": 10},
+        ["anchor", "positive", "negative"],
+        "MultipleNegativesRankingLoss",
+        {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction", "scale": 10},
+    ),
+    "cosent": (
+        {"text_columns": ["anchor", "negative"], "score_column": "score"},
+        ["anchor", "negative", "score"],
+        "CoSENTLoss",
+        {},
+    ),
+    "cosines": (
+        {"text_columns": ["anchor", "negative"], "score_column": "score", "loss": "cosine-similarity"},
+        ["anchor", "negative", "score"],
+        "CosineSimilarityLoss",
+        {},
+    ),
+}
+"""Kind -> section, columns, loss of sentence-transformers, its arguments."""
+
+
+@pytest.mark.parametrize("zero_stage", [3])
+@pytest.mark.parametrize("kind", [pytest.param("pairs", marks=QUICK)])
+@pytest.mark.parametrize("accumulation", [1])
+def test_sentence_similarity(shared_ray: Any, tmp_path: Path, kind: str, zero_stage: int, accumulation: int) -> None:
+    """Losses with SentenceTransformerTrainer on the whole global batch in one process; figures with its evaluators on
+    the vectors of the exported model, which it loads.
+    """
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import evaluation
+    from sentence_transformers.sentence_transformer import losses as theirs
+    from sentence_transformers.util import cos_sim
+
+    section, columns, name, arguments = KINDS_OF_PAIRS[kind]
+    rows = {
+        split: write_anchors(tmp_path / f"{split}.jsonl", count, count)
+        for split, count in (("train", ROWS), ("validation", HELD_OUT))
+    }
+    tokenizer, _ = write_start(tmp_path, "AutoModel", "encoder", BERT, [*NUMBERS, *NUMBERS.values()])
+    task = {"type": "sentence-similarity", **section}
+    size = {"per_device_train_batch_size": 8 // accumulation, "gradient_accumulation_steps": accumulation}
+    result = train(tmp_path, task, deepspeed={"zero_stage": zero_stage}, training=size)
+
+    lengths = [
+        sum(len(tokenizer(row[column])["input_ids"]) for column in task["text_columns"]) for row in rows["train"]
+    ]
+    batches = [[rows["train"][i] for i in batch] for batch in batches_of(lengths, "group_by_length")]
+    expected, _ = losses_of_sentence_transformers(
+        tmp_path, columns, batches, lambda model: getattr(theirs, name)(model, **arguments)
+    )
+    np.testing.assert_allclose(losses(Path(result.run_dir)), expected, atol=1e-4, rtol=0)
+
+    model, held_out = SentenceTransformer(str(result.model_dir), device="cpu"), rows["validation"]
+    if "score" in columns:
+        pairs = ([row[column] for row in held_out] for column in (*task["text_columns"], "score"))
+        figures = evaluation.EmbeddingSimilarityEvaluator(*pairs, similarity_fn_names=["cosine"])(model)
+        assert figures.keys() == {"pearson_cosine", "spearman_cosine"}
+    else:
+        shown = dict.fromkeys(row[column] for row in held_out for column in task["text_columns"][1:])
+        corpus = {f"d{place:05d}": text for place, text in enumerate(shown)}
+        names = {text: name for name, text in corpus.items()}
+        right: dict[str, set[str]] = {}
+        for row in held_out:
+            right.setdefault(row["anchor"], set()).add(names[row["positive"]])
+        queries = {text: text for text in right}
+        figures = evaluation.InformationRetrievalEvaluator(queries, corpus, right, score_functions={"cosine": cos_sim})(
+            model
+        )
+    found = {key: result.metrics[f"eval_{key}"] for key in figures if f"eval_{key}" in result.metrics}
+    assert found == pytest.approx({key: float(figures[key]) for key in found}, abs=1e-5) and len(found) in (2, 8)
+    parts = np.array_split(np.arange(HELD_OUT), round(HELD_OUT / 16))
+    loss = getattr(theirs, name)(model, **arguments)
+    vectors = [torch_of(model.encode([row[column] for row in held_out])) for column in task["text_columns"]]
+    scores = torch_of([row["score"] for row in held_out])
+    values = [float(loss.compute_loss_from_embeddings([v[part] for v in vectors], scores[part])) for part in parts]
+    assert result.metrics["eval_loss"] == pytest.approx(np.average(values, weights=list(map(len, parts))), abs=1e-4)
+
+
+def torch_of(values: Any) -> Any:
+    import torch
+
+    return torch.as_tensor(np.asarray(values, dtype=np.float32))
+
+
 def write_tagged(path: Path, count: int, seed: int) -> list[dict[str, Any]]:
     """German number words in sentences, even ones as `EVEN`, two of a kind in a row as one entity."""
     random, rows = np.random.default_rng(seed), []

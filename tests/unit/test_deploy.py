@@ -41,6 +41,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "text-classification": {"text_columns": ["text"]},
     "token-classification": {},
     "multiple-choice": {},
+    "sentence-similarity": {},
     "question-answering": {},
     "causal-lm": {},
     "masked-lm": {},
@@ -83,7 +84,11 @@ def test_the_classes_a_card_names_are_there(tmp_path: Path, task: str, adapter: 
         if "peft." in line and "=" in line:
             assert hasattr(names["peft"], line.split("peft.")[1].split("(")[0].split(".")[0])
     compile(program, "card", "exec")
-    assert ("peft" in program) == adapter and front_of(card)["library_name"] == ("peft" if adapter else "transformers")
+    library = front_of(card)["library_name"]
+    if "sentence_transformers" in program:
+        assert library == "sentence-transformers"
+    else:
+        assert ("peft" in program) == adapter and library == ("peft" if adapter else "transformers")
 
 
 def test_the_licence_is_the_one_given_else_the_base_models(tmp_path: Path) -> None:

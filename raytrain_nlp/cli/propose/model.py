@@ -23,6 +23,12 @@ _HUB: dict[str, tuple[str, str, str, float]] = {
     "multiple-choice": ("distilbert-base-uncased", "bert-base-uncased", "bert-base-multilingual-cased", 5e-5),
     "question-answering": ("distilbert-base-uncased", "bert-base-uncased", "distilbert-base-multilingual-cased", 3e-5),
     "token-classification": ("distilbert-base-cased", "bert-base-cased", "distilbert-base-multilingual-cased", 5e-5),
+    "sentence-similarity": (
+        "sentence-transformers/all-MiniLM-L6-v2",
+        "sentence-transformers/all-mpnet-base-v2",
+        "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2",
+        2e-5,
+    ),
     "causal-lm": ("HuggingFaceTB/SmolLM2-135M", "Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-0.5B", 5e-5),
     "chat": ("HuggingFaceTB/SmolLM2-135M-Instruct", "Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct", 5e-5),
     "masked-lm": ("distilbert-base-uncased", "bert-base-uncased", "distilbert-base-multilingual-cased", 5e-5),

@@ -38,6 +38,9 @@ _PROMPTS = ("prompt", "instruction", "question", "input", "query")
 _COMPLETIONS = ("completion", "response", "output", "answer", "chosen")
 _LONG = ("article", "document", "dialogue", "text", "content", "body", "source")
 _SHORT = ("summary", "highlights", "abstract", "headline", "title", "target")
+_ANCHORS, _POSITIVES = ("anchor", "query", "question"), ("positive", "pos")
+_NEGATIVE = re.compile(r"neg(ative)?([_-]?\d+)?")
+_SCORES = ("score", "similarity_score", "similarity", "relatedness_score")
 _ENDING = re.compile(r"(ending|choice|option|answer)_?\d+")
 _LANGUAGE = re.compile(r"[a-z]{2}([_-][A-Za-z]{2,4})?")
 _MOST_CLASSES = 50
@@ -138,6 +141,25 @@ def _choices(columns: dict[str, Column]) -> Proposal | None:
     return Proposal(task, remarks, [context, columns[endings[0]], *([start] if start else [])])
 
 
+def _pairs(columns: dict[str, Column]) -> Proposal | None:
+    """Sentence similarity: an anchor and its positive, with or without negatives; or two texts with a score."""
+    texts = _texts(columns)
+    anchor, positive = _first(texts, _ANCHORS), _first(texts, _POSITIVES)
+    task: dict[str, Any] = {"type": "sentence-similarity"}
+    if anchor is not None and positive is not None:
+        negatives = [column for name, column in texts.items() if _NEGATIVE.fullmatch(name.lower())]
+        read = [anchor, positive, *negatives]
+        remarks = {"text_columns": " and ".join(map(_length, read[:2]))}
+        return Proposal({**task, "text_columns": [column.name for column in read]}, remarks, read)
+    score = _first({name: column for name, column in columns.items() if column.kind == "number"}, _SCORES)
+    pair = next((pair for pair in _PAIRS if {*pair} <= texts.keys()), None)
+    if score is None or pair is None:
+        return None
+    read = [texts[name] for name in pair]
+    remarks = {"score_column": "how similar they are; text-classification reads the same rows, both texts at once"}
+    return Proposal({**task, "text_columns": list(pair), "score_column": score.name}, remarks, read)
+
+
 def _languages(columns: dict[str, Column]) -> Proposal | None:
     nested = next((column for column in columns.values() if column.kind == "mapping of texts"), None)
     texts = [name for name in _texts(columns) if _LANGUAGE.fullmatch(name)]
@@ -211,6 +233,7 @@ FINDERS: list[Callable[[dict[str, Column]], Proposal | None]] = [
     _tags,
     _questions,
     _choices,
+    _pairs,
     _languages,
     _completions,
     _summaries,

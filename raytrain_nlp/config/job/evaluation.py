@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from raytrain_nlp.config.tasks.question import QuestionAnswering
+from raytrain_nlp.config.tasks.similarity import SentenceSimilarity
 from raytrain_nlp.errors import Problem
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ def check_evaluation(job: TrainJob, values: dict[str, Any]) -> list[Problem]:
         values.setdefault("eval_steps", values["logging_steps"])
     if values.get("load_best_model_at_end"):
         problems += _check_best_model(job, values)
+    if values.get("prediction_loss_only") and isinstance(job.task, SentenceSimilarity) and job.task.compares_rows:
+        what = f"leaves out the vectors, of which the loss of {job.task.type} is computed, all rows together"
+        problems.append(Problem("training.prediction_loss_only", what, "Remove it."))
     if job.early_stopping and not evaluates and not problems:
         problems.append(
             Problem("early_stopping", "needs evaluations", "Set training.eval_strategy and data.validation.")
@@ -69,6 +73,9 @@ def check_smoothing(job: TrainJob, values: dict[str, Any]) -> list[Problem]:
     label's weight to the other classes.
     """
     factor, kind = values.get("label_smoothing_factor") or 0, getattr(job.task, "problem_type", None)
+    if factor and isinstance(job.task, SentenceSimilarity):
+        what = f"needs one class a row, and rows of {job.task.type} have none ({factor:g})"
+        return [Problem("training.label_smoothing_factor", what, "Remove it.")]
     if factor and isinstance(job.task, QuestionAnswering):
         what = f"needs one class a row, of {job.task.type} a row has two positions ({factor:g})"
         return [Problem("training.label_smoothing_factor", what, "Remove it.")]

@@ -13,6 +13,7 @@ from raytrain_nlp.config.tasks.classification import TextClassification
 from raytrain_nlp.config.tasks.language import CausalLm, MaskedLm, PermutationLm
 from raytrain_nlp.config.tasks.question import DEFAULT_LENGTH, QuestionAnswering, Seq2SeqQuestionAnswering
 from raytrain_nlp.config.tasks.seq2seq import Summarization, Translation
+from raytrain_nlp.config.tasks.similarity import SentenceSimilarity
 from raytrain_nlp.config.tasks.tagging import TokenClassification
 
 TaskConfig = Annotated[
@@ -20,6 +21,7 @@ TaskConfig = Annotated[
     | TokenClassification
     | MultipleChoice
     | QuestionAnswering
+    | SentenceSimilarity
     | CausalLm
     | MaskedLm
     | PermutationLm
@@ -52,6 +54,7 @@ TASK_TYPES = (
     "token-classification",
     "multiple-choice",
     "question-answering",
+    "sentence-similarity",
     "causal-lm",
     "masked-lm",
     "permutation-lm",
