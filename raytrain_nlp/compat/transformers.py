@@ -40,6 +40,11 @@ def shifts_labels(trainer: Any) -> bool:
     return trainer._loss_shifts_labels
 
 
+def prepared_inputs(trainer: Any, inputs: Any) -> dict[str, Any]:
+    """Inputs as `Trainer.training_step` prepares them, by the user's method where a class overrides it."""
+    return trainer._prepare_inputs(inputs)
+
+
 def unlogged_loss(trainer: Any) -> Any:
     """The sum of losses since the last log: a tensor of shape [] that may be changed in place. `Trainer` itself reads
     it, over all ranks, only when it logs.

@@ -24,6 +24,7 @@ from raytrain_nlp.compat.transformers import (
     apply_maskless,
     documents_in_rows,
     one_sequence_a_row,
+    prepared_inputs,
     rows_with_padding,
     unlogged_loss,
 )
@@ -249,7 +250,7 @@ class StepMixin(TrainerHost):
     def _feed_embed(self, inputs: Any, micro_batch: MicroBatch) -> Values:
         """What the rows of a micro-batch are compared by: the model's vectors and inputs that the loss reads."""
         feed, step = self._feed, self._feed_begin(micro_batch)
-        given = self._feed_complete(self._prepare_inputs(inputs))
+        given = self._feed_complete(prepared_inputs(self, inputs))
         with feed.known_rows(inputs, step), self.compute_loss_context_manager():
             outputs = self.model_wrapped(**{name: value for name, value in given.items() if name != "labels"})
         beside = {name: given[name] for name in feed.task.compared_inputs if name in given}
