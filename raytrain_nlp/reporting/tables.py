@@ -88,6 +88,11 @@ def planned(names: list[str], runs: list[Run], histories: list[History]) -> str:
         if plan.get("steps"):
             column["steps planned"] = f"{plan['steps']:,}"
             column["steps made"] = f"{history.last_step:,}"
+        if plan.get("seconds"):
+            column["time planned (check --calibrate)"] = duration(plan["seconds"])
+            column["time taken"] = duration(history.seconds)
+            if history.last_step >= plan["steps"] and history.seconds:
+                column["time taken, of the plan"] = f"{history.seconds / plan['seconds']:.0%}"
         if setting.get("needs"):
             column["memory of a worker, planned"] = (
                 f"{megabytes(setting['needs'])} of {megabytes(setting['available'])}"

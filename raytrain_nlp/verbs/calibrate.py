@@ -18,6 +18,7 @@ from raytrain_nlp.config.training import PROFILE_STEPS
 from raytrain_nlp.data.plan import split_batch
 from raytrain_nlp.data.split import Split, SplitSpec
 from raytrain_nlp.paths import RunPaths
+from raytrain_nlp.run.estimates import keep_estimate
 from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.tracking.events import read_events
 from raytrain_nlp.verbs.train import run_resolved
@@ -126,7 +127,9 @@ def calibrate(job: TrainJob, resolved: Resolved, steps: int, price: float | None
         events = [event for event, _ in read_events(paths.events)]
     finally:
         paths.store.delete_tree(paths.storage)
-    return _estimate(events, job, resolved, started, eval_steps, price)
+    found = _estimate(events, job, resolved, started, eval_steps, price)
+    keep_estimate(job, resolved.spec.storage_path, found.total_seconds, found.step_seconds)
+    return found
 
 
 def _shortened(job: TrainJob, steps: int) -> TrainJob:

@@ -26,6 +26,7 @@ from raytrain_nlp.launch.parallel_map import map_beside_training, map_on_cluster
 from raytrain_nlp.memory.available import find_available, process_measured
 from raytrain_nlp.paths import RunPaths, read_json, redact
 from raytrain_nlp.results import Result
+from raytrain_nlp.run.estimates import find_estimate
 from raytrain_nlp.run.interruption import stopped, stops_at_checkpoint
 from raytrain_nlp.run.observer import Observer, followed
 from raytrain_nlp.run.record import RunRecord, check_data, check_name, check_storage, flatten, now, open_run
@@ -299,7 +300,11 @@ def run_resolved(
             chosen=chosen or {},
             folder=spec.code_folder,
             host=socket.gethostname(),
-            plan={"steps": spec.total_steps, "steps_per_epoch": spec.steps_per_epoch},
+            plan={
+                "steps": spec.total_steps,
+                "steps_per_epoch": spec.steps_per_epoch,
+                **find_estimate(job, spec.storage_path),
+            },
             ended=None,
             **({"setting": setting} if setting else {}),
         )

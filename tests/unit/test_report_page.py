@@ -237,7 +237,14 @@ def test_predictions_are_the_runs_own_else_those_of_the_newest_evaluate(tmp_path
 def test_keys_in_which_runs_differ_costs_and_plans(tmp_path: Path) -> None:
     setting = {"needs": 2e9, "available": 4e9, "reason": "fastest setting that fits: ZeRO 1"}
     one = find_run(
-        write_run(tmp_path, "one", setting=setting, plan={"steps": 40}, host="h1", ended="2026-01-02T03:04:05")
+        write_run(
+            tmp_path,
+            "one",
+            setting=setting,
+            plan={"steps": 40, "seconds": 6000.0},
+            host="h1",
+            ended="2026-01-02T03:04:05",
+        )
     )
     other = find_run(write_run(tmp_path, "two"))
     job = other.job.model_copy(update={"training": {**other.job.training, "learning_rate": 0.5}})
@@ -256,6 +263,7 @@ def test_keys_in_which_runs_differ_costs_and_plans(tmp_path: Path) -> None:
     plan = dict(Reader(tables.planned(["a"], [one], [history])).tables[0][1:])
     assert plan["memory of a worker, planned"] == "2,000 MB of 4,000 MB" and plan["that is, of the plan"] == "75%"
     assert (plan["steps planned"], plan["steps made"]) == ("40", "40")
+    assert plan["time planned (check --calibrate)"] == "1 h 40 min" and plan["time taken, of the plan"] == "120%"
     assert tables.planned(["a"], [other], [History()]) == "", "a run of before has no plan"
     assert dict(Reader(tables.origin(["a"], [one])).tables[0][1:])["driver's host"] == "h1"
 
