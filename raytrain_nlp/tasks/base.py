@@ -122,6 +122,8 @@ class Task(Protocol):
     """Columns of the token store that figures read besides predictions and labels."""
     token_inputs: tuple[str, ...]
     """Arrays of `collate` that hold tokens of the rows' texts."""
+    fills_rows: bool
+    """Have rows of the token store padding of their own, between sequences that are filled up to a length?"""
     compares_rows: bool
     """Is the loss of a row one of the other rows of its global batch, too? Its vectors are then shared by all ranks
     (`distributed.row_pool`).
@@ -316,6 +318,7 @@ class TaskDefaults:
     joins_rows = False
     figures_read: tuple[str, ...] = ()
     token_inputs: tuple[str, ...] = ("input_ids",)
+    fills_rows = False
     compares_rows = False
     compared_inputs: tuple[str, ...] = ()
 

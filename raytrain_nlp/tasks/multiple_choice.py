@@ -42,6 +42,7 @@ class MultipleChoiceTask(TaskDefaults):
     peft_type = "SEQ_CLS"
     """PEFT has no type of its own for it; this one trains and saves the head, too."""
     rows_weigh = True
+    fills_rows = True
     prediction_columns: tuple[str, ...] = ("prediction", "probabilities")
 
     def __init__(self, config: MultipleChoice):

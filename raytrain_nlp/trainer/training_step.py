@@ -97,6 +97,8 @@ class Feed:
     """The value of `loss_is_scaled_for_ga` that the user's class has set; None where it has not."""
     micro_batches: deque[MicroBatch] = field(default_factory=deque)
     """Micro-batches of the current global batch whose `training_step` has not begun."""
+    compared: list[Any] = field(default_factory=list)
+    """Inputs of the current global batch that are to be compared with each other and whose vectors are not known."""
     draws: deque[Draws] = field(default_factory=deque)
     """Of these micro-batches the random states they start from, where vectors have been computed of them before."""
     weight: GlobalWeight | None = None
@@ -238,14 +240,20 @@ class StepMixin(TrainerHost):
         feed.meter.add(taken, train.wait_s)
         feed.cost.add(taken, feed.task.rows_weigh)
         feed.weight = GlobalWeight(taken, feed.task.rows_weigh, device) if taken else None
+        feed.compared = batches if feed.task.compares_rows and self.args.gradient_accumulation_steps > 1 else []
         POOL.forget()
-        if taken and feed.task.compares_rows and self.args.gradient_accumulation_steps > 1:
-            TIMELINE.mark("forward")
-            self.model_wrapped.train()
-            steps = self.args.gradient_accumulation_steps
-            feed.draws = deque(learn_vectors(batches, taken, steps, self._feed_embed))
-            feed.step = None
         return batches, count
+
+    def _feed_compare(self) -> None:
+        """Compute the vectors of this rank's part of the global batch, before the first of its micro-batches is
+        trained: a resumed run has restored its random states by then.
+        """
+        feed = self._feed
+        if feed.compared:
+            batches, feed.compared = feed.compared, []
+            self.model_wrapped.train()
+            steps, parts = self.args.gradient_accumulation_steps, list(feed.micro_batches)
+            feed.draws = deque(learn_vectors(batches, parts, steps, self._feed_embed))
 
     def _feed_embed(self, inputs: Any, micro_batch: MicroBatch) -> Values:
         """What the rows of a micro-batch are compared by: the model's vectors and inputs that the loss reads."""
@@ -258,16 +266,18 @@ class StepMixin(TrainerHost):
 
     def _feed_begin(self, micro_batch: MicroBatch) -> Step:
         """A forward on `micro_batch` follows, of a training."""
-        feed = self._feed
+        feed, filled = self._feed, self._feed.task.fills_rows  # then as many tokens as there is room for say nothing
         feed.step = Step(
             micro_batch,
-            full=feed.masks_padding_only and _is_full(micro_batch),
-            padded=feed.has_one_mask and 0 < micro_batch.tokens < micro_batch.padded_tokens,
+            full=feed.masks_padding_only and not filled and _is_full(micro_batch),
+            padded=feed.has_one_mask and (filled or 0 < micro_batch.tokens < micro_batch.padded_tokens),
         )
         return feed.step
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         feed = self._feed
+        TIMELINE.mark("forward")
+        self._feed_compare()
         micro_batch = feed.micro_batches.popleft()
         if feed.note_rows is not None:
             feed.note_rows(micro_batch)
@@ -276,7 +286,6 @@ class StepMixin(TrainerHost):
             POOL.begin(micro_batch, self.args.gradient_accumulation_steps)
         if feed.draws:
             restore_draws(feed.draws.popleft())
-        TIMELINE.mark("forward")
         counted = (num_items_in_batch,) if feed.step_is_counted else ()
         try:
             # around the backward pass, too: what is recomputed there asks again

@@ -31,6 +31,7 @@ from raytrain_nlp.planning.resolve import build_context
 from raytrain_nlp.tasks.base import Lengths
 from raytrain_nlp.tasks.multiple_choice import MultipleChoiceTask
 from raytrain_nlp.tasks.truncation import FULL, KEPT
+from raytrain_nlp.trainer.training_step import StepMixin
 
 WORDS = "ada bell curie darwin euler fermi gauss hopper".split()
 CONFIG = MultipleChoice(type="multiple-choice", start_column="start", ending_columns=["a", "b", "c"])
@@ -201,3 +202,17 @@ def test_built_in_endings_have_the_right_one_in_every_place() -> None:
     assert all(row[f"ending{row['label']}"] == f"t{i}" and row["context"] == f"s{i}" for i, row in enumerate(made))
     assert all(len({row[f"ending{place}"] for place in range(4)}) == 4 for row in made)
     assert {row["label"] for row in made} == {0, 1, 2, 3}
+
+
+def test_the_mask_of_a_row_with_endings_of_unequal_length_is_kept(folder: Path, tmp_path: Path) -> None:
+    """Also where all rows of a micro-batch are equally long: the shorter endings are filled up."""
+    split = opened(folder, AutoTokenizer.from_pretrained(folder), tmp_path, global_batch_size=1)
+    feed: Any = SimpleNamespace(task=TASK, masks_padding_only=True, has_one_mask=True)
+    masked = 0
+    for step in range(split.plan.steps_per_epoch):
+        (part,) = split.micro_batches(step, 1, 0, 1)
+        assert part.tokens == part.padded_tokens
+        masked += int((part.tensors["attention_mask"] == 0).any())
+        begun = StepMixin._feed_begin(SimpleNamespace(_feed=feed), part)  # type: ignore[arg-type]
+        assert begun.padded and not begun.full
+    assert masked > 10

@@ -16,9 +16,9 @@ _RECALL, _MRR, _NDCG, _MAP = 10, 10, 10, 100
 _SCORES = 1 << 24
 """Similarities that are computed at once."""
 RETRIEVAL = (
-    *(f"accuracy@{k}" for k in _AT), f"recall@{_RECALL}", f"ndcg@{_NDCG}", f"mrr@{_MRR}", f"map@{_MAP}",
+    f"ndcg@{_NDCG}", f"mrr@{_MRR}", f"map@{_MAP}", *(f"accuracy@{k}" for k in _AT), f"recall@{_RECALL}",
 )  # fmt: skip
-"""Names of the figures, without that of the similarity before them."""
+"""Names of the figures, the first one first, without that of the similarity before them."""
 
 
 def number_texts(rows: list[np.ndarray], lengths: list[np.ndarray]) -> np.ndarray:

@@ -166,7 +166,7 @@ class SentenceSimilarityTask(TaskDefaults):
     def metric_names(self, labels: list[str] | None) -> tuple[str, ...]:
         similarity = self.config.similarity
         if self.config.score_column:
-            return (f"pearson_{similarity}", f"spearman_{similarity}")
+            return (f"spearman_{similarity}", f"pearson_{similarity}")
         return tuple(f"{similarity}_{name}" for name in RETRIEVAL)
 
     def score_rows(self, predictions: Any, truth: Any, labels: list[str], tokenizer: Any) -> Iterator[dict[str, Any]]:
