@@ -76,6 +76,57 @@ def test_rays_autoscaler_reads_what_the_job_needs(tmp_path: Path) -> None:
         assert container["image"] == "registry/mine:1"
 
 
+POD: dict[str, Any] = {"spec": dict}
+GROUP = {"rayStartParams": {str: str}, "template": POD}
+WORKERS = {**GROUP, "groupName": str, "replicas": int, "minReplicas": int, "maxReplicas": int}
+OPTIONS = {
+    "version": {"v1", "v2"},
+    "upscalingMode": {"Default", "Aggressive", "Conservative"},
+    "idleTimeoutSeconds": int,
+}
+RAY_JOB = {
+    "entrypoint": str,
+    "runtimeEnvYAML": str,
+    "submissionMode": {"K8sJobMode", "HTTPMode", "InteractiveMode"},
+    "backoffLimit": int,
+    "shutdownAfterJobFinishes": bool,
+    "ttlSecondsAfterFinished": int,
+    "rayClusterSpec": {
+        "rayVersion": str,
+        "enableInTreeAutoscaling": bool,
+        "autoscalerOptions": OPTIONS,
+        "headGroupSpec": GROUP,
+        "workerGroupSpecs": [WORKERS],
+    },
+}
+"""Fields of KubeRay's own types (ray-operator/apis/ray/v1/rayjob_types.go, raycluster_types.go) that are written."""
+
+
+def assert_like(value: Any, wanted: Any, at: str) -> None:
+    """A field that KubeRay does not know would be dropped without a word; one of another type is refused."""
+    if isinstance(wanted, set):
+        assert value in wanted, at
+    elif isinstance(wanted, list):
+        for number, item in enumerate(value):
+            assert_like(item, wanted[0], f"{at}[{number}]")
+    elif isinstance(wanted, dict) and str in wanted:
+        assert all(type(key) is str and type(item) is str for key, item in value.items()), at
+    elif isinstance(wanted, dict):
+        assert value.keys() <= wanted.keys(), at
+        for key, item in value.items():
+            assert_like(item, wanted[key], f"{at}.{key}")
+    else:
+        assert type(value) is wanted, at
+
+
+@pytest.mark.parametrize("resources", [{"CPU": 6, "GPU": 1}, {"CPU": 1, "place": 1}])
+def test_every_field_is_one_of_kuberays(tmp_path: Path, resources: dict[str, Any]) -> None:
+    workers = {"num_workers": 2, "use_gpu": "GPU" in resources, "resources_per_worker": resources}
+    _, ray_job = yaml.safe_load_all(manifest(job_file(tmp_path, workers=workers), image="i", overrides=[]))
+    assert ray_job.keys() == {"apiVersion", "kind", "metadata", "spec"}
+    assert_like(ray_job["spec"], RAY_JOB, "spec")
+
+
 def test_no_value_of_the_environment_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_canary")
     assert "hf_canary" not in manifest(job_file(tmp_path), image="i", env=["HF_TOKEN"])
