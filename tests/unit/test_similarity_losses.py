@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from host_reads import HostReads
 from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.sentence_transformer.evaluation import (
     EmbeddingSimilarityEvaluator,
@@ -20,6 +21,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import cos_sim, dot_score, pairwise_dot_score
 from transformers import BertConfig, BertModel
 
+from raytrain_nlp.compat.transformers import rows_with_padding
 from raytrain_nlp.config.tasks.similarity import SentenceSimilarity
 from raytrain_nlp.data.plan import split_batch
 from raytrain_nlp.distributed.first_pass import learn_vectors, restore_draws
@@ -251,3 +253,47 @@ def test_the_model_stays_what_it_is(tmp_path: Any) -> None:
     ids = torch.randint(1, 40, (3, 5))
     first = torch.nn.functional.normalize(loaded(ids)[0][:, 0], dim=-1)
     torch.testing.assert_close(model(ids).logits[:, 0], first)
+
+
+@pytest.mark.parametrize(
+    "keys", [{**TRIPLETS, "mask_duplicates": True, "symmetric": True}, {**SCORED, "pooling": "lasttoken"}]
+)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_step_reads_nothing_back_from_its_device(keys: dict[str, Any], accumulation: int) -> None:
+    """A device is played, as tests/host_reads.py does it."""
+    asked, rows = config(**keys), 6
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = BertModel(BertConfig(vocab_size=40, **sizes)).train()
+    apply_vectors(model, asked)
+    texts = len(asked.text_columns)
+    mask, others = torch.ones(rows, 5, dtype=torch.int64), torch.ones(rows, texts - 1, 6, dtype=torch.int64)
+    mask[1, 3:], others[0, 0, 4:] = 0, 0
+    given = {
+        "input_ids": torch.randint(1, 40, (rows, 5)),
+        "attention_mask": mask,
+        "document_input_ids": torch.randint(1, 40, (rows, texts - 1, 6)),
+        "document_attention_mask": others,
+        "labels": torch.rand(rows),
+        "text_ids": torch.randint(0, 4, (rows, texts)),
+    }
+    parts = [
+        {name: value[part] for name, value in given.items()}
+        for part in map(torch.as_tensor, np.array_split(np.arange(rows), accumulation))
+    ]
+    micros = [SimpleNamespace(global_rows=rows, micro=micro) for micro in range(accumulation)]
+
+    def embed(inputs: Any, micro: Any) -> Any:
+        beside = {name: inputs[name] for name in ("labels", "text_ids")}
+        return {"vectors": model(**{**inputs, "labels": None}).logits, **beside}
+
+    reads = HostReads()
+    with rows_with_padding(), reads.active():
+        if accumulation > 1:
+            learn_vectors(parts, micros, accumulation, embed)
+        for inputs, micro in zip(parts, micros, strict=True):
+            POOL.begin(micro, accumulation)
+            loss = model(**inputs).loss
+            loss.backward()
+            POOL.end()
+    POOL.forget()
+    assert reads.found == [] and torch.isfinite(loss)
