@@ -74,6 +74,9 @@ class TerminalObserver(Observer):
         if event.get("phase") == "worker" and self._first is not None:
             self._first = None
             self._console.print("the workers have ended; others go on from the newest checkpoint")
+        elif kind == "failure":
+            ranks = ", ".join(map(str, event["ranks"]))
+            self._console.print(f"rank {ranks} has failed ({event['error']})")
         elif kind == "start":
             self.stage(f"{event['world_size']} workers are up, loading the model")
         elif kind == "resume":

@@ -41,14 +41,16 @@ class ElasticFit(Fit):
     def __call__(self, job: TrainJob, spec: Any, paths: RunPaths) -> dict[str, Any]:
         import ray.train
 
-        failures = 0
+        from raytrain_nlp.launch.failure_events import FailureEvents
+
+        failures, callbacks = 0, [FailureEvents(paths)]
         while True:
             count = self._size(job)
             workers = job.workers.model_copy(update={"max_failures": 0, "num_workers": count})
             replaced = threading.Event()
             try:
                 with self._watched(job, count, paths, replaced):
-                    outcome = self.run(job.model_copy(update={"workers": workers}), {"spec": spec}, paths)
+                    outcome = self.run(job.model_copy(update={"workers": workers}), {"spec": spec}, paths, callbacks)
             except (ray.train.TrainingFailedError, ray.exceptions.RayActorError, RunError) as error:
                 if replaced.is_set():
                     continue

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from raytrain_nlp.cluster.capacity import wait_for_room
@@ -63,11 +63,13 @@ class Fit:
         """
         import ray.train
 
+        from raytrain_nlp.launch.failure_events import FailureEvents
+
         silent = 0
         try:
             while True:
                 try:
-                    outcome = self.run(job, {"spec": spec}, paths)
+                    outcome = self.run(job, {"spec": spec}, paths, [FailureEvents(paths)])
                 except SilentGroupError as error:
                     silent += 1
                     if silent > job.workers.max_failures >= 0:
@@ -83,9 +85,11 @@ class Fit:
             free_orphans()
             raise explain(error, paths, self._todo, functools.partial(less_memory, job, spec)) from error
 
-    def run(self, job: TrainJob, config: dict[str, Any], paths: RunPaths) -> dict[str, Any]:
-        """Run the loop of all workers once, with `config`. Returns the value that the first rank's loop returns; raises
-        Ray's own exceptions.
+    def run(
+        self, job: TrainJob, config: dict[str, Any], paths: RunPaths, callbacks: Sequence[Any] = ()
+    ) -> dict[str, Any]:
+        """Run the loop of all workers once, with `config` and `ray.train.UserCallback`s. Returns the value that the
+        first rank's loop returns; raises Ray's own exceptions.
         """
         import ray.train
         from ray.train.torch import TorchConfig
@@ -106,6 +110,7 @@ class Fit:
             run_config=ray.train.RunConfig(
                 name=_name_of_group(paths),
                 storage_path=str(paths.ray),
+                callbacks=list(callbacks),
                 failure_config=ray.train.FailureConfig(max_failures=job.workers.max_failures),
                 worker_runtime_env=None
                 if job.workers.use_gpu

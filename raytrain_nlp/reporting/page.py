@@ -183,6 +183,9 @@ def _sections(shown: Shown) -> list[str]:
     """What follows the curves."""
     names, runs, histories = shown.names, shown.runs, shown.histories
     parts = [heading("Time and cost"), tables.costs(names, runs, histories, shown.price)]
+    if found := tables.restarts(names, runs):
+        says = "From the last word of the old workers to the first step of the new ones: the median of all restarts."
+        parts += [heading("Restarts", says), found]
     if found := tables.planned(names, runs, histories):
         parts += [heading("The plan, and what was"), found]
     says = "Rows that could not be used are kept in the run's quarantine.jsonl, each with its place and the reason."

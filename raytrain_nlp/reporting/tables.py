@@ -7,6 +7,7 @@ from typing import Any
 from raytrain_nlp.config import public_values
 from raytrain_nlp.reporting.history import History
 from raytrain_nlp.reporting.markup import duration, esc, megabytes, number, shortened, table
+from raytrain_nlp.reporting.recoveries import read_recoveries, recovery_rows
 from raytrain_nlp.run.record import flatten
 from raytrain_nlp.run.saved_run import Run
 
@@ -77,6 +78,12 @@ def costs(names: list[str], runs: list[Run], histories: list[History], price: fl
             }
         )
     return _by_run(names, columns)
+
+
+def restarts(names: list[str], runs: list[Run]) -> str:
+    """What restarts took by phase; nothing where there were none."""
+    columns = [recovery_rows(read_recoveries(run)) for run in runs]
+    return _by_run(names, columns) if any(columns) else ""
 
 
 def planned(names: list[str], runs: list[Run], histories: list[History]) -> str:

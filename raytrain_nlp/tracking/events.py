@@ -3,6 +3,7 @@
     {"kind": "log", "time": ms, "step": n, "metrics": {...}}       figures, by their Hugging Face names
     {"kind": "start" | "resume" | "checkpoint" | "notice" | "phase" | "end", "time": ms, ...}
     {"kind": "datasets" | "model", "time": ms, ...}                of the driver: what is read, what has been exported
+    {"kind": "failure", "time": ms, "ranks": [...], "error": ...}  of Ray Train's controller: workers that have failed
 
 A notice with "artifact" names a file of the run that the tracker is to keep, too.
 
@@ -21,11 +22,16 @@ from typing import Any
 
 
 class EventLog:
-    """Appends events; `None` as path gives a log that drops everything (ranks other than the first)."""
+    """Appends events.
 
-    def __init__(self, path: Path | None):
+    Args:
+        path: of the file; None gives a log that drops everything (ranks other than the first).
+        new: no other process writes now, so that a line without an end is that of a killed writer, and is ended.
+    """
+
+    def __init__(self, path: Path | None, new: bool = True):
         self._path = path
-        if path is not None and path.exists():
+        if path is not None and new and path.exists():
             _end_last_line(path)
 
     def write(self, kind: str, **fields: Any) -> None:

@@ -28,6 +28,9 @@ from support import (
     write_rows,
 )  # fmt: skip
 
+from raytrain_nlp.reporting.recoveries import read_recoveries
+from raytrain_nlp.run.saved_run import find_run
+
 ROWS, STEPS, SAVE = 393, 25, 5
 DROPOUT = {**TINY, "hidden_dropout_prob": 0.1}
 
@@ -148,6 +151,10 @@ def test_worker_killed_then_driver_killed_and_resumed(
     truth = uninterrupted(stage)
     run, rows = resumed(stage)
     assert [event["step"] for event in events(run) if event["kind"] == "resume"] == [5, 15]
+    failed = [event["ranks"] for event in events(run) if event["kind"] == "failure"]
+    assert failed and {1} <= {rank for ranks in failed for rank in ranks} <= {0, 1}
+    by_worker, by_driver = read_recoveries(find_run(run))
+    assert (by_worker.step, by_driver.step) == (5, 15) and len(by_worker.seconds) == 6 and len(by_driver.seconds) == 5
     assert_same_run(run, Path(truth.run_dir))
     assert_rows_once(rows)
     assert_one_mlflow_run(folder / "runs", run)
