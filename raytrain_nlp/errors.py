@@ -17,6 +17,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from raytrain_nlp.redaction import masked
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -28,11 +30,14 @@ class Problem:
 
     def __str__(self) -> str:
         line = f"{self.where}: {self.what.rstrip('.')}."
-        return " ".join(f"{line} {self.todo}".split())
+        return masked(" ".join(f"{line} {self.todo}".split()))
 
 
 class RaytrainNlpError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package; its text has no secrets."""
+
+    def __str__(self) -> str:
+        return masked(super().__str__())
 
 
 class InputError(RaytrainNlpError):

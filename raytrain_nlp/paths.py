@@ -35,10 +35,10 @@ from typing import Any
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.storage import Storage, storage_of
 from raytrain_nlp.storage.atomic import replacing
+from raytrain_nlp.storage.untrusted import read_json_file
 
 TRIAL = "trial.json"
 """In the folder of a trial: what its sweep knows of it."""
-SECRETS = re.compile(r"((?:password|passwd|pwd|token|secret|api_?key)=)[^&;\s]+", re.I)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -139,18 +139,10 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read JSON; None where there is no such file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json_file(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             Problem(str(path), f"cannot be read ({error})", "Restore the file, or start again with --overwrite.")
         ) from None
-
-
-def redact(uri: str) -> str:
-    """A URI without the password it may carry, before the host or as a parameter."""
-    scheme, separator, rest = uri.partition("://")
-    _, at, host = rest.rpartition("@")
-    shown = uri if not at or rest.startswith("/") else f"{scheme}{separator}***@{host}"
-    return SECRETS.sub(r"\1***", shown)

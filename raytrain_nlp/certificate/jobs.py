@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raytrain_nlp.config import TrainJob, load_job, public_values
+from raytrain_nlp.config import TrainJob, load_job, plain_values
 
 _LEFT_OUT = {
     *("save_strategy", "save_steps", "save_total_limit", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
@@ -43,7 +43,7 @@ class Shape:
 
 def first_steps(job: TrainJob, name: str, storage: str, shape: Shape) -> dict[str, Any]:
     """The sections of a run of the first steps."""
-    values = public_values(job)
+    values = plain_values(job)
     training = {key: value for key, value in values.get("training", {}).items() if key not in _LEFT_OUT}
     evaluates = job.data.validation is not None
     training |= {"max_steps": shape.steps, "logging_steps": 1, "eval_strategy": "steps" if evaluates else "no"}

@@ -12,8 +12,9 @@ from typing import Any
 
 from raytrain_nlp.certificate.checks import DIFFERS, NOT_SHOWN, SHOWN, Check
 from raytrain_nlp.errors import InputError, Problem, RunError
-from raytrain_nlp.paths import SECRETS, redact, write_json
+from raytrain_nlp.paths import write_json
 from raytrain_nlp.storage.atomic import replacing
+from raytrain_nlp.storage.untrusted import read_json_file
 
 JSON, PAGE, HASH = "certificate.json", "certificate.md", "sha256"
 FORMAT = 1
@@ -34,18 +35,6 @@ def as_values(check: Check) -> dict[str, Any]:
     """A check for JSON, which has no infinity."""
     figure = check.figure
     return {**asdict(check), "figure": None if figure is None or math.isinf(figure) else figure}
-
-
-def without_secrets(value: Any) -> Any:
-    """Values of a job with passwords in addresses, and values of keys that name a secret, left out."""
-    if isinstance(value, Mapping):
-        return {
-            key: "***" if SECRETS.search(f"{key}=x") and isinstance(item, str) else without_secrets(item)
-            for key, item in value.items()
-        }
-    if isinstance(value, (list, tuple)):
-        return [without_secrets(item) for item in value]
-    return redact(value) if isinstance(value, str) else value
 
 
 def verdict_of(checks: list[Check]) -> str:
@@ -73,7 +62,7 @@ def check_certificate(path: Path) -> dict[str, Any]:
         RunError: it has been changed since it was signed.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json_file(path)
     except OSError as error:
         raise InputError(Problem(str(path), f"cannot be read ({error.strerror})", f"Name a {JSON}.")) from None
     except (ValueError, RecursionError):

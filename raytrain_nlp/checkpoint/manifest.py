@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.storage.names import what_is_wrong
+from raytrain_nlp.storage.untrusted import read_json_file
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -64,7 +65,7 @@ def checkpoint_name(step: int) -> str:
 def read_checkpoint(path: Path) -> Checkpoint | Damaged:
     """The checkpoint in a folder, or what is wrong with its manifest."""
     try:
-        manifest = parse_manifest(json.loads((path / MANIFEST).read_text(encoding="utf-8")))
+        manifest = parse_manifest(read_json_file(path / MANIFEST))
     except FileNotFoundError:
         return Damaged(path, f"{MANIFEST} is missing")
     except OSError as error:

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 
 from raytrain_nlp.errors import CheckpointError
 from raytrain_nlp.storage.atomic import apply_umask
+from raytrain_nlp.storage.untrusted import parse_json
 
 _KEY = "state"
 
@@ -47,7 +48,7 @@ def load_state(path: str | Path) -> Any:
             if tree is None:
                 raise CheckpointError(f"{path}: holds no state tree. It was not written by this package.")
             loaded = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            return _decode(json.loads(tree), loaded)
+            return _decode(parse_json(tree), loaded)
     except CheckpointError:
         raise
     except Exception as error:  # safetensors and json raise their own kinds for a damaged file  # noqa: BLE001
@@ -87,7 +88,7 @@ def open_state(path: str | Path, *keys: str) -> Any:
         tree: Any = (file.metadata() or {}).get(_KEY)
         if tree is None:
             raise CheckpointError(f"{path}: holds no state tree. It was not written by this package.")
-        tree = json.loads(tree)
+        tree = parse_json(tree)
         for key in keys:
             tree = next((item for name, item in next(iter(tree.values())) if name == key), None)
         return _decode(tree, {name: StoredTensor(file, name) for name in file.keys()})  # noqa: SIM118 - not a dict

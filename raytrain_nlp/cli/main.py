@@ -13,6 +13,7 @@ from raytrain_nlp.cli.from_hf import verb
 from raytrain_nlp.cli.sweep import verb as sweep
 from raytrain_nlp.errors import InputError, RunError, Stopped
 from raytrain_nlp.host import signals
+from raytrain_nlp.redaction import masked
 
 GROUPS = {
     "To begin": ("init", "from-hf", "keys", "doctor"),
@@ -95,7 +96,7 @@ def main() -> None:
         except Exception as error:  # a bug, or a fault of the machine: the traceback is for the report  # noqa: BLE001
             if hasattr(error, "format_message"):  # a usage error of typer's
                 _exit_usage(error)
-            traceback.print_exc()
+            print(masked(traceback.format_exc()), file=sys.stderr)
             code = _print_errors(1, f"unexpected {type(error).__name__}: {error}")
         sys.exit(code)
 
@@ -122,7 +123,7 @@ def _exit_usage(error: Any) -> NoReturn:
 
 
 def _one_line(value: object) -> str:
-    return " ".join(str(value).split())
+    return masked(" ".join(str(value).split()))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from raytrain_nlp.config.yaml_text import parse_yaml
 from raytrain_nlp.errors import InputError, Problem
 
 STANDARD = "-"
@@ -121,5 +122,8 @@ def _options(given: list[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
             raise InputError(Problem("--generation", f"is not KEY=VALUE ({text})", "Write e.g. max_new_tokens=64."))
-        options[key] = yaml.safe_load(value)
+        try:
+            options[key] = parse_yaml(value)
+        except yaml.YAMLError:
+            raise InputError(Problem(f"--generation {key}", "the value is not YAML", "Quote it.")) from None
     return options

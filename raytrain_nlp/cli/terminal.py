@@ -13,6 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from raytrain_nlp.redaction import masked
 from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.verbs.train import TrainResult
 
@@ -64,10 +65,10 @@ class TerminalObserver(Observer):
         self._show(f"{text} ...", at_once=True)
 
     def tell(self, text: str) -> None:
-        self._console.print(text)
+        self._console.print(masked(text))
 
     def warn(self, text: str) -> None:
-        self._console.print(f"warning: {text}")
+        self._console.print(f"warning: {masked(text)}")
 
     def event(self, event: dict[str, Any]) -> None:
         kind = event["kind"]

@@ -12,6 +12,7 @@ from raytrain_nlp.cluster.resources import MOST_LISTED, bundles_of, left_over, n
 from raytrain_nlp.cluster.targets import Place, place_of
 from raytrain_nlp.compat.ray_autoscaler import check_cluster_file
 from raytrain_nlp.config import TrainJob
+from raytrain_nlp.config.yaml_text import parse_yaml
 from raytrain_nlp.errors import InputError, Problem
 
 
@@ -58,7 +59,7 @@ def _read(path: str) -> dict[str, Any]:
 
     todo = "Correct it; `cluster.yaml` of this package is an example."
     try:
-        config = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        config = parse_yaml(Path(path).expanduser().read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise ValueError("is not a mapping")
         check_cluster_file(config)

@@ -16,6 +16,7 @@ from raytrain_nlp.cluster.preemption import draining_nodes
 from raytrain_nlp.compat.ray import asking_ray, available_per_node, reported_cluster_config
 from raytrain_nlp.compat.ray_autoscaler import nodes_to_start, unplaced
 from raytrain_nlp.config import TrainJob
+from raytrain_nlp.config.yaml_text import parse_yaml
 
 Resources = Mapping[str, float]
 _HEAD = "node:__internal_head__"
@@ -192,7 +193,7 @@ def read_monitor(address: str) -> Scaling | None:
             if path is None:
                 return Scaling([], 0)
             with contextlib.suppress(OSError, yaml.YAMLError, AttributeError, ValueError):
-                return read_scaling(yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8")))
+                return read_scaling(parse_yaml(Path(path).expanduser().read_text(encoding="utf-8")))
             return None
     return None if _KUBERAY in os.environ else Scaling([], 0)
 

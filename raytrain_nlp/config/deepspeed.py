@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -13,6 +12,7 @@ from pydantic_core.core_schema import SerializerFunctionWrapHandler, ValidatorFu
 from raytrain_nlp.config.base import Section, accepts_also
 from raytrain_nlp.config.deepspeed_keys import ZERO, canonical_config
 from raytrain_nlp.errors import Problem
+from raytrain_nlp.storage.untrusted import read_json_file
 
 _SAME = {
     "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
@@ -81,7 +81,7 @@ class DeepSpeedConfig(Section):
             return values
         path = Path(os.path.expanduser(values["config_file"]))
         try:
-            config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_twins)
+            config = read_json_file(path, pairs=_without_twins)
         except FileNotFoundError:
             raise ValueError(f"config_file: there is no such file ({path}) || Check the path.") from None
         except (OSError, ValueError) as error:

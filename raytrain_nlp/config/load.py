@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from raytrain_nlp.config.base import problems_of
 from raytrain_nlp.config.job import TrainJob
 from raytrain_nlp.config.training import check_training
+from raytrain_nlp.config.yaml_text import parse_yaml
 from raytrain_nlp.errors import InputError, Problem
-from raytrain_nlp.paths import redact
+from raytrain_nlp.redaction import masked_address, masked_values
 
 JobSource = str | Path | Mapping[str, Any] | TrainJob
 
@@ -71,17 +72,23 @@ def without_passwords(job: TrainJob) -> TrainJob:
     """
     if not job.tracking.tracking_uri:
         return job
-    tracking = job.tracking.model_copy(update={"tracking_uri": redact(job.tracking.tracking_uri)})
+    tracking = job.tracking.model_copy(update={"tracking_uri": masked_address(job.tracking.tracking_uri)})
     return job.model_copy(update={"tracking": tracking})
 
 
-def public_values(job: TrainJob) -> dict[str, Any]:
-    """The keys that the job sets, as plain values without passwords, for files and logs."""
+def plain_values(job: TrainJob) -> dict[str, Any]:
+    """The keys that the job sets, as plain values that make the job again; only the tracker's password is left out."""
     return without_passwords(job).model_dump(mode="json", exclude_unset=True, by_alias=True)
 
 
+def public_values(job: TrainJob) -> dict[str, Any]:
+    """The keys that the job sets, as plain values without secrets, for files and logs."""
+    values: dict[str, Any] = masked_values(plain_values(job))
+    return values
+
+
 def dump_job(job: TrainJob) -> str:
-    """The job as YAML that `load_job` reads back to an equal job, except for passwords, which are left out."""
+    """The job as YAML that `load_job` reads back to an equal job, except for secrets, which are left out."""
     return yaml.safe_dump(public_values(job), sort_keys=False, allow_unicode=True)
 
 
@@ -108,9 +115,9 @@ def apply_override(values: dict[str, Any], override: str) -> Problem | None:
             f"--set {override}", "is not of the form dotted.key=value", "Write e.g. --set training.learning_rate=1e-5."
         )
     try:
-        value = yaml.load(text, _Loader)  # a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return Problem(f"--set {override}", "the value is not YAML", "Quote it.")
+        value = parse_yaml(text)
+    except yaml.YAMLError:
+        return Problem(f"--set {override:.100}", "the value is not YAML", "Quote it.")
     place: Any = values
     for number, part in enumerate(parts):
         index: Any = part
@@ -136,18 +143,14 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(Problem(str(path), f"cannot be read ({error})", "A job file is YAML text in UTF-8.")) from None
     try:
-        values = yaml.load(text, _Loader)  # a SafeLoader
+        values = parse_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
+        todo = "Correct the line." if mark else "Quote what is meant as text."
         raise InputError(
-            Problem(f"{path}{line}", f"is not YAML ({getattr(error, 'problem', error)})", "Correct the line.")
+            Problem(f"{path}{line}", f"is not YAML ({getattr(error, 'problem', None) or error})", todo)
         ) from None
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # what YAML takes for a date or number and is none; nesting without end
-        raise InputError(Problem(str(path), f"is not YAML ({error})", "Quote what is meant as text.")) from None
     if not isinstance(values, dict):
         raise InputError(
             Problem(str(path), "holds no mapping of sections", "Start from one that `raytrain-nlp init` writes.")
@@ -162,19 +165,3 @@ def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
         return [copied(part) for part in value] if isinstance(value, list) else value
 
     return {key: copied(value) for key, value in values.items()}
-
-
-class _Loader(yaml.SafeLoader):
-    """A YAML loader that refuses a key given twice in one mapping; `SafeLoader` silently keeps the last value."""
-
-    def compose_mapping_node(self, anchor: Any) -> Any:
-        node = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.composer.ComposerError(
-                        None, None, f"the key '{key.value}' stands there twice", key.start_mark
-                    )
-                seen.add(key.value)
-        return node

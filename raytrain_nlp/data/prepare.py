@@ -28,6 +28,7 @@ from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.paths import read_json, write_json
 from raytrain_nlp.storage import storage_of
 from raytrain_nlp.storage.atomic import fsync_dir
+from raytrain_nlp.storage.untrusted import parse_json
 
 QUARANTINE = "quarantine.jsonl"
 MapPieces = Callable[[Callable[[dict[str, Any]], dict[str, Any]], list[dict[str, Any]]], Iterable[dict[str, Any]]]
@@ -89,7 +90,7 @@ def prepare_pieces(
         ]
         summaries = []
         for result in map_pieces(prepare_piece, items):
-            summaries.append(PieceSummary(**json.loads(result["summary"])))
+            summaries.append(PieceSummary(**parse_json(result["summary"])))
             if summaries[-1].problems:
                 raise InputError([Problem(**problem) for problem in summaries[-1].problems])
             _bring_parts(summaries[-1], staging, folder)
@@ -135,7 +136,7 @@ def _commit(staging: Path, summaries: list[PieceSummary], spec: PrepareSpec, lin
             if summary.bad_file:
                 with (staging / summary.bad_file).open(encoding="utf-8") as file:
                     for line in file:
-                        bad = json.loads(line)
+                        bad = parse_json(line)
                         bad["line"] += first_line
                         quarantine.write(json.dumps({"source": summary.path, **bad}, ensure_ascii=False) + "\n")
                 (staging / summary.bad_file).unlink()

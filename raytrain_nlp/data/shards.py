@@ -13,7 +13,6 @@ became several, these are next to each other.
 from __future__ import annotations
 
 import functools
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import pyarrow.compute as pc
 
 from raytrain_nlp.storage import storage_of
 from raytrain_nlp.storage.names import below
+from raytrain_nlp.storage.untrusted import read_json_file
 
 MANIFEST = "manifest.json"
 LENGTHS = "lengths.npy"
@@ -54,7 +54,7 @@ class TokenStore:
         self.folder, self._storage = Path(folder), storage_of(folder)
         for name in (MANIFEST, LENGTHS):
             self._storage.fetch(self.folder / name)
-        self.manifest: dict[str, Any] = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
+        self.manifest: dict[str, Any] = read_json_file(self.folder / MANIFEST)
         self.lengths: np.ndarray = np.load(self.folder / LENGTHS, mmap_mode="r")
         self._starts = np.cumsum([0, *(shard["rows"] for shard in self.manifest["shards"])])
         self._shards: dict[int, dict[str, Any]] = {}

@@ -21,6 +21,7 @@ from raytrain_nlp.data.reading.readers import read_rows
 from raytrain_nlp.data.reading.sources import Piece, SourceFile, fingerprint_files
 from raytrain_nlp.data.shards import write_shard
 from raytrain_nlp.errors import InputError
+from raytrain_nlp.redaction import masked
 from raytrain_nlp.storage import storage_of
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import Lengths
@@ -101,7 +102,8 @@ def _prepare(item: dict[str, Any]) -> PieceSummary:
     task = build_task(spec.task)
     tokenizer = load_tokenizer(spec.tokenizer_dir)
     piece = Piece(**item["piece"])
-    summary = PieceSummary(piece.path)
+    source = masked(piece.path)
+    summary = PieceSummary(source)
     labels: Counter[str] = Counter()
     staging.mkdir(parents=True, exist_ok=True)
     bad_path = staging / f"bad-{index:06d}.jsonl"
@@ -114,9 +116,7 @@ def _prepare(item: dict[str, Any]) -> PieceSummary:
         np.save(staging / f"{name}.npy", counts)
         rows = write_shard(staging / f"{name}.arrow", columns)
         labels.update(task.classes(columns))
-        summary.shards.append(
-            {"file": f"{name}.arrow", "rows": rows, "source": piece.path, "tokens": int(counts.sum())}
-        )
+        summary.shards.append({"file": f"{name}.arrow", "rows": rows, "source": source, "tokens": int(counts.sum())})
     summary.labels = dict(labels)
     return summary
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.config import public_values
+from raytrain_nlp.config.yaml_text import parse_yaml
 from raytrain_nlp.run.saved_run import Run, Weights
 from raytrain_nlp.tracking.registry import PIPELINES
 
@@ -130,7 +131,7 @@ def _license_of(base: str | None) -> str | None:
     _, _, text = card.read_text(encoding="utf-8", errors="replace").partition("---\n")
     front, found, _ = text.partition("\n---")
     try:
-        values = yaml.safe_load(front) if found else None
+        values = parse_yaml(front) if found else None
     except yaml.YAMLError:
         return None
     name = values.get("license") if isinstance(values, dict) else None

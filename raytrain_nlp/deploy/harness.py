@@ -7,7 +7,6 @@ happen in a driver. What it writes is read: `results_*.json`, task -> `METRIC,FI
 from __future__ import annotations
 
 import importlib.util
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 from raytrain_nlp.errors import Problem, RunError
 from raytrain_nlp.host.scratch import scratch_folder
+from raytrain_nlp.storage.untrusted import read_json_file
 
 _LONGEST = 300
 
@@ -59,7 +59,7 @@ def run_harness(
             lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
             reason = (lines or [f"exit code {done.returncode}"])[-1][:_LONGEST]
             raise RunError(f"lm-evaluation-harness has failed: {reason}.")
-        return read_results(json.loads(files[-1].read_text(encoding="utf-8")))
+        return read_results(read_json_file(files[-1]))
 
 
 def read_results(written: dict[str, Any]) -> dict[str, float]:

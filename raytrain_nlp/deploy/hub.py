@@ -11,7 +11,6 @@ from pathlib import Path
 
 from raytrain_nlp.deploy.recipe import RECIPE, SERVE, VLLM
 from raytrain_nlp.errors import Problem, RunError
-from raytrain_nlp.paths import redact
 
 _NAME = re.compile(r"(?:[\w.-]+/)?[\w.-]{1,96}")
 
@@ -54,5 +53,5 @@ def push_folder(folder: Path, name: str, private: bool) -> str:
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RunError(f"the hub does not take {name}: {redact(reason)}. The export itself is in {folder}.") from error
+        raise RunError(f"the hub does not take {name}: {reason}. The export itself is in {folder}.") from error
     return str(commit.commit_url)

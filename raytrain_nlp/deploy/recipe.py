@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from raytrain_nlp.config import load_job, public_values
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.run.saved_run import Run
+from raytrain_nlp.storage.untrusted import read_json_file
 
 if TYPE_CHECKING:
     from raytrain_nlp.prediction.batches import PredictSpec
@@ -103,7 +104,7 @@ def read_recipe(folder: Path, use_gpu: bool) -> PredictSpec:
     from raytrain_nlp.prediction.plan import generation_of, plan_prediction
 
     try:
-        values = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+        values = read_json_file(folder / RECIPE)
     except (OSError, ValueError) as error:
         what = f"cannot be read ({folder / RECIPE}: {type(error).__name__})"
         raise InputError(

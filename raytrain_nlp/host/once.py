@@ -6,12 +6,14 @@ import sys
 import threading
 from collections.abc import Callable
 
+from raytrain_nlp.redaction import masked
+
 _said: set[str] = set()
 _one = threading.Lock()
 
 
 def _print(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    print(f"warning: {masked(text)}", file=sys.stderr, flush=True)
 
 
 def once(text: str, say: Callable[[str], None] = _print, key: str | None = None) -> None:

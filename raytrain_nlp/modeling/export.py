@@ -11,6 +11,7 @@ from typing import Any
 
 from raytrain_nlp.modeling.facts import find_positions
 from raytrain_nlp.storage.atomic import replace_folder
+from raytrain_nlp.storage.untrusted import read_json_file
 from raytrain_nlp.tasks.base import Task
 
 
@@ -112,7 +113,7 @@ def cast_folder(folder: Path, dtype: Any) -> None:
         temporary.replace(file)
     config = folder / "config.json"
     if config.exists():
-        values = json.loads(config.read_text(encoding="utf-8"))
+        values = read_json_file(config)
         values["dtype"] = str(dtype).removeprefix("torch.")
         values.pop("torch_dtype", None)
         config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -21,6 +21,7 @@ from raytrain_nlp.errors import InputError, Problem, nearest
 from raytrain_nlp.storage import storage_of
 from raytrain_nlp.storage.atomic import replacing
 from raytrain_nlp.storage.names import below, part
+from raytrain_nlp.storage.untrusted import parse_json
 
 
 @functools.lru_cache(maxsize=4)
@@ -269,7 +270,7 @@ def _keep(tokenizer: Any, cache: Path) -> Path:
             content = file.read_bytes()
             if file.name == "tokenizer_config.json":  # where it was loaded from is not what it is
                 content = json.dumps(
-                    {k: v for k, v in json.loads(content).items() if k not in ("name_or_path",)}, sort_keys=True
+                    {k: v for k, v in parse_json(content).items() if k not in ("name_or_path",)}, sort_keys=True
                 ).encode()
             digest.update(file.name.encode() + b"\0" + content)
         folder = cache / digest.hexdigest()[:24]

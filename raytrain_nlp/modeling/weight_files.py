@@ -4,12 +4,13 @@ can be trained?
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.errors import Problem
+from raytrain_nlp.storage.names import what_is_wrong
+from raytrain_nlp.storage.untrusted import parse_json, read_json_file
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _OTHERS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -39,7 +40,9 @@ def check_weights(name: str, where: str, trains: bool, adapter: bool) -> list[Pr
         shards = (_read(index) or {}).get("weight_map")
         if not isinstance(shards, dict):
             return [Problem(where, f"{_INDEX} names no weights ({folder})", "Restore the file.")]
-        files = sorted({str(file) for file in shards.values()})
+        if wrong := next(filter(None, map(what_is_wrong, shards.values())), None):
+            return [Problem(where, f"the name of a file in {_INDEX} {wrong} ({folder})", "Restore the file.")]
+        files = sorted(set(shards.values()))
     else:
         files = [_WHOLE] if (folder / _WHOLE).exists() else []
     if missing := [file for file in files if not (folder / file).exists()]:
@@ -73,7 +76,7 @@ def _damage(file: Path) -> str | None:
         if not 0 < length <= size - _LENGTH_BYTES:
             return "no header of safetensors"
         try:
-            header = json.loads(content.read(length))
+            header = parse_json(content.read(length))
             end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             return "no header of safetensors"
@@ -84,7 +87,7 @@ def _damage(file: Path) -> str | None:
 def _read(file: Path) -> dict[str, Any] | None:
     """The object in a JSON file; None where there is none."""
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_json_file(file)
     except (OSError, ValueError):
         return None
     return values if isinstance(values, dict) else None

@@ -15,6 +15,7 @@ from raytrain_nlp.data.split import Split, SplitSpec
 from raytrain_nlp.planning.truncation import cut_lengths
 from raytrain_nlp.planning.window_prefetch import WindowPreparer
 from raytrain_nlp.storage.atomic import replacing
+from raytrain_nlp.storage.untrusted import parse_json
 from raytrain_nlp.worker.spec import WorkerSpec
 
 _SAMPLED_ROWS, _MOST_COMPARED = 200_000, 5_000_000
@@ -105,7 +106,7 @@ def write_quarantine(resolved: Resolved, path: Path) -> None:
             if file is not None:
                 with file.open(encoding="utf-8") as lines:
                     out.writelines(
-                        json.dumps({"split": split, **json.loads(line)}, ensure_ascii=False) + "\n" for line in lines
+                        json.dumps({"split": split, **parse_json(line)}, ensure_ascii=False) + "\n" for line in lines
                     )
             out.writelines(json.dumps({"split": split, **row}, ensure_ascii=False) + "\n" for row in unseen)
 

@@ -25,6 +25,7 @@ from raytrain_nlp.data.windows import FIRST_BYTES, WindowedSpec, WindowedSplit, 
 from raytrain_nlp.errors import InputError, Problem, RunError
 from raytrain_nlp.paths import RunPaths, read_json, write_json
 from raytrain_nlp.planning.truncation import cut_rows
+from raytrain_nlp.storage.untrusted import parse_json
 from raytrain_nlp.tasks import build_task
 
 _AHEAD = 2
@@ -186,4 +187,4 @@ class WindowPreparer:
             out = None
             for line in lines:
                 out = out or stack.enter_context(quarantine.open("a", encoding="utf-8", errors="backslashreplace"))
-                out.write(json.dumps({"split": "train", **json.loads(line)}, ensure_ascii=False) + "\n")
+                out.write(json.dumps({"split": "train", **parse_json(line)}, ensure_ascii=False) + "\n")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from raytrain_nlp.config import TrainJob, public_values
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.run.saved_run import Run, Weights
+from raytrain_nlp.storage.untrusted import parse_json
 
 if TYPE_CHECKING:
     from raytrain_nlp.data.reading.sources import SourceFile
@@ -146,7 +147,7 @@ def _read_note(filesystem: Any, path: str) -> Any:
     """The description beside the parts (`predict.json`); None if there is none, or if it is damaged."""
     try:
         with filesystem.open(path, "rb") as file:
-            return json.loads(file.read())
+            return parse_json(file.read())
     except (FileNotFoundError, ValueError, RecursionError):
         return None
 
@@ -169,7 +170,7 @@ def join_parts(target: str, parts: str, kind: str, done: set[str], prefix: str) 
     made, bad, errors, found = list_parts(parts), [], 0, 0
     for path in made:
         table = read_part(path)
-        bad += json.loads((table.schema.metadata or {}).get(BAD, b"[]"))
+        bad += parse_json((table.schema.metadata or {}).get(BAD, b"[]"))
         errors += len(table) - table[f"{prefix}{ERROR}"].null_count if f"{prefix}{ERROR}" in table.column_names else 0
         found += len(table) if path.rsplit("/", 1)[-1] in done else 0
     quarantine = f"{target}.quarantine.jsonl" if bad else None

@@ -4,7 +4,6 @@ wrong, generated texts beside references.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from raytrain_nlp.errors import InputError
 from raytrain_nlp.paths import read_json
 from raytrain_nlp.reporting.markup import esc, number, shortened, table
 from raytrain_nlp.run.saved_run import Run
+from raytrain_nlp.storage.untrusted import parse_json
 
 _MATRIX = 16
 """Classes of a matrix that a page has room for."""
@@ -198,7 +198,7 @@ def generated_texts(run: Run) -> str:
             for line in lines:
                 if len(rows) == _TEXTS:
                     break
-                row = json.loads(line)
+                row = parse_json(line)
                 rows.append([shortened(_shown(row.get(key, "")), 400) for key in ("prediction", "reference")])
         if rows:
             parts.append("<h3>Generated texts</h3>" + table(["generated", "reference"], rows))

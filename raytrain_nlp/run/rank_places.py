@@ -26,6 +26,7 @@ from types import FrameType
 from typing import IO, Any
 
 from raytrain_nlp.paths import RunPaths
+from raytrain_nlp.storage.untrusted import read_json_file
 
 BEAT_S = 5.0
 """Seconds between two writes of a rank's file."""
@@ -155,7 +156,7 @@ class RankPlaces:
         if not self._paths.store.shared and rank != self.rank:
             self._paths.store.refetch(path, patience=1)
         with contextlib.suppress(OSError, ValueError):
-            said = json.loads(path.read_text(encoding="utf-8"))
+            said = read_json_file(path)
             return {**said, "age": max(newest - path.stat().st_mtime, 0.0)}
         return None
 
@@ -190,7 +191,7 @@ def all_silent(folder: Path) -> tuple[float, list[str]] | None:
     written, words = [], []
     try:
         for file in sorted(folder.glob("rank-*.json"), key=lambda path: int(path.stem.partition("-")[2])):
-            said = json.loads(file.read_text(encoding="utf-8"))
+            said = read_json_file(file)
             if said["host"] != HOST or not psutil.pid_exists(said["pid"]):
                 return None
             written.append(file.stat().st_mtime)

@@ -18,6 +18,7 @@ from raytrain_nlp.config.auto import written_out
 from raytrain_nlp.config.training import check_training
 from raytrain_nlp.errors import CheckpointError, InputError, Problem
 from raytrain_nlp.paths import RunPaths, read_json, write_json
+from raytrain_nlp.redaction import masked_values
 from raytrain_nlp.run.lease import held
 from raytrain_nlp.storage import open_storage
 from raytrain_nlp.storage.atomic import recover_folder, remove
@@ -161,7 +162,7 @@ class RunRecord:
 
     def update(self, **values: Any) -> None:
         self.values |= values
-        write_json(self._path, self.values)
+        write_json(self._path, masked_values(self.values))
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raytrain_nlp.storage.untrusted import parse_json
+
 if TYPE_CHECKING:
     from raytrain_nlp.data.split import MicroBatch
 
@@ -78,7 +80,7 @@ class RowNotes:
 def read_notes(folder: Path) -> list[RowNote]:
     """All notes of a run; a line that a killed process has left unfinished is passed over."""
     lines = [line for path in sorted(folder.glob("*.jsonl")) for line in path.read_bytes().splitlines(keepends=True)]
-    return [RowNote(**json.loads(line)) for line in lines if line.endswith(b"\n")]
+    return [RowNote(**parse_json(line)) for line in lines if line.endswith(b"\n")]
 
 
 def batches_of(notes: Sequence[RowNote], groups: Sequence[Sequence[int]]) -> dict[int, Batch]:

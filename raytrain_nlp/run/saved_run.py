@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from raytrain_nlp.run.origin import from_origin, origin_of
 from raytrain_nlp.run.sync import fetch_run
 from raytrain_nlp.storage import open_storage, shown, storage_of
 from raytrain_nlp.storage.names import what_is_wrong
+from raytrain_nlp.storage.untrusted import read_json_file
 
 _WEIGHTLESS = ("config.json", "adapter_config.json", "generation_config.json")
 
@@ -236,7 +236,7 @@ def _damage(checkpoint: store.Checkpoint) -> str | None:
 def _best_step(newest: store.Checkpoint) -> int | None:
     try:
         storage_of(newest.path).fetch(newest.path / "trainer_state.json")
-        step = json.loads((newest.path / "trainer_state.json").read_text(encoding="utf-8")).get("best_global_step")
+        step = read_json_file(newest.path / "trainer_state.json").get("best_global_step")
     except (OSError, ValueError, AttributeError):
         return None
     return step if isinstance(step, int) else None

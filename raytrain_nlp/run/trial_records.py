@@ -10,6 +10,7 @@ from typing import Any
 
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.paths import TRIAL, SweepPaths, read_json, trial_name, write_json
+from raytrain_nlp.redaction import masked_values
 
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
 
@@ -82,7 +83,7 @@ class Book:
         self.save(record)
 
     def save(self, record: TrialRecord) -> None:
-        write_json(self._paths.trial(record.number).run / TRIAL, asdict(record))
+        write_json(self._paths.trial(record.number).run / TRIAL, masked_values(asdict(record)))
 
     def with_status(self, *statuses: str) -> list[TrialRecord]:
         return [record for record in self.trials.values() if record.status in statuses]

@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from raytrain_nlp.paths import SECRETS, redact
+from raytrain_nlp.redaction import masked, masked_address
 
 
 def default_uri(storage: Path) -> str:
@@ -26,11 +26,11 @@ def default_uri(storage: Path) -> str:
 
 def without_secrets(text: str, uri: str) -> str:
     """A text without what is secret in a tracker's address."""
-    text = text.replace(uri, redact(uri))
+    text = text.replace(uri, masked_address(uri))
     with contextlib.suppress(ValueError):
         for secret in filter(None, [urlsplit(uri).password]):
             text = text.replace(secret, "***").replace(unquote(secret), "***")
-    return SECRETS.sub(r"\1***", text)
+    return masked(text)
 
 
 def reason_of(error: BaseException, uri: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from raytrain_nlp.config.data import DataConfig, sources_of
 from raytrain_nlp.data.reading.sources import SourceFile
-from raytrain_nlp.paths import redact
+from raytrain_nlp.redaction import masked_address
 
 _COUNTS = {
     "num_rows": "rows",
@@ -37,7 +37,7 @@ def describe_datasets(
     """
     described = []
     for split, found in files.items():
-        specs = [redact(spec) for spec in sources_of(data.source_of(split))]
+        specs = [masked_address(spec) for spec in sources_of(data.source_of(split))]
         scheme = specs[0].partition("://")[0] if "://" in specs[0] else ""
         kind = "code" if specs[0].startswith("builtin:") else _SOURCE_TYPES.get(scheme, "local")
         shown = ", ".join(spec.removeprefix("hf://") for spec in specs)

@@ -20,6 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from raytrain_nlp.redaction import masked_values
+from raytrain_nlp.storage.untrusted import parse_json
+
 
 class EventLog:
     """Appends events.
@@ -44,7 +47,7 @@ class EventLog:
         """Append an event as it is."""
         if self._path is None:
             return
-        line = json.dumps(event, ensure_ascii=False)
+        line = json.dumps(masked_values(event), ensure_ascii=False)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
@@ -62,7 +65,7 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], i
                 return
             offset += len(line)
             try:
-                event = json.loads(line)
+                event = parse_json(line)
             except ValueError:
                 continue
             if isinstance(event, dict):

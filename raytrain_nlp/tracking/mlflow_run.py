@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.config.cluster import TrackingConfig
-from raytrain_nlp.paths import RunPaths, redact
+from raytrain_nlp.paths import RunPaths
+from raytrain_nlp.redaction import masked_address
 from raytrain_nlp.tracking.accepted import name_of, text_of
 from raytrain_nlp.tracking.address import reason_of, without_secrets
 from raytrain_nlp.tracking.events import read_events
@@ -118,5 +119,5 @@ def log_files(uri: str, run_id: str, files: list[Path], folder: str) -> str | No
         for file in files:
             client.log_artifact(run_id, str(file), folder)
     except Exception as error:  # noqa: BLE001 - the files are on this machine all the same
-        return f"the tracker ({redact(uri)}) fails: {reason_of(error, uri)}"
+        return f"the tracker ({masked_address(uri)}) fails: {reason_of(error, uri)}"
     return None

@@ -12,7 +12,7 @@ from typing import Any
 from raytrain_nlp.config.cluster import TrackingConfig
 from raytrain_nlp.errors import InputError, Problem, RunError
 from raytrain_nlp.host.scratch import scratch_folder
-from raytrain_nlp.paths import redact
+from raytrain_nlp.redaction import masked_address
 from raytrain_nlp.tracking.accepted import is_refusal
 from raytrain_nlp.tracking.address import default_uri, reason_of
 from raytrain_nlp.tracking.mlflow_run import build_client, find_experiment
@@ -67,7 +67,7 @@ def register_model(
             made = client.create_model_version(name, source, run_id=run_id)
         return str(made.version)
     except Exception as error:
-        raise RunError(f"the model cannot be registered at {redact(uri)}: {reason_of(error, uri)}.") from error
+        raise RunError(f"the model cannot be registered at {masked_address(uri)}: {reason_of(error, uri)}.") from error
 
 
 def _logged_model(client: Any, run_id: str, name: str, task: str) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from raytrain_nlp.storage.untrusted import parse_json
+
 _TABLES_TAG = "mlflow.loggedArtifacts"
 
 
@@ -15,7 +17,7 @@ def log_table(client: Any, run_id: str, rows: list[dict[str, Any]], name: str) -
     columns = list(dict.fromkeys(column for row in rows for column in row))
     table = {"columns": columns, "data": [[row.get(column) for column in columns] for row in rows]}
     client.log_text(run_id, json.dumps(table, default=str), name)
-    logged = json.loads(client.get_run(run_id).data.tags.get(_TABLES_TAG, "[]"))
+    logged = parse_json(client.get_run(run_id).data.tags.get(_TABLES_TAG, "[]"))
     entry = {"path": name, "type": "table"}
     if entry not in logged:
         client.set_tag(run_id, _TABLES_TAG, json.dumps([*logged, entry]))

@@ -20,7 +20,8 @@ from collections.abc import Callable
 from typing import Any
 
 from raytrain_nlp.config.cluster import TrackingConfig
-from raytrain_nlp.paths import RunPaths, read_json, redact, write_json
+from raytrain_nlp.paths import RunPaths, read_json, write_json
+from raytrain_nlp.redaction import masked_address
 from raytrain_nlp.tracking.accepted import is_locked, name_of
 from raytrain_nlp.tracking.address import default_uri, reason_of
 from raytrain_nlp.tracking.attachments import Attachments
@@ -99,8 +100,8 @@ class Tracker:
                 self._abandoned.set()  # from here on the files may be another tracker's, which sends what is left
                 why = "is not done in time" if patience.shows_life else "does not answer"
                 self._warn(
-                    f"the tracker ({redact(self.uri)}) {why}; its figures are kept in {self._paths.events} and are "
-                    f"sent by the next --resume."
+                    f"the tracker ({masked_address(self.uri)}) {why}; its figures are kept in {self._paths.events} "
+                    f"and are sent by the next --resume."
                 )
                 return False
             self._thread.join(0.1)
@@ -160,8 +161,8 @@ class Tracker:
             if self._failures == (2 if is_locked(error) else 1) and not self._abandoned.is_set():
                 with contextlib.suppress(Exception):
                     self._warn(
-                        f"the tracker ({redact(self.uri)}) fails: {reason_of(error, self.uri)}. Training goes on, "
-                        f"figures are kept and sent later."
+                        f"the tracker ({masked_address(self.uri)}) fails: {reason_of(error, self.uri)}. Training goes "
+                        f"on, figures are kept and sent later."
                     )
             return False
         self._failures = 0
@@ -222,8 +223,8 @@ class Tracker:
 
     def _tell_left_out(self, what: str, error: Exception) -> None:
         self._warn(
-            f"the tracker ({redact(self.uri)}) does not take {what}: {reason_of(error, self.uri)}. They are left out "
-            f"there; all figures are sent."
+            f"the tracker ({masked_address(self.uri)}) does not take {what}: {reason_of(error, self.uri)}. They are "
+            f"left out there; all figures are sent."
         )
 
 

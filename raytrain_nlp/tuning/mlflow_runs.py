@@ -13,7 +13,8 @@ from typing import Any
 
 from raytrain_nlp.config import load_job, public_values
 from raytrain_nlp.config.sweep import Sweep
-from raytrain_nlp.paths import SweepPaths, redact
+from raytrain_nlp.paths import SweepPaths
+from raytrain_nlp.redaction import masked_address
 from raytrain_nlp.run.record import flatten
 from raytrain_nlp.run.trial_records import FAILED, RUNNING, Book, TrialRecord
 from raytrain_nlp.tracking.address import default_uri
@@ -48,7 +49,7 @@ class Tree:
     @property
     def uri(self) -> str:
         """Where MLflow has the runs, without a password."""
-        return redact(self._parent.uri)
+        return masked_address(self._parent.uri)
 
     def start(self) -> Tree:
         self._parent.start()
@@ -142,7 +143,7 @@ class Tree:
         try:
             action(MlflowClient(tracking_uri=self._parent.uri))
         except Exception as error:  # noqa: BLE001 - a tracker never ends a sweep
-            shown = redact(self._parent.uri)
+            shown = masked_address(self._parent.uri)
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(self._parent.uri, shown)[
                 :200
             ]

@@ -11,7 +11,8 @@ from raytrain_nlp.config import public_values
 from raytrain_nlp.config.auto import put_values, written_out
 from raytrain_nlp.config.sweep import Sweep, load_sweep
 from raytrain_nlp.errors import Problem
-from raytrain_nlp.paths import SweepPaths, read_json, redact
+from raytrain_nlp.paths import SweepPaths, read_json
+from raytrain_nlp.redaction import masked_address
 from raytrain_nlp.run.record import RunRecord, is_of_a_start
 from raytrain_nlp.storage import open_storage
 from raytrain_nlp.storage.atomic import replacing
@@ -115,5 +116,5 @@ def _settings(plan: Sweep) -> dict[str, Any]:
     values = plan.config.model_dump(mode="json", exclude_unset=True, by_alias=True)
     values["job"] = public_values(plan.job)
     if values.get("tracking", {}).get("tracking_uri"):
-        values["tracking"]["tracking_uri"] = redact(values["tracking"]["tracking_uri"])
+        values["tracking"]["tracking_uri"] = masked_address(values["tracking"]["tracking_uri"])
     return values

@@ -35,6 +35,7 @@ from raytrain_nlp.paths import TRIAL, RunPaths, cache_dir, read_json
 from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.run.record import open_run
 from raytrain_nlp.run.trial_records import FAILED, FINISHED
+from raytrain_nlp.storage.untrusted import read_json_file
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.tuning.inherit import Pointer, apply_pointer, donate
 from raytrain_nlp.tuning.schedulers import LAST
@@ -96,7 +97,7 @@ class TrialActor(Trainable):
         (Path(checkpoint_dir) / _POINTER).write_text(json.dumps(pointer.to_dict()), encoding="utf-8")
 
     def load_checkpoint(self, checkpoint: str) -> None:
-        self._trial.inherit(Pointer(**json.loads((Path(checkpoint) / _POINTER).read_text(encoding="utf-8"))))
+        self._trial.inherit(Pointer(**read_json_file(Path(checkpoint) / _POINTER)))
 
     def cleanup(self) -> None:
         self._trial.stop()

@@ -29,7 +29,7 @@ from raytrain_nlp.certificate.checks import (
 from raytrain_nlp.certificate.evidence import Evidence, read_evidence
 from raytrain_nlp.certificate.jobs import CHANGED, LEAST_STEPS, Shape, at_workers, first_steps, renamed
 from raytrain_nlp.certificate.kills import Kill, killed_run
-from raytrain_nlp.certificate.page import JSON, as_values, verdict_of, without_secrets, write_certificate
+from raytrain_nlp.certificate.page import JSON, as_values, verdict_of, write_certificate
 from raytrain_nlp.certificate.runs import finished
 from raytrain_nlp.cluster.gpus import local_gpus
 from raytrain_nlp.config import TrainJob, load_job, public_values
@@ -127,7 +127,7 @@ def certify(
             "checks": [as_values(check) for check in checks],
             "versions": _versions(),
             "machine": _machine(),
-            "job": without_secrets(public_values(job)),
+            "job": public_values(job),
         },
     )
     if not keep:

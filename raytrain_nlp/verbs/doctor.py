@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from raytrain_nlp.errors import StorageError
 from raytrain_nlp.host.processes import python_command
-from raytrain_nlp.paths import redact
+from raytrain_nlp.redaction import masked_address
 from raytrain_nlp.storage import open_storage
 
 _PROBE_BYTES = 64 << 20
@@ -273,7 +273,7 @@ def _tracker(uri: str | None, storage: str) -> Finding:
         shared = open_storage(storage).shared
         where = f"below {Path(storage).expanduser()}" if shared else "in the folder of each run"
         return Finding("tracker", True, f"SQLite {where} (tracking.tracking_uri is not set)")
-    shown, parts = redact(uri), urlsplit(uri)
+    shown, parts = masked_address(uri), urlsplit(uri)
     if parts.scheme not in ("http", "https"):
         return Finding("tracker", True, f"{shown} is no server; it is opened when a run starts")
     try:

@@ -24,7 +24,8 @@ from raytrain_nlp.launch.elastic import ElasticFit
 from raytrain_nlp.launch.fit import Fit, has_moved, load_libraries
 from raytrain_nlp.launch.parallel_map import map_beside_training, map_on_cluster
 from raytrain_nlp.memory.available import find_available, process_measured
-from raytrain_nlp.paths import RunPaths, read_json, redact
+from raytrain_nlp.paths import RunPaths, read_json
+from raytrain_nlp.redaction import masked_address
 from raytrain_nlp.results import Result
 from raytrain_nlp.run.estimates import find_estimate
 from raytrain_nlp.run.interruption import stopped, stops_at_checkpoint
@@ -401,7 +402,7 @@ class _Tracking:
     @property
     def uri(self) -> str | None:
         """MLflow's tracking URI without passwords; None if the run is not tracked."""
-        return redact(self._tracker.uri) if self._tracker else None
+        return masked_address(self._tracker.uri) if self._tracker else None
 
     def __enter__(self) -> _Tracking:
         for one in self._all:

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from raytrain_nlp.redaction import MaskedText
+
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _LIBRARIES = ("transformers", "deepspeed", "DeepSpeed", "accelerate", "ray.data")
 """Whose loggers may pass nothing on to the root's."""
@@ -19,7 +21,8 @@ def rank_log(folder: Path, rank: int) -> Iterator[None]:
     on, and what they print; of the libraries what they log as they are set.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"rank-{rank}.log").open("a", encoding="utf-8", buffering=1) as file:
+    content = (folder / f"rank-{rank}.log").open("ab")
+    with MaskedText(content, encoding="utf-8", errors="backslashreplace", line_buffering=True) as file:
         handler = logging.StreamHandler(file)
         handler.setFormatter(logging.Formatter(_FORMAT))
         others = logging.StreamHandler(file)

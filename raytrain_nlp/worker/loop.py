@@ -18,6 +18,7 @@ from raytrain_nlp.errors import InputError, NonFiniteLossError, RunError
 from raytrain_nlp.failures import Failure, find_failure
 from raytrain_nlp.host.scratch import scratch_folder
 from raytrain_nlp.paths import RunPaths, read_json, write_json
+from raytrain_nlp.redaction import masked
 from raytrain_nlp.run.row_notes import RowNotes
 from raytrain_nlp.storage import shown
 from raytrain_nlp.tracking.events import EventLog
@@ -87,12 +88,14 @@ def _tell(failure: Failure, paths: RunPaths, rank: int) -> None:
 
     What fails with the same words at the same step of the same rank twice would do so a third time.
     """
-    told, mine = read_json(paths.failure) or {}, [CLOCK.step, failure.error]
+    told, error = read_json(paths.failure) or {}, masked(failure.error)
+    mine = [CLOCK.step, error]
     again = failure.again or told.get("ranks", {}).get(str(rank)) == mine
     if told.get("again"):  # another rank was first
         return
     write_json(
-        paths.failure, {"error": failure.error, "again": again, "ranks": {**told.get("ranks", {}), str(rank): mine}}
+        paths.failure,
+        {"error": error, "again": again, "ranks": {**told.get("ranks", {}), str(rank): mine}},
     )
     paths.store.push(paths.failure)
 

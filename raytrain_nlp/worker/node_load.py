@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 
 from raytrain_nlp.distributed.device import device_figures
 from raytrain_nlp.storage.atomic import replacing
+from raytrain_nlp.storage.untrusted import read_json_file
 
 _OLD_S = 120.0
 """A file of a node that has left the group is older."""
@@ -64,7 +65,7 @@ def loads_of_others(folder: Path) -> dict[str, float]:
     hosts = {socket.gethostname()}
     for path in sorted(folder.glob("rank-*.json")) if folder.is_dir() else ():
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            written = json.loads(path.read_text(encoding="utf-8"))
+            written = read_json_file(path)
             if time.time() - written["time"] > _OLD_S:
                 continue
             host = written["host"] if written["host"] not in hosts else f"{written['host']}-{path.stem}"

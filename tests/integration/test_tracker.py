@@ -23,7 +23,8 @@ from mlflow.exceptions import MlflowException
 from support import wait_until
 
 from raytrain_nlp.config.cluster import TrackingConfig
-from raytrain_nlp.paths import RunPaths, redact
+from raytrain_nlp.paths import RunPaths
+from raytrain_nlp.redaction import masked_address
 from raytrain_nlp.tracking.events import EventLog, read_events
 from raytrain_nlp.tracking.tracker import Tracker
 
@@ -34,7 +35,9 @@ import sys, time
 from pathlib import Path
 from raytrain_nlp.config.cluster import TrackingConfig
 from raytrain_nlp.paths import RunPaths
+from raytrain_nlp.redaction import masked_address
 from raytrain_nlp.tracking.tracker import Tracker
+from raytrain_nlp.redaction import masked_address
 Tracker(RunPaths(sys.argv[1], "run"), TrackingConfig(tracking_uri=sys.argv[2]), {"a": 1}, "name: run", print).start()
 time.sleep(600)
 """
@@ -587,4 +590,4 @@ def test_offsets_of_events_are_where_reading_goes_on(tmp_path: Path) -> None:
 )
 def test_address_is_shown_without_its_password(uri: str, shown: str) -> None:
     """Of an address everything is shown but who logs in and with what."""
-    assert redact(uri) == shown
+    assert masked_address(uri) == shown

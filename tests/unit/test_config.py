@@ -585,7 +585,7 @@ def test_storage_path_with_nul_is_refused() -> None:
         ("training: {}\ndata: {}\ntraining: {}\n", ":3", "is not YAML (the key 'training' stands there twice)"),
         ("name: 2024-13-45\n", "", "is not YAML (month must be in 1..12)"),
         ("x: !!python/object/apply:os.getcwd []\n", ":1", "is not YAML (could not determine a constructor"),
-        ("[" * 1000, "", "is not YAML (maximum recursion depth"),
+        ("[" * 1000, "", "is not YAML (it is nested too deep"),
     ],
 )
 def test_file_that_is_no_job_is_one_line_with_its_line_number(tmp_path: Path, text: str, where: str, what: str) -> None:

@@ -45,6 +45,7 @@ ROOMS = [
     "host",
     "results",
     "errors",
+    "redaction",
 ]
 """From top to bottom. A room is a folder, or a module of the package itself; `cli` and `config` are read with the rooms
 in them.

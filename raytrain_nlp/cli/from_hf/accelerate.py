@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from raytrain_nlp.cli.from_hf.variables import Processes, read_count, take_precision
+from raytrain_nlp.config.yaml_text import parse_yaml
 
 if TYPE_CHECKING:
     from raytrain_nlp.cli.from_hf.command import Command
@@ -114,7 +115,7 @@ def _read_file(command: Command, file: str | None) -> dict[str, Any]:
             command.note("config_file", f"{default} is not read; give it as --config_file.")
         return {}
     try:
-        values = yaml.safe_load(Path(os.path.expanduser(file)).read_text(encoding="utf-8"))  # JSON is YAML
+        values = parse_yaml(Path(os.path.expanduser(file)).read_text(encoding="utf-8"))  # JSON is YAML
     except FileNotFoundError:
         command.problem("config_file", f"there is no such file ({file})", "Check the path.")
         return {}

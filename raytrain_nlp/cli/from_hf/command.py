@@ -4,7 +4,6 @@ its flags.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from raytrain_nlp.cli.from_hf.flags import SCRIPTS, SECRETS, Flag, flags_of
 from raytrain_nlp.cli.from_hf.launcher import read_launcher
 from raytrain_nlp.cli.from_hf.own_loop import SUFFIX, own_loop_flags, settle_own_loop
 from raytrain_nlp.errors import InputError, Problem, nearest
+from raytrain_nlp.storage.untrusted import parse_json
 
 _NUMBER = re.compile(r"-\d*\.?\d+(e[+-]?\d+)?", re.I)
 _BOOLEAN = TypeAdapter(bool)
@@ -228,7 +228,7 @@ def _typed(flag: Flag, texts: list[str]) -> Any:
     if flag.many and not (flag.text and len(texts) == 1):
         return flag.type.validate_python(texts)
     if flag.mapping and texts[0].lstrip().startswith("{"):
-        return flag.type.validate_python(json.loads(texts[0]))
+        return flag.type.validate_python(parse_json(texts[0]))
     if flag.switch and flag.text:  # its value may be a boolean or another word
         try:
             return _BOOLEAN.validate_python(texts[0])

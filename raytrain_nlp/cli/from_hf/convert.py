@@ -5,7 +5,6 @@ Each flag becomes a key of the job, or a note that says why there is no such key
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from raytrain_nlp.config.load import load_job
 from raytrain_nlp.config.training import check_training
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.paths import check_run_name
+from raytrain_nlp.storage.untrusted import read_json_file
 
 _ON_GPU_ONLY = ("fp16", "fp16_full_eval", "tf32")
 _TRACKERS = ("tensorboard", "wandb")
@@ -167,11 +167,7 @@ def _enabled(deepspeed: Any, precision: str) -> bool:
         precision: `fp16` or `bf16`.
     """
     try:
-        config = (
-            json.loads(Path(os.path.expanduser(deepspeed)).read_text(encoding="utf-8"))
-            if isinstance(deepspeed, str)
-            else deepspeed
-        )
+        config = read_json_file(Path(os.path.expanduser(deepspeed))) if isinstance(deepspeed, str) else deepspeed
         return config[precision]["enabled"] is True
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 import os
 from pathlib import Path
 from typing import Any
+
+from raytrain_nlp.storage.untrusted import parse_json, read_json_file
 
 _ROWS = 100
 _ARRAY_BYTES = 64 << 20
@@ -54,10 +55,10 @@ def _json(file: Path) -> list[Any] | None:
     with file.open(encoding="utf-8-sig") as lines:
         if lines.read(1) == "[":
             return (
-                json.loads(file.read_text(encoding="utf-8-sig"))[:_ROWS] if file.stat().st_size < _ARRAY_BYTES else None
+                parse_json(file.read_text(encoding="utf-8-sig"))[:_ROWS] if file.stat().st_size < _ARRAY_BYTES else None
             )
         lines.seek(0)
-        return [json.loads(line) for line in itertools.islice((line for line in lines if line.strip()), _ROWS)]
+        return [parse_json(line) for line in itertools.islice((line for line in lines if line.strip()), _ROWS)]
 
 
 def is_number(value: Any) -> bool:
@@ -108,7 +109,7 @@ def model_config(folder: str) -> dict[str, Any] | None:
 def _json_of(folder: str | None, name: str) -> dict[str, Any] | None:
     try:
         path = Path(os.path.expanduser(folder or ""))
-        values = json.loads((path / name if path.is_dir() else path).read_text(encoding="utf-8")) if folder else None
+        values = read_json_file(path / name if path.is_dir() else path) if folder else None
     except (OSError, ValueError):
         return None
     return values if isinstance(values, dict) else None

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from raytrain_nlp.cli.propose.columns import Sample
 from raytrain_nlp.cli.propose.tasks import Proposal
 from raytrain_nlp.cluster.gpus import local_gpus, smallest_memory
+from raytrain_nlp.config.yaml_text import parse_yaml
 from raytrain_nlp.storage.hub import why_unreachable
 
 _LARGE = 20 << 30
@@ -80,7 +79,7 @@ def choose_model(proposal: Proposal, sample: Sample, example: Path, named: str |
         )
     if proposal.needs_chat_template:
         return None
-    sections = yaml.safe_load(example.read_text(encoding="utf-8"))
+    sections = parse_yaml(example.read_text(encoding="utf-8"))
     training = {"learning_rate": sections["training"]["learning_rate"], "warmup_steps": 0.1}
     remarks = [
         "The Hugging Face hub cannot be reached from here: a small model from scratch, to see that all works.",

@@ -5,10 +5,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from typing import Any
 
 from raytrain_nlp.data.reading.files import SourceFile, damage_reported, open_source
+from raytrain_nlp.storage.untrusted import parse_json
 
 
 def class_names(file: SourceFile, column: str) -> list[str] | None:
@@ -32,14 +32,17 @@ def _features(file: SourceFile) -> dict[str, Any]:
         return {}
     with damage_reported(file.path, file.format), open_source(file.path) as handle:
         metadata = (_schema(handle, file.format).metadata or {}).get(b"huggingface")
-    with contextlib.suppress(ValueError, AttributeError):  # another library has put metadata under this name
-        if metadata and (found := json.loads(metadata)["info"]["features"]):
+    # another library may have put its own under this name
+    with contextlib.suppress(ValueError, TypeError, KeyError, IndexError):
+        if metadata and isinstance(found := parse_json(metadata)["info"]["features"], dict) and found:
             return found
     with (
         contextlib.suppress(OSError, ValueError),
         open_source(f"{file.path.rpartition('/')[0]}/dataset_info.json") as handle,
     ):
-        return json.loads(handle.read()).get("features") or {}
+        values = parse_json(handle.read())
+        if isinstance(values, dict) and isinstance(values.get("features"), dict):
+            return values["features"]
     return {}
 
 

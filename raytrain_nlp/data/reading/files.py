@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -12,8 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from raytrain_nlp.data.reading.folders import STATE
+from raytrain_nlp.data.reading.compressed import bounded
+from raytrain_nlp.data.reading.folders import STATE, files_named
 from raytrain_nlp.errors import InputError, Problem
+from raytrain_nlp.storage.untrusted import parse_json
 
 FORMATS = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
@@ -48,10 +49,16 @@ class SourceFile:
 
 
 def open_source(path: str, **kwargs: Any) -> Any:
-    """Open a local or remote file for reading bytes; `.gz` is decompressed."""
+    """Open a local or remote file for reading bytes; `.gz` is decompressed. Reading raises `InputError` where it
+    expands further than rows do.
+    """
     import fsspec
 
-    return fsspec.open(path, "rb", compression="infer", **kwargs).open()
+    file = fsspec.open(path, "rb", compression="infer", **kwargs).open()
+    if not path.lower().endswith(".gz"):
+        return file
+    filesystem, inner = fsspec.core.url_to_fs(path, **kwargs)
+    return bounded(file, path, filesystem.size(inner) or 0)
 
 
 @contextlib.contextmanager
@@ -71,12 +78,9 @@ def damage_reported(path: str, kind: str) -> Iterator[None]:
 def saved_parts(state: str) -> tuple[list[str], list[str]]:
     """The Arrow files of a saved dataset, given its `state.json`: those with rows, and those with indices."""
     with open_source(state) as file:
-        values = json.loads(file.read())
-    rows, indices = (
-        [f"{state.rpartition('/')[0]}/{entry['filename']}" for entry in values.get(name) or []]
-        for name in ("_data_files", "_indices_data_files")
-    )
-    return rows, indices
+        values = parse_json(file.read())
+    folder = state.rpartition("/")[0]
+    return files_named(values, "_data_files", folder), files_named(values, "_indices_data_files", folder)
 
 
 def format_of(path: str) -> str | None:

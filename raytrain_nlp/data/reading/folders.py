@@ -9,13 +9,14 @@ FOLDER:SPLIT                    a split of a DatasetDict, or the files that `dat
 
 from __future__ import annotations
 
-import json
 import posixpath
 import re
 from collections.abc import Callable
 from typing import Any
 
 from raytrain_nlp.errors import InputError, Problem, nearest
+from raytrain_nlp.storage.names import what_is_wrong
+from raytrain_nlp.storage.untrusted import parse_json
 
 STATE = "state.json"
 _SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-\d{5}")
@@ -58,7 +59,10 @@ def find_in_folder(
     """
     folder = folder.rstrip("/")
     if (listed := _read(filesystem, f"{folder}/dataset_dict.json")) is not None:
-        splits = listed.get("splits") or []
+        splits = listed.get("splits") if isinstance(listed, dict) else None
+        if not isinstance(splits, list) or (wrong := next(filter(None, map(what_is_wrong, splits)), None)):
+            what = f"a split that dataset_dict.json names {wrong}" if splits else "dataset_dict.json names no splits"
+            raise InputError(Problem(where, f"{what} ({spec})", "Restore the file."))
         chosen = _choose(splits, split, where, spec)
         folder, split = f"{folder}/{chosen}", None
     if filesystem.exists(f"{folder}/{STATE}") and (saved := _saved_files(filesystem, folder)) is not None:
@@ -104,7 +108,16 @@ def _saved_files(filesystem: Any, folder: str) -> list[str] | None:
         return None
     if state.get("_indices_data_files"):
         return [f"{folder}/{STATE}"]
-    return [f"{folder}/{entry['filename']}" for entry in state["_data_files"]]
+    return files_named(state, "_data_files", folder)
+
+
+def files_named(state: Any, key: str, folder: str) -> list[str]:
+    """The files that a `state.json` names, which lie in its folder. Raises `InputError` where it names others."""
+    entries = (state.get(key) if isinstance(state, dict) else None) or []
+    names = [entry.get("filename") if isinstance(entry, dict) else None for entry in entries]
+    if wrong := next(filter(None, map(what_is_wrong, names)), None):
+        raise InputError(Problem(f"{folder}/{STATE}", f"the name of a file in it {wrong}", "Restore the file."))
+    return [f"{folder}/{name}" for name in names]
 
 
 def _of_split(names: list[str], folder: str, split: str | None, where: str, spec: str) -> list[str]:
@@ -152,6 +165,6 @@ def _read(filesystem: Any, path: str) -> Any:
     """The content of a JSON file, or None where there is none."""
     try:
         with filesystem.open(path, "rb") as file:
-            return json.loads(file.read())
+            return parse_json(file.read())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None

@@ -12,6 +12,7 @@ from typing import Any
 
 from fsspec.spec import AbstractBufferedFile
 
+from raytrain_nlp.data.reading.compressed import bounded_batches
 from raytrain_nlp.data.reading.conll import read_conll
 from raytrain_nlp.data.reading.delimited import MOST_BYTES, read_separated
 from raytrain_nlp.data.reading.encodings import as_utf8, is_json_lines, not_utf8
@@ -119,9 +120,8 @@ def _read_parquet(piece: Piece) -> Iterator[Row | BadRow]:
     with open_source(piece.path) as handle:
         file = parquet.ParquetFile(handle)
         _check_names(file.schema_arrow.names, piece.path)
-        yield from _rows_of_batches(
-            file.iter_batches(batch_size=1024, row_groups=list(range(piece.start, piece.end or 0)))
-        )
+        batches = file.iter_batches(batch_size=1024, row_groups=list(range(piece.start, piece.end or 0)))
+        yield from _rows_of_batches(bounded_batches(batches, handle, piece.path))
 
 
 def _read_arrow(piece: Piece) -> Iterator[Row | BadRow]:
@@ -132,9 +132,8 @@ def _read_arrow(piece: Piece) -> Iterator[Row | BadRow]:
         handle.seek(0)
         reader = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(handle)
         _check_names(reader.schema.names, piece.path)
-        yield from _rows_of_batches(
-            (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else reader
-        )
+        batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else reader
+        yield from _rows_of_batches(bounded_batches(batches, handle, piece.path))
 
 
 def _read_saved(piece: Piece) -> Iterator[Row | BadRow]:
