@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-import time
 from pathlib import Path
 
 import pytest
@@ -75,17 +74,11 @@ def test_which_variables_are_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     assert masked(text) == "*** *** short 123456789 true-true-true /home/me/token german-de"
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["a" * 100_000, "secret" * 20_000, "a://" * 20_000, "://" + "a@" * 50_000, "token='" * 20_000, "-" * 100_000],
-)
-def test_no_text_takes_long(text: str) -> None:
-    """Anybody may write a row or a name that ends in a message. Linear: of twice the text less than five times."""
-    began = time.process_time()
-    masked(text)
-    middle = time.process_time()
-    masked(text * 2)
-    assert time.process_time() - middle < 5 * (middle - began) + 0.05
+@pytest.mark.parametrize("unit", ["a", "secret", "a://", "a@", "token='", "-", "eyJa.", "x=y "])
+def test_no_text_takes_long(unit: str) -> None:
+    """Anybody may write a row or a name that ends in a message. Were one pattern not linear, this would take hours."""
+    text = f"://{unit * (200_000 // len(unit))}"
+    assert len(masked(text)) <= len(text)
 
 
 def test_values_under_names_of_secrets() -> None:
