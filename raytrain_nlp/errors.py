@@ -5,6 +5,7 @@
     └── RunError            the run failed: exit code 1
         ├── Stopped             by Ctrl-C or a signal: exit code 130
         ├── CheckpointError     no checkpoint can be loaded, or one cannot be written
+        │   └── DiskError           because a disk does not take it: full, read-only, away
         ├── NonFiniteLossError  the loss became NaN or infinite; stopped before the update
         └── FeedError           the feed handed a rank something else than the plan says
 
@@ -61,6 +62,10 @@ class Stopped(RunError):
 
 class CheckpointError(RunError):
     """A checkpoint cannot be written, or none can be loaded."""
+
+
+class DiskError(CheckpointError):
+    """A disk of this node, or a folder that all nodes share, does not take what should be written."""
 
 
 class StorageError(RunError):

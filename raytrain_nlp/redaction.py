@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 MASK = "***"
-_SIGN = r"""[^\s&;"'\\<>]"""
+_SIGN = r"""[^\s&;"'\\<>()]"""
 _NAMES = (
     r"(?:[\w-]*(?:password|passwd|secret|api[_-]?key|access[_-]?key(?:[_-]?id)?|signature|credential)"
     r"|(?:(?:access|api|auth|bearer|hf|hub|id|refresh|security|session|x-amz-security)[_-]?)?token|pwd|sig|sas)"

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from transformers.trainer_callback import ExportableState
 
 from raytrain_nlp.checkpoint import store
-from raytrain_nlp.checkpoint.commit import Commits
+from raytrain_nlp.checkpoint.commit import Commits, written_by_all
 from raytrain_nlp.checkpoint.state import load_state, save_state
 from raytrain_nlp.compat.accelerate import apply_prepare
 from raytrain_nlp.compat.torch import set_last_rates
@@ -24,6 +23,7 @@ from raytrain_nlp.distributed import device
 from raytrain_nlp.distributed.collectives import broadcast_object, gather_objects
 from raytrain_nlp.errors import CheckpointError
 from raytrain_nlp.modeling.lora import check_one_kind, trainable_state
+from raytrain_nlp.storage.disk import patiently
 
 _TRAINER_STATE = "trainer_state.json"
 
@@ -70,22 +70,28 @@ class Checkpointer:
     # Saving
 
     def save(self, trainer: Any) -> None:
-        """Write the files of all ranks to a staging folder, and commit it. Every rank must call it at the same step."""
+        """Write the files of all ranks to a staging folder, and commit it. Every rank must call it at the same step.
+
+        Raises:
+            DiskError: on all ranks, where the disk of one does not take its files. What it has taken is removed.
+        """
         started = time.perf_counter()
         step = trainer.state.global_step
         first = trainer.is_world_process_zero()
         staging = Path(broadcast_object(str(store.staging_dir(self.root, step)) if first else None))
-        staging.mkdir(parents=True, exist_ok=True)
-        written = self._write(trainer, staging)
-        mine = store.describe_files(staging, written)
+        mine: list[store.FileEntry] = []
+        with written_by_all(staging):
+            patiently(lambda: staging.mkdir(parents=True, exist_ok=True), staging)
+        if trainer.is_deepspeed_enabled:  # its ranks wait for each other in there
+            trainer.deepspeed.save_checkpoint(str(staging), exclude_frozen_parameters=self.adapter_only)
+        with written_by_all(staging):
+            mine = store.describe_files(staging, self._write(trainer, staging))
         files = sorted((entry for part in gather_objects(mine) for entry in part), key=lambda entry: entry.path)
         manifest = store.Manifest(
             step, trainer.args.world_size, self.zero_stage, self.data_fingerprint, self.versions, files
         )
         best = trainer.state.best_global_step
         self.commits.commit(staging, mine, manifest, {best} if self.keep_best and best else set(), started)
-        if dist.is_initialized():
-            dist.barrier()
         trainer.state.best_model_checkpoint = self.path_of(trainer.state.best_global_step)
 
     def _write(self, trainer: Any, staging: Path) -> list[Path]:
@@ -97,9 +103,10 @@ class Checkpointer:
             written.append(staging / name)
 
         if trainer.is_deepspeed_enabled:
-            engine = trainer.deepspeed
-            engine.save_checkpoint(str(staging), exclude_frozen_parameters=self.adapter_only)
-            written += [Path(path) for path in engine.checkpoint_engine.written]
+            engine = trainer.deepspeed.checkpoint_engine
+            if engine.failed:
+                raise engine.failed
+            written += [Path(path) for path in engine.written]
             if first:
                 written.append(staging / "latest")
         elif first:
@@ -109,7 +116,7 @@ class Checkpointer:
         if first:
             write("scheduler.state", {"scheduler": trainer.lr_scheduler.state_dict(), "scaler": _scaler_state(trainer)})
             self._update_trainer_state(trainer)
-            trainer.state.save_to_json(str(staging / _TRAINER_STATE))
+            patiently(lambda: trainer.state.save_to_json(str(staging / _TRAINER_STATE)), staging / _TRAINER_STATE)
             written.append(staging / _TRAINER_STATE)
         write(f"rng-{trainer.args.process_index}.state", _rng_state())
         return written

@@ -6,17 +6,18 @@ the next commit, or at the end of training; until then the previous checkpoint i
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from raytrain_nlp.checkpoint import store
 from raytrain_nlp.distributed.collectives import broadcast_object, gather_objects
-from raytrain_nlp.errors import StorageError
+from raytrain_nlp.errors import DiskError, StorageError
 from raytrain_nlp.storage import Storage, storage_of
 from raytrain_nlp.storage.atomic import fsync_dir, remove
 from raytrain_nlp.storage.folder import Folder
@@ -78,10 +79,13 @@ class Commits:
             keep: steps whose checkpoints are not deleted, besides the newest `save_total_limit`.
             started: `time.perf_counter()` when saving began, for `on_commit`.
         """
+        with written_by_all(staging):
+            if self.rank == 0:
+                store.commit(self.root, staging, manifest)
         if self.rank == 0:
-            store.commit(self.root, staging, manifest)
             store.apply_retention(self.storage, self.root, self.save_total_limit, keep)
             self.on_commit(manifest.step, time.perf_counter() - started)
+        gather_objects(None)  # the others go on when it can be loaded, and what it replaces is gone
 
     def finish(self) -> None:
         """Wait until the last commit is complete, in object storage too. Every rank must call it.
@@ -119,10 +123,10 @@ class RemoteCommits(Commits):
         self, staging: Path, mine: list[store.FileEntry], manifest: store.Manifest, keep: set[int], started: float
     ) -> None:
         self.finish()  # only one upload at a time
-        if self.local_rank == 0:
-            store.commit(self.root, staging, manifest)
-            store.apply_retention(Folder(self.root), self.root, 1, keep)
-        broadcast_object(None)
+        with written_by_all(staging):
+            if self.local_rank == 0:
+                store.commit(self.root, staging, manifest)
+                store.apply_retention(Folder(self.root), self.root, 1, keep)
         self._thread = threading.Thread(
             target=self._send, args=(manifest, mine, staging.name, keep, started), name="upload", daemon=True
         )
@@ -228,6 +232,21 @@ def build_commits(
     return RemoteCommits(
         *common, int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1)), before_commit
     )
+
+
+@contextlib.contextmanager
+def written_by_all(staging: Path) -> Iterator[None]:
+    """A `DiskError` of one rank leaves it on all ranks, which wait here for each other; the staging folder, which takes
+    room, is removed then. Every rank must enter it.
+    """
+    failed = None
+    try:
+        yield
+    except DiskError as error:
+        failed = str(error)
+    if told := _first(failed):
+        remove(staging)
+        raise DiskError(told)
 
 
 def _first(text: str | None) -> str | None:

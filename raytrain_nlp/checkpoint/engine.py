@@ -11,6 +11,7 @@ from raytrain_nlp.checkpoint.consolidate import tag_of
 from raytrain_nlp.checkpoint.reshard import fitted
 from raytrain_nlp.checkpoint.state import load_state, save_state
 from raytrain_nlp.compat.deepspeed import apply_checkpoint_engine
+from raytrain_nlp.errors import DiskError
 
 
 class SafeCheckpointEngine(CheckpointEngine):
@@ -21,13 +22,19 @@ class SafeCheckpointEngine(CheckpointEngine):
         self.name = "SafeCheckpointEngine"
         self.written: list[str] = []
         """Files this rank wrote since `create`; the manifest lists them."""
+        self.failed: DiskError | None = None
+        """Why one could not be written. It is not raised at once: the other ranks wait for this one in DeepSpeed."""
 
     def create(self, info: CheckpointCommitInfo) -> None:
-        self.written = []
+        self.written, self.failed = [], None
 
     def save(self, state_dict: Any, path: str) -> None:
-        save_state(path, state_dict)
-        self.written.append(path)
+        try:
+            save_state(path, state_dict)
+        except DiskError as error:
+            self.failed = error
+        else:
+            self.written.append(path)
 
     def load(self, path: str, map_location: Any = None) -> Any:
         return load_state(path)

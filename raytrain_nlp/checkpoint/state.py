@@ -24,20 +24,30 @@ from safetensors.torch import save_file
 
 from raytrain_nlp.errors import CheckpointError
 from raytrain_nlp.storage.atomic import apply_umask
+from raytrain_nlp.storage.disk import patiently
 from raytrain_nlp.storage.untrusted import parse_json
 
 _KEY = "state"
 
 
 def save_state(path: str | Path, state: Any) -> None:
-    """Write a state tree to one file and fsync it. Raises `CheckpointError` for a value that cannot be stored."""
+    """Write a state tree to one file and fsync it.
+
+    Raises:
+        CheckpointError: a value cannot be stored.
+        DiskError: the disk does not take the file.
+    """
     tensors: dict[str, torch.Tensor] = {}
     seen: dict[tuple[Any, ...], str] = {}
     tree = json.dumps(_encode(state, tensors, seen))
-    save_file(tensors, str(path), metadata={_KEY: tree})
-    apply_umask(Path(path))
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+
+    def write() -> None:
+        save_file(tensors, str(path), metadata={_KEY: tree})
+        apply_umask(Path(path))
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+
+    patiently(write, Path(path))
 
 
 def load_state(path: str | Path) -> Any:

@@ -7,6 +7,7 @@ checkpoints/checkpoint-STEP/     committed: manifest.json names every file with 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -28,6 +29,7 @@ from raytrain_nlp.errors import CheckpointError
 from raytrain_nlp.paths import write_json
 from raytrain_nlp.storage import Storage, shown
 from raytrain_nlp.storage.atomic import fsync_dir, fsync_tree, remove, remove_whole
+from raytrain_nlp.storage.disk import patiently
 from raytrain_nlp.storage.names import UnsafeName, below, what_is_wrong
 
 _NAME = re.compile(r"checkpoint-[0-9]+")
@@ -46,27 +48,35 @@ def staging_dir(root: Path, step: int) -> Path:
 
 
 def describe_files(folder: Path, paths: Iterable[Path]) -> list[FileEntry]:
-    """Hash and fsync files that were just written below `folder`; their entries for the manifest."""
-    entries = []
-    for path in paths:
+    """Hash and fsync files that were just written below `folder`; their entries for the manifest. Raises
+    `DiskError`.
+    """
+
+    def describe(path: Path) -> FileEntry:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
             os.fsync(file.fileno())
-        entries.append(FileEntry(str(path.relative_to(folder)), path.stat().st_size, digest.hexdigest()))
-    return entries
+        return FileEntry(str(path.relative_to(folder)), path.stat().st_size, digest.hexdigest())
+
+    return [patiently(functools.partial(describe, path), path) for path in paths]
 
 
 def commit(root: Path, staging: Path, manifest: Manifest) -> Checkpoint:
     """Turn a complete staging folder into a checkpoint, atomically: readers find nothing before the rename, and all of
-    it afterwards.
+    it afterwards. Raises `DiskError`.
     """
-    write_json(staging / MANIFEST, asdict(manifest))
-    fsync_tree(staging, files=False)  # each rank has synced its own files
     target = root / checkpoint_name(manifest.step)
-    if os.path.lexists(target):  # a damaged one of the same step, which resume passed over
-        remove_whole(target)
-    staging.rename(target)
-    fsync_dir(root)
+
+    def move() -> None:
+        if staging.exists():  # else an earlier try has come as far as the rename
+            write_json(staging / MANIFEST, asdict(manifest))
+            fsync_tree(staging, files=False)  # each rank has synced its own files
+            if os.path.lexists(target):  # a damaged one of the same step, which resume passed over
+                remove_whole(target)
+            staging.rename(target)
+        fsync_dir(root)
+
+    patiently(move, target)
     return Checkpoint(target, manifest)
 
 

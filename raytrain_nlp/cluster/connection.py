@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from raytrain_nlp.cluster import local_ray
+from raytrain_nlp.cluster.access import open_to_others
 from raytrain_nlp.cluster.local_ray import LocalRay
 from raytrain_nlp.cluster.ray_head import HeadSettings
 from raytrain_nlp.cluster.session import environment, is_connected, is_local, set_owned, worker_cpus
@@ -21,6 +22,7 @@ from raytrain_nlp.config import TrainJob
 from raytrain_nlp.errors import RunError
 from raytrain_nlp.host import signals
 from raytrain_nlp.host.devices import WITHOUT_GPU, hidden_gpus
+from raytrain_nlp.host.once import once
 from raytrain_nlp.host.sockets import ray_folder
 
 _SERVICE_PROCESSES = 4
@@ -127,6 +129,8 @@ class Connection:
         else:
             with _one_line(f"the cluster at {os.environ.get('RAY_ADDRESS', 'auto')} does not answer"):
                 ray.init(address="auto", **_without_gpu(self._job), **quiet)
+            if told := open_to_others(os.environ.get("RAY_ADDRESS")):
+                once(told)
         signals.keep_handlers()
         self._connected = True
         self._stack.callback(_disconnect)

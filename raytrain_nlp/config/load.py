@@ -16,6 +16,7 @@ from raytrain_nlp.config.job import TrainJob
 from raytrain_nlp.config.training import check_training
 from raytrain_nlp.config.yaml_text import parse_yaml
 from raytrain_nlp.errors import InputError, Problem
+from raytrain_nlp.host.once import once
 from raytrain_nlp.redaction import masked_address, masked_values
 
 JobSource = str | Path | Mapping[str, Any] | TrainJob
@@ -155,6 +156,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(
             Problem(str(path), "holds no mapping of sections", "Start from one that `raytrain-nlp init` writes.")
         )
+    if masked_values(values) != values and path.stat().st_mode & 0o077:
+        todo = f"chmod 600 {path}, or give it in the environment"
+        once(f"{path} holds a password or a token, and others may read it: {todo}")
     return values
 
 

@@ -114,9 +114,10 @@ def check_model(job: TrainJob) -> None:
             raise InputError(problems)
     else:
         try:
-            model_type = AutoConfig.from_pretrained(
+            found = AutoConfig.from_pretrained(
                 name, revision=job.model.revision, trust_remote_code=job.model.trust_remote_code
-            ).model_type
+            )
+            model_type = found.model_type
         except Exception as error:  # hub client, JSON, remote code refused: each is one line for the user  # noqa: BLE001
             raise InputError(
                 Problem(
@@ -125,6 +126,8 @@ def check_model(job: TrainJob) -> None:
                     "Check name, folder and network.",
                 )
             ) from None
+        if problem := _kernel_of_hub(found, job):
+            raise InputError(problem)
     task = build_task(job.task)
     if job.trainer.model_fields_set:
         from raytrain_nlp.worker.extensions import check_user_code
@@ -139,6 +142,15 @@ def check_model(job: TrainJob) -> None:
         few = len(task.only_models) <= _TYPES_TOLD
         wanted = f"Choose a model of type {' or '.join(task.only_models)}." if few else "Choose another model."
         raise InputError(Problem(where, f"models of type '{model_type}' do not learn {job.task.type}", wanted))
+
+
+def _kernel_of_hub(config: Any, job: TrainJob) -> Problem | None:
+    """A problem where a model's own config, and not the job, names code of the hub that computes its attention."""
+    named = getattr(config, "_attn_implementation", None)
+    if job.model.attn_implementation or job.model.trust_remote_code or "/" not in str(named):
+        return None
+    what = f"its config.json names code of the hub for its attention ({named!r:.100})"
+    return Problem("model.name_or_path", what, "Set model.attn_implementation, e.g. sdpa, or this name to run it.")
 
 
 def model_facts(job: TrainJob, tokenizer: Any, folder: Path | None = None) -> ModelFacts:

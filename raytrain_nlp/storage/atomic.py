@@ -185,6 +185,17 @@ def recover_folder(target: Path) -> None:
         remove(path)
 
 
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder to where there is none. Links are left out: what they lead to may be a file of others, and the copy
+    may be published.
+    """
+    shutil.copytree(
+        source,
+        target,
+        ignore=lambda place, names: [name for name in names if os.path.islink(os.path.join(place, name))],
+    )
+
+
 def remove_whole(path: Path) -> None:
     """Remove a folder so that a kill half-way leaves nothing that is half there: its name goes first."""
     if os.path.lexists(path):

@@ -74,9 +74,12 @@ class Bucket(Storage):
     def in_use(self) -> Iterator[None]:
         """Who leaves last removes the copies; what a killed process left, goes with them."""
         root = self.top.parent.parent
-        self.top.mkdir(parents=True, exist_ok=True)
-        if root.lstat().st_uid != os.getuid():
+        root.parent.mkdir(parents=True, exist_ok=True)
+        root.mkdir(mode=0o700, exist_ok=True)  # who may not read the bucket may not read its copies
+        if root.lstat().st_uid != os.getuid() or root.is_symlink():
             raise StorageError(f"{root} belongs to another user. Set TMPDIR to a folder of your own.")
+        root.chmod(0o700)  # of an earlier release
+        self.top.mkdir(parents=True, exist_ok=True)
         name = f".{self.top.parent.name}.{self.top.name}.lock"
         lock = os.open(root / name, os.O_CREAT | os.O_RDWR, 0o600)
         lost = False

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from raytrain_nlp.paths import RunPaths, read_json
+from raytrain_nlp.storage.names import below
 from raytrain_nlp.tracking.accepted import is_refusal
 from raytrain_nlp.tracking.datasets import log_datasets
 from raytrain_nlp.tracking.logged_models import KEPT_TAG, log_checkpoint, log_model
@@ -90,7 +91,7 @@ class Attachments:
 
     def _send_file(self, client: Any, run_id: str, name: str) -> None:
         """A file of the run beside its figures. Where no store takes it, the run's folder has it."""
-        path = self._paths.run / name
         with contextlib.suppress(Exception):
+            path = below(self._paths.run, name)
             if self._paths.store.fetch(path) and path.stat().st_size <= _LARGEST_FILE:
                 client.log_artifact(run_id, str(path), posixpath.dirname(name))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import shutil
 import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from raytrain_nlp.config.sweep.search_space import tie
 from raytrain_nlp.paths import SweepPaths
 from raytrain_nlp.results import Result
 from raytrain_nlp.run.trial_records import FAILED, FINISHED, STOPPED, Book, TrialRecord
-from raytrain_nlp.storage.atomic import replace_folder, replacing
+from raytrain_nlp.storage.atomic import copy_folder, replace_folder, replacing
 
 if TYPE_CHECKING:
     import pandas
@@ -104,7 +103,7 @@ def write_best(sweep: Sweep, paths: SweepPaths, best: TrialRecord) -> None:
         file.write(head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     paths.store.fetch_tree(paths.trial(best.number).model)
     source, staging = paths.trial(best.number), paths.run / f".model-{uuid.uuid4().hex[:8]}"
-    shutil.copytree(source.model, staging)
+    copy_folder(source.model, staging)
     replace_folder(staging, paths.model)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from raytrain_nlp.cluster.access import has_token, open_to_others
 from raytrain_nlp.errors import StorageError
 from raytrain_nlp.host.processes import python_command
 from raytrain_nlp.redaction import masked_address
@@ -34,6 +35,16 @@ _LITTLE_DISK = 1 << 30
 _FEW_FILES = 4096
 _SMALL_SHM = 64 << 20
 _TIMEOUT_S = 20
+
+_SECRET_FILES = {
+    ".cache/huggingface/token": "HF_TOKEN_PATH",
+    ".netrc": "NETRC",
+    ".aws/credentials": "AWS_SHARED_CREDENTIALS_FILE",
+    ".config/gcloud/application_default_credentials.json": "GOOGLE_APPLICATION_CREDENTIALS",
+    ".mlflow/credentials": "",
+    ".ray/auth_token": "RAY_AUTH_TOKEN_PATH",
+}
+"""Below the home folder -> the variable that names another file."""
 
 _ASK_RAY = """
 import ray
@@ -66,7 +77,7 @@ def doctor(storage_path: str = "runs", tracking_uri: str | None = None) -> Itera
         tracking_uri: their `tracking.tracking_uri`; None: an SQLite database below `storage_path`.
     """
     checks: list[Callable[[], Finding]] = [
-        _python, _packages, _accelerator, _compiler, _memory, _shared_memory, _open_files, _ray,
+        _python, _packages, _accelerator, _compiler, _memory, _shared_memory, _open_files, _secrets, _ray,
         lambda: _storage(storage_path), lambda: _tracker(tracking_uri, storage_path),
     ]  # fmt: skip
     for check in checks:
@@ -185,14 +196,20 @@ def _open_files() -> Finding:
     )
 
 
+def _secrets() -> Finding:
+    """Are files in which libraries keep passwords and tokens readable for their owner alone?"""
+    names = [os.environ.get(variable) or f"~/{name}" for name, variable in _SECRET_FILES.items()]
+    found = [path for name in names if (path := Path(name).expanduser()).is_file()]
+    loose = [path for path in found if path.stat().st_mode & 0o077]
+    if not loose:
+        return Finding("secrets", True, f"{len(found)} files with tokens, readable for their owner alone")
+    shown = " ".join(map(str, loose))
+    return Finding("secrets", False, f"others may read {shown}", f"chmod 600 {shown}, and renew what stands in them.")
+
+
 def _ray() -> Finding:
     address = os.environ.get("RAY_ADDRESS")
-    token = (
-        os.environ.get("RAY_AUTH_TOKEN")
-        or os.environ.get("RAY_AUTH_TOKEN_PATH")
-        or (Path.home() / ".ray" / "auth_token").exists()
-    )
-    mode = "with a token" if token else "no token"
+    mode = "with a token" if has_token() else "no token"
     if not address:
         return Finding("ray", True, f"RAY_ADDRESS is not set: each run starts a Ray of its own and ends it ({mode})")
     ended = _run(python_command(_ASK_RAY))
@@ -209,6 +226,9 @@ def _ray() -> Finding:
             "Check address, network and RAY_AUTH_TOKEN, or unset RAY_ADDRESS.",
         )
     nodes, cpus, gpus = ended.stdout.split()[-3:]
+    if told := open_to_others(address):
+        what, _, todo = told.partition(". ")
+        return Finding("ray", False, what, todo)
     return Finding(
         "ray", True, f"{address} answers ({mode}): {nodes} nodes, {float(cpus):g} CPUs, {float(gpus):g} GPUs"
     )

@@ -19,7 +19,7 @@ from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.results import Result
 from raytrain_nlp.run.observer import Observer
 from raytrain_nlp.run.saved_run import Run, Weights, find_run, find_weights
-from raytrain_nlp.storage.atomic import replace_folder
+from raytrain_nlp.storage.atomic import copy_folder, replace_folder
 from raytrain_nlp.tracking.registry import check_registrable, register_model
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def write_weights(
 
     task, tokenizer = build_task(run.job.task), load_tokenizer(str(run.tokenizer))
     if weights.checkpoint is None:
-        shutil.copytree(weights.folder, folder)
+        copy_folder(weights.folder, folder)
     else:
         from raytrain_nlp.checkpoint.consolidate import load_weights
 

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
 import shlex
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from raytrain_nlp.cluster.access import has_token, is_loopback
 from raytrain_nlp.compat.ray import largest_package, packed_files
 from raytrain_nlp.config.load import read_values
 from raytrain_nlp.errors import InputError, Problem, RunError
 from raytrain_nlp.results import Result
 
-_TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _LARGEST = 5
 """Files and folders that a message about a too large working folder names."""
 _POLL_S = 1.0
@@ -138,7 +135,7 @@ def open_client(address: str | None, force: bool = False) -> Any:
     url = find_address(address)
     if has_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # else Ray's client does not send the token
-    elif not force and not _is_loopback(url):
+    elif not force and not is_loopback(url):
         todo = "Set RAY_AUTH_TOKEN to the cluster's token (ray get-auth-token there), or add --force."
         raise InputError(
             Problem(
@@ -157,11 +154,6 @@ def open_client(address: str | None, force: bool = False) -> Any:
 def find_address(address: str | None) -> str:
     """The address of the cluster's dashboard: the given one, RAY_API_SERVER_ADDRESS, or this machine's."""
     return address or os.environ.get("RAY_API_SERVER_ADDRESS") or _DEFAULT_ADDRESS
-
-
-def has_token() -> bool:
-    """Is there an authentication token where Ray looks for one?"""
-    return any(os.environ.get(name) for name in _TOKENS) or (Path.home() / ".ray" / "auth_token").exists()
 
 
 def status_of(submission_id: str, client: Any) -> SubmitResult:
@@ -286,7 +278,7 @@ def _storage_override(values: dict[str, Any], arguments: list[str], url: str) ->
     path = (given or [values.get("storage_path") or inner.get("storage_path") or "runs"])[-1]
     if "://" in str(path) or os.path.isabs(os.path.expanduser(str(path))):
         return []
-    if not _is_loopback(url):
+    if not is_loopback(url):
         todo = "Name a folder that all nodes share, e.g. --set storage_path=/mnt/shared/runs."
         raise InputError(
             Problem(
@@ -301,14 +293,6 @@ def _check_env(names: Iterable[str]) -> dict[str, str]:
     if missing:
         raise InputError([Problem("--env", f"{name} is not set here", "Set it, or leave it out.") for name in missing])
     return {name: os.environ[name] for name in names}
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url if "://" in url else f"http://{url}").hostname or ""
-    try:
-        return all(ipaddress.ip_address(found[4][0]).is_loopback for found in socket.getaddrinfo(host, None))
-    except (OSError, ValueError):
-        return False
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from raytrain_nlp.config import TrainJob
 from raytrain_nlp.config.lora import MERGE
 from raytrain_nlp.data.split import Split, SplitSpec
 from raytrain_nlp.distributed.device import peak_memory, settle_device
-from raytrain_nlp.errors import InputError, NonFiniteLossError, RunError
+from raytrain_nlp.errors import DiskError, InputError, NonFiniteLossError, RunError
 from raytrain_nlp.failures import Failure, find_failure
 from raytrain_nlp.host.scratch import scratch_folder
 from raytrain_nlp.paths import RunPaths, read_json, write_json
@@ -72,7 +72,7 @@ def _run_logged(
     with rank_log(paths.logs, rank), scratch_folder() as scratch:
         try:
             return {"result": body(spec, paths, str(scratch))}
-        except (NonFiniteLossError, InputError) as error:
+        except (NonFiniteLossError, InputError, DiskError) as error:
             traceback.print_exc()
             return {"error": error}
         except BaseException as error:
