@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or away: nothing committed is lost; what passes is waited for, else one line says it."""
+"""Disks that are full, read-only or away: nothing committed is lost; what passes is waited for, else one line tells."""
 
 from __future__ import annotations
 
