@@ -90,7 +90,7 @@ def check_model(job: TrainJob) -> None:
     Raises:
         InputError: it does not exist or fit, or `model.config` has a misspelt key.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
     from transformers.models.auto import modeling_auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
@@ -114,10 +114,10 @@ def check_model(job: TrainJob) -> None:
             raise InputError(problems)
     else:
         try:
-            found = AutoConfig.from_pretrained(
+            model_type = AutoConfig.from_pretrained(
                 name, revision=job.model.revision, trust_remote_code=job.model.trust_remote_code
-            )
-            model_type = found.model_type
+            ).model_type
+            written, _ = PreTrainedConfig.get_config_dict(name, revision=job.model.revision)
         except Exception as error:  # hub client, JSON, remote code refused: each is one line for the user  # noqa: BLE001
             raise InputError(
                 Problem(
@@ -126,7 +126,7 @@ def check_model(job: TrainJob) -> None:
                     "Check name, folder and network.",
                 )
             ) from None
-        if problem := _kernel_of_hub(found, job):
+        if problem := _kernel_of_hub(written, job):
             raise InputError(problem)
     task = build_task(job.task)
     if job.trainer.model_fields_set:
@@ -144,13 +144,20 @@ def check_model(job: TrainJob) -> None:
         raise InputError(Problem(where, f"models of type '{model_type}' do not learn {job.task.type}", wanted))
 
 
-def _kernel_of_hub(config: Any, job: TrainJob) -> Problem | None:
-    """A problem where a model's own config, and not the job, names code of the hub that computes its attention."""
-    named = getattr(config, "_attn_implementation", None)
-    if job.model.attn_implementation or job.model.trust_remote_code or "/" not in str(named):
+def _kernel_of_hub(written: dict[str, Any], job: TrainJob) -> Problem | None:
+    """A problem where a model's own `config.json`, and not the job, names code of the hub that computes its
+    attention.
+    """
+    if job.model.attn_implementation or job.model.trust_remote_code:
         return None
-    what = f"its config.json names code of the hub for its attention ({named!r:.100})"
-    return Problem("model.name_or_path", what, "Set model.attn_implementation, e.g. sdpa, or this name to run it.")
+    for key, value in written.items():
+        if isinstance(value, dict) and (problem := _kernel_of_hub(value, job)):  # that of a part
+            return problem
+        if key.endswith("attn_implementation") and "/" in str(value):
+            what = f"its config.json names code of the hub for its attention ({value!r:.100})"
+            todo = "Set model.attn_implementation: sdpa, or to this name to run that code."
+            return Problem("model.name_or_path", what, todo)
+    return None
 
 
 def model_facts(job: TrainJob, tokenizer: Any, folder: Path | None = None) -> ModelFacts:
