@@ -198,6 +198,48 @@ def test_metadata_that_another_library_has_left_is_none(tmp_path: Path, metadata
     assert class_names(find_files([str(tmp_path / "x.parquet")], "data.train")[0], "label") is None
 
 
+OUTSIDE = ["../outside", "/etc/hostname", "a/../../outside", "a\\..\\x", "", None, 7, ["x"]]
+
+
+@pytest.mark.parametrize("name", OUTSIDE, ids=repr)
+@pytest.mark.parametrize("key", ["_data_files", "_indices_data_files"])
+def test_a_saved_dataset_names_files_of_its_folder(tmp_path: Path, name: object, key: str) -> None:
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    for file in (tmp_path / "outside", folder / "own.arrow"):
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, pa.schema([("n", pa.int64())])) as writer:
+            writer.write_table(pa.table({"n": [1]}))
+    state = {"_data_files": [{"filename": "own.arrow"}], key: [{"filename": name}]}
+    (folder / "state.json").write_text(json.dumps(state))
+    with pytest.raises(InputError, match=r"state.json: the name of a file in it .* Restore the file"):
+        rows_of(folder)
+
+
+@pytest.mark.parametrize("splits", [["../outside"], [None], "train", None, 3])
+def test_a_saved_dataset_names_splits_of_its_folder(tmp_path: Path, splits: object) -> None:
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "x.jsonl").write_text('{"text": "a"}')
+    (tmp_path / "saved" / "dataset_dict.json").write_text(json.dumps({"splits": splits}))
+    with pytest.raises(InputError, match="dataset_dict.json"):
+        rows_of(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("name", OUTSIDE, ids=repr)
+def test_an_index_names_weights_of_its_folder(tmp_path: Path, name: object) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    (problem,) = check_weights(str(tmp_path), "model", True, False)
+    assert str(problem).startswith("model: the name of a file in model.safetensors.index.json ")
+
+
+@pytest.mark.parametrize("name", ["rows.zip", "rows.jsonl.zip", "rows.tar", "rows.tar.gz", "rows.tgz", "x.pkl"])
+def test_archives_are_not_unpacked(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(InputError, match="unknown file format"):
+        find_files([str(tmp_path / name)], "data.train")
+
+
 def rows_of(path: Path) -> list[Any]:
     (file,) = find_files([str(path)], "data.train")
     return [row for piece in split_file(file) for row in read_rows(piece)]

@@ -60,9 +60,10 @@ def find_in_folder(
     folder = folder.rstrip("/")
     if (listed := _read(filesystem, f"{folder}/dataset_dict.json")) is not None:
         splits = listed.get("splits") if isinstance(listed, dict) else None
-        if not isinstance(splits, list) or (wrong := next(filter(None, map(what_is_wrong, splits)), None)):
-            what = f"a split that dataset_dict.json names {wrong}" if splits else "dataset_dict.json names no splits"
-            raise InputError(Problem(where, f"{what} ({spec})", "Restore the file."))
+        if not isinstance(splits, list):
+            raise InputError(Problem(where, f"dataset_dict.json names no splits ({spec})", "Restore the file."))
+        if wrong := next(filter(None, map(what_is_wrong, splits)), None):
+            raise InputError(Problem(where, f"a split in dataset_dict.json {wrong} ({spec})", "Restore the file."))
         chosen = _choose(splits, split, where, spec)
         folder, split = f"{folder}/{chosen}", None
     if filesystem.exists(f"{folder}/{STATE}") and (saved := _saved_files(filesystem, folder)) is not None:
