@@ -22,10 +22,12 @@ from test_checkpointer import Trained, checkpointer
 
 from raytrain_nlp.checkpoint import commit, state, store
 from raytrain_nlp.checkpoint.engine import SafeCheckpointEngine
+from raytrain_nlp.cpu import gradient_mean
 from raytrain_nlp.errors import CheckpointError, DiskError
 from raytrain_nlp.run import lease
 from raytrain_nlp.storage import atomic, disk
 from raytrain_nlp.storage.disk import code_of, patiently
+from raytrain_nlp.verbs import doctor
 
 FINAL = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EMFILE]
 PASSING = [errno.EIO, errno.ESTALE, errno.ETIMEDOUT]
@@ -293,3 +295,12 @@ def test_a_lease_follows_the_clock_of_the_storage(tmp_path: Path, monkeypatch: p
             monkeypatch.setattr(time, "time", lambda jump=jump: 1.7e9 + jump)
             assert lease._age(path, holder) < lease._STALE_S
     assert issubclass(DiskError, CheckpointError)
+
+
+def test_without_room_in_memory_gradients_go_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through sockets, decided before a byte is written (not by a SIGBUS); a small /dev/shm is told by `doctor`."""
+    monkeypatch.setattr(gradient_mean.os, "posix_fallocate", Failing(errno.ENOSPC, 1, None))
+    assert gradient_mean._create(1 << 20) == -1
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1 << 20}))
+    finding = doctor._shared_memory()
+    assert not finding.ok and "--shm-size" in finding.todo
