@@ -17,6 +17,7 @@ storage_path/
     model/                        a plain Hugging Face directory
     logs/rank-N.log  logs/driver.log
     rows/RANK-PID.jsonl           the rows of each micro-batch, where they are noted (run/row_notes.py)
+    reference/SPLIT-FINGERPRINT.npy  what the reference model says of the rows (trainer/objective/reference.py)
     profile/rank0.pt.trace.json.gz  a few steps of the first rank (training.profile_steps)
   SWEEP/
     sweep.json  sweep.yaml        status, settings; the sweep as it was given
@@ -75,6 +76,7 @@ class RunPaths:
         self.nodes = self.run / "nodes"
         self.hangs = self.run / "hangs"
         self.row_notes = self.run / "rows"
+        self.reference = self.run / "reference"
         self.failure = self.run / "failure.json"
         self.feed_error = self.run / "feed_error.json"
         self.feed_wants = self.run / "feed_wants.json"

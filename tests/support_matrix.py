@@ -23,6 +23,7 @@ _KILLED = "tests/faults/test_tasks_killed.py::test_killed_run_and_single_worker"
 _ALL = "tests/cluster/test_killed_tasks.py::test_killed_run_and_one_and_three_workers"
 _TASKS = "tests/integration/test_tasks.py"
 _VECTORS = "tests/cluster/test_similarity.py"
+_PREFERS = "tests/cluster/test_preference_runs.py"
 _SEQ2SEQ = f"{_TASKS}::test_seq2seq"
 _NO_FP16 = "tests/unit/test_config.py::test_half_precision_of_a_gpu_is_refused_on_cpu[fp16]"
 
@@ -100,6 +101,19 @@ PROVEN: dict[str, dict[str, Proofs]] = {
         "ZeRO 0": [(CPU, f"{_TASKS}::test_masked_lm[permutation]")],
         "fp16": [(REFUSED, _NO_FP16)],
         "killed, resumed": [(CPU, f"{_ALL}[permutation-lm]")],
+    },
+    "preference": {
+        "ZeRO 0": [(CPU, f"{_PREFERS}::test_losses_without_zero_are_those_of_trl[sigmoid]")],
+        "ZeRO 3": [(CPU, f"{_PREFERS}::test_losses_under_zero_3_are_those_of_trl[sigmoid]")],
+        "LoRA": [(CPU, f"{_PREFERS}::test_losses_under_zero_3_are_those_of_trl[lora]")],
+        "fp16": [(REFUSED, _NO_FP16)],
+        "killed, resumed": [(CPU, f"{_PREFERS}::test_killed_run_and_one_and_three_workers[dpo]")],
+    },
+    "reward-modeling": {
+        "ZeRO 0": [(CPU, f"{_PREFERS}::test_losses_without_zero_are_those_of_trl[reward]")],
+        "ZeRO 3": [(CPU, f"{_PREFERS}::test_losses_under_zero_3_are_those_of_trl[reward]")],
+        "fp16": [(REFUSED, _NO_FP16)],
+        "killed, resumed": [(CPU, f"{_PREFERS}::test_killed_run_and_one_and_three_workers[reward]")],
     },
     **{
         task: {

@@ -31,8 +31,9 @@ class DataConfig(Section):
     hf://dataset/config:split, or a list of these. Built-in data, made without a download: builtin:docstrings (text,
     label), builtin:docstrings/modules (text, label), builtin:docstrings/summaries (text, summary),
     builtin:docstrings/endings (context, ending0 to ending3, label), builtin:facts (question, context, answers),
-    builtin:names (tokens, ner_tags), builtin:numbers (translation: en, de), builtin:python-docs (text). For a mixture
-    of several sources: a list of mappings with `path` and how much of it is seen (`weight`, `rows` or `epochs`)."""
+    builtin:names (tokens, ner_tags), builtin:numbers (translation: en, de), builtin:numbers/preferences (prompt,
+    chosen, rejected), builtin:python-docs (text). For a mixture of several sources: a list of mappings with `path` and
+    how much of it is seen (`weight`, `rows` or `epochs`)."""
     mixture: MixtureConfig = MixtureConfig()
     validation: Source | dict[str, Source] | None = None
     """Validation rows, in the same forms as `train`, except for a mixture; without them nothing is evaluated. Several

@@ -29,6 +29,15 @@ them `pissa_niter_[number of iters]`."""
 _NEEDS_DATA = {"eva": "eva_config", "corda": "corda_config", "lora_ga": "lora_ga_config"}
 
 
+_KEEPS_BASE = (None, True, False, "gaussian", "eva")
+"""Values of `init_lora_weights` that leave the base model's own weights as they are."""
+
+
+def keeps_base(lora: dict[str, Any]) -> bool:
+    """Is the model without its adapter the base model, at any time of the training?"""
+    return lora.get("init_lora_weights") in _KEEPS_BASE and lora.get("bias", "none") == "none"
+
+
 def check_lora(lora: dict[str, Any]) -> list[Problem]:
     """A problem for each key or value that PEFT or this package does not accept."""
     fields, problems = lora_fields(), []

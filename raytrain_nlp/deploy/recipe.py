@@ -79,7 +79,7 @@ def write_recipe(run: Run, staging: Path, folder: Path) -> None:
         example=example.replace("'", "'\\''"), service=json.dumps(run.job.name),
     )  # fmt: skip
     (staging / SERVE).write_text(text, encoding="utf-8")
-    if task.tokenizer_kind == "decoder":
+    if task.writes_text and not task.generates:
         (staging / VLLM).write_text(_vllm(run, staging, folder), encoding="utf-8")
 
 

@@ -22,6 +22,7 @@ from raytrain_nlp.compat.torch import dispatch_mode, reads_value, replaced_funct
 from raytrain_nlp.memory.autocast import autocast_on_meta, half_of
 from raytrain_nlp.modeling.lazy_logits import LazyHead
 from raytrain_nlp.tasks.base import IGNORED
+from raytrain_nlp.tasks.objective import REFERENCE, Objective
 
 LARGE = 32 << 20
 """Bytes. When glibc frees a tensor, it returns it to the system from this size on, else to its own heap
@@ -76,6 +77,7 @@ def trace_step(
     train: bool = True,
     chunked_loss: bool = False,
     autocast: bool = False,
+    objective: Objective | None = None,
 ) -> StepTrace:
     """Run one forward (and, with `train`, backward) of a model on the meta device.
 
@@ -89,6 +91,7 @@ def trace_step(
         use_gpu: whether to count as the kernels of a GPU would; else those of a CPU.
         chunked_loss: whether the loss of a language model is computed without its logits, where the model can.
         autocast: whether products are computed in 16 bits from the weights of fp32 that the model has.
+        objective: the task's loss, where the model does not compute it.
     """
     loss = LazyHead(model, on_gpu=use_gpu).active(_most_predicted(batch)) if chunked_loss else contextlib.nullcontext()
     inputs = {name: _to_meta(value) if hasattr(value, "dtype") else value for name, value in batch.items()}
@@ -102,15 +105,27 @@ def trace_step(
     casts = autocast_on_meta(live.uncounted) if autocast else contextlib.nullcontext()
     try:
         with casts, _real_kernels(use_gpu, half_of if autocast else None), live, loss:
+            with torch.set_grad_enabled(train):
+                loss_of = model(**inputs).loss if objective is None else _own_loss(objective, model, inputs, not train)
             if train:
-                model(**inputs).loss.backward()
-            else:
-                with torch.no_grad():
-                    model(**inputs)
+                loss_of.backward()
     finally:
         for hook in hooks:
             hook.remove()
     return StepTrace(tuple(live.points), live.small_peak)
+
+
+def _own_loss(objective: Objective, model: Any, inputs: dict[str, Any], evaluates: bool) -> Any:
+    """The loss of one micro-batch that is a whole global batch."""
+    if objective.reads_reference and not hasattr(model, "disable_adapter"):
+        shape = inputs["input_ids"].shape[:2]
+        inputs = {**inputs, REFERENCE: torch.zeros(shape, dtype=torch.int32, device="meta")}
+    values = objective.values(model, model, inputs, evaluates)
+    parts = [(inputs, len(inputs["input_ids"]))]
+    sums = None
+    if objective.reads_batch:
+        sums = objective.sums_of(values) if evaluates else objective.batch_sums(model, parts)
+    return objective.loss(values, sums)
 
 
 def _most_predicted(batch: dict[str, Any]) -> int | None:

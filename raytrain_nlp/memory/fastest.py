@@ -182,7 +182,12 @@ class _Memory:
         self.shape = widest_shape(split, job, min(rows, _WIDEST) if ACCUMULATION in job.auto else rows)
         self.setting, self.weights, self._base = find_setting(job, model), count_weights(job, model), base
         self._traces = Traces(
-            model, self.setting.use_gpu, self.shape, eval_shape(job, eval_split), chunked_losses(job, split)
+            model,
+            self.setting.use_gpu,
+            self.shape,
+            eval_shape(job, eval_split),
+            chunked_losses(job, split),
+            split.task.build_objective(),
         )
         self._sizes = {job.workers.num_workers, job.smallest.workers.num_workers}
 

@@ -15,6 +15,7 @@ from raytrain_nlp.data.split import Split
 from raytrain_nlp.memory.activations import StepTrace, trace_step
 from raytrain_nlp.memory.widest_batch import Shape, checkpoint_activations, widest_shape
 from raytrain_nlp.memory.zero import Setting, Weights, step_memory
+from raytrain_nlp.tasks.objective import Objective
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "buffers", "process")
 USABLE = 0.95
@@ -31,8 +32,12 @@ class Traces:
         shape: Shape,
         eval_shape: Shape | None,
         chunked: tuple[bool, bool] = (False, False),
+        objective: Objective | None = None,
     ):
-        """`chunked`: are losses computed without logits, in training and in evaluation?"""
+        """`chunked`: are losses computed without logits, in training and in evaluation? `objective`: the task's loss,
+        where the model does not compute it.
+        """
+        self._objective = objective
         self._chunked = chunked
         self._model, self._use_gpu, self._shape, self._eval_shape = model, use_gpu, shape, eval_shape
         self._found: dict[tuple[bool, bool, int], StepTrace] = {}
@@ -74,7 +79,7 @@ class Traces:
             with _weights_in(self._model, torch.float32) if autocast else contextlib.nullcontext():
                 return trace_step(
                     self._model, inputs, padded=padded, use_gpu=self._use_gpu, train=train,
-                    chunked_loss=self._chunked[0 if train else 1], autocast=autocast,
+                    chunked_loss=self._chunked[0 if train else 1], autocast=autocast, objective=self._objective,
                 )  # fmt: skip
         except Exception as error:  # whatever a model does that cannot be done without memory  # noqa: BLE001
             if autocast:  # with types that only a real autocast brings together
@@ -112,8 +117,9 @@ def checkpoints(job: TrainJob) -> bool:
 
 def chunked_losses(job: TrainJob, split: Split) -> tuple[bool, bool]:
     """Are losses computed without logits, in training and in evaluation? A class of the user's may ask for logits."""
-    chunked = job.chunks_loss and job.trainer.class_ is None and not split.task.rows_weigh
-    return chunked, chunked and bool(job.arguments().get("prediction_loss_only"))
+    chunked = job.chunks_loss and job.trainer.class_ is None and split.task.scores_tokens
+    own = split.task.build_objective() is not None  # whose evaluations read no logits either
+    return chunked, chunked and (own or bool(job.arguments().get("prediction_loss_only")))
 
 
 def eval_shape(job: TrainJob, split: Split | None) -> Shape | None:

@@ -68,7 +68,14 @@ def plan_memory(
     """
     shape = widest_shape(split, job, job.arguments()["per_device_train_batch_size"])
     setting, weights = find_setting(job, model), count_weights(job, model)
-    traces = Traces(model, setting.use_gpu, shape, eval_shape(job, eval_split), chunked_losses(job, split))
+    traces = Traces(
+        model,
+        setting.use_gpu,
+        shape,
+        eval_shape(job, eval_split),
+        chunked_losses(job, split),
+        split.task.build_objective(),
+    )
     checkpointing = checkpoints(job)
     parts = most_parts(weights, setting, traces, checkpointing, shape.rows)
     plan = MemoryPlan(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
 _ALIGNED = 16
@@ -72,6 +73,32 @@ def chunked_cross_entropy(
     if kept is not None:
         total = torch.where(count > kept.numel(), torch.nan, total)
     return total if reduction == "sum" else total / count
+
+
+def chunked_token_losses(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    *,
+    on_gpu: bool | None = None,
+    chunk: int | None = None,
+) -> torch.Tensor:
+    """The losses of tokens one by one, [tokens], with arguments as `chunked_cross_entropy`; 0 for ignored ones. What
+    the backward pass needs of a chunk's logits is computed again there, as the factor of each token is known only then.
+    """
+    size = chunk or _chunk_tokens(targets.numel(), weight.shape[0], hidden.is_cuda if on_gpu is None else on_gpu)
+
+    def losses(states: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        logits = F.linear(states, weight, bias)
+        return F.cross_entropy(
+            logits.to(torch.promote_types(logits.dtype, torch.float32)), part, ignore_index=IGNORED, reduction="none"
+        )
+
+    parts = zip(hidden.split(size), targets.split(size), strict=True)
+    if not torch.is_grad_enabled():
+        return torch.cat([losses(*part) for part in parts])
+    return torch.cat([checkpoint(losses, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
 
 
 def _autocasts(device: str) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from raytrain_nlp.modeling.chunked_loss import IGNORED, chunked_cross_entropy
+from raytrain_nlp.modeling.chunked_loss import IGNORED, chunked_cross_entropy, chunked_token_losses
 
 WORTH_IT = 1 << 22
 """Elements of the logits from which on chunks are used: smaller ones are computed at once, as by the model alone."""
@@ -77,6 +77,8 @@ class LazyHead:
             return F.cross_entropy(logits.whole(), targets, reduction=reduction)
 
         def forward(states: torch.Tensor) -> torch.Tensor:
+            if reduction == "none":
+                return chunked_token_losses(states, head.weight, head.bias, targets, on_gpu=self.on_gpu)
             return chunked_cross_entropy(
                 states, head.weight, head.bias, targets, reduction=reduction, most=self.most, on_gpu=self.on_gpu
             )
@@ -230,7 +232,7 @@ class LazyLogits:
 
 
 def _lazy_loss(*args: Any, **kwargs: Any) -> torch.Tensor | None:
-    """`F.cross_entropy` in chunks; None where its arguments ask for more than a mean or sum over tokens."""
+    """`F.cross_entropy` in chunks; None where its arguments ask for more than losses of tokens, their mean or sum."""
     asked = _CROSS_ENTROPY.bind(*args, **kwargs)
     asked.apply_defaults()
     values = asked.arguments
@@ -239,7 +241,7 @@ def _lazy_loss(*args: Any, **kwargs: Any) -> torch.Tensor | None:
     if not isinstance(logits, LazyLogits) or logits._whole is not None or values != _DEFAULTS:
         return None
     tokens = isinstance(targets, torch.Tensor) and targets.dtype is torch.int64 and targets.dim() == 1
-    if reduction not in ("mean", "sum") or not tokens or logits.ndim != 2:
+    if reduction not in ("mean", "sum", "none") or not tokens or logits.ndim != 2:
         return None
     return logits.owner.loss(logits, targets, reduction)
 

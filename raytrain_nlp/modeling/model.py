@@ -79,6 +79,15 @@ def clear_padding(model: Any) -> None:
         part.data[max(parameter.ds_numel - first, 0) :].zero_()
 
 
+def disable_dropout(model: Any) -> None:
+    """Let no module of `model` drop anything out."""
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+
+
 def _rank_in(group: Any) -> int:
     import torch.distributed
 

@@ -13,6 +13,8 @@ from raytrain_nlp.tasks.language.causal_lm import CausalLmTask
 from raytrain_nlp.tasks.language.masked_lm import MaskedLmTask
 from raytrain_nlp.tasks.language.permutation_lm import PermutationLmTask
 from raytrain_nlp.tasks.multiple_choice import MultipleChoiceTask
+from raytrain_nlp.tasks.preference.preference_task import PreferenceTask
+from raytrain_nlp.tasks.preference.reward_modeling import RewardModelingTask
 from raytrain_nlp.tasks.question_answering import QuestionAnsweringTask
 from raytrain_nlp.tasks.seq2seq import SummarizationTask, TranslationTask
 from raytrain_nlp.tasks.seq2seq_question_answering import Seq2SeqQuestionAnsweringTask
@@ -32,6 +34,8 @@ _TASKS: dict[str, Callable[[Any], Task]] = {
     "summarization": SummarizationTask,
     "translation": TranslationTask,
     "seq2seq-question-answering": Seq2SeqQuestionAnsweringTask,
+    "preference": PreferenceTask,
+    "reward-modeling": RewardModelingTask,
 }
 
 

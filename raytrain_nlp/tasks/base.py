@@ -14,6 +14,7 @@ import numpy as np
 
 from raytrain_nlp.config.labels import label_ids
 from raytrain_nlp.errors import Problem
+from raytrain_nlp.tasks.objective import Objective
 
 IGNORED = -100
 """Label of a token that is not predicted, in `transformers` and in `torch.nn.CrossEntropyLoss`."""
@@ -106,6 +107,13 @@ class Task(Protocol):
     """Does evaluation generate text?"""
     rows_weigh: bool
     """Is the loss a mean over rows? Else over the tokens that are predicted (labels other than `IGNORED`)."""
+    drops_out: bool
+    """Is the model trained with its dropout?"""
+
+    @property
+    def scores_tokens(self) -> bool:
+        """Is the loss made of those of tokens, so that it can be computed without logits?"""
+
     scores_labels: bool
     """Do the figures read labels? Else evaluation need not keep them."""
     shifts_labels: bool
@@ -206,6 +214,18 @@ class Task(Protocol):
 
     def forward_kwargs(self) -> dict[str, Any]:
         """Arguments of every forward besides the tensors."""
+
+    def build_objective(self) -> Objective | None:
+        """The loss, where the model does not compute it from `labels`. Evaluation then keeps its values, in place of
+        what `reduce_logits` makes of logits.
+        """
+
+    def precomputes_reference(self, lora: dict[str, Any] | None) -> bool:
+        """Does the loss read what a reference model says of the rows, and is that computed before training?
+
+        Args:
+            lora: the job's `lora:` section.
+        """
 
     def reduce_logits(self, logits: Any, labels: Any) -> Any:
         """`preprocess_logits_for_metrics`: what evaluation keeps of a batch's logits; torch tensors with rows first.
@@ -311,6 +331,7 @@ class TaskDefaults:
     generates = False
     writes_text = False
     rows_weigh = False
+    drops_out = True
     scores_labels = True
     shifts_labels = False
     added_tokens: tuple[str, ...] = ()
@@ -330,6 +351,10 @@ class TaskDefaults:
     prediction_columns: tuple[str, ...] = ("prediction",)
     input_choice: tuple[str, ...] = ()
     beside_inputs: tuple[str, ...] = ()
+
+    @property
+    def scores_tokens(self) -> bool:
+        return not self.rows_weigh
 
     def required_columns(self) -> list[str]:
         raise NotImplementedError
@@ -389,6 +414,12 @@ class TaskDefaults:
 
     def forward_kwargs(self) -> dict[str, Any]:
         return {}
+
+    def build_objective(self) -> Objective | None:
+        return None
+
+    def precomputes_reference(self, lora: dict[str, Any] | None) -> bool:
+        return False
 
     def reduce_logits(self, logits: Any, labels: Any) -> Any:
         return logits[0] if isinstance(logits, tuple) else logits

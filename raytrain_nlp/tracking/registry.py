@@ -20,6 +20,7 @@ from raytrain_nlp.tracking.mlflow_run import build_client, find_experiment
 PIPELINES = {
     "text-classification": "text-classification", "token-classification": "token-classification",
     "causal-lm": "text-generation", "masked-lm": "fill-mask", "permutation-lm": "text-generation",
+    "preference": "text-generation", "reward-modeling": "text-classification",
 }  # fmt: skip
 """Task -> pipeline of transformers. Release 5 has none for summarization and translation, and MLflow's flavour is a
 pipeline.

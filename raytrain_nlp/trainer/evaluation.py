@@ -13,6 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, denumpify
 from raytrain_nlp.compat.transformers import evaluation_model, generate_alone, signature_columns
 from raytrain_nlp.distributed.collectives import broadcast_object, gather_objects
 from raytrain_nlp.distributed.timeline import TIMELINE
+from raytrain_nlp.tasks.objective import joined_loss
 from raytrain_nlp.trainer.eval_outputs import Joined, NamedLogits, Part, batch_prediction, mean_loss, to_numpy
 from raytrain_nlp.trainer.generation import gathered_weights
 from raytrain_nlp.trainer.host import TrainerHost
@@ -67,8 +68,7 @@ class EvaluationMixin(TrainerHost):
         feed, predicts = self._feed, description == "Prediction"
         loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
         gathers = feed.gather_for_generation and getattr(self.args, "predict_with_generate", False) and not loss_only
-        if not self._feed_prepared:
-            self._feed_prepare()
+        self.prepare_to_evaluate()
         with gathered_weights(self) if gathers else contextlib.nullcontext() as whole:
             model = whole or evaluation_model(self)
             if whole is not None:
@@ -77,7 +77,9 @@ class EvaluationMixin(TrainerHost):
             if callable(getattr(self.optimizer, "eval", None)):
                 self.optimizer.eval()
             self.callback_handler.eval_dataloader = dataloader
-            with TIMELINE.phase("evaluation"), self._feed_named.watching(self.accelerator.unwrap_model(model)):
+            plain = self.accelerator.unwrap_model(model)
+            watched = self._feed_named.watching(plain) if feed.own is None else contextlib.nullcontext()
+            with TIMELINE.phase("evaluation"), watched:
                 parts, batch_metrics = self._feed_predict_all(model, dataloader, loss_only, ignore_keys, predicts)
         gathered: list[Part] = sum(gather_objects(parts, to_rank=0), [])
         output = (
@@ -97,10 +99,12 @@ class EvaluationMixin(TrainerHost):
         metrics, num_rows = broadcast_object((output.metrics, output.num_samples) if output else None)
         return output or EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_rows)
 
-    def _feed_prepare(self) -> None:
+    def prepare_to_evaluate(self) -> None:
         """Wrap the model for an evaluation without training, as `Trainer.evaluation_loop` does: by DeepSpeed, or in
-        mixed precision.
+        mixed precision. Does nothing once the model is wrapped.
         """
+        if self._feed_prepared:
+            return
         self._feed_prepared = True
         if self.is_deepspeed_enabled:
             deepspeed_init(self, num_training_steps=0, inference=True)
@@ -147,8 +151,10 @@ class EvaluationMixin(TrainerHost):
         because collectives need every rank.
         """
         micro_batch, figures = inputs.micro_batch, self._feed.figures
-        with self._feed.without_logits(micro_batch if loss_only else None):
-            loss, logits, labels = self.prediction_step(model, dict(inputs), loss_only, ignore_keys=ignore_keys)
+        own_loss = self._feed.own is not None
+        alone = loss_only and not own_loss
+        with self._feed.without_logits(micro_batch if loss_only or own_loss else None):
+            loss, logits, labels = self.prediction_step(model, dict(inputs), alone, ignore_keys=ignore_keys)
         self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         if not len(micro_batch.rows):
             return None
@@ -194,6 +200,8 @@ class EvaluationMixin(TrainerHost):
         rows = dataloader.dataset if isinstance(dataloader.dataset, PlanRows) else None
         predictions = labels = None
         metrics: dict[str, Any] = {}
+        if self._feed.own and not self._feed.overrides_loss and (own := joined.of("own")) is not None:
+            loss = joined_loss(self._feed.own.objective, own)
         if not loss_only:
             own, labels = joined.of("own"), joined.of("labels")
             if own is not None and task.figures_read:  # tokenized rows of the user's have no such columns

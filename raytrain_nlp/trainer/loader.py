@@ -34,6 +34,10 @@ class Share(TypedDict):
     cpus: float
 
 
+Beside = Callable[[MicroBatch], dict[str, Any]]
+"""Makes further inputs for the forward on a micro-batch, tensors with its rows first."""
+
+
 class FeedBatch(dict[str, Any]):
     """The inputs of one forward, with their place in the plan beside them."""
 
@@ -43,6 +47,10 @@ class FeedBatch(dict[str, Any]):
         super().__init__(tensors)
         if micro_batch is not None:
             self.micro_batch = micro_batch
+
+
+def _batch_of(micro_batch: MicroBatch, beside: Beside | None) -> FeedBatch:
+    return FeedBatch({**micro_batch.tensors, **(beside(micro_batch) if beside else {})}, micro_batch)
 
 
 class FeedDataset(Dataset):
@@ -59,6 +67,7 @@ class FeedDataset(Dataset):
         self._batches = open_at(position)
         self.wait_s = 0.0
         """Seconds spent waiting for the stream."""
+        self.beside: Beside | None = None
         self.taken: list[MicroBatch] = []
         """Micro-batches read since the list was last cleared (`StepMixin.get_batch_samples` clears it)."""
 
@@ -80,7 +89,7 @@ class FeedDataset(Dataset):
             raise FeedError(f"the feed ended at micro-batch {self._position}.")
         self._position += 1
         self.taken.append(micro_batch)
-        return FeedBatch(micro_batch.tensors, micro_batch)
+        return _batch_of(micro_batch, self.beside)
 
 
 class TrainLoader(DataLoader):
@@ -152,6 +161,7 @@ class EvalLoader:
         accumulation: int = 1,
     ):
         self.dataset = dataset
+        self.beside: Beside | None = None
         self._steps = steps * accumulation
         self._open = lambda: _checked(
             stream(spec, start=0, stop=steps, world_size=world_size, rank=rank, accumulation=accumulation, cpus=cpus),
@@ -171,7 +181,7 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[FeedBatch]:
         if len(self._kept) == self._steps:
-            yield from (FeedBatch(micro_batch.tensors, micro_batch) for micro_batch in self._kept)
+            yield from (_batch_of(micro_batch, self.beside) for micro_batch in self._kept)
             return
         kept: list[MicroBatch] = []
         size = 0
@@ -182,7 +192,7 @@ class EvalLoader:
                 kept.append(micro_batch)
             else:
                 kept.clear()
-            yield FeedBatch(micro_batch.tensors, micro_batch)
+            yield _batch_of(micro_batch, self.beside)
         self._kept = kept
 
 

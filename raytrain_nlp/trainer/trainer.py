@@ -105,6 +105,9 @@ class FeedTrainer(EvaluationMixin, Trainer):
         """As `Trainer.compute_loss`: the mean loss of the micro-batch, or with `num_items_in_batch` the sum divided by
         it, multiplied by the number of ranks because DDP averages gradients over them. Shape [].
         """
+        if self._feed.own is not None:
+            loss, values = self._feed.own.compute(self, model, inputs)
+            return (loss, {"loss": loss, "values": values}) if return_outputs else loss
         step, count = self._feed.step, num_items_in_batch
         if count is None or (step is None and self.compute_loss_func is None):
             return super().compute_loss(model, inputs, return_outputs=return_outputs)
@@ -125,6 +128,7 @@ class FeedTrainer(EvaluationMixin, Trainer):
         if "loss" in logs:
             logs.update(self._feed.meter.read())
             logs.update(self._feed.cost.read(self, logs["tokens_per_second"]))
+            logs.update(self._feed.own.read() if self._feed.own else {})
         super().log(logs, start_time)
 
     # State
@@ -173,6 +177,9 @@ class FeedTrainer(EvaluationMixin, Trainer):
         trained(self._feed.checkpointer).attach(self)
         self._feed_prepared = True
         prepared = super()._prepare_for_training(*args, **kwargs)
+        if (own := self._feed.own) and own.reference:
+            resumes = kwargs.get("resume_from_checkpoint", args[2] if len(args) > 2 else None)
+            own.reference.find_or_compute(self, own.objective, untrained=resumes is None)
         TIMELINE.start()
         if self.is_deepspeed_enabled:  # accelerate's backward of DeepSpeed ends with the update
             apply_before_update(self.deepspeed, self._feed_settle)

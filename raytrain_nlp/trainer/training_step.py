@@ -43,6 +43,7 @@ from raytrain_nlp.trainer.item_count import Count
 from raytrain_nlp.trainer.loader import EvalLoader, TrainLoader
 from raytrain_nlp.trainer.methods import ARGUMENTS
 from raytrain_nlp.trainer.metrics import Figures
+from raytrain_nlp.trainer.objective.own_loss import OwnLoss
 from raytrain_nlp.trainer.step_cost import StepCost
 from raytrain_nlp.trainer.throughput import Meter
 from raytrain_nlp.trainer.user_rows import RowsReader
@@ -79,6 +80,8 @@ class Feed:
     """Is `num_items_in_batch` counted? Only for a user's class or loss function; other losses are means, and are
     weighted here.
     """
+    overrides_loss: bool = False
+    """Does the user's class have a `compute_loss` or `prediction_step` of its own?"""
     step_is_counted: bool = True
     """Does the user's `training_step` take `num_items_in_batch`? Methods may have the signatures of older versions."""
     loss_is_counted: bool = True
@@ -104,6 +107,8 @@ class Feed:
     weight: GlobalWeight | None = None
     step: Step | None = None
     """The micro-batch that `training_step` is processing; None outside of it, as in evaluation."""
+    own: OwnLoss | None = None
+    """The loss, where the task's model does not compute it."""
     note_rows: Callable[[MicroBatch], None] | None = None
     """Is told of each micro-batch before it is trained, where the run notes its rows (`run.row_notes`)."""
     model_dir: str | None = None
@@ -142,6 +147,8 @@ class Feed:
         """A context in which a forward on `micro_batch` computes its loss without logits, where that can be."""
         if self.lazy_head is None or micro_batch is None:
             return contextlib.nullcontext()
+        if self.own is not None:
+            return self.lazy_head.active()
         # some models predict the first token of each row as well, which is not in the weight of others
         most = micro_batch.weight + len(micro_batch.rows) if micro_batch.weight else None
         return self.lazy_head.active(most)
@@ -193,7 +200,8 @@ class StepMixin(TrainerHost):
         feed.log_is_timed = _takes(super().log, "start_time")
         classes = users_classes(type(self))
         own = [vars(cls)[name] for cls in classes for name in ("compute_loss", "training_step") if name in vars(cls)]
-        if own or self.compute_loss_func is not None or any("prediction_step" in vars(cls) for cls in classes):
+        feed.overrides_loss = any({"compute_loss", "prediction_step"} & vars(cls).keys() for cls in classes)
+        if own or self.compute_loss_func is not None or feed.overrides_loss:
             feed.lazy_head = None
         feed.counts = bool(classes) or self.compute_loss_func is not None
         feed.masks_padding_only = not feed.counts and apply_maskless(plain)
@@ -242,6 +250,8 @@ class StepMixin(TrainerHost):
         feed.weight = GlobalWeight(taken, feed.task.rows_weigh, device) if taken else None
         feed.compared = batches if feed.task.compares_rows and self.args.gradient_accumulation_steps > 1 else []
         POOL.forget()
+        if feed.own:
+            feed.own.begin(batches)
         return batches, count
 
     def _feed_compare(self) -> None:
@@ -389,6 +399,8 @@ class StepMixin(TrainerHost):
             self._feed_settle(everything=True)
         if agreement.stopped:
             return
+        if control.should_log and self._feed.own:
+            self._feed.own.gather_figures()
         agreement.moving &= self.state.global_step < self.state.max_steps
         if agreement.moving:
             self.control.should_training_stop = True

@@ -282,6 +282,7 @@ def _build_trainer(
     from raytrain_nlp.worker.arguments import apply_deepspeed_environment, build_arguments
     from raytrain_nlp.worker.callbacks import ClockCallback, LayerdropCallback
     from raytrain_nlp.worker.extensions import build_callbacks, build_trainer, find_user_function
+    from raytrain_nlp.worker.losses import build_own_loss
     from raytrain_nlp.worker.offload import find_cpu_adam, offloads_optimizer, optimizer_threads
 
     if job.deepspeed.enabled:
@@ -321,7 +322,8 @@ def _build_trainer(
         agreement,
         getattr(job.task, "gather_for_generation", False),
         train_rows,
-        lazy_head=LazyHead(model) if job.chunks_loss and not task.rows_weigh else None,
+        lazy_head=LazyHead(model) if job.chunks_loss and task.scores_tokens else None,
+        own=build_own_loss(spec, job, paths, task, events, loaders),
         note_rows=RowNotes(paths.row_notes, arguments.process_index) if spec.notes_rows else None,
     )
     callbacks = build_callbacks(job, spec, events, paths, arguments.process_index, arguments.local_process_index)
@@ -342,7 +344,7 @@ def _load_model(spec: WorkerSpec, job: TrainJob, paths: RunPaths, arguments: Any
     from raytrain_nlp.modeling.export import save_base_model
     from raytrain_nlp.modeling.fused_norm import fuse_norms
     from raytrain_nlp.modeling.lora import apply_lora
-    from raytrain_nlp.modeling.model import clear_padding, load_model
+    from raytrain_nlp.modeling.model import clear_padding, disable_dropout, load_model
 
     model = load_model(job.model, task, spec.labels, tokenizer)
     if job.workers.use_gpu:
@@ -351,6 +353,8 @@ def _load_model(spec: WorkerSpec, job: TrainJob, paths: RunPaths, arguments: Any
         if job.model.config is not None:
             save_base_model(model, paths.base_model, arguments.process_index == 0)
         model = apply_lora(model, job.lora, task, arguments.gradient_checkpointing)
+    if not task.drops_out:
+        disable_dropout(model)
     clear_padding(model)
     return model
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_nlp.config import TrainJob
+from raytrain_nlp.config.lora import keeps_base
 from raytrain_nlp.data.split import Split, SplitSpec
 from raytrain_nlp.paths import RunPaths
 from raytrain_nlp.storage import storage_of
@@ -19,6 +20,7 @@ from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.worker.loop import run_guarded
 
 SCORES = "scores.jsonl"
+_SPLIT = "validation"
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def _score(spec: ScoringSpec, paths: RunPaths, scratch: str) -> dict[str, Any]:
     EventLog(paths.events if rank == 0 else None).write(
         "start", step=0, world_size=int(os.environ["WORLD_SIZE"]), pids=[os.getpid()]
     )
-    trainer, task = _build_trainer(spec, spec.job, paths, scratch)
+    trainer, task = _build_trainer(spec, spec.job, paths, scratch, _find_reference(spec, paths, scratch))
     metrics = {key: value for key, value in trainer.evaluate().items() if key.startswith("eval_")}
     if not trainer._feed.scored:  # not the first rank
         return {"metrics": metrics}
@@ -75,16 +77,46 @@ def _score(spec: ScoringSpec, paths: RunPaths, scratch: str) -> dict[str, Any]:
     return {"metrics": metrics, "report": task.build_report(predictions, truth, spec.labels)}
 
 
-def _build_trainer(spec: ScoringSpec, job: TrainJob, paths: RunPaths, scratch: str) -> tuple[Any, Any]:
+def _find_reference(spec: ScoringSpec, paths: RunPaths, scratch: str) -> Any:
+    """What the reference model says of the rows: the run's model as it was before training, which is held before the
+    trained one is loaded, and then let go. None where the loss needs none, or the model without its adapter is it.
+    """
+    from raytrain_nlp.tasks import build_task
+    from raytrain_nlp.trainer.objective.reference import Reference
+    from raytrain_nlp.worker.losses import share_of
+
+    objective = build_task(spec.job.task).build_objective()
+    adapted = (Path(spec.weights) / "adapter_config.json").exists() and keeps_base(spec.job.lora or {})
+    if objective is None or not objective.reads_reference or adapted:
+        return None
+    reference = Reference(None, paths.store, {_SPLIT: spec.validation}, share_of(spec.job))
+    trainer, _ = _build_trainer(spec, spec.job, paths, scratch, None, untrained=True)
+    trainer.prepare_to_evaluate()
+    reference.find_or_compute(trainer, objective, untrained=True)
+    trainer.release()
+    return reference
+
+
+def _build_trainer(
+    spec: ScoringSpec, job: TrainJob, paths: RunPaths, scratch: str, reference: Any, untrained: bool = False
+) -> tuple[Any, Any]:
+    """A trainer that evaluates, and the task.
+
+    Args:
+        reference: what the reference model says of the rows; None: nothing.
+        untrained: with the model that the run began with; else with the trained weights.
+    """
     from transformers import PrinterCallback, set_seed
 
     from raytrain_nlp.modeling.facts import fit_generation
     from raytrain_nlp.modeling.fused_norm import fuse_norms
     from raytrain_nlp.modeling.load import load_trained
+    from raytrain_nlp.modeling.model import load_model
     from raytrain_nlp.modeling.tokenizer import load_tokenizer
     from raytrain_nlp.tasks import build_task
     from raytrain_nlp.trainer.loader import EvalLoader, Share
     from raytrain_nlp.trainer.metrics import Figures
+    from raytrain_nlp.trainer.objective.own_loss import OwnLoss
     from raytrain_nlp.trainer.training_step import Feed
     from raytrain_nlp.trainer.user_rows import PlanRows, RowsReader
     from raytrain_nlp.worker.arguments import apply_deepspeed_environment, build_arguments
@@ -104,7 +136,12 @@ def _build_trainer(spec: ScoringSpec, job: TrainJob, paths: RunPaths, scratch: s
         "cpus": job.data.feed_cpus_per_worker,
     }
     loader = EvalLoader(spec.validation, PlanRows(spec.validation), steps=spec.eval_steps, **where)
-    model = load_trained(Path(spec.weights), job.model, task, spec.labels, tokenizer)
+    loader.beside = reference.beside(_SPLIT) if reference else None
+    model = (
+        load_model(job.model, task, spec.labels, tokenizer)
+        if untrained
+        else load_trained(Path(spec.weights), job.model, task, spec.labels, tokenizer)
+    )
     if job.workers.use_gpu:
         fuse_norms(model)
     fit_generation(arguments, model.config)
@@ -117,6 +154,7 @@ def _build_trainer(spec: ScoringSpec, job: TrainJob, paths: RunPaths, scratch: s
         rows,
         eval_loaders={"": loader},
         gather_for_generation=getattr(job.task, "gather_for_generation", False),
+        own=OwnLoss(objective, reference) if (objective := task.build_objective()) else None,
     )
     callbacks = [EvalProgress(paths.progress, spec.eval_steps)] if arguments.process_index == 0 else []
     trainer = build_trainer(job, spec.code_folder, feed, model, arguments, tokenizer, callbacks)

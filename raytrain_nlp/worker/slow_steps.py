@@ -36,7 +36,15 @@ _FIRST_S = 600.0
 """Both of the first steps, which may compile kernels."""
 _POLL_S, _JOIN_S = 1.0, 3.0
 _EXIT = 75
-_PAUSES = {"evaluate", "evaluation_loop", "_save_checkpoint", "_load_best_model", "export_model", "export_chrome_trace"}
+_PAUSES = {
+    "evaluate",
+    "evaluation_loop",
+    "_save_checkpoint",
+    "_load_best_model",
+    "compute_reference",
+    "export_model",
+    "export_chrome_trace",
+}
 """Functions in which no step goes on."""
 
 

@@ -106,7 +106,7 @@ def test_an_unknown_name_is_told_with_the_nearest(tmp_path):
     assert [str(problem) for problem in error.value.problems] == [
         "data.train: no built-in data has this name ('python-doc'). Did you mean 'python-docs'?",
         "data.validation: no built-in data has this name ('xyz'). The names are docstrings, docstrings/endings, "
-        "docstrings/modules, docstrings/summaries, facts, names, numbers, python-docs.",
+        "docstrings/modules, docstrings/summaries, facts, names, numbers, numbers/preferences, python-docs.",
     ]
 
 

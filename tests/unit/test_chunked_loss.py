@@ -4,6 +4,7 @@ and task; nothing is read back from the device; what else reads logits gets them
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -19,10 +20,11 @@ from transformers.trainer_pt_utils import LabelSmoother
 from raytrain_nlp.config import load_job
 from raytrain_nlp.memory.activations import trace_step
 from raytrain_nlp.memory.widest_batch import checkpoint_activations
-from raytrain_nlp.modeling.chunked_loss import chunked_cross_entropy, plain_cross_entropy
+from raytrain_nlp.modeling.chunked_loss import chunked_cross_entropy, chunked_token_losses, plain_cross_entropy
 from raytrain_nlp.modeling.lazy_logits import LazyHead, LazyLogits, find_plain_head
 from raytrain_nlp.tasks import build_task
 from raytrain_nlp.tasks.base import CollateContext, Place
+from raytrain_nlp.tasks.preference.log_probabilities import score_completions
 
 VOCABULARY = 211
 DECODER = {
@@ -295,6 +297,44 @@ def test_sums_and_means_of_few_and_no_tokens() -> None:
     predicted = int((targets != -100).sum())
     assert chunked_cross_entropy(hidden, weight, bias, targets, most=predicted).isfinite()
     assert chunked_cross_entropy(hidden, weight, bias, targets, most=predicted - 1).isnan()
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_losses_of_single_tokens(biased: bool) -> None:
+    """Each with its own factor, which is known behind the loss only: as of preferences, where rows are weighed."""
+    draw = torch.Generator().manual_seed(4)
+    hidden = torch.randn(37, 8, generator=draw, requires_grad=True)
+    weight = torch.randn(19, 8, generator=draw, requires_grad=True)
+    bias = torch.randn(19, generator=draw, requires_grad=True) if biased else None
+    targets = torch.randint(0, 19, (37,), generator=draw)
+    targets[::5] = -100
+    factors, inputs = torch.randn(37, generator=draw), [hidden, weight, *([bias] if bias is not None else [])]
+    plain = F.cross_entropy(F.linear(hidden, weight, bias), targets, reduction="none")
+    expected = torch.autograd.grad(plain @ factors, inputs)
+    found = chunked_token_losses(hidden, weight, bias, targets, chunk=8)
+    torch.testing.assert_close(found, plain)
+    for one, other in zip(torch.autograd.grad(found @ factors, inputs), expected, strict=True):
+        torch.testing.assert_close(one, other)
+    with torch.no_grad():
+        torch.testing.assert_close(chunked_token_losses(hidden, weight, bias, targets, chunk=8), plain)
+
+
+def test_pairs_are_scored_without_logits() -> None:
+    """Log-probabilities of completions, and the gradients of a loss of them."""
+    ids = torch.randint(5, VOCABULARY, (3, 2, 12), generator=torch.Generator().manual_seed(1))
+    learned = (torch.arange(12) > 4).long().expand(3, 2, 12)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "completion_mask": learned}
+    gradients = []
+    for chunks in (False, True):
+        model, found = build("llama"), None
+        head = LazyHead(model, worth_it=0)
+        with head.active() if chunks else contextlib.nullcontext():
+            found = score_completions(model, inputs, slice(0, 2))
+        (found[:, 0] * torch.tensor([1.0, -2.0, 0.5])).sum().backward()
+        gradients.append([found.detach(), *[parameter.grad for parameter in model.parameters()]])
+        assert head.losses == chunks
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_its_backward_runs_once() -> None:

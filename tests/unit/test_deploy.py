@@ -49,6 +49,8 @@ TASKS: dict[str, dict[str, Any]] = {
     "summarization": {},
     "translation": {"source_lang": "en", "target_lang": "de"},
     "seq2seq-question-answering": {},
+    "preference": {},
+    "reward-modeling": {},
 }
 
 
@@ -115,7 +117,7 @@ def test_files_that_serve_a_model(tmp_path: Path, task: str) -> None:
     assert application["args"]["model"] == str(target) and served["http_options"]["host"] == "127.0.0.1"
     module, _, name = application["import_path"].partition(":")
     assert getattr(sys.modules[module], name) is build_app
-    assert (tmp_path / "vllm.yaml").exists() == (task == "causal-lm")
+    assert (tmp_path / "vllm.yaml").exists() == (task in ("causal-lm", "preference"))
     recipe = json.loads((tmp_path / "raytrain_nlp.json").read_text())
     assert recipe["job"]["task"]["type"] == task and recipe["labels"] == ["no", "yes"] and recipe["code_folder"] == ""
     assert "password" not in json.dumps(recipe) and set(recipe["job"]) <= {"task", "model", "data", "training"}
@@ -271,7 +273,7 @@ def test_a_pipe_is_both_ends(capsys: pytest.CaptureFixture[str], monkeypatch: py
 
 def test_what_is_generated_where_evaluation_does_not(tmp_path: Path) -> None:
     jobs = {task: task_job(tmp_path, task).job for task in TASKS}
-    assert {task for task, job in jobs.items() if "max_new_tokens" in generation_of(job)} == {"causal-lm"}
+    assert {task for task, job in jobs.items() if "max_new_tokens" in generation_of(job)} == {"causal-lm", "preference"}
     assert {task for task, job in jobs.items() if "max_length" in generation_of(job)} == {
         task
         for task, job in jobs.items()

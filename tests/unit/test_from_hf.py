@@ -4,6 +4,7 @@ named.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import subprocess
@@ -17,8 +18,9 @@ import yaml
 from raytrain_nlp.cli.from_hf.classification import name_splits
 from raytrain_nlp.cli.from_hf.command import Command
 from raytrain_nlp.cli.from_hf.convert import from_hf
-from raytrain_nlp.cli.from_hf.flags import SCRIPTS, SECRETS, flags_of
+from raytrain_nlp.cli.from_hf.flags import OF_TRL, SCRIPTS, SECRETS, flags_of
 from raytrain_nlp.cli.from_hf.own_loop import own_loop_flags
+from raytrain_nlp.cli.from_hf.preferences import data_of_preferences
 from raytrain_nlp.cli.from_hf.questions import fill_questions
 from raytrain_nlp.cli.from_hf.verb import render_job
 from raytrain_nlp.config import load_job
@@ -1018,6 +1020,49 @@ def test_a_script_may_be_started_as_a_module() -> None:
     )
 
 
+# TRL's scripts
+
+
+def test_preferences_are_read_as_by_trl() -> None:
+    """With the defaults of its configs: rates, lengths, adapters, the order and groups of KTO."""
+    hub = "--dataset_name trl-lib/data --model_name_or_path m --output_dir runs/it --per_device_train_batch_size 4"
+    job, notes = from_hf(shlex.split(f"python trl/scripts/dpo.py {hub} --beta 0.2 --loss_type ipo --lora_r 4"))
+    assert job["task"] == {"type": "preference", "beta": 0.2, "loss_type": "ipo"} and "lora" not in job
+    assert job["data"] == {"train": "hf://trl-lib/data:train", "max_length": 1024}
+    assert job["training"]["learning_rate"] == 1e-6 and job["training"]["gradient_checkpointing"]
+    assert notes == ["--lora_r: Without --use_peft the script does not read it."]
+    command = f"dpo.py {hub} --use_peft --lora_target_modules all-linear --eval_strategy steps --dataset_config it"
+    job, _ = from_hf(shlex.split(f"{command} --precompute_ref_log_probs"))
+    assert job["lora"] == {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": "all-linear"}
+    assert job["task"]["precompute_ref_log_probs"] and job["data"]["validation"] == "hf://trl-lib/data/it:test"
+    job, _ = from_hf(shlex.split(f"kto.py {hub} --dataset_test_split held"))
+    assert job["task"] == {"type": "preference", "loss_type": "kto", "kl_group_size": 4}
+    assert job["training"]["train_sampling_strategy"] == "sequential"
+    job, _ = from_hf(shlex.split(f"orpo.py {hub}"))
+    assert job["task"] == {"type": "preference", "loss_type": "orpo"}
+    job, _ = from_hf(shlex.split(f"accelerate launch --num_processes 2 reward_modeling.py {hub}"))
+    assert job["task"] == {"type": "reward-modeling"} and job["training"]["learning_rate"] == 1e-4
+    assert data_of_preferences(Command("dpo.py", "dpo")) == {}
+    assert problems(f"dpo.py {hub} --loss_type sigmoid sft") == [
+        "--loss_type: names several losses (sigmoid, sft). A job has one: keep one."
+    ]
+
+
+def test_defaults_of_preferences_are_those_of_trl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    import trl
+    from trl.experimental.orpo import ORPOConfig
+
+    from raytrain_nlp.config.tasks.preference import Preference
+
+    ours = {name: field.default for name, field in Preference.model_fields.items()}
+    for config in (trl.DPOConfig, trl.KTOConfig, ORPOConfig):
+        theirs = {field.name: field.default for field in dataclasses.fields(config)}
+        for name in ("beta", "label_smoothing", "desirable_weight", "undesirable_weight", "disable_dropout"):
+            assert name not in theirs or theirs[name] == ours[name]
+        assert theirs["max_length"] == 1024 and theirs["learning_rate"] == 1e-6
+
+
 # every flag and field
 
 
@@ -1077,6 +1122,10 @@ BASES = {
     "--output_dir a/b",
     "translation": "run_translation.py --model_name_or_path m --train_file t.json --validation_file v.json --do_eval "
     "--source_lang e --target_lang r --output_dir a/b",
+    "dpo": "dpo.py --model_name_or_path m --dataset_name d --eval_strategy steps --use_peft --output_dir a/b",
+    "kto": "kto.py --model_name_or_path m --dataset_name d --eval_strategy steps --use_peft --output_dir a/b",
+    "orpo": "orpo.py --model_name_or_path m --dataset_name d --eval_strategy steps --use_peft --output_dir a/b",
+    "reward": "reward.py --model_name_or_path m --dataset_name d --eval_strategy steps --use_peft --output_dir a/b",
 }
 NOTHING_TO_SAY = {"do_eval", "model_type", "eval_steps"} | {
     "use_fast_tokenizer",
@@ -1091,6 +1140,8 @@ NOTHING_TO_SAY = {"do_eval", "model_type", "eval_steps"} | {
     "no_cuda",
 }
 """Given already in the command above, or true of every job without GPU."""
+OF_EVERY_TRL_JOB = {"use_peft", "gradient_checkpointing", "do_train", "evaluate_during_training"}
+"""The same of TRL's scripts."""
 
 
 @pytest.mark.parametrize("task", BASES)
@@ -1099,6 +1150,8 @@ def test_every_flag_becomes_a_key_or_a_note(task: str) -> None:
     wrong.
     """
     before, dropped, unreadable = translate(BASES[task]), [], []
+    same = NOTHING_TO_SAY | (OF_EVERY_TRL_JOB if task in OF_TRL else set())
+    same |= {"train_sampling_strategy"} if task == "kto" else set()
     for name, flag in flags_of(task).items():
         words = shlex.split(BASES[task]) + [f"--{name}", sample(name, task)]
         try:
@@ -1107,7 +1160,7 @@ def test_every_flag_becomes_a_key_or_a_note(task: str) -> None:
             if not any(flag.name in str(problem) or f"--{name}" in str(problem) for problem in error.problems):
                 dropped.append(f"{name}: {error}")
             continue
-        if (job, by_flag(notes)) == before and name not in NOTHING_TO_SAY:
+        if (job, by_flag(notes)) == before and name not in same:
             dropped.append(name)
         if (
             yaml.load(render_job(job, notes), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) != job

@@ -32,7 +32,8 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def test_there_are_ninety_and_more_of_all_scripts() -> None:
     assert len(COMMANDS) >= 90
-    assert all(sum(script in command for command in COMMANDS.values()) >= 2 for script in SCRIPTS)
+    scripts = [script for script in SCRIPTS if script.startswith("run_")]  # TRL has others
+    assert all(sum(script in command for command in COMMANDS.values()) >= 2 for script in scripts)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

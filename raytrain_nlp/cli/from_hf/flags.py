@@ -20,10 +20,16 @@ SCRIPTS = {
     "run_ner.py": "token-classification", "run_classification.py": "classification", "run_xnli.py": "xnli",
     "run_qa.py": "question-answering", "run_seq2seq_qa.py": "seq2seq-question-answering",
     "run_fim.py": "fim", "run_plm.py": "permutation-lm",
+    "dpo.py": "dpo", "kto.py": "kto", "orpo.py": "orpo", "reward.py": "reward", "reward_modeling.py": "reward",
 }  # fmt: skip
 """Supported scripts -> their entry in the tables below: the type of a task, or one of `TASKS`."""
-TASKS = {"classification": "text-classification", "xnli": "text-classification", "fim": "causal-lm"}
+TASKS = {
+    "classification": "text-classification", "xnli": "text-classification", "fim": "causal-lm",
+    **dict.fromkeys(("dpo", "kto", "orpo"), "preference"), "reward": "reward-modeling",
+}  # fmt: skip
 """Entries of scripts that have other flags than the main script of their task -> the type of the task."""
+OF_TRL = ("dpo", "kto", "orpo", "reward")
+"""Entries of TRL's scripts."""
 SEQ2SEQ = ("summarization", "translation", "seq2seq-question-answering")
 SECRETS = {"token", "use_auth_token", "hub_token", "push_to_hub_token"}
 """Flags whose values no message shows."""
@@ -85,7 +91,58 @@ _SEQ2SEQ: _Table = {
     "ignore_pad_token_for_loss": (bool, "# Padding never counts in the loss."),
 }
 _ANSWERS: _Table = {"max_seq_length": (int, ""), "version_2_with_negative": (bool, "task.version_2_with_negative")}
+_QUANTIZED = "# The base model is not quantized."
+_TRL: _Table = {
+    **{name: _ALL[name] for name in ("model_name_or_path", "model_revision", "trust_remote_code", "dataset_name")},
+    "model_revision": (str, "model.revision"),
+    "dtype": (str, ""),
+    "attn_implementation": (str, "model.attn_implementation"),
+    "dataset_config": (str, ""),
+    "dataset_train_split": (str, ""),
+    "dataset_test_split": (str, ""),
+    "dataset_streaming": (bool, "data.streaming"),
+    "dataset_num_proc": (int, "# Ray Data tokenizes on all CPUs of the cluster."),
+    "ignore_bias_buffers": (bool, "# DDP synchronizes no buffers unless training.ddp_broadcast_buffers says so."),
+    "max_length": (int, "data.max_length"),
+    "disable_dropout": (bool, "task.disable_dropout"),
+    "pad_to_multiple_of": (int, _LENGTHS),
+    "padding_free": (bool, _LENGTHS),
+    "activation_offloading": (bool, "# Activations stay on the device; see training.gradient_checkpointing."),
+    "use_peft": (bool, ""),
+    **dict.fromkeys(("lora_r", "lora_alpha"), (int, "")),
+    "lora_dropout": (float, ""),
+    **dict.fromkeys(("lora_target_modules", "lora_modules_to_save"), (list[str], "")),
+    **dict.fromkeys(("use_rslora", "use_dora"), (bool, "")),
+    "lora_task_type": (str, "# It follows from the task."),
+    **dict.fromkeys(("load_in_8bit", "load_in_4bit", "use_bnb_nested_quant"), (bool, _QUANTIZED)),
+    "bnb_4bit_quant_type": (str, _QUANTIZED),
+}
+_BETA: _Table = {"beta": (float, "task.beta")}
+_REFERENCE: _Table = {
+    **_BETA,
+    "precompute_ref_log_probs": (bool, ""),
+    "precompute_ref_batch_size": (int, "# It is training.per_device_eval_batch_size."),
+    "sync_ref_model": (bool, "# The reference model stays what it is."),
+}
 _OF_TASK: dict[str, _Table] = {
+    "dpo": {
+        **_REFERENCE,
+        "loss_type": (list[str], ""),
+        "label_smoothing": (float, "task.label_smoothing"),
+        "truncation_mode": (str, "# The end is cut off (keep_start)."),
+    },
+    "kto": {
+        **_REFERENCE,
+        "loss_type": (str, ""),
+        "desirable_weight": (float, "task.desirable_weight"),
+        "undesirable_weight": (float, "task.undesirable_weight"),
+    },
+    "orpo": {**_BETA, "max_completion_length": (int, "# data.max_length is that of prompt and completion.")},
+    "reward": {
+        "center_rewards_coefficient": (float, "task.center_rewards_coefficient"),
+        "chat_template_path": (str, "# Name a tokenizer that has the template: model.tokenizer."),
+        "eos_token": (str, "# It is the tokenizer's own."),
+    },
     "text-classification": {
         "task_name": (str, ""),
         "max_seq_length": (int, "data.max_length"),
@@ -317,7 +374,12 @@ def script_flags(task: str) -> tuple[str, ...]:
     Args:
         task: the script's entry in `SCRIPTS`.
     """
-    return (*_ALL, *_OF_TASK[task])
+    return (*_common(task), *_OF_TASK[task])
+
+
+def _common(task: str) -> _Table:
+    """The flags that all scripts of a family have."""
+    return _TRL if task in OF_TRL else _ALL
 
 
 @functools.cache
@@ -329,7 +391,7 @@ def flags_of(task: str) -> dict[str, Flag]:
     """
     flags = {
         name: Flag(name, TypeAdapter(kind), target)
-        for name, (kind, target) in {**_ALL, **_OF_TASK[task], **_OLD}.items()
+        for name, (kind, target) in {**_common(task), **_OF_TASK[task], **_OLD}.items()
     }
     for name, kind in training_fields().items():
         if task in SEQ2SEQ or name not in generation_fields():

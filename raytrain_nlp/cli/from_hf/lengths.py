@@ -26,6 +26,7 @@ _LENGTHS = {
         ("task", "max_source_length", "max_source_length"),
         ("task", "max_target_length", "max_target_length"),
     ),
+    **dict.fromkeys(("dpo", "kto", "orpo", "reward"), (("data", "max_length", "max_length"),)),
     "translation": (
         ("task", "max_source_length", "max_source_length"),
         ("task", "max_target_length", "max_target_length"),

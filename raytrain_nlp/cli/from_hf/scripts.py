@@ -10,6 +10,7 @@ from typing import Any
 from raytrain_nlp.cli.from_hf.classification import data_of_xnli, fill_texts, fill_xnli, name_splits
 from raytrain_nlp.cli.from_hf.command import Command
 from raytrain_nlp.cli.from_hf.files import first_rows, is_number, model_config, model_length
+from raytrain_nlp.cli.from_hf.flags import OF_TRL
 from raytrain_nlp.cli.from_hf.language_models import (
     LONGEST,
     OWN_MODELS,
@@ -17,6 +18,7 @@ from raytrain_nlp.cli.from_hf.language_models import (
     fill_language_model,
     fill_permutation,
 )
+from raytrain_nlp.cli.from_hf.preferences import data_of_preferences, fill_preferences
 from raytrain_nlp.cli.from_hf.questions import fill_questions
 from raytrain_nlp.config.tasks.classification import GLUE_COLUMNS
 from raytrain_nlp.errors import nearest
@@ -96,6 +98,9 @@ def _scalar(text: str) -> Any:
 def fill_data(command: Command, job: Sections) -> None:
     """Fill in `data`, and note sources that the script would not read."""
     evaluates = command.get("do_eval", False) or command.get("eval_strategy", "no") != "no"
+    if command.task in OF_TRL:
+        job["data"] |= data_of_preferences(command)
+        return
     if command.task == "xnli":
         job["data"] |= {split: name for split, name in data_of_xnli(command).items() if evaluates or split == "train"}
         return
@@ -308,4 +313,5 @@ _TASKS = {
     "permutation-lm": fill_permutation,
     "summarization": _fill_summarization,
     "translation": _fill_translation,
+    **dict.fromkeys(OF_TRL, fill_preferences),
 }

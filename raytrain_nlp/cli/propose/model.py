@@ -17,6 +17,9 @@ _LARGE = 20 << 30
 """Bytes of a GPU's memory from which on the larger model is proposed."""
 _MOSTLY = 0.9
 """Share of ASCII characters below which a multilingual model is proposed."""
+_CHATTING = ("HuggingFaceTB/SmolLM2-135M-Instruct", "Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct")
+_TUNED = ("preference", "reward-modeling")
+"""Tasks that start from a model that chats already, whatever their rows are."""
 _HUB: dict[str, tuple[str, str, str, float]] = {
     "text-classification": ("distilbert-base-uncased", "bert-base-uncased", "distilbert-base-multilingual-cased", 5e-5),
     "multiple-choice": ("distilbert-base-uncased", "bert-base-uncased", "bert-base-multilingual-cased", 5e-5),
@@ -29,8 +32,10 @@ _HUB: dict[str, tuple[str, str, str, float]] = {
         2e-5,
     ),
     "causal-lm": ("HuggingFaceTB/SmolLM2-135M", "Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-0.5B", 5e-5),
-    "chat": ("HuggingFaceTB/SmolLM2-135M-Instruct", "Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct", 5e-5),
+    "chat": (*_CHATTING, 5e-5),
     "masked-lm": ("distilbert-base-uncased", "bert-base-uncased", "distilbert-base-multilingual-cased", 5e-5),
+    "preference": (*_CHATTING, 1e-6),
+    "reward-modeling": (*_CHATTING, 1e-5),
     "permutation-lm": ("xlnet/xlnet-base-cased", "xlnet/xlnet-base-cased", "xlnet/xlnet-base-cased", 5e-5),
     "summarization": ("google-t5/t5-small", "google-t5/t5-base", "google/mt5-small", 3e-4),
     "translation": (
@@ -66,7 +71,8 @@ def choose_model(proposal: Proposal, sample: Sample, example: Path, named: str |
             reached.
         named: the model that the user names.
     """
-    small, large, multilingual, rate = _HUB.get("chat" if proposal.needs_chat_template else proposal.type, _OTHERS)
+    chats = proposal.needs_chat_template and proposal.type not in _TUNED
+    small, large, multilingual, rate = _HUB.get("chat" if chats else proposal.type, _OTHERS)
     small, large, multilingual = (_filled(name, proposal) for name in (small, large, multilingual))
     if named:
         return Choice({"name_or_path": named}, {"learning_rate": rate}, ["Named by --model."])

@@ -93,6 +93,32 @@ def propose_task(sample: Sample, task_type: str | None = None) -> Proposal | Non
     return None
 
 
+def _preferences(columns: dict[str, Column]) -> Proposal | None:
+    """Pairs of a better and a worse completion; or completions, each with a label, beside their prompts."""
+    known = {name: column for name, column in columns.items() if column.kind in ("text", "chat")}
+    prompt, chosen, rejected = (known.get(name) for name in ("prompt", "chosen", "rejected"))
+    given = [prompt] if prompt else []
+    if chosen and rejected:
+        remarks = {"loss_type": "DPO; or hinge, ipo, robust, ...; orpo"}
+        task = {"type": "preference", "loss_type": "sigmoid"}
+        return Proposal(task, remarks, [*given, chosen, rejected], None, chosen.kind == "chat")
+    completion, label = known.get("completion"), columns.get("label")
+    if prompt is None or completion is None or label is None or label.kind != "true or false":
+        return None
+    task = {"type": "preference", "loss_type": "kto"}
+    return Proposal(
+        task, {"loss_type": "for completions with a label"}, [prompt, completion], None, prompt.kind == "chat"
+    )
+
+
+def _rewards(columns: dict[str, Column]) -> Proposal | None:
+    """Proposed only if the user asks for it, as `_preferences` comes before it."""
+    found = _preferences(columns)
+    if found is None or "rejected" not in {column.name for column in found.texts}:
+        return None
+    return replace(found, task={"type": "reward-modeling"}, remarks={})
+
+
 def _chats(columns: dict[str, Column]) -> Proposal | None:
     chat = next((column for column in columns.values() if column.kind == "chat"), None)
     if chat is None:
@@ -229,6 +255,8 @@ def _permuted(columns: dict[str, Column]) -> Proposal | None:
 
 
 FINDERS: list[Callable[[dict[str, Column]], Proposal | None]] = [
+    _preferences,
+    _rewards,
     _chats,
     _tags,
     _questions,

@@ -13,6 +13,7 @@ from raytrain_nlp.config.hardware import check_hardware
 from raytrain_nlp.config.job.batches import check_batches, check_streaming, count_micro_batches
 from raytrain_nlp.config.job.elastic import check_elastic
 from raytrain_nlp.config.job.evaluation import check_evaluation, check_smoothing
+from raytrain_nlp.config.job.preferences import check_preferences
 from raytrain_nlp.config.job.repeated import apply_generation, check_repeated
 from raytrain_nlp.config.lora import check_lora
 from raytrain_nlp.config.mixture import check_steps
@@ -57,6 +58,7 @@ def resolve_arguments(job: TrainJob) -> Resolved:
         + check_evaluation(job, values)
         + check_hardware(job, values)
         + check_smoothing(job, values)
+        + check_preferences(job, values)
     )
     if job.data.global_batch_size and "per_device_train_batch_size" not in values:
         values["per_device_train_batch_size"] = -(-job.data.global_batch_size // count_micro_batches(job, values))

@@ -11,6 +11,7 @@ from pydantic import Field
 from raytrain_nlp.config.tasks.choice import MultipleChoice
 from raytrain_nlp.config.tasks.classification import TextClassification
 from raytrain_nlp.config.tasks.language import CausalLm, MaskedLm, PermutationLm
+from raytrain_nlp.config.tasks.preference import Preference, RewardModeling
 from raytrain_nlp.config.tasks.question import DEFAULT_LENGTH, QuestionAnswering, Seq2SeqQuestionAnswering
 from raytrain_nlp.config.tasks.seq2seq import Summarization, Translation
 from raytrain_nlp.config.tasks.similarity import SentenceSimilarity
@@ -27,7 +28,9 @@ TaskConfig = Annotated[
     | PermutationLm
     | Summarization
     | Translation
-    | Seq2SeqQuestionAnswering,
+    | Seq2SeqQuestionAnswering
+    | Preference
+    | RewardModeling,
     Field(discriminator="type"),
 ]
 
@@ -61,6 +64,8 @@ TASK_TYPES = (
     "summarization",
     "translation",
     "seq2seq-question-answering",
+    "preference",
+    "reward-modeling",
 )
 DEFAULT_LENGTHS = {"question-answering": DEFAULT_LENGTH, "seq2seq-question-answering": DEFAULT_LENGTH}
 """Default of `data.max_length` for tasks whose example scripts have a default of their own."""

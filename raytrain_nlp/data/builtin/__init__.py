@@ -19,6 +19,7 @@ from raytrain_nlp.data.builtin.docstrings import collect_docstrings, docstrings_
 from raytrain_nlp.data.builtin.endings import collect_endings, endings_origin
 from raytrain_nlp.data.builtin.facts import fact_rows, facts_origin
 from raytrain_nlp.data.builtin.names import name_rows, names_origin
+from raytrain_nlp.data.builtin.number_preferences import preference_rows, preferences_origin
 from raytrain_nlp.data.builtin.number_words import number_rows, numbers_origin
 from raytrain_nlp.data.builtin.python_docs import collect_python_docs, python_docs_origin
 from raytrain_nlp.data.builtin.standard_library import collect_modules, modules_origin
@@ -48,6 +49,7 @@ BUILTINS = {
     "facts": Builtin(fact_rows, facts_origin),
     "names": Builtin(name_rows, names_origin),
     "numbers": Builtin(number_rows, numbers_origin),
+    "numbers/preferences": Builtin(preference_rows, preferences_origin),
     "python-docs": Builtin(collect_python_docs, python_docs_origin),
 }
 

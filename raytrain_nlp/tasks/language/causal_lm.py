@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,27 +18,22 @@ from raytrain_nlp.tasks.base import (
     Metrics,
     Packing,
     Place,
-    TaskDefaults,
     attention_mask,
     check_text,
     pad,
     unicode_text,
 )
 from raytrain_nlp.tasks.language import chat
+from raytrain_nlp.tasks.language.continuation import Continues, encode_text_prompts, last_tokens
 from raytrain_nlp.tasks.language.infilling import MARKS, Infilling, mark_tokens
 from raytrain_nlp.tasks.truncation import FULL, full_lengths
 
 _MAX_EXPONENT = 700
 
 
-class CausalLmTask(TaskDefaults):
+class CausalLmTask(Continues):
     """See `tasks.base.Task`."""
 
-    auto_model = "AutoModelForCausalLM"
-    auto_mapping = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
-    peft_type = "CAUSAL_LM"
-    tokenizer_kind = "decoder"
-    writes_text = True
     shifts_labels = True
     scores_labels = False
 
@@ -161,11 +155,7 @@ class CausalLmTask(TaskDefaults):
 
     def _encode_completions(self, rows: list[dict[str, Any]], tokenizer: Any) -> list[tuple[list[int], list[int]]]:
         """Prompt and completion are tokenized apart, so that no token stands on both sides of the border."""
-        prompts = tokenizer([unicode_text(row[self.columns[0]]) for row in rows], return_attention_mask=False)[
-            "input_ids"
-        ]
-        eos = tokenizer.eos_token_id
-        prompts = [row[:-1] if row and eos is not None and row[-1] == eos else row for row in prompts]
+        prompts = encode_text_prompts([unicode_text(row[self.columns[0]]) for row in rows], tokenizer)
         completions = tokenizer(
             [unicode_text(row[self.columns[1]]) for row in rows], add_special_tokens=False, return_attention_mask=False
         )["input_ids"]
@@ -197,14 +187,6 @@ class CausalLmTask(TaskDefaults):
 
     # Model and figures
 
-    def special_tokens(self, tokenizer: Any) -> dict[str, Any]:
-        return {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-
-    def forward_kwargs(self) -> dict[str, Any]:
-        return {
-            "use_cache": False
-        }  # a cache costs memory, and hides the borders of packed documents from the attention mask
-
     def reduce_logits(self, logits: Any, labels: Any) -> Any:
         """Of each row: tokens predicted right, and tokens predicted: int64 [rows, 2]."""
         logits = logits[0] if isinstance(logits, tuple) else logits
@@ -231,29 +213,10 @@ class CausalLmTask(TaskDefaults):
         return check_text(values, self.columns[0])
 
     def encode_inputs(self, rows: list[dict[str, Any]], tokenizer: Any, lengths: Lengths) -> Columns:
-        """The last tokens, where there are too many: the answer follows them."""
         if self.kind == "messages":
-            ids = [chat.encode_question(row[self.columns[0]], tokenizer) for row in rows]
-        else:
-            ids = tokenizer([unicode_text(row[self.columns[0]]) for row in rows], return_attention_mask=False)[
-                "input_ids"
-            ]
-            eos = tokenizer.eos_token_id
-            ids = [row[:-1] if row and eos is not None and row[-1] == eos else row for row in ids]
-        return {"input_ids": [row[-lengths.source :] if lengths.source else row for row in ids]}
-
-    def collate_inputs(self, columns: Columns, context: CollateContext) -> dict[str, np.ndarray]:
-        return super().collate_inputs(columns, replace(context, padding_side="left"))  # generation goes on at the right
-
-    def outputs(self, model: Any, inputs: dict[str, Any], tokenizer: Any, generation: dict[str, Any]) -> dict[str, Any]:
-        generated = model.generate(**inputs, **{"pad_token_id": tokenizer.pad_token_id, **generation})
-        return {"generated": generated[:, inputs["input_ids"].shape[1] :]}
-
-    def predictions(
-        self, outputs: dict[str, np.ndarray], labels: list[str], tokenizer: Any
-    ) -> Iterator[dict[str, Any]]:
-        yield from (
-            {"prediction": text} for text in tokenizer.batch_decode(outputs["generated"], skip_special_tokens=True)
+            return last_tokens([chat.encode_question(row[self.columns[0]], tokenizer) for row in rows], lengths)
+        return last_tokens(
+            encode_text_prompts([unicode_text(row[self.columns[0]]) for row in rows], tokenizer), lengths
         )
 
 

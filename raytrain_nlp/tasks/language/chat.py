@@ -50,7 +50,7 @@ def encode_question(messages: list[dict[str, Any]], tokenizer: Any) -> list[int]
     """Tokens of a chat up to where the assistant answers; an answer that is there already is left out."""
     while messages[-1]["role"] == "assistant":
         messages = messages[:-1]
-    return _tokens(
+    return encode_chat(
         tokenizer,
         [{**message, "content": unicode_text(message["content"])} for message in messages],
         add_generation_prompt=True,
@@ -76,7 +76,7 @@ def encode_messages(
     if _MARKED.search(_template_of(tokenizer)):
         made = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
         return [(list(made["input_ids"]), list(made["assistant_masks"]))]
-    ids = _tokens(tokenizer, messages)
+    ids = encode_chat(tokenizer, messages)
     if not answers_only:
         return [(ids, [1] * len(ids))]
     whole, rows, tail = (ids, [0] * len(ids)), [], None
@@ -84,8 +84,8 @@ def encode_messages(
         if message["role"] != "assistant":
             continue
         prompt, turn = (
-            _tokens(tokenizer, messages[:i], add_generation_prompt=True),
-            _tokens(tokenizer, messages[: i + 1]),
+            encode_chat(tokenizer, messages[:i], add_generation_prompt=True),
+            encode_chat(tokenizer, messages[: i + 1]),
         )
         stop = _common(turn, ids)
         if stop < len(turn) and tail is None:
@@ -122,7 +122,7 @@ def _tail(tokenizer: Any) -> int:
     """
     try:
         one, other = (
-            _tokens(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": word}])[::-1]
+            encode_chat(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": word}])[::-1]
             for word in ("b", "c")
         )
     except Exception:  # noqa: BLE001 - a template that takes no chat as short as this
@@ -130,7 +130,8 @@ def _tail(tokenizer: Any) -> int:
     return _common(one, other)
 
 
-def _tokens(tokenizer: Any, messages: list[dict[str, Any]], **kwargs: Any) -> list[int]:
+def encode_chat(tokenizer: Any, messages: list[dict[str, Any]], **kwargs: Any) -> list[int]:
+    """Tokens of a chat by the tokenizer's template; of no message none. Raises what the template raises."""
     if not messages:  # templates may look at the first message
         return []
     made = tokenizer.apply_chat_template(messages, return_dict=True, **kwargs)

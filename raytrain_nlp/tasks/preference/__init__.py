@@ -1,0 +1,1 @@
+"""Preference data: tuning language models on them, and reward models."""

@@ -1,0 +1,1 @@
+"""A loss that the task computes, not its model: in a training, and what its reference model says of the rows."""
