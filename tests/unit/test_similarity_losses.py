@@ -4,6 +4,7 @@ global batch in parts beside the loss of the whole.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +29,9 @@ from raytrain_nlp.distributed.first_pass import learn_vectors, restore_draws
 from raytrain_nlp.distributed.row_pool import POOL
 from raytrain_nlp.tasks.similarity.losses import similarity_loss
 from raytrain_nlp.tasks.similarity.retrieval import correlations, number_texts, rank_positives, retrieval_figures
+from raytrain_nlp.tasks.similarity.sentence_similarity import SentenceSimilarityTask
 from raytrain_nlp.tasks.similarity.vectors import _POOLINGS, apply_vectors
+from raytrain_nlp.trainer.training_step import Feed, StepMixin
 
 
 def config(**keys: Any) -> SentenceSimilarity:
@@ -297,3 +300,53 @@ def test_a_step_reads_nothing_back_from_its_device(keys: dict[str, Any], accumul
             POOL.end()
     POOL.forget()
     assert reads.found == [] and torch.isfinite(loss)
+
+
+class _Plain:
+    """What `Trainer` does of a step, as far as a first pass asks it."""
+
+    args = SimpleNamespace(gradient_accumulation_steps=2)
+    label_smoother = None
+
+    def get_batch_samples(self, iterator: Any, count: int, device: Any) -> Any:
+        return list(iterator), None
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        return inputs
+
+    def compute_loss_context_manager(self) -> Any:
+        return contextlib.nullcontext()
+
+
+def test_a_first_pass_draws_what_a_resumed_run_has_restored() -> None:
+    """`Trainer` restores random states after it has taken the batches of a step."""
+
+    class OnFeed(StepMixin, _Plain):  # type: ignore[misc]
+        pass
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    trainer: Any = object.__new__(OnFeed)
+    trainer.model_wrapped = BertModel(BertConfig(vocab_size=40, **sizes)).eval()  # as an evaluation leaves it
+    apply_vectors(trainer.model_wrapped, config())
+    quiet, taken = SimpleNamespace(add=lambda *args: None), list[Any]()
+    task = SentenceSimilarityTask(config())
+    feed = Feed(task, None, None, SimpleNamespace(feed=SimpleNamespace(taken=taken, wait_s=0.0)))  # type: ignore[arg-type]
+    feed.meter, feed.cost = quiet, quiet  # type: ignore[assignment]
+    trainer._feed = feed
+
+    def stream() -> Any:
+        for micro in range(2):
+            ids = torch.randint(1, 40, (2, 2, 4), generator=torch.Generator().manual_seed(micro))
+            taken.append(SimpleNamespace(global_rows=4, micro=micro, tokens=16, padded_tokens=16))
+            yield {"input_ids": ids[:, 0], "document_input_ids": ids[:, 1:], "labels": torch.zeros(2)}
+
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    trainer.get_batch_samples(stream(), 2, "cpu")
+    assert torch.equal(torch.get_rng_state(), before) and not feed.draws
+    torch.manual_seed(2)
+    restored = torch.get_rng_state()
+    trainer._feed_compare()
+    POOL.forget()
+    assert torch.equal(feed.draws[0]["torch"], restored) and len(feed.draws) == 2 and trainer.model_wrapped.training
+    assert not torch.equal(feed.draws[1]["torch"], restored) and not feed.compared
