@@ -14,6 +14,7 @@ from raytrain_nlp.cli.sweep import verb as sweep
 from raytrain_nlp.errors import InputError, RunError, Stopped
 from raytrain_nlp.host import signals
 from raytrain_nlp.redaction import masked
+from raytrain_nlp.storage.disk import of_disk
 
 GROUPS = {
     "To begin": ("init", "from-hf", "keys", "doctor"),
@@ -96,8 +97,11 @@ def main() -> None:
         except Exception as error:  # a bug, or a fault of the machine: the traceback is for the report  # noqa: BLE001
             if hasattr(error, "format_message"):  # a usage error of typer's
                 _exit_usage(error)
-            print(masked(traceback.format_exc()), file=sys.stderr)
-            code = _print_errors(1, f"unexpected {type(error).__name__}: {error}")
+            if isinstance(error, OSError) and (told := of_disk(error)):
+                code = _print_errors(1, told)
+            else:
+                print(masked(traceback.format_exc()), file=sys.stderr)
+                code = _print_errors(1, f"unexpected {type(error).__name__}: {error}")
         sys.exit(code)
 
 

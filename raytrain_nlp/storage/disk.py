@@ -52,7 +52,7 @@ def patiently(write: Callable[[], T], path: Path) -> T:
             if (code := code_of(error)) is None:
                 raise
             if pause is None or code not in _PASSING:
-                raise DiskError(why_not_written(path, code)) from error
+                raise DiskError(why_not_written(path, code, ", then continue with --resume")) from error
         time.sleep(pause)
     raise AssertionError("the last try returns or raises")
 
@@ -65,10 +65,23 @@ def code_of(error: BaseException) -> int | None:
     return int(found[1]) if found else None
 
 
-def why_not_written(path: Path, code: int) -> str:
-    """One line: path, reason, room, and what to do."""
+def of_disk(error: OSError) -> str | None:
+    """One line for an error that a disk has raised about a file, wherever it was raised; None for others."""
+    code = error.errno
+    if code is None or code in (errno.EACCES, errno.EPERM) or code not in _PASSING | _REMEDIES.keys():
+        return None
+    named = next((name for name in (error.filename2, error.filename) if isinstance(name, str)), None)
+    return why_not_written(Path(named) if named else Path.cwd(), code)
+
+
+def why_not_written(path: Path, code: int, then: str = "") -> str:
+    """One line: path, reason, room, and what to do.
+
+    Args:
+        then: what is done behind that, a part of a sentence.
+    """
     todo = _REMEDIES.get(code, "Look at the disk or its server")
-    return f"{path} cannot be written: {os.strerror(code)}{_room(path, code)}. {todo}, then continue with --resume."
+    return f"{path} cannot be written: {os.strerror(code)}{_room(path, code)}. {todo}{then}."
 
 
 def _room(path: Path, code: int) -> str:

@@ -413,11 +413,14 @@ class _Tracking:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         status = "FINISHED" if kind is None else "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
-        self._record.update(status=STATUS[status], ended=now())
+        # on a disk that refuses this, too, what has ended the run is the error to be told
+        with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
+            self._record.update(status=STATUS[status], ended=now())
         for one in self._all:
             one.close(status)
         if self._tracker:
-            self._record.update(mlflow_run_id=self.run_id)
+            with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
+                self._record.update(mlflow_run_id=self.run_id)
 
     def note_stop(self) -> None:
         """Write to the record that the user has stopped the run."""

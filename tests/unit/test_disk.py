@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,12 +23,14 @@ from test_checkpointer import Trained, checkpointer
 
 from raytrain_nlp.checkpoint import commit, state, store
 from raytrain_nlp.checkpoint.engine import SafeCheckpointEngine
+from raytrain_nlp.cli import main
 from raytrain_nlp.cpu import gradient_mean
 from raytrain_nlp.errors import CheckpointError, DiskError
 from raytrain_nlp.run import lease
 from raytrain_nlp.storage import atomic, disk
 from raytrain_nlp.storage.disk import code_of, patiently
 from raytrain_nlp.verbs import doctor
+from raytrain_nlp.verbs.train import _Tracking
 
 FINAL = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EMFILE]
 PASSING = [errno.EIO, errno.ESTALE, errno.ETIMEDOUT]
@@ -258,6 +261,34 @@ def test_what_is_written_over_stays_whole_where_the_disk_refuses(
             with pytest.raises(OSError, match=os.strerror(code)), atomic.replacing(file) as new:
                 new.write("new")
         assert file.read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.EMFILE, errno.ENOENT], ids=name)
+def test_a_disk_that_refuses_the_driver_anything_is_one_line_and_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int
+) -> None:
+    def verb(**_: object) -> None:
+        raise OSError(code, os.strerror(code), str(tmp_path / "events.jsonl"))
+
+    monkeypatch.setattr(main, "app", verb)
+    with pytest.raises(SystemExit) as caught:
+        main.main()
+    lines = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 1 and ("Traceback" in lines[0]) == (code == errno.ENOENT)
+    if code != errno.ENOENT:
+        assert (
+            lines == [lines[0]] and f"error: {tmp_path}/events.jsonl cannot be written: {os.strerror(code)}" in lines[0]
+        )
+
+
+def test_what_has_ended_a_run_is_told_where_its_record_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    tracking = object.__new__(_Tracking)
+    tracking._all, tracking._tracker = [], None
+    tracking._record = SimpleNamespace(update=Failing(errno.EROFS, 9, None))
+    with pytest.raises(DiskError, match="the checkpoint"), tracking:
+        raise DiskError("the checkpoint cannot be written")
+    with pytest.raises(OSError, match="Read-only"), tracking:
+        pass  # of a run that has ended well its end is not to be lost
 
 
 def test_a_clock_that_jumps_moves_no_deadline() -> None:
