@@ -117,8 +117,9 @@ def checkpoints(job: TrainJob) -> bool:
 
 def chunked_losses(job: TrainJob, split: Split) -> tuple[bool, bool]:
     """Are losses computed without logits, in training and in evaluation? A class of the user's may ask for logits."""
-    chunked = job.chunks_loss and job.trainer.class_ is None and split.task.scores_tokens
-    own = split.task.build_objective() is not None  # whose evaluations read no logits either
+    own = split.task.build_objective() is not None  # whose evaluations read no logits either, but under DDP
+    inside = not own or job.deepspeed.enabled or job.workers.num_workers == 1
+    chunked = job.chunks_loss and job.trainer.class_ is None and split.task.scores_tokens and inside
     return chunked, chunked and (own or bool(job.arguments().get("prediction_loss_only")))
 
 

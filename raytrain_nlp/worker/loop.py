@@ -282,7 +282,7 @@ def _build_trainer(
     from raytrain_nlp.worker.arguments import apply_deepspeed_environment, build_arguments
     from raytrain_nlp.worker.callbacks import ClockCallback, LayerdropCallback
     from raytrain_nlp.worker.extensions import build_callbacks, build_trainer, find_user_function
-    from raytrain_nlp.worker.losses import build_own_loss
+    from raytrain_nlp.worker.losses import build_own_loss, leaves_out_logits
     from raytrain_nlp.worker.offload import find_cpu_adam, offloads_optimizer, optimizer_threads
 
     if job.deepspeed.enabled:
@@ -322,7 +322,7 @@ def _build_trainer(
         agreement,
         getattr(job.task, "gather_for_generation", False),
         train_rows,
-        lazy_head=LazyHead(model) if job.chunks_loss and task.scores_tokens else None,
+        lazy_head=LazyHead(model) if leaves_out_logits(job, task) else None,
         own=build_own_loss(spec, job, paths, task, events, loaders),
         note_rows=RowNotes(paths.row_notes, arguments.process_index) if spec.notes_rows else None,
     )

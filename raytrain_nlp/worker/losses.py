@@ -43,6 +43,14 @@ def build_own_loss(
     return OwnLoss(objective, reference)
 
 
+def leaves_out_logits(job: TrainJob, task: Task) -> bool:
+    """May the loss be computed without logits? One that the task computes, outside of the model, not under DDP: that
+    looks for unused parameters in what the model returns.
+    """
+    inside = task.build_objective() is None or job.deepspeed.enabled or job.workers.num_workers == 1
+    return job.chunks_loss and task.scores_tokens and inside
+
+
 def share_of(job: TrainJob) -> Any:
     """This rank's `trainer.loader.Share`."""
     size, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])

@@ -31,7 +31,7 @@ from raytrain_nlp.tasks.objective import REFERENCE
 from raytrain_nlp.trainer.loader import FeedBatch
 from raytrain_nlp.trainer.objective.own_loss import OwnLoss
 from raytrain_nlp.trainer.objective.reference import Reference
-from raytrain_nlp.worker.losses import build_own_loss, share_of
+from raytrain_nlp.worker.losses import build_own_loss, leaves_out_logits, share_of
 
 
 def micro_batch(rows: list[int], **tensors: Any) -> MicroBatch:
@@ -158,6 +158,19 @@ def test_loaders_give_it_with_the_rows(spec: Any, tmp_path: Path, monkeypatch: p
     assert own is not None and own.reference is None
     assert build_own_loss(found, job, paths, CausalLmTask(CausalLm(type="causal-lm")), events, (train, {})) is None
     assert check_preferences(job, {}) == []
+
+
+def test_under_ddp_logits_leave_the_model(spec: Any) -> None:
+    """It looks for unused parameters in what the model returns, which stand-ins for logits would hide."""
+    from raytrain_nlp.tasks import build_task
+
+    job, _ = spec
+    task, of_chats = build_task(job.task), CausalLmTask(CausalLm(type="causal-lm"))
+    two = job.model_copy(update={"workers": job.workers.model_copy(update={"num_workers": 2})})
+    sharded = two.model_copy(update={"deepspeed": job.deepspeed.model_copy(update={"zero_stage": 3})})
+    plain = two.model_copy(update={"deepspeed": job.deepspeed.model_copy(update={"zero_stage": 0})})
+    found = [leaves_out_logits(one, task) for one in (plain, sharded, job)]
+    assert found == [False, True, True] and leaves_out_logits(plain, of_chats)
 
 
 def test_prompts_lose_an_end_and_then_their_beginning() -> None:
