@@ -270,7 +270,7 @@ def test_a_run_that_is_to_end_with_its_checkpoint_gets_no_other_workers(
         cluster.answer(moved)
         assert run(WorkerPool(cluster.mailbox), tmp_path) == moved and len(cluster.started) == 1
         return
-    monkeypatch.setattr(launch, "run", lambda self, job, config, paths: groups.append(1) or moved)
+    monkeypatch.setattr(launch, "run", lambda self, job, config, paths, *_: groups.append(1) or moved)
     monkeypatch.setattr(ElasticFit, "_size", lambda self, job: 2)
     monkeypatch.setattr(ElasticFit, "_watched", lambda self, *_: contextlib.nullcontext())
     assert launch()(job, "spec", paths) == moved and len(groups) == 1
