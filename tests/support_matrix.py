@@ -103,8 +103,8 @@ PROVEN: dict[str, dict[str, Proofs]] = {
         "killed, resumed": [(CPU, f"{_ALL}[permutation-lm]")],
     },
     "preference": {
-        "ZeRO 0": [(CPU, f"{_PREFERS}::test_losses_without_zero_are_those_of_trl[sigmoid]")],
-        "ZeRO 3": [(CPU, f"{_PREFERS}::test_losses_under_zero_3_are_those_of_trl[sigmoid]")],
+        "ZeRO 0": [(CPU, f"{_PREFERS}::test_losses_without_zero_are_those_of_trl[lora]")],
+        "ZeRO 3": [(CPU, f"{_PREFERS}::test_losses_under_zero_3_are_those_of_trl[kto]")],
         "LoRA": [(CPU, f"{_PREFERS}::test_losses_under_zero_3_are_those_of_trl[lora]")],
         "fp16": [(REFUSED, _NO_FP16)],
         "killed, resumed": [(CPU, f"{_PREFERS}::test_killed_run_and_one_and_three_workers[dpo]")],
