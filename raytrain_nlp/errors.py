@@ -7,6 +7,7 @@
         ├── CheckpointError     no checkpoint can be loaded, or one cannot be written
         │   └── DiskError           because a disk does not take it: full, read-only, away
         ├── NonFiniteLossError  the loss became NaN or infinite; stopped before the update
+        ├── SilentError         memory or a processor has changed what it should not; found by `training.verify_every`
         └── FeedError           the feed handed a rank something else than the plan says
 
 All of them survive pickling, because workers raise them and drivers print them.
@@ -74,6 +75,22 @@ class StorageError(RunError):
 
 class NonFiniteLossError(RunError):
     """The loss became NaN or infinite. The update was not made, and no checkpoint holds it."""
+
+
+class SilentError(RunError):
+    """A weight, a moment or a gradient is not what it should be. No checkpoint holds it as far as that can be seen."""
+
+
+class DamagedTokensError(RunError):
+    """A row of the prepared tokens is not what was written."""
+
+    def __init__(self, message: str, folder: str = ""):
+        super().__init__(message)
+        self.folder = folder
+        """Of the tokens."""
+
+    def __reduce__(self) -> tuple[type[DamagedTokensError], tuple[str, str]]:
+        return type(self), (str(self), self.folder)
 
 
 class FeedError(RunError):

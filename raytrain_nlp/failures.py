@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from raytrain_nlp.errors import RaytrainNlpError, RunError
+from raytrain_nlp.errors import DamagedTokensError, RaytrainNlpError, RunError
 from raytrain_nlp.user_code import is_users
 
 _LIBRARIES = {
@@ -36,6 +36,7 @@ _OTHER_RANK = re.compile(r"\bgloo\b|\bNCCL\b|\bTCPStore\b|connection (reset|clos
 _OUT_OF_MEMORY = re.compile(
     r"OutOfMemoryError|(CUDA|HIP) out of memory|can't allocate memory|CU[A-Z]+_STATUS_ALLOC_FAILED|\bMemoryError\b"
 )
+_DAMAGED = re.compile(rf"{DamagedTokensError.__name__}: (.+)")
 _SHAPES = re.compile(
     r"shapes? cannot be multiplied|must match the size|size mismatch|Sizes of tensors must match|is invalid for input "
     r"of size|invalid for input|"
@@ -156,6 +157,14 @@ def find_failure(error: BaseException) -> Failure | None:
     memory = out_of_memory(f"{kind} {message}")
     line = f"{who} failed: {kind}{': ' if message else ''}{message.rstrip('.')}{where}.{_remedy(f'{kind} {error}', places)}"  # noqa: E501
     return Failure(who, line, _comes_again(error, places) and not memory)
+
+
+def damaged_tokens(error: BaseException) -> str | None:
+    """What a `DamagedTokensError` says, wherever it was raised, a remote function included; None of other errors."""
+    if isinstance(error, DamagedTokensError) and not _DAMAGED.search(str(error)):
+        return str(error)
+    found = _DAMAGED.search(str(error))
+    return found[1].strip() if found else None
 
 
 @contextlib.contextmanager

@@ -4,14 +4,12 @@ once.
 
 from __future__ import annotations
 
-import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from transformers.trainer_callback import ExportableState
 
 from raytrain_nlp.checkpoint import store
@@ -19,8 +17,8 @@ from raytrain_nlp.checkpoint.commit import Commits, written_by_all
 from raytrain_nlp.checkpoint.state import load_state, save_state
 from raytrain_nlp.compat.accelerate import apply_prepare
 from raytrain_nlp.compat.torch import set_last_rates
-from raytrain_nlp.distributed import device
 from raytrain_nlp.distributed.collectives import broadcast_object, gather_objects
+from raytrain_nlp.distributed.random_state import random_state, set_random_state
 from raytrain_nlp.errors import CheckpointError
 from raytrain_nlp.modeling.lora import check_one_kind, trainable_state
 from raytrain_nlp.storage.disk import patiently
@@ -41,6 +39,10 @@ class Checkpointer:
     """Save trained parameters only, because the others are those of the base model."""
     renew_hyperparameters: bool = False
     """Keep the job's own learning rate, weight decay and the like when an optimizer is loaded."""
+
+    check: Callable[[Any], None] = lambda trainer: None
+    """Called with the trainer on all ranks when their files are written; raises on all of them where what they hold
+    must not be committed."""
 
     def attach(self, trainer: Any) -> None:
         """Let the DeepSpeed engine that `accelerator.prepare` will make read and write checkpoints without pickle."""
@@ -86,6 +88,7 @@ class Checkpointer:
             trainer.deepspeed.save_checkpoint(str(staging), exclude_frozen_parameters=self.adapter_only)
         with written_by_all(staging):
             mine = store.describe_files(staging, self._write(trainer, staging))
+        self.check(trainer)
         files = sorted((entry for part in gather_objects(mine) for entry in part), key=lambda entry: entry.path)
         manifest = store.Manifest(
             step, trainer.args.world_size, self.zero_stage, self.data_fingerprint, self.versions, files
@@ -118,7 +121,7 @@ class Checkpointer:
             self._update_trainer_state(trainer)
             patiently(lambda: trainer.state.save_to_json(str(staging / _TRAINER_STATE)), staging / _TRAINER_STATE)
             written.append(staging / _TRAINER_STATE)
-        write(f"rng-{trainer.args.process_index}.state", _rng_state())
+        write(f"rng-{trainer.args.process_index}.state", random_state())
         return written
 
     def _update_trainer_state(self, trainer: Any) -> None:
@@ -167,7 +170,7 @@ class Checkpointer:
     def load_rng(self, trainer: Any, folder: str) -> None:
         path = Path(folder) / f"rng-{trainer.args.process_index}.state"
         if path.exists():  # absent only where the number of workers changed
-            _set_rng_state(load_state(path))
+            set_random_state(load_state(path))
 
     def load_best(self, trainer: Any, folder: str | None) -> None:
         """Verify the best checkpoint, and load its weights into the trained model. Every rank must call it.
@@ -202,22 +205,6 @@ def apply_hyperparameters(trainer: Any) -> None:
             if factors := getattr(scheduler, "lr_lambdas", None):
                 group["lr"] = fresh["lr"] * factors[index](scheduler.last_epoch)
     set_last_rates(scheduler, [group["lr"] for group in optimizer.param_groups])
-
-
-def _rng_state() -> dict[str, Any]:
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": torch.random.get_rng_state(),
-        **device.rng_state(),
-    }
-
-
-def _set_rng_state(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.random.set_rng_state(state["torch"])
-    device.set_rng_state(state)
 
 
 def _scaler_state(trainer: Any) -> dict[str, Any] | None:

@@ -83,7 +83,7 @@ class TerminalObserver(Observer):
         elif kind == "resume":
             self._first = None
             self._console.print(f"resuming at step {event['step']} with {event['world_size']} workers")
-        elif kind == "notice":
+        elif kind in ("notice", "silent_error", "straggler"):
             self.warn(event["text"])
         elif kind == "log" and any(key.startswith("eval_") for key in event["metrics"]):
             figures = {

@@ -82,6 +82,13 @@ MAY_BE_AUTO = ("per_device_train_batch_size", "gradient_checkpointing")
 PROFILE_STEPS, MOST_PROFILED = "profile_steps", 100
 """A key of this package beside those of `TrainingArguments`: how many steps torch's profiler records; and the most it
 may be."""
+VERIFY_EVERY, MOST_BETWEEN = "verify_every", 1_000_000
+"""Another: every so many steps what the ranks hold and compute is verified; and the most it may be."""
+_OWN = {
+    PROFILE_STEPS: (MOST_PROFILED, "of steps whose trace is written"),
+    VERIFY_EVERY: (MOST_BETWEEN, "of steps from one verified step to the next (0: none is)"),
+}
+"""Keys of this package -> the most that each may be, and what it is a number of."""
 _POSITIVE = (
     "per_device_train_batch_size",
     "per_device_eval_batch_size",
@@ -121,8 +128,8 @@ def check_training(training: dict[str, Any], where: str = "training") -> tuple[d
         at = f"{where}.{key}"
         if key in MAY_BE_AUTO and value == "auto":
             continue
-        if key == PROFILE_STEPS:
-            problems += _check_profile(at, value)
+        if key in _OWN:
+            problems += _check_own(at, value, *_OWN[key])
             continue
         if key in RENAMED:
             problems.append(Problem(at, "was removed from transformers", f"Use {RENAMED[key]}."))
@@ -133,7 +140,7 @@ def check_training(training: dict[str, Any], where: str = "training") -> tuple[d
                 Problem(
                     at,
                     "unknown key",
-                    nearest(key, [*fields, PROFILE_STEPS]) or "See transformers.TrainingArguments for the valid names.",
+                    nearest(key, [*fields, *_OWN]) or "See transformers.TrainingArguments for the valid names.",
                 )
             )
         else:
@@ -152,10 +159,10 @@ def check_training(training: dict[str, Any], where: str = "training") -> tuple[d
     return values, problems
 
 
-def _check_profile(at: str, value: Any) -> list[Problem]:
-    if type(value) is int and 0 <= value <= MOST_PROFILED:
+def _check_own(at: str, value: Any, most: int, of_what: str) -> list[Problem]:
+    if type(value) is int and 0 <= value <= most:
         return []
-    what = f"should be a whole number from 0 to {MOST_PROFILED}, of steps whose trace is written ({value!r})"
+    what = f"should be a whole number from 0 to {most}, {of_what} ({value!r})"
     return [Problem(at, what, "Correct the value.")]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raytrain_nlp.data.shards import written_at
 from raytrain_nlp.data.split import MicroBatch, Split, SplitSpec
 from raytrain_nlp.data.windows import WindowedSpec, WindowedSplit
 
@@ -149,7 +150,7 @@ def open_split(spec: SplitSpec | WindowedSpec) -> Split | WindowedSplit:
     """The split of a spec, opened once in each process: the remote functions of a stream run one after another in one
     process.
     """
-    key = repr(spec)
+    key = repr(spec) if isinstance(spec, WindowedSpec) else f"{written_at(spec.tokens)} {spec!r}"
     if key not in _open:
         _open.clear()
         _open[key] = WindowedSplit(spec) if isinstance(spec, WindowedSpec) else Split(spec)

@@ -30,7 +30,6 @@ class PieceSummary:
     """Why the file cannot be read, as fields of `Problem`. Ray would turn an exception into another one."""
 
     def parts(self) -> list[str]:
-        """Names of the files that the driver joins: lengths of each shard, and bad rows."""
-        return [shard["file"].replace(".arrow", ".npy") for shard in self.shards] + (
-            [self.bad_file] if self.bad_file else []
-        )
+        """Names of the files that the driver joins: lengths and checksums of each shard, and bad rows."""
+        joined = [shard["file"].replace(".arrow", end) for shard in self.shards for end in (".npy", ".crc.npy")]
+        return joined + ([self.bad_file] if self.bad_file else [])

@@ -22,12 +22,12 @@ import numpy as np
 
 from raytrain_nlp.data.piece_summary import PieceSummary
 from raytrain_nlp.data.reading.sources import Piece, SourceFile, split_file
-from raytrain_nlp.data.shards import LENGTHS, MANIFEST
+from raytrain_nlp.data.shards import CHECKSUMS, DAMAGED, LENGTHS, MANIFEST
 from raytrain_nlp.data.tokenize import FORMAT, HERE, PrepareSpec, prepare_piece
 from raytrain_nlp.errors import InputError, Problem
 from raytrain_nlp.paths import read_json, write_json
 from raytrain_nlp.storage import storage_of
-from raytrain_nlp.storage.atomic import fsync_dir
+from raytrain_nlp.storage.atomic import fsync_dir, remove_whole
 from raytrain_nlp.storage.untrusted import parse_json
 
 QUARANTINE = "quarantine.jsonl"
@@ -39,6 +39,8 @@ def find_tokens(folder: Path) -> Path | None:
     a shard is downloaded when its rows are needed.
     """
     storage = storage_of(folder)
+    if (folder / DAMAGED).exists():
+        return None
     if not (folder / MANIFEST).exists():
         if not storage.fetch(folder / MANIFEST):
             return None
@@ -98,8 +100,8 @@ def prepare_pieces(
         manifest = _commit(staging, summaries, spec, lines or {})
         check(manifest, staging)
         fsync_dir(staging)
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        if folder.is_dir() and (not any(folder.iterdir()) or (folder / DAMAGED).exists()):
+            remove_whole(folder)
         try:
             staging.rename(folder)
         except OSError:  # another driver prepared the same tokens meanwhile
@@ -168,18 +170,19 @@ def _commit(staging: Path, summaries: list[PieceSummary], spec: PrepareSpec, lin
 
 
 def _join_lengths(staging: Path, shards: list[dict[str, Any]], rows: int) -> None:
-    """Write all lengths to one array file, shard by shard."""
-    if not rows:  # an empty file cannot be memory-mapped
-        np.save(staging / LENGTHS, np.zeros(0, dtype=np.int32))
-        return
-    lengths = np.lib.format.open_memmap(staging / LENGTHS, mode="w+", dtype=np.int32, shape=(rows,))
-    start = 0
-    for shard in shards:
-        part = staging / shard["file"].replace(".arrow", ".npy")
-        lengths[start : start + shard["rows"]] = np.load(part)
-        start += shard["rows"]
-        part.unlink()
-    lengths.flush()
+    """Write all lengths to one array file, and all checksums to another, shard by shard."""
+    for name, suffix, kind in ((LENGTHS, ".npy", np.int32), (CHECKSUMS, ".crc.npy", np.uint32)):
+        if not rows:  # an empty file cannot be memory-mapped
+            np.save(staging / name, np.zeros(0, dtype=kind))
+            continue
+        joined = np.lib.format.open_memmap(staging / name, mode="w+", dtype=kind, shape=(rows,))
+        start = 0
+        for shard in shards:
+            part = staging / shard["file"].replace(".arrow", suffix)
+            joined[start : start + shard["rows"]] = np.load(part)
+            start += shard["rows"]
+            part.unlink()
+        joined.flush()
 
 
 def _check_rows(manifest: dict[str, Any], spec: PrepareSpec, where: str, staging: Path) -> None:

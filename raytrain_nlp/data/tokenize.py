@@ -19,7 +19,7 @@ from raytrain_nlp.data.encode import PieceEncoder
 from raytrain_nlp.data.piece_summary import PieceSummary
 from raytrain_nlp.data.reading.readers import read_rows
 from raytrain_nlp.data.reading.sources import Piece, SourceFile, fingerprint_files
-from raytrain_nlp.data.shards import write_shard
+from raytrain_nlp.data.shards import checksums_of, write_shard
 from raytrain_nlp.errors import InputError
 from raytrain_nlp.redaction import masked
 from raytrain_nlp.storage import storage_of
@@ -115,6 +115,7 @@ def _prepare(item: dict[str, Any]) -> PieceSummary:
         counts = np.array([len(row) for row in columns["input_ids"]], dtype=np.int32)
         np.save(staging / f"{name}.npy", counts)
         rows = write_shard(staging / f"{name}.arrow", columns)
+        np.save(staging / f"{name}.crc.npy", checksums_of(staging / f"{name}.arrow"))
         labels.update(task.classes(columns))
         summary.shards.append({"file": f"{name}.arrow", "rows": rows, "source": source, "tokens": int(counts.sum())})
     summary.labels = dict(labels)

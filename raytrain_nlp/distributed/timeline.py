@@ -17,7 +17,7 @@ from raytrain_nlp.distributed.device import moment, seconds_between
 
 PHASES = ("forward", "backward", "update", "data_wait", "communication_wait", "checkpoint")
 """What a log tells besides the whole step. The rest of a step is what Python does between them, logging included."""
-_OTHER, _EVALUATION, PROFILE = "other", "evaluation", "profile"
+_OTHER, _EVALUATION, PROFILE, VERIFICATION = "other", "evaluation", "profile", "verification"
 _OUTSIDE = ("checkpoint", _EVALUATION, PROFILE)
 """No part of a step."""
 _MOST_MARKS = 2_000

@@ -46,6 +46,15 @@ class SharedDraws:
         """A step begins, after `step` updates."""
         self._step, self._forwards = step, {}
 
+    @property
+    def position(self) -> dict[int, int]:
+        """Where the draws of this step stand, for `go_to`."""
+        return dict(self._forwards)
+
+    def go_to(self, position: dict[int, int]) -> None:
+        """The next forwards draw what was drawn from this position on."""
+        self._forwards = dict(position)
+
     def _wrapped(self, forward: Callable[..., Any], module: Any, number: int) -> Callable[..., Any]:
         @functools.wraps(forward)
         def alike(*args: Any, **kwargs: Any) -> Any:

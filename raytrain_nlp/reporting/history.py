@@ -135,7 +135,7 @@ _READERS = {
     "log": _log,
     "resume": _resume,
     "start": _start,
-    "notice": _notice,
+    **dict.fromkeys(("notice", "silent_error", "straggler"), _notice),
     "checkpoint": _checkpoint,
     "end": _end,
 }

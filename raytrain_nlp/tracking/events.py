@@ -2,6 +2,7 @@
 
     {"kind": "log", "time": ms, "step": n, "metrics": {...}}       figures, by their Hugging Face names
     {"kind": "start" | "resume" | "checkpoint" | "notice" | "phase" | "end", "time": ms, ...}
+    {"kind": "silent_error" | "straggler", "time": ms, "step": n, "rank": r, "text": ..., ...}
     {"kind": "datasets" | "model", "time": ms, ...}                of the driver: what is read, what has been exported
     {"kind": "failure", "time": ms, "ranks": [...], "error": ...}  of Ray Train's controller: workers that have failed
 

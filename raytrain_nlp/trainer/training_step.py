@@ -11,7 +11,7 @@ import contextlib
 import inspect
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -47,6 +47,8 @@ from raytrain_nlp.trainer.objective.own_loss import OwnLoss
 from raytrain_nlp.trainer.step_cost import StepCost
 from raytrain_nlp.trainer.throughput import Meter
 from raytrain_nlp.trainer.user_rows import RowsReader
+from raytrain_nlp.trainer.verify.twice import Pass
+from raytrain_nlp.trainer.verify.verifier import Verifier
 
 T = TypeVar("T")
 
@@ -111,6 +113,8 @@ class Feed:
     """The loss, where the task's model does not compute it."""
     note_rows: Callable[[MicroBatch], None] | None = None
     """Is told of each micro-batch before it is trained, where the run notes its rows (`run.row_notes`)."""
+    verifier: Verifier | None = None
+    """What `training.verify_every` asks for."""
     model_dir: str | None = None
     """The run's `model/`; None until the trained model is to be written there."""
     merge: Any = None
@@ -249,6 +253,8 @@ class StepMixin(TrainerHost):
         feed.cost.add(taken, feed.task.rows_weigh)
         feed.weight = GlobalWeight(taken, feed.task.rows_weigh, device) if taken else None
         feed.compared = batches if feed.task.compares_rows and self.args.gradient_accumulation_steps > 1 else []
+        if feed.verifier is not None and taken:
+            feed.verifier.begin_step(self)
         POOL.forget()
         if feed.own:
             feed.own.begin(batches)
@@ -296,6 +302,8 @@ class StepMixin(TrainerHost):
             POOL.begin(micro_batch, self.args.gradient_accumulation_steps)
         if feed.draws:
             restore_draws(feed.draws.popleft())
+        if feed.verifier is not None:
+            feed.verifier.begin_pass(self, inputs, step, num_items_in_batch)
         counted = (num_items_in_batch,) if feed.step_is_counted else ()
         try:
             # around the backward pass, too: what is recomputed there asks again
@@ -309,10 +317,19 @@ class StepMixin(TrainerHost):
             feed.step = None
             POOL.end()
             trained(feed.agreement).drop()
+            if feed.verifier is not None:
+                feed.verifier.drop()
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        result = self._feed_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self._feed.verifier is not None and self._feed.step is not None:
+            self._feed.verifier.saw(result[0] if return_outputs else result)
+        return result
+
+    def _feed_loss(self, model: Any, inputs: Any, return_outputs: bool, num_items_in_batch: Any) -> Any:
+        """What `compute_loss` returns."""
         step = self._feed.step
         count = (
             Count.of(num_items_in_batch)
@@ -370,9 +387,25 @@ class StepMixin(TrainerHost):
         else:
             TIMELINE.mark("communication_wait")
             agreement.settle()
+            if self._feed.verifier is not None:
+                self._feed.verifier.before_update(self, not self._feed.micro_batches, self._feed_again)
             TIMELINE.mark("update")
         if agreement.stopped:
             self.control.should_training_stop = True
+
+    def _feed_again(self, given: Pass) -> torch.Tensor:
+        """The loss of a pass of any rank, computed as in `training_step`, by the model itself: nothing is reduced."""
+        feed, mine = self._feed, self._feed.step
+        feed.step = replace(given.step)
+        try:
+            with feed.known_rows(given.inputs, given.step), self.compute_loss_context_manager():
+                model = self.accelerator.unwrap_model(self.model)
+                inputs, count = prepared_inputs(self, dict(given.inputs)), given.count
+                if isinstance(count, torch.Tensor):
+                    count = count.to(self.args.device)
+                return self.compute_loss(model, inputs, num_items_in_batch=count)
+        finally:
+            feed.step = mine
 
     def _feed_complete(self, inputs: Any) -> dict[str, Any]:
         """The inputs of a forward, with the task's arguments and, for label smoothing, `decoder_input_ids`."""
@@ -394,6 +427,8 @@ class StepMixin(TrainerHost):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         TIMELINE.mark("other", ends_step=True)
+        if self._feed.verifier is not None:
+            self._feed.verifier.end_step(self)
         agreement, control = trained(self._feed.agreement), self.control
         if control.should_log or control.should_evaluate or control.should_save or control.should_training_stop:
             self._feed_settle(everything=True)
@@ -414,6 +449,8 @@ class StepMixin(TrainerHost):
         super().log(logs, *((start_time,) if self._feed.log_is_timed else ()))
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        if self._feed.verifier is not None:
+            self._feed.verifier.check(self, self.state.global_step)
         if dist.is_initialized() and dist.get_world_size() > 1:  # losses since the last log are those of this rank only
             loss = unlogged_loss(self)
             dist.all_reduce(loss)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raytrain_nlp.config import TrainJob, load_job, plain_values
-from raytrain_nlp.config.training import PROFILE_STEPS
+from raytrain_nlp.config.training import PROFILE_STEPS, VERIFY_EVERY
 from raytrain_nlp.data.plan import split_batch
 from raytrain_nlp.data.split import Split, SplitSpec
 from raytrain_nlp.paths import RunPaths
@@ -135,7 +135,7 @@ def calibrate(job: TrainJob, resolved: Resolved, steps: int, price: float | None
 def _shortened(job: TrainJob, steps: int) -> TrainJob:
     """The job with `steps` steps, each of them logged, without checkpoints, and with one evaluation at the end."""
     values = plain_values(job)
-    unwanted = ("load_best_model_at_end", "save_steps", "eval_steps", "num_train_epochs", PROFILE_STEPS)
+    unwanted = ("load_best_model_at_end", "save_steps", "eval_steps", "num_train_epochs", PROFILE_STEPS, VERIFY_EVERY)
     training = {key: value for key, value in values.get("training", {}).items() if key not in unwanted}
     values["training"] = {
         **training,

@@ -17,7 +17,7 @@ from raytrain_nlp.cluster.run_metrics import exported
 from raytrain_nlp.cluster.session import check_workers, is_local
 from raytrain_nlp.config import TrainJob, dump_job, load_job, public_values
 from raytrain_nlp.config.load import JobSource
-from raytrain_nlp.errors import InputError
+from raytrain_nlp.errors import InputError, RunError
 from raytrain_nlp.host import devices
 from raytrain_nlp.host.signals import stoppable
 from raytrain_nlp.launch.elastic import ElasticFit
@@ -28,6 +28,7 @@ from raytrain_nlp.paths import RunPaths, read_json
 from raytrain_nlp.redaction import masked_address
 from raytrain_nlp.results import Result
 from raytrain_nlp.run.estimates import find_estimate
+from raytrain_nlp.run.faults import faults_of
 from raytrain_nlp.run.interruption import stopped, stops_at_checkpoint
 from raytrain_nlp.run.observer import Observer, followed
 from raytrain_nlp.run.record import RunRecord, check_data, check_name, check_storage, flatten, now, open_run
@@ -145,7 +146,13 @@ def train(
         if problems := problems + check_workers(found.job) + check_name(found.job, paths, resume, overwrite):
             raise InputError(problems)
         observer.tell(found.line)
-        return _train(found.job, found.chosen, paths, resume, overwrite, verbose, observer)
+        try:
+            return _train(found.job, found.chosen, paths, resume, overwrite, verbose, observer)
+        except RunError as error:
+            if not (read_json(paths.failure) or {}).get("tokens"):
+                raise
+            observer.warn(f"{error} The tokens are made again, and the run goes on from its newest checkpoint.")
+            return _train(found.job, found.chosen, paths, True, False, verbose, observer)
 
 
 def _train(
@@ -359,6 +366,8 @@ def _run(
                 outcome = fit(job, spec, paths)
             finally:
                 flush()  # fetches the workers' last events, before the tracker is closed
+                if faults := faults_of(paths):
+                    record.update(faults=faults)
         if "error" in outcome:
             raise outcome["error"]
         if has_moved(outcome):

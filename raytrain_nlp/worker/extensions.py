@@ -16,7 +16,7 @@ from raytrain_nlp.tasks.base import Task
 from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.trainer.override_check import check_overrides
 from raytrain_nlp.trainer.trainer import build_trainer_class
-from raytrain_nlp.trainer.training_step import Feed
+from raytrain_nlp.trainer.training_step import Feed, users_classes
 from raytrain_nlp.user_code import UserObject
 from raytrain_nlp.worker.callbacks import EventCallback
 from raytrain_nlp.worker.node_load import LoadOfNode
@@ -153,6 +153,13 @@ def check_user_code(job: TrainJob, task: Task, folder: str) -> list[Problem]:
     if "class" in found:
         functions = [key for key in _FUNCTIONS if getattr(job.trainer, key)]
         problems += check_overrides(found["class"], job.trainer.arguments, functions, job.deepspeed.enabled)
+        owner = next((cls for cls in users_classes(found["class"]) if "training_step" in vars(cls)), None)
+        if job.verify_every and owner is not None:
+            what = f"excludes the training_step of {owner.__name__}, whose gradients cannot be computed twice"
+            problems.append(Problem("training.verify_every", what, "Override compute_loss, or remove the key."))
+    if job.verify_every and task.compares_rows:
+        what = f"excludes {job.task.type}: a loss that compares rows of all ranks cannot be computed by one alone"
+        problems.append(Problem("training.verify_every", what, "Remove the key."))
     return problems + _check_batch_metrics(job, found.get("compute_metrics"))
 
 

@@ -14,8 +14,8 @@ from raytrain_nlp.config import TrainJob
 from raytrain_nlp.config.lora import MERGE
 from raytrain_nlp.data.split import Split, SplitSpec
 from raytrain_nlp.distributed.device import peak_memory, settle_device
-from raytrain_nlp.errors import DiskError, InputError, NonFiniteLossError, RunError
-from raytrain_nlp.failures import Failure, find_failure
+from raytrain_nlp.errors import DiskError, InputError, NonFiniteLossError, RunError, SilentError
+from raytrain_nlp.failures import Failure, damaged_tokens, find_failure
 from raytrain_nlp.host.scratch import scratch_folder
 from raytrain_nlp.paths import RunPaths, read_json, write_json
 from raytrain_nlp.redaction import masked
@@ -53,11 +53,8 @@ def run_guarded(spec: Any, body: Callable[[Any, RunPaths, str], dict[str, Any]])
     paths, rank = RunPaths(spec.storage_path, spec.name), int(os.environ["RANK"])
     with errors_of_before(paths, rank):
         if (told := read_json(paths.failure)) and told["again"]:
-            return {
-                "error": RunError(
-                    f"{told['error']} It would come again: mend it first. Logs of all ranks: {shown(paths.logs)}."
-                )
-            }
+            todo = "" if told.get("tokens") else " It would come again: mend it first."
+            return {"error": RunError(f"{told['error']}{todo} Logs of all ranks: {shown(paths.logs)}.")}
         if told and told.get("hang") and rank == 0:  # this group's end has another reason, unless it hangs, too
             write_json(paths.failure, {**told, "hang": False})
         if told := read_json(paths.feed_error):
@@ -75,15 +72,23 @@ def _run_logged(
         except (NonFiniteLossError, InputError, DiskError) as error:
             traceback.print_exc()
             return {"error": error}
+        except SilentError as error:  # all ranks raise the same; what comes at the same step again is no accident
+            traceback.print_exc()
+            if rank == 0:
+                _tell(Failure("the machine", str(error), again=False), paths, rank)
+            raise RunError(str(error)) from error
         except BaseException as error:
             traceback.print_exc()
+            if told := damaged_tokens(error):
+                _tell(Failure("the tokens", told, again=True), paths, rank, tokens=True)
+                raise RunError(told) from error
             if (failure := find_failure(error)) is None:
                 raise
             _tell(failure, paths, rank)
             raise RunError(failure.error) from error  # its traceback is in the log
 
 
-def _tell(failure: Failure, paths: RunPaths, rank: int) -> None:
+def _tell(failure: Failure, paths: RunPaths, rank: int, **more: bool) -> None:
     """To the driver, and to the workers that are started next: they end at once where it would come again.
 
     What fails with the same words at the same step of the same rank twice would do so a third time.
@@ -93,10 +98,8 @@ def _tell(failure: Failure, paths: RunPaths, rank: int) -> None:
     again = failure.again or told.get("ranks", {}).get(str(rank)) == mine
     if told.get("again"):  # another rank was first
         return
-    write_json(
-        paths.failure,
-        {"error": error, "again": again, "ranks": {**told.get("ranks", {}), str(rank): mine}},
-    )
+    ranks = {**told.get("ranks", {}), str(rank): mine}
+    write_json(paths.failure, {"error": error, "again": again, "ranks": ranks, **more})
     paths.store.push(paths.failure)
 
 
@@ -326,6 +329,7 @@ def _build_trainer(
         own=build_own_loss(spec, job, paths, task, events, loaders),
         note_rows=RowNotes(paths.row_notes, arguments.process_index) if spec.notes_rows else None,
     )
+    _verify(feed, job, events, draws if draws.modules else None)
     callbacks = build_callbacks(job, spec, events, paths, arguments.process_index, arguments.local_process_index)
     trainer = build_trainer(job, spec.code_folder, feed, model, arguments, tokenizer, callbacks)
     trainer.optimizer_cls_and_kwargs = trainer.optimizer_cls_and_kwargs or find_cpu_adam(
@@ -337,6 +341,19 @@ def _build_trainer(
         trainer.add_callback(LayerdropCallback(draws))
     set_seed(arguments.seed + arguments.process_index)  # dropout and noise differ between ranks
     return trainer
+
+
+def _verify(feed: Any, job: TrainJob, events: EventLog, draws: Any) -> None:
+    """Let the ranks verify what they hold and compute, as the job asks for it; in any case what they would commit."""
+    from raytrain_nlp.trainer.verify.verifier import Verifier, check_saved_weights
+
+    sharded = job.deepspeed.enabled and job.deepspeed.zero_stage > 0
+    alike = not sharded and int(os.environ["WORLD_SIZE"]) > 1
+    if job.verify_every:
+        verifier = feed.verifier = Verifier(job.verify_every, alike, events.write, draws)
+        feed.checkpointer.check = lambda trainer: verifier.check(trainer, trainer.state.global_step)
+    elif alike:
+        feed.checkpointer.check = lambda trainer: check_saved_weights(trainer, job.lora is not None, events.write)
 
 
 def _load_model(spec: WorkerSpec, job: TrainJob, paths: RunPaths, arguments: Any, task: Task, tokenizer: Any) -> Any:

@@ -14,7 +14,7 @@ from raytrain_nlp.config.job.arguments import resolve_arguments
 from raytrain_nlp.config.model import ModelConfig
 from raytrain_nlp.config.tasks import DEFAULT_LENGTHS, TaskConfig
 from raytrain_nlp.config.trainer import TrainerConfig
-from raytrain_nlp.config.training import PROFILE_STEPS
+from raytrain_nlp.config.training import PROFILE_STEPS, VERIFY_EVERY
 from raytrain_nlp.paths import check_run_name
 from raytrain_nlp.storage import problem_of_address
 
@@ -104,6 +104,11 @@ class TrainJob(Section):
     def profile_steps(self) -> int:
         """Number of steps of the first rank that are recorded by torch's profiler; 0: none."""
         return int(self.training.get(PROFILE_STEPS, 0))
+
+    @property
+    def verify_every(self) -> int:
+        """Steps from one verified step to the next; 0: none is verified."""
+        return int(self.training.get(VERIFY_EVERY, 0))
 
     @property
     def global_batch_size(self) -> int | None:

@@ -15,6 +15,7 @@ from raytrain_nlp.config.job.elastic import check_elastic
 from raytrain_nlp.config.job.evaluation import check_evaluation, check_smoothing
 from raytrain_nlp.config.job.preferences import check_preferences
 from raytrain_nlp.config.job.repeated import apply_generation, check_repeated
+from raytrain_nlp.config.job.verified import check_verified
 from raytrain_nlp.config.lora import check_lora
 from raytrain_nlp.config.mixture import check_steps
 from raytrain_nlp.config.training import check_training
@@ -59,6 +60,7 @@ def resolve_arguments(job: TrainJob) -> Resolved:
         + check_hardware(job, values)
         + check_smoothing(job, values)
         + check_preferences(job, values)
+        + check_verified(job, values)
     )
     if job.data.global_batch_size and "per_device_train_batch_size" not in values:
         values["per_device_train_batch_size"] = -(-job.data.global_batch_size // count_micro_batches(job, values))

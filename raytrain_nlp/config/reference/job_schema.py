@@ -89,6 +89,13 @@ def _section_of_training() -> dict[str, Any]:
         "default": 0,
         "description": "Number of steps of the first rank that torch's profiler records, from the fourth on.",
     }
+    fields[training.VERIFY_EVERY] = {
+        "type": "integer",
+        "minimum": 0,
+        "maximum": training.MOST_BETWEEN,
+        "default": 0,
+        "description": "Every so many steps gradients are computed twice, weights and moments verified; 0: never.",
+    }
     return _section(fields)
 
 
