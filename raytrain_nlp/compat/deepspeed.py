@@ -107,6 +107,51 @@ def apply_before_update(engine: Any, call: Callable[[], None]) -> None:
     engine.step = step
 
 
+_COLLECTIVES = (
+    *("all_reduce", "reduce", "broadcast", "barrier", "all_gather", "all_gather_into_tensor"),
+    *("reduce_scatter", "reduce_scatter_tensor", "all_to_all_single"),
+)
+
+
+def apply_around_collectives(around: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
+    """Patch of DeepSpeed's connection of this process: its collectives, and waiting for those that were only begun, run
+    inside of `around()`. DeepSpeed logs how long they take, but does not tell it to anybody.
+    """
+    connection = import_deepspeed().comm.comm.cdb
+    if connection is None or hasattr(connection, _AROUND):
+        return
+    setattr(connection, _AROUND, True)
+
+    def wrapped(collective: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(collective)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with around():
+                work = collective(*args, **kwargs)
+            return _Work(work, around) if hasattr(work, "wait") else work
+
+        return timed
+
+    for name in _COLLECTIVES:
+        setattr(connection, name, wrapped(getattr(connection, name)))
+
+
+_AROUND = "raytrain_nlp_around"
+
+
+class _Work:
+    """A collective that has been begun; it is waited for inside of a context."""
+
+    def __init__(self, work: Any, around: Callable[[], contextlib.AbstractContextManager[Any]]):
+        self._work, self._around = work, around
+
+    def wait(self, *args: Any, **kwargs: Any) -> Any:
+        with self._around():
+            return self._work.wait(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._work, name)
+
+
 UPDATE_FUNCTION = "_take_model_step"
 """The engine's method that is on a thread's stack during the optimizer's step. It distinguishes a slow step from a slow
 backward pass."""

@@ -59,6 +59,7 @@ NAMES: list[Name] = [
             "UntypedStorage._cdata": "value",
             "ops.aten._local_scalar_dense.default": "value",
             "_C.DisableTorchFunctionSubclass": "class",
+            "autograd.Variable._execution_engine.queue_callback": "callable",
         },
     ),
     *under(
@@ -108,6 +109,12 @@ NAMES: list[Name] = [
         "deepspeed.accelerator.real_accelerator",
         {
             "ds_accelerator": ("value", "deepspeed.accelerator.real_accelerator: if ds_accelerator is not None:"),
+        },
+    ),
+    *under(
+        "deepspeed.comm.comm",
+        {
+            "cdb": ("value", "deepspeed.comm.comm: return cdb.all_reduce(tensor, op, group, async_op)"),
         },
     ),
     *under(

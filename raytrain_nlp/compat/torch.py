@@ -59,6 +59,17 @@ def plain_functions() -> Any:
     return torch._C.DisableTorchFunctionSubclass()
 
 
+def when_backward_ends(loss: Any, call: Callable[[], None]) -> None:
+    """Call `call` in the backward pass from `loss` when all gradients of this rank are computed, before DDP waits for
+    those of the others. The engine's callbacks are called in the order in which they were asked for; DDP asks later,
+    with its last bucket. There is no public function for it.
+    """
+    from torch.autograd import Variable
+
+    if loss.requires_grad:
+        loss.register_hook(lambda gradient: Variable._execution_engine.queue_callback(call))
+
+
 def set_last_rates(scheduler: Any, rates: list[float]) -> None:
     """Set what `scheduler.get_last_lr` returns, and `Trainer` logs, until the scheduler's next step. Otherwise only
     `step` sets it.

@@ -18,8 +18,12 @@ from raytrain_nlp.distributed.device import moment, seconds_between
 PHASES = ("forward", "backward", "update", "data_wait", "communication_wait", "checkpoint")
 """What a log tells besides the whole step. The rest of a step is what Python does between them, logging included."""
 _OTHER, _EVALUATION, PROFILE, VERIFICATION = "other", "evaluation", "profile", "verification"
+OWN = ("data_wait", "forward", "backward", "update", _OTHER)
+"""What a rank does in a step without the others."""
 _OUTSIDE = ("checkpoint", _EVALUATION, PROFILE)
 """No part of a step."""
+_MOST_STEPS = 1_000
+"""Kept for `Timeline.steps`."""
 _MOST_MARKS = 2_000
 """Kept unread; then those that have passed are added up between two logs, too."""
 
@@ -41,6 +45,9 @@ class Timeline:
         self._runs, self._phase, self._steps = False, _OTHER, 0
         self._marks: deque[tuple[str, Any, bool]] = deque()
         self._seconds: dict[str, float] = {}
+        self._step: dict[str, float] = {}
+        """Seconds of the step that goes on."""
+        self._of_steps: deque[list[float]] = deque(maxlen=_MOST_STEPS)
 
     def mark(self, phase: str, ends_step: bool = False) -> None:
         """From now on this rank is in `phase`. `ends_step`: where it was in an update, an optimizer step has ended."""
@@ -70,7 +77,20 @@ class Timeline:
                 return
             self._marks.popleft()
             self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
-            self._steps += ends_step
+            self._step[phase] = self._step.get(phase, 0.0) + seconds
+            if ends_step:
+                self._steps += 1
+                self._of_steps.append([self._step.get(own, 0.0) for own in OWN])
+                self._step = {}
+
+    def steps(self) -> list[list[float]]:
+        """Of each step that has ended since the last call, the seconds of each phase of `OWN`; of the newest ones where
+        they are many. On a GPU those that it has reached.
+        """
+        self._add_up()
+        found = list(self._of_steps)
+        self._of_steps.clear()
+        return found
 
     def read(self) -> dict[str, float]:
         """Seconds of a mean step since the last call, named `time/PHASE`; `time/step` is all of it but checkpoints and

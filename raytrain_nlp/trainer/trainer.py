@@ -15,7 +15,7 @@ import torch
 from accelerate.utils import DistributedDataParallelKwargs
 from transformers import Trainer
 
-from raytrain_nlp.compat.deepspeed import apply_before_update
+from raytrain_nlp.compat.deepspeed import apply_around_collectives, apply_before_update
 from raytrain_nlp.compat.transformers import shifts_labels
 from raytrain_nlp.cpu import is_plain
 from raytrain_nlp.cpu.gradient_mean import SharedMeanKwargs
@@ -92,7 +92,8 @@ class FeedTrainer(EvaluationMixin, Trainer):
         labels = [batch["labels"][..., 1:] if shifts_labels(self) else batch["labels"] for batch in real]
         count = sum((part.ne(-100).sum() for part in labels), torch.zeros((), dtype=torch.int64)).to(device)
         if training and self.args.average_tokens_across_devices and self.args.world_size > 1:
-            count = self.accelerator.gather(count).sum()
+            with TIMELINE.phase("communication_wait"):
+                count = self.accelerator.gather(count).sum()
         elif feed.knows_ranks:  # evaluation, where each rank has batches of its own
             count = count * self.args.world_size
         return count.to(torch.float32)
@@ -183,6 +184,8 @@ class FeedTrainer(EvaluationMixin, Trainer):
         TIMELINE.start()
         if self.is_deepspeed_enabled:  # accelerate's backward of DeepSpeed ends with the update
             apply_before_update(self.deepspeed, self._feed_settle)
+            if self.args.use_cpu:  # on a GPU the host launches them and goes on
+                apply_around_collectives(lambda: TIMELINE.phase("communication_wait"))
         return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

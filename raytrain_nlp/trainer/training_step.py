@@ -20,6 +20,7 @@ from transformers import DataCollatorWithPadding
 
 from raytrain_nlp.checkpoint.checkpointer import Checkpointer
 from raytrain_nlp.compat.accelerate import apply_backward
+from raytrain_nlp.compat.torch import when_backward_ends
 from raytrain_nlp.compat.transformers import (
     apply_maskless,
     documents_in_rows,
@@ -367,15 +368,20 @@ class StepMixin(TrainerHost):
         else:
             # mean over this micro-batch -> its part of the mean over the global batch; gradients are averaged over
             # ranks
+            with TIMELINE.phase("communication_wait"):
+                normalizer = trained(feed.weight).value()
             share = (
                 micro_batch.weight
                 * self.accelerator.num_processes
                 * self.current_gradient_accumulation_steps
-                / trained(feed.weight).value()
+                / normalizer
             )
             step.share = share.to(loss.dtype) if isinstance(share, torch.Tensor) else share
         TIMELINE.mark("backward")
-        return loss * step.share
+        weighted = loss * step.share
+        # what comes after the last gradient is waiting for those of the other ranks
+        when_backward_ends(weighted, lambda: TIMELINE.mark("communication_wait"))
+        return weighted
 
     def _feed_settle(self, everything: bool = False) -> None:
         """Take the ranks' consensus: before the update as `Agreement.settle` does, or `everything` of past updates.

@@ -21,6 +21,7 @@ from raytrain_nlp.user_code import UserObject
 from raytrain_nlp.worker.callbacks import EventCallback
 from raytrain_nlp.worker.node_load import LoadOfNode
 from raytrain_nlp.worker.spec import WorkerSpec
+from raytrain_nlp.worker.stragglers import StragglerCallback
 
 _FUNCTIONS = ("compute_loss_func", "preprocess_logits_for_metrics")
 """Arguments of `Trainer.__init__` that the section names."""
@@ -94,6 +95,8 @@ def build_callbacks(
         callbacks.append(EventCallback(events, paths.progress, paths.nodes, spec.total_steps))
     elif local_rank == 0 and paths.store.shared:
         callbacks.append(LoadOfNode(paths.nodes, rank))
+    if job.workers.num_workers > 1:
+        callbacks.append(StragglerCallback(events, rank))
     if job.early_stopping:
         callbacks.append(EarlyStoppingCallback(**job.early_stopping.model_dump()))
     return callbacks + [cls(**arguments) for cls, arguments in find_callbacks(job, spec.code_folder)]
