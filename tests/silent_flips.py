@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from transformers import TrainerCallback
 
+TOKENS = "tokens"
 PLACES = ("gradient", "reduced gradient", "weight", "moment")
 
 
@@ -74,7 +76,7 @@ class Flip(TrainerCallback):
 
         tensors = resting.learned_state(model, self._trainer.optimizer)
         wanted = self._place == "moment"
-        if self._place == "frozen weight":
+        if self._place == "frozen":
             tensors, wanted = resting.frozen_weights(model), False
         names = [name for name in tensors if name.startswith("exp_avg") == wanted and not name.startswith("step of")]
         self._flip(tensors, self._draw.choice(names))
@@ -131,15 +133,16 @@ def run_case(rank: int, folder: Path, case: dict[str, Any]) -> dict[str, Any]:
         for attempt in range(1 + bool(case.get("resume"))):
             kept: dict[str, Any] = {}
             try:
-                with flipping(case["flip"] if attempt == 0 else None, rank, kept):
-                    train(job, folder)
+                flip = case["flip"] if attempt == 0 else None
+                with flipping(flip, rank, kept):
+                    train(job, folder, flip if flip and flip["place"] == TOKENS else None)
             except Exception as error:
                 found["errors"].append(f"{type(error).__name__}: {error}")
             finally:
                 unset_hf_deepspeed_config()
             if attempt == 0:
                 found["flipped"] = gather_objects(kept["flip"].done if "flip" in kept else None)
-            if not found["errors"] or attempt:
+            if "trainer" in kept and (not found["errors"] or attempt):
                 found |= state_of(kept["trainer"])
                 break
     return found
@@ -156,7 +159,28 @@ def state_of(trainer: Any) -> dict[str, Any]:
 KEPT: dict[str, Any] = {}
 
 
-def train(job: dict[str, Any], folder: Path) -> None:
+def read_flipped_tokens(spec: Any, flip: dict[str, Any]) -> None:
+    """Read the rows of each step up to the flip's, in which one bit of a row has flipped in the file of its shard."""
+    from raytrain_nlp.data.shards import DAMAGED, TokenStore
+    from raytrain_nlp.data.split import Split
+
+    split, store, draw = Split(spec.train), TokenStore(spec.train.tokens), random.Random(flip["seed"])
+    path = Path(spec.train.tokens) / store.manifest["shards"][0]["file"]
+    whole, rows = path.read_bytes(), np.concatenate([split.micro_batches(flip["step"], 2, 0, 1)[0].rows])
+    row = store.fetch(split.store_rows(rows))["input_ids"][draw.randrange(len(rows))]
+    place = whole.index(row.tobytes()) + draw.randrange(row.nbytes)
+    changed = bytearray(whole)
+    changed[place] ^= 1 << draw.randrange(8)
+    path.write_bytes(changed)
+    try:
+        for step in range(flip["step"] + 1):
+            split.micro_batches(step, 2, 0, 1)
+    finally:
+        path.write_bytes(whole)
+        (path.parent / DAMAGED).unlink(missing_ok=True)
+
+
+def train(job: dict[str, Any], folder: Path, flip: dict[str, Any] | None = None) -> None:
     from plain_trainer import resolved
 
     from raytrain_nlp.distributed.collectives import gather_objects
@@ -172,7 +196,10 @@ def train(job: dict[str, Any], folder: Path) -> None:
     paths.run.mkdir(parents=True, exist_ok=True)
     scratch = folder / f"scratch-{os.environ['RANK']}"
     scratch.mkdir(exist_ok=True)
-    run_body(spec, paths, str(scratch))
+    if flip is None:
+        run_body(spec, paths, str(scratch))
+    elif flip["rank"] == int(os.environ["RANK"]):  # the rank that reads the row finds it out alone
+        read_flipped_tokens(spec, flip)
 
 
 @contextlib.contextmanager
@@ -205,7 +232,7 @@ def flipping(flip: dict[str, Any] | None, rank: int, kept: dict[str, Any]) -> It
     def built(*args: Any, **kwargs: Any) -> Any:
         trainer = kept["trainer"] = build(*args, **kwargs)
         trainer.add_callback(Clock())
-        if flip and flip["rank"] == rank:
+        if flip and flip["rank"] == rank and flip["place"] != TOKENS:
             kept["flip"] = Flip(trainer, flip["place"], flip["step"], flip["seed"])
             trainer.add_callback(kept["flip"])
         return trainer

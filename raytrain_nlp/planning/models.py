@@ -134,6 +134,9 @@ def check_model(job: TrainJob) -> None:
 
         if problems := check_user_code(job, task, os.getcwd()):
             raise InputError(problems)
+    if job.verify_every and task.compares_rows:
+        what = f"excludes {job.task.type}: a loss that compares rows of all ranks cannot be computed by one alone"
+        raise InputError(Problem("training.verify_every", what, "Remove the key."))
     if model_type not in getattr(modeling_auto, task.auto_mapping) and not job.model.trust_remote_code:
         raise InputError(
             Problem(where, f"models of type '{model_type}' have no head for {job.task.type}", "Choose another model.")

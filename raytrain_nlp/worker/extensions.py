@@ -160,9 +160,6 @@ def check_user_code(job: TrainJob, task: Task, folder: str) -> list[Problem]:
         if job.verify_every and owner is not None:
             what = f"excludes the training_step of {owner.__name__}, whose gradients cannot be computed twice"
             problems.append(Problem("training.verify_every", what, "Override compute_loss, or remove the key."))
-    if job.verify_every and task.compares_rows:
-        what = f"excludes {job.task.type}: a loss that compares rows of all ranks cannot be computed by one alone"
-        problems.append(Problem("training.verify_every", what, "Remove the key."))
     return problems + _check_batch_metrics(job, found.get("compute_metrics"))
 
 
