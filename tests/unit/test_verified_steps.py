@@ -64,6 +64,7 @@ def test_a_bit_that_flips_is_found_and_the_run_ends_with_the_bits_of_an_undistur
             step = 4 if place == "gradient" else 5
             name = place.replace(" ", "-")
             found = run(alone, name, sections(EVERY), place, step)
+            step += place == "frozen"  # which is looked at in verified steps only
             assert found["flipped"][0], "a bit has flipped"
             (error,) = found["errors"]
             assert f"SilentError: step {step}: " in error, error
