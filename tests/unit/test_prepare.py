@@ -416,5 +416,5 @@ def test_two_that_prepare_the_same_agree(tmp_path: Path, spec: Callable[..., Pre
 
 def test_the_driver_joins_the_lengths_and_the_bad_rows_of_a_piece() -> None:
     summary = PieceSummary("rows.jsonl", shards=[{"file": "shard-000000-0000.arrow"}], bad_file="bad-000000.jsonl")
-    assert summary.parts() == ["shard-000000-0000.npy", "bad-000000.jsonl"]
+    assert summary.parts() == ["shard-000000-0000.npy", "shard-000000-0000.crc.npy", "bad-000000.jsonl"]
     assert PieceSummary("rows.jsonl").parts() == []

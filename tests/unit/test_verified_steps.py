@@ -36,7 +36,7 @@ def run(folder: Path, name: str, sections: dict[str, Any], place: str | None = N
 @pytest.fixture
 def alone(tmp_path: Path) -> Any:
     write_rows(tmp_path / "train.jsonl", 48)
-    with mock.patch.dict(os.environ, {"RANK": "0", "WORLD_SIZE": "1"}):
+    with mock.patch.dict(os.environ, {"RANK": "0", "WORLD_SIZE": "1", "OMP_NUM_THREADS": "2"}):
         yield tmp_path
 
 

@@ -1,7 +1,7 @@
 """A rank that is slow in whole runs: its rows or its forward pass; ranks that are alike, beside processes that never
 pause, are not named.
 
-pytest -s tests/cluster/test_stragglers.py
+pytest -s tests/cluster/test_slow_ranks.py
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Bits that flip in whole trainings of several ranks: found in time, named, and the run that goes on from its newest
 checkpoint ends with the bits of an undisturbed one.
 
-pytest -s tests/cluster/test_silent_errors.py
+pytest -s tests/cluster/test_flipped_bits.py
 """
 
 from __future__ import annotations
