@@ -1,6 +1,6 @@
 """`training.verify_every` in whole trainings of one rank in this process, and of two without Ray: an undisturbed run
-has the same bits with it and without, a bit that flips ends the run, and the run that goes on from the checkpoint ends with
-those same bits.
+has the same bits with it and without, a bit that flips ends the run, and the run that goes on from the checkpoint ends
+with those same bits.
 """
 
 from __future__ import annotations
