@@ -17,11 +17,11 @@ from raytrain_nlp.tracking.events import EventLog
 from raytrain_nlp.trainer.override_check import check_overrides
 from raytrain_nlp.trainer.trainer import build_trainer_class
 from raytrain_nlp.trainer.training_step import Feed, users_classes
+from raytrain_nlp.trainer.verify.stragglers import StragglerCallback
 from raytrain_nlp.user_code import UserObject
 from raytrain_nlp.worker.callbacks import EventCallback
 from raytrain_nlp.worker.node_load import LoadOfNode
 from raytrain_nlp.worker.spec import WorkerSpec
-from raytrain_nlp.worker.stragglers import StragglerCallback
 
 _FUNCTIONS = ("compute_loss_func", "preprocess_logits_for_metrics")
 """Arguments of `Trainer.__init__` that the section names."""

@@ -18,8 +18,8 @@ from raytrain_nlp.compat.torch import when_backward_ends
 from raytrain_nlp.distributed import timeline
 from raytrain_nlp.distributed.timeline import OWN, Timeline
 from raytrain_nlp.tracking.events import EventLog
-from raytrain_nlp.worker import stragglers
-from raytrain_nlp.worker.stragglers import StragglerCallback, find_straggler
+from raytrain_nlp.trainer.verify import stragglers
+from raytrain_nlp.trainer.verify.stragglers import StragglerCallback, find_straggler
 
 
 def ranks_of(count: int, steps: int, seed: int, noise: float = 0.1, scale: float = 0.2) -> list[np.ndarray]:
