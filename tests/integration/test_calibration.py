@@ -9,6 +9,7 @@ import pytest
 from support import tiny_job, write_rows
 
 import raytrain_nlp
+from raytrain_nlp.cluster.auto import settled
 from raytrain_nlp.run.estimates import find_estimate
 
 
@@ -41,7 +42,7 @@ def test_calibration_of_two_sharded_workers(tmp_path: Path, shared_ray: Any) -> 
     }  # the tables are the tests' own
     assert sum(report.memory.parts.values()) == report.memory.total and report.memory.parts["process"] > 100e6
     assert max(found.peak_memory) > report.memory.parts["process"] / 2
-    kept = find_estimate(raytrain_nlp.load_job(job), tmp_path / "runs")  # what the report of its run will compare with
+    kept = find_estimate(settled(raytrain_nlp.load_job(job)).job, tmp_path / "runs")  # as its run will
     assert kept == {"seconds": found.total_seconds, "step_seconds": found.step_seconds}
     table = report.rows_for_people()
     assert (
