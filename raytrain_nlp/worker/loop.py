@@ -329,7 +329,7 @@ def _build_trainer(
         own=build_own_loss(spec, job, paths, task, events, loaders),
         note_rows=RowNotes(paths.row_notes, arguments.process_index) if spec.notes_rows else None,
     )
-    _verify(feed, job, events, draws if draws.modules else None)
+    _verify(feed, job, events, draws if draws.modules else None, arguments.world_size)
     callbacks = build_callbacks(job, spec, events, paths, arguments.process_index, arguments.local_process_index)
     trainer = build_trainer(job, spec.code_folder, feed, model, arguments, tokenizer, callbacks)
     trainer.optimizer_cls_and_kwargs = trainer.optimizer_cls_and_kwargs or find_cpu_adam(
@@ -343,12 +343,12 @@ def _build_trainer(
     return trainer
 
 
-def _verify(feed: Any, job: TrainJob, events: EventLog, draws: Any) -> None:
+def _verify(feed: Any, job: TrainJob, events: EventLog, draws: Any, world_size: int) -> None:
     """Let the ranks verify what they hold and compute, as the job asks for it; in any case what they would commit."""
     from raytrain_nlp.trainer.verify.verifier import Verifier, check_saved_weights
 
     sharded = job.deepspeed.enabled and job.deepspeed.zero_stage > 0
-    alike = not sharded and int(os.environ["WORLD_SIZE"]) > 1
+    alike = not sharded and world_size > 1
     if job.verify_every:
         verifier = feed.verifier = Verifier(job.verify_every, alike, events.write, draws)
         feed.checkpointer.check = lambda trainer: verifier.check(trainer, trainer.state.global_step)

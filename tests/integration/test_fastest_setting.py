@@ -113,7 +113,8 @@ def test_six_models_by_three_sizes(name: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(fastest, "widest_shape", shape)
     with torch.device("meta"):
         model = build().to(torch.bfloat16)
-    task = SimpleNamespace(rows_weigh="BERT" in name)
+    encoder = "BERT" in name
+    task = SimpleNamespace(rows_weigh=encoder, scores_tokens=not encoder, build_objective=lambda: None)
     rows = SimpleNamespace(
         task=task, plan=SimpleNamespace(lengths=np.full(64, length), spec=SimpleNamespace(num_rows=64))
     )

@@ -20,6 +20,7 @@ def test_this_machine_can_run_the_tests(tmp_path: Path, monkeypatch: pytest.Monk
         "memory",
         "shared memory",
         "open files",
+        "secrets",
         "ray",
         "storage",
         "tracker",
