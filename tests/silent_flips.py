@@ -97,7 +97,7 @@ class Flip(TrainerCallback):
     def _flip(self, tensors: dict[str, torch.Tensor], name: str) -> None:
         tensor = tensors[name].detach()
         whole = tensor.view(torch.int32 if tensor.element_size() == 4 else torch.int16).view(-1)
-        bit = self._draw.randrange(8 * whole.element_size())
+        bit = self._draw.randrange(*self._bits or (8 * whole.element_size(),))
         place = self._draw.randrange(whole.numel())
         mask = torch.tensor(1 << bit, dtype=torch.int64).to(whole.dtype)
         whole[place] ^= mask
@@ -233,7 +233,7 @@ def flipping(flip: dict[str, Any] | None, rank: int, kept: dict[str, Any]) -> It
         trainer = kept["trainer"] = build(*args, **kwargs)
         trainer.add_callback(Clock())
         if flip and flip["rank"] == rank and flip["place"] != TOKENS:
-            kept["flip"] = Flip(trainer, flip["place"], flip["step"], flip["seed"])
+            kept["flip"] = Flip(trainer, flip["place"], flip["step"], flip["seed"], flip.get("bits"))
             trainer.add_callback(kept["flip"])
         return trainer
 

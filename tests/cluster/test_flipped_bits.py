@@ -52,7 +52,9 @@ def test_flips_of_several_ranks(tmp_path: Path, way: str, ranks: int) -> None:
     cases = [{"name": name, "sections": sections(every), "flip": None} for name, every in (("off", 0), ("on", EVERY))]
     for place in places:
         step = 6 if "gradient" in place else 5
-        flip = {"place": place, "step": step, "rank": ranks - 1, "seed": 3}
+        flip: dict[str, Any] = {"place": place, "step": step, "rank": ranks - 1, "seed": 3}
+        if place == "reduced gradient":  # a bit that is lost where moments are rounded has no effect
+            flip["bits"] = (27, 30)
         cases.append({"name": place.replace(" ", "-"), "sections": sections(EVERY), "flip": flip, "resume": True})
     said = silent_flips.run_cases(tmp_path, cases, ranks, 800)
     for rank in range(ranks):
