@@ -29,5 +29,5 @@ class FailureEvents(UserCallback):
         events = EventLog(self._path, new=False)
         try:
             events.write("failure", ranks=ranks, error=(lines or ["no message"])[-1].strip()[:_LONGEST])
-        except OSError:
+        except (OSError, ValueError):  # ValueError: half a pair of surrogates, which UTF-8 has not
             return

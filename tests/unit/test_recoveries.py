@@ -92,6 +92,7 @@ def test_a_failure_is_an_event_beside_those_of_the_workers(tmp_path: Path) -> No
         ("failure", [1, 3], "y"),
         ("end", None, None),
     ]
+    FailureEvents(paths).after_exception(None, {0: ValueError("half a pair \ud800")})  # no text of UTF-8
     paths.events.unlink()
     paths.events.mkdir()
     FailureEvents(paths).after_exception(None, {0: ValueError("x")})  # cannot be written: the run goes on
